@@ -1,0 +1,1 @@
+"""BigEarthNet v2.0 (reBEN) as a cloud-native streaming dataset."""
