@@ -1,0 +1,37 @@
+"""Sources: objects that hold payloads by name. Each module is one kind of source.
+
+A source says which names it holds (`names`) and reads the patch of a metadata row (`read`); which
+rows those are, and in what order, is decided above it. Sources are picklable, so that worker
+processes can open them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from reben_cloud.patch import Patch, PatchInfo
+
+
+class Source(Protocol):
+    """Where patches come from."""
+
+    def describe(self) -> str:
+        """One line for people: what it is and where."""
+        ...
+
+    def names(self) -> Mapping[str, Sequence[str]]:
+        """Modality -> the names it holds: patch ids for ``s2`` and ``map``, S1 names for ``s1``.
+
+        A modality that the source lacks altogether is not a key.
+        """
+        ...
+
+    def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
+        """The payloads of one patch, checked.
+
+        Raises:
+            SourceError: If a file is missing or broken.
+            InvalidPatchError: If a band has another shape or dtype.
+        """
+        ...

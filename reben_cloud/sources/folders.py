@@ -1,0 +1,135 @@
+"""The official folder layout of single-band GeoTIFFs as a source.
+
+    BigEarthNet-S2/<product>/<patch id>/<patch id>_<band>.tif
+    BigEarthNet-S1/<scene>/<S1 name>/<S1 name>_<VV|VH>.tif
+    Reference_Maps/<product>/<patch id>/<patch id>_reference_map.tif
+
+``.tiff`` is taken for ``.tif``, and the product or scene folder may be missing. Foreign files and
+folders are left alone; a patch folder that lacks a band is an error when the patch is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud.errors import SourceError
+from reben_cloud.patch import MAP_TENSOR, TENSORS, Patch, PatchInfo, encode_payload
+
+FOLDERS: Mapping[str, str] = {"s2": "BigEarthNet-S2", "s1": "BigEarthNet-S1", "map": "Reference_Maps"}
+"""Modality -> official name of the folder that holds it."""
+
+_SUFFIXES = (".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """Unpacked official folders."""
+
+    roots: Mapping[str, str]
+    """Modality -> the folder that holds its patches."""
+
+    def describe(self) -> str:
+        """One line for people."""
+        return "GeoTIFF folders " + ", ".join(f"{m}: {root}" for m, root in self.roots.items())
+
+    def names(self) -> Mapping[str, Sequence[str]]:
+        """Names by modality, from the folders' names."""
+        return {m: names for m, root in self.roots.items() if (names := sorted(_patch_folders(m, root)))}
+
+    def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
+        """The payloads of one patch, decoded from its GeoTIFFs."""
+        payloads = {}
+        for modality in modalities:
+            name = info.s1_name if modality == "s1" else info.patch_id
+            folder = self._folder(modality, name)
+            arrays = {
+                tensor: read_tiff(_file(folder, name, tensor)) for tensor in TENSORS[modality]
+            }
+            payloads[modality] = encode_payload(modality, arrays, name=name)
+        return Patch(info=info, payloads=payloads)
+
+    def _folder(self, modality: str, name: str) -> Path:
+        root = Path(self.roots[modality])
+        # The scene is an S1 name without square, x and y; the product a patch id without x and y.
+        parts = 3 if modality == "s1" else 2
+        official = root / name.rsplit("_", parts)[0] / name
+        for folder in (official, root / name):
+            if folder.is_dir():
+                return folder
+        raise SourceError(f"{name}: no folder {official}; is the {modality} archive unpacked completely?")
+
+
+def find_folders(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Modality -> folder, for each modality found at `folder` or one or two levels below it.
+
+    Official names first; else a folder is recognised by the names of the patch folders in it.
+    """
+    found: dict[str, str] = {}
+    for candidate in [Path(folder), *_subfolders(folder, depth=2)]:
+        for modality, official in FOLDERS.items():
+            if candidate.name == official:
+                found.setdefault(modality, os.fspath(candidate))
+    if not found:
+        for candidate in [Path(folder), *_subfolders(folder, depth=1)]:
+            for modality in ("s2", "s1"):
+                if next(iter(_patch_folders(modality, os.fspath(candidate))), None):
+                    found.setdefault(modality, os.fspath(candidate))
+    return found
+
+
+def _subfolders(folder: str | os.PathLike[str], depth: int) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        below = sorted(entry.path for entry in entries if entry.is_dir())
+    for path in below[:1000]:
+        yield Path(path)
+        if depth > 1:
+            yield from _subfolders(path, depth - 1)
+
+
+def _patch_folders(modality: str, root: str) -> Iterator[str]:
+    """Names of the patch folders in `root`, or one level below it."""
+    with os.scandir(root) as entries:
+        folders = sorted((e.name, e.path) for e in entries if e.is_dir())
+    for name, path in folders:
+        if _is_patch(modality, name):
+            yield name
+        elif name.startswith(("S1", "S2")):
+            with os.scandir(path) as entries:
+                yield from (e.name for e in entries if _is_patch(modality, e.name) and e.is_dir())
+
+
+def _is_patch(modality: str, name: str) -> bool:
+    parts = name.split("_")
+    if modality == "s1":
+        return len(parts) == 8 and parts[0] in ("S1A", "S1B") and parts[1:3] == ["IW", "GRDH"]
+    return len(parts) == 8 and parts[0] in ("S2A", "S2B") and parts[1] == "MSIL2A"
+
+
+def _file(folder: Path, name: str, tensor: str) -> Path:
+    part = "reference_map" if tensor == MAP_TENSOR else tensor
+    for suffix in _SUFFIXES:
+        path = folder / f"{name}_{part}{suffix}"
+        if path.is_file():
+            return path
+    raise SourceError(f"{name}: {folder} has no file for {part} ({name}_{part}.tif)")
+
+
+def read_tiff(path: Path) -> NDArray[np.generic]:
+    """The pixels (y, x) of a single-band TIFF.
+
+    Raises:
+        SourceError: If the file is broken or truncated.
+    """
+    import imagecodecs
+
+    data = path.read_bytes()
+    try:
+        return np.asarray(imagecodecs.tiff_decode(data))
+    except (imagecodecs.TiffError, ValueError) as error:
+        raise SourceError(f"{path}: not a readable TIFF ({error}); is the file truncated?") from error
