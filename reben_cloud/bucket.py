@@ -1,0 +1,250 @@
+"""Buckets around a root: making one, who may do what in it, and links that share a part of it.
+
+The only module that uses boto3, which knows the parts of S3 that are not objects. It reads and writes
+no dataset: a link is made from the paths that a selection needs, without contacting the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.store import Store, s3_config
+
+Access = Literal["public", "reader", "builder"]
+"""``public`` and ``reader`` stream and search; ``builder`` also writes, but deletes nothing."""
+
+_LIST = ("s3:GetBucketLocation", "s3:ListBucket")
+_READ = ("s3:GetObject",)
+_WRITE = ("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts", "s3:PutObject")
+
+ACTIONS: Mapping[Access, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "public": (_LIST, _READ),
+    "reader": (_LIST, _READ),
+    "builder": (_LIST, _READ + _WRITE),
+}
+"""What each access allows: actions on the bucket, actions on its objects."""
+
+MAX_EXPIRES_S = 7 * 24 * 3600
+"""A signature of version 4 is valid for a week at most (AWS Signature Version 4, X-Amz-Expires)."""
+
+_CORS = {
+    "CORSRules": [
+        {
+            "AllowedMethods": ["GET", "HEAD"],
+            "AllowedOrigins": ["*"],
+            "AllowedHeaders": ["Range", "If-Match", "If-None-Match", "Authorization"],
+            "ExposeHeaders": ["Accept-Ranges", "Content-Length", "Content-Range", "ETag"],
+            "MaxAgeSeconds": 3600,
+        }
+    ]
+}
+
+
+def create_bucket(
+    name: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    versioning: bool = False,
+    cors: bool = True,
+    expire_uploads_days: int | None = 7,
+) -> list[str]:
+    """Make a bucket fit for roots; run again, it only brings an own bucket up to these settings.
+
+    Args:
+        name: Of the bucket, 3 to 63 characters.
+        storage_options: As in `open_store`.
+        versioning: Keep old versions of overwritten objects. A root is immutable and needs none.
+        cors: Let pages of any origin read (not write), so that the explorer works in browsers.
+        expire_uploads_days: Days after which the parts of an interrupted upload are removed; None
+            leaves them.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        ConflictError: If the name belongs to somebody else.
+        StorageError: If the store refuses or cannot be reached.
+    """
+    client = s3_client(storage_options)
+    done = []
+    with _translated(f"make the bucket {name!r}"):
+        try:
+            client.create_bucket(Bucket=name, **_location(client))
+            done.append(f"bucket {name} is there")
+        except client.exceptions.BucketAlreadyOwnedByYou:
+            done.append(f"bucket {name} was there")
+        except client.exceptions.BucketAlreadyExists as error:
+            raise ConflictError(
+                f"the bucket name {name!r} belongs to somebody else; choose another"
+            ) from error
+    with _translated(f"configure the bucket {name!r}"):
+        if versioning:
+            client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+            done.append("old versions are kept")
+        if cors:
+            client.put_bucket_cors(Bucket=name, CORSConfiguration=_CORS)
+            done.append("pages of any origin may read (CORS)")
+        if expire_uploads_days is not None:
+            rule = {
+                "ID": "interrupted-uploads",
+                "Status": "Enabled",
+                "Filter": {"Prefix": ""},
+                "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": expire_uploads_days},
+            }
+            client.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration={"Rules": [rule]})
+            done.append(f"interrupted uploads are removed after {expire_uploads_days} days")
+    return done
+
+
+def access_policy(
+    name: str, access: Access, *, prefix: str = "", principals: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The policy document that gives `access` to a bucket and nothing more.
+
+    Listing is allowed on the whole bucket even when `prefix` is given: where it is not, S3 answers
+    403 instead of 404 for an object that is not there, and a build that resumes needs to know.
+
+    Args:
+        name: Of the bucket.
+        access: What to allow.
+        prefix: Objects below this prefix only.
+        principals: ARNs of those who get it, for a bucket policy. None given: a policy to attach to
+            a user or role, which names nobody; for ``public``, everybody.
+
+    Returns:
+        A policy document, ready for ``json.dumps``.
+    """
+    on_bucket, on_objects = ACTIONS[access]
+    arns = sorted(principals)
+    who: dict[str, Any] = {"Principal": {"AWS": arns}} if arns else {}
+    if access == "public":
+        who = {"Principal": "*"}
+    resource = f"arn:aws:s3:::{name}"
+    below = f"{prefix.strip('/')}/*" if prefix.strip("/") else "*"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Sid": "List", "Effect": "Allow", **who, "Action": list(on_bucket), "Resource": resource},
+            {
+                "Sid": "Objects",
+                "Effect": "Allow",
+                **who,
+                "Action": list(on_objects),
+                "Resource": f"{resource}/{below}",
+            },
+        ],
+    }
+
+
+def put_policy(name: str, document: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Set the bucket's policy, in place of the one it has.
+
+    Args:
+        name: Of the bucket.
+        document: The policy, JSON.
+        storage_options: As in `open_store`.
+
+    Raises:
+        StorageError: If the store refuses or cannot be reached.
+    """
+    with _translated(f"set the policy of the bucket {name!r}"):
+        s3_client(storage_options).put_bucket_policy(Bucket=name, Policy=document)
+
+
+def presign(store: Store, paths: Iterable[str], *, expires_s: int = MAX_EXPIRES_S) -> list[str]:
+    """Links that anybody can read objects with, without credentials, until they expire.
+
+    Nothing is contacted: a link to an object that is not there is made all the same. A link made with
+    temporary credentials dies with them.
+
+    Args:
+        store: Where the objects lie; on S3.
+        paths: Of the objects in `store`.
+        expires_s: Seconds until the links expire, in [1, 604800].
+
+    Returns:
+        A URL a path, in their order.
+
+    Raises:
+        ValueError: If the store is not on S3, or `expires_s` out of range.
+        StorageError: If there are no credentials to sign with.
+    """
+    parts = urlsplit(store.url)
+    if parts.scheme != "s3":
+        raise ValueError(f"only objects on S3 can be shared by a link, and {store.url} is not there")
+    if not 1 <= expires_s <= MAX_EXPIRES_S:
+        raise ValueError(f"a link must expire within [1, {MAX_EXPIRES_S}] seconds, got {expires_s}")
+    client = s3_client(store.storage_options)
+    prefix = parts.path.strip("/")
+    with _translated(f"sign links to {store.url}"):
+        return [
+            client.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": parts.netloc, "Key": f"{prefix}/{path}" if prefix else path},
+                ExpiresIn=expires_s,
+            )
+            for path in paths
+        ]
+
+
+def s3_client(storage_options: Mapping[str, Any] | None = None) -> Any:
+    """A boto3 S3 client for the `storage_options` of `open_store`; credentials as boto3 finds them."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    given = s3_config(dict(storage_options or {}))
+    session = boto3.Session(profile_name=given.get("profile"))
+    path_style = "endpoint" in given and not given.get("virtual_hosted_style_request")
+    return session.client(
+        "s3",
+        endpoint_url=given.get("endpoint"),
+        aws_access_key_id=given.get("access_key_id"),
+        aws_secret_access_key=given.get("secret_access_key"),
+        aws_session_token=given.get("session_token"),
+        region_name=given.get("region"),
+        config=Config(
+            # boto3 would sign links for other endpoints with version 2, which newer servers refuse.
+            signature_version=UNSIGNED if given.get("skip_signature") else "s3v4",
+            s3={"addressing_style": "path" if path_style else "auto"},
+            # Servers older than 2025 know no checksum trailers.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=5,
+            read_timeout=20,
+            retries={"total_max_attempts": 3, "mode": "standard"},
+        ),
+    )
+
+
+def _location(client: Any) -> dict[str, Any]:
+    """AWS wants to hear the region, but for its first one; other servers refuse names they do not know."""
+    region = client.meta.region_name
+    on_aws = urlsplit(client.meta.endpoint_url).hostname.endswith(".amazonaws.com")
+    if not on_aws or region in (None, "us-east-1", "aws-global"):
+        return {}
+    return {"CreateBucketConfiguration": {"LocationConstraint": region}}
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"].get("Code", "?")
+        text = error.response["Error"].get("Message") or "no further word"
+        raise StorageError(f"cannot {what}: {code} ({text})") from error
+    except NoCredentialsError as error:
+        raise StorageError(
+            f"cannot {what}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from error
+    except EndpointConnectionError as error:
+        raise StorageError(f"cannot {what}: {error}; check AWS_ENDPOINT_URL or --endpoint-url") from error
+    except BotoCoreError as error:
+        raise StorageError(f"cannot {what}: {error}") from error

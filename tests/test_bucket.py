@@ -1,0 +1,169 @@
+"""Buckets, policies and links, against a real server that enforces them."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+from reben_cloud.bucket import access_policy, create_bucket, presign, put_policy, s3_client
+from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.store import open_store
+from tests.conftest import empty_bucket
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture(scope="module")
+def other(s3_server):
+    """An account that owns nothing."""
+    return s3_server.add_user("other", "otherkey", "othersecret0123456789")
+
+
+@pytest.fixture
+def arn(other):
+    return "arn:aws:iam:::user/other"
+
+
+@pytest.mark.s3
+def test_a_bucket_is_made_with_its_settings_and_making_it_again_is_fine(s3_server):
+    name = "reben-made"
+
+    first = create_bucket(name, s3_server.storage_options, versioning=True)
+    again = create_bucket(name, s3_server.storage_options, versioning=True)
+
+    client = s3_server.client()
+    assert client.get_bucket_versioning(Bucket=name)["Status"] == "Enabled"
+    assert client.get_bucket_cors(Bucket=name)["CORSRules"][0]["AllowedMethods"] == ["GET", "HEAD"]
+    rules = client.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    assert [rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] for rule in rules] == [7]
+    assert len(first) == len(again) == 4
+    empty_bucket(client, name)
+    client.delete_bucket(Bucket=name)
+
+
+@pytest.mark.s3
+def test_a_name_that_is_somebody_elses_is_a_conflict(s3_bucket, other):
+    with pytest.raises(ConflictError, match=f"{s3_bucket.name}.*somebody else"):
+        create_bucket(s3_bucket.name, other.storage_options)
+
+
+@pytest.mark.s3
+def test_wrong_credentials_are_one_clear_line(s3_server):
+    options = {**s3_server.storage_options, "secret": "wrong"}
+
+    with pytest.raises(StorageError, match="cannot make the bucket 'reben-x': SignatureDoesNotMatch"):
+        create_bucket("reben-x", options)
+
+
+@pytest.mark.s3
+def test_no_server_is_one_clear_line():
+    with pytest.raises(StorageError, match=r"Could not connect.*check AWS_ENDPOINT_URL"):
+        create_bucket("reben-x", {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": "s"})
+
+
+@pytest.mark.s3
+def test_a_stranger_can_do_nothing(s3_bucket, other):
+    open_store(s3_bucket.url, s3_bucket.storage_options).put("r/x", DATA)
+    store = open_store(s3_bucket.url, other.storage_options)
+
+    for attempt in (
+        lambda: store.get("r/x"),
+        lambda: list(store.list()),
+        lambda: store.put("r/y", b"1"),
+        lambda: store.delete("r/x"),
+    ):
+        with pytest.raises(StorageError, match="permission denied"):
+            attempt()
+
+
+@pytest.mark.s3
+def test_a_reader_reads_and_lists_but_writes_nothing(s3_bucket, other, arn):
+    open_store(s3_bucket.url, s3_bucket.storage_options).put("r/x", DATA)
+    policy = access_policy(s3_bucket.name, "reader", principals=[arn])
+    put_policy(s3_bucket.name, json.dumps(policy), s3_bucket.storage_options)
+    store = open_store(s3_bucket.url, other.storage_options)
+
+    assert bytes(store.get_range("r/x", 3, 5)) == DATA[3:8]
+    assert list(store.list("r")) == [("r/x", len(DATA))]
+    assert not store.exists("r/missing")
+    for attempt in (
+        lambda: store.put("r/x", b"1"),
+        lambda: store.put("r/y", b"1"),
+        lambda: store.delete("r/x"),
+    ):
+        with pytest.raises(StorageError, match="permission denied"):
+            attempt()
+    assert bytes(store.get("r/x")) == DATA
+
+
+@pytest.mark.s3
+def test_a_builder_writes_below_its_prefix_and_deletes_nothing(s3_bucket, other, arn):
+    policy = access_policy(s3_bucket.name, "builder", prefix="r", principals=[arn])
+    put_policy(s3_bucket.name, json.dumps(policy), s3_bucket.storage_options)
+    store = open_store(s3_bucket.url, other.storage_options)
+
+    assert not store.exists("r/x")
+    store.put("r/x", DATA)
+    store.put("r/manifest.json", b"{}", create=True)
+
+    assert sorted(store.list("r")) == [("r/manifest.json", 2), ("r/x", len(DATA))]
+    with pytest.raises(FileExistsError):
+        store.put("r/manifest.json", b"{}", create=True)
+    for attempt in (lambda: store.delete("r/x"), lambda: store.put("elsewhere", b"1")):
+        with pytest.raises(StorageError, match="permission denied"):
+            attempt()
+    assert bytes(store.get("r/x")) == DATA
+
+
+@pytest.mark.s3
+def test_a_public_bucket_is_read_without_credentials(s3_bucket):
+    open_store(s3_bucket.url, s3_bucket.storage_options).put("r/x", DATA)
+    put_policy(s3_bucket.name, json.dumps(access_policy(s3_bucket.name, "public")), s3_bucket.storage_options)
+    nobody = open_store(s3_bucket.url, {"anon": True, "endpoint_url": s3_bucket.endpoint})
+
+    assert bytes(nobody.get("r/x")) == DATA
+    with pytest.raises(StorageError):
+        nobody.put("r/y", b"1")
+
+
+@pytest.mark.s3
+def test_a_link_reads_one_object_until_it_expires(s3_bucket):
+    store = open_store(f"{s3_bucket.url}/a root", s3_bucket.storage_options)
+    store.put("shards/x.tar", DATA)
+
+    (link,) = presign(store, ["shards/x.tar"], expires_s=60)
+
+    with urllib.request.urlopen(link) as answer:
+        assert answer.read() == DATA
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(link.replace("x.tar", "y.tar"))
+
+
+def test_a_link_needs_s3_and_a_week_at_most(tmp_path):
+    with pytest.raises(ValueError, match="only objects on S3"):
+        presign(open_store(tmp_path), ["x"])
+    with pytest.raises(ValueError, match="604800"):
+        presign(open_store("s3://b", {"key": "k", "secret": "s"}), ["x"], expires_s=8 * 24 * 3600)
+
+
+def test_links_without_credentials_say_what_to_set():
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+        presign(open_store("s3://bucket", {"region": "us-east-1"}), ["x"])
+
+
+def test_the_client_speaks_of_aws_when_no_endpoint_is_given():
+    assert "amazonaws.com" in s3_client({"region": "eu-central-1"}).meta.endpoint_url
+
+
+def test_the_policies_allow_what_the_store_does_and_no_more():
+    policy = access_policy("b", "builder", prefix="/p/")
+
+    actions = {action for statement in policy["Statement"] for action in statement["Action"]}
+
+    assert not any("Delete" in action or "*" in action for action in actions)
+    assert [statement["Resource"] for statement in policy["Statement"]] == [
+        "arn:aws:s3:::b",
+        "arn:aws:s3:::b/p/*",
+    ]
+    assert all("Principal" not in statement for statement in policy["Statement"])
