@@ -1,0 +1,132 @@
+"""The command ``reben-cloud``: each command is its options and one call into the library.
+
+Results go to stdout, progress and messages to stderr. Exit 0; 1 with one line for a `RebenError`
+or an OSError (``-v`` shows the traceback); 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from reben_cloud.errors import RebenError
+
+app = typer.Typer(
+    name="reben-cloud",
+    help="BigEarthNet v2.0 (reBEN) as a cloud-native streaming dataset.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+T = TypeVar("T")
+
+RootArgument = Annotated[str, typer.Argument(help="Path or URL of a root (file://, s3://).", show_default=False)]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", envvar="AWS_ENDPOINT_URL", help="Address of the S3 server.", show_default=False),
+]
+MetadataOption = Annotated[
+    list[Path] | None,
+    typer.Option("--metadata", help="Official metadata parquet; may be given twice.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+
+
+@app.callback()
+def main_options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, show tracebacks.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
+
+
+@app.command()
+def build(
+    source: Annotated[str, typer.Argument(help="Folder with an LMDB or GeoTIFFs, or synthetic:N.", show_default=False)],
+    root: RootArgument,
+    metadata: MetadataOption = None,
+    modality: Annotated[list[str] | None, typer.Option(help="s2, s1 or map; all that the source has by default.", show_default=False)] = None,
+    order: Annotated[str, typer.Option(help="stratified or shuffled.")] = "stratified",
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    shard_samples: Annotated[int, typer.Option(help="Samples in a shard.")] = 256,
+    workers: Annotated[int, typer.Option(help="Local processes.")] = 1,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Build a root from a source of patches; run again, it continues."""
+    from reben_cloud.build import build as run_build
+    from reben_cloud.build import make_plan
+    from reben_cloud.placement import PlacementOptions
+    from reben_cloud.recognise import open_source
+    from reben_cloud.store import open_store
+
+    found, official = open_source(source, metadata_paths=metadata or ())
+    options = PlacementOptions(order=order, seed=seed, shard_samples=shard_samples)  # type: ignore[arg-type]
+    store = open_store(root, storage_options(endpoint_url))
+    plan = make_plan(found, official, store, modalities=modality, options=options)
+    manifest = run_build(plan, workers=workers, progress=lambda items, total: progress(items, total, "build"))
+    typer.echo(f"published {manifest['num_patches']:,} patches at {plan.store.url}")
+
+
+@app.command()
+def verify(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:
+    """Check every object of a root against its checksum."""
+    from reben_cloud.dataset import open as open_dataset
+    from reben_cloud.verify import verify as run_verify
+
+    dataset = open_dataset(root, storage_options(endpoint_url))
+    report = run_verify(dataset, progress=lambda items, total: progress(items, total, "verify"))
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        for problem in report.problems:
+            typer.echo(problem)
+        verdict = "all right" if report.ok else f"{len(report.problems)} problems"
+        typer.echo(f"{report.url}: {report.num_objects} objects, {report.num_bytes / 1e6:,.1f} MB: {verdict}")
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def info(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:
+    """Say what a root holds."""
+    from reben_cloud.dataset import open as open_dataset
+
+    dataset = open_dataset(root, storage_options(endpoint_url))
+    typer.echo(json.dumps(dataset.manifest, indent=2) if as_json else dataset.summary())
+
+
+def storage_options(endpoint_url: str | None) -> dict[str, Any]:
+    """Storage options of the command line; the rest comes from the ``AWS_*`` variables."""
+    return {"endpoint_url": endpoint_url} if endpoint_url else {}
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """`items`, with a bar on stderr when that is a terminal and one line every ten seconds when not."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, total=total, description=what, console=Console(stderr=True), transient=True)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    verbose = "-v" in sys.argv or "--verbose" in sys.argv
+    try:
+        app(standalone_mode=True)
+    except (RebenError, OSError) as error:
+        if verbose:
+            raise
+        typer.echo(f"reben-cloud: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

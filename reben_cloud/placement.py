@@ -1,0 +1,111 @@
+"""Where every patch goes in a root: its Zarr row, and its shard and row. Pure arithmetic on tables.
+
+Each split is put in training order once, with a fixed seed, and cut into shards; patches with
+snow, cloud or shadow get shards of their own (``<split>-extra``), so that the recommended set is
+whole shards. The same metadata and options always give the same placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from reben_cloud.sampling import shuffled_order, stratified_order
+
+Order = Literal["stratified", "shuffled"]
+"""How samples are ordered at write time: every shard a fair share of each product, or a plain shuffle."""
+
+SHARD_SAMPLES = 256
+"""Samples in a shard, but for the last one of a group."""
+
+GROUPS = ("train", "validation", "test", "train-extra", "validation-extra", "test-extra")
+"""Names of the shard groups, in the order in which they are planned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacementOptions:
+    """What a placement depends on besides the metadata."""
+
+    order: Order = "stratified"
+    """Write-time order of the samples of a group."""
+    seed: int = 0
+    """Seed of that order, in [0, 2**32)."""
+    shard_samples: int = SHARD_SAMPLES
+    """Samples in a shard, at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.order not in ("stratified", "shuffled"):
+            raise ValueError(f"order must be 'stratified' or 'shuffled', got {self.order!r}")
+        if self.shard_samples < 1:
+            raise ValueError(f"shard_samples must be at least 1, got {self.shard_samples}")
+
+
+def place(table: pa.Table, options: PlacementOptions) -> pa.Table:
+    """The place of every patch.
+
+    Args:
+        table: Official metadata, sorted by ``patch_id``, unique.
+        options: Order, seed and shard size.
+
+    Returns:
+        A row a patch in the same order: ``patch_id``, ``reben:product`` (dictionary),
+        ``reben:zarr_row``, ``reben:shard_group`` (dictionary), ``reben:shard``,
+        ``reben:shard_row`` (int32).
+    """
+    ids = table.column("patch_id").combine_chunks()
+    # "<product>_<xx>_<yy>": the product is all but the last six characters.
+    products = pc.utf8_slice_codeunits(ids, 0, -6).dictionary_encode()
+    if isinstance(products, pa.ChunkedArray):
+        products = products.combine_chunks()
+    codes = products.indices.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    zarr_row = np.arange(len(codes)) - starts[np.cumsum(np.diff(codes, prepend=-1) != 0) - 1]
+    group = _groups(table)
+    shard = np.empty(len(codes), np.int32)
+    row = np.empty(len(codes), np.int32)
+    for number in range(len(GROUPS)):
+        members = np.flatnonzero(group == number)
+        if not members.size:
+            continue
+        order = members[_order(codes[members], options, stream=number)]
+        shard[order] = np.arange(order.size) // options.shard_samples
+        row[order] = np.arange(order.size) % options.shard_samples
+    return pa.table(
+        {
+            "patch_id": ids,
+            "reben:product": products,
+            "reben:zarr_row": pa.array(zarr_row, pa.int32()),
+            "reben:shard_group": pa.DictionaryArray.from_arrays(pa.array(group, pa.int8()), list(GROUPS)),
+            "reben:shard": shard,
+            "reben:shard_row": row,
+        }
+    )
+
+
+def group_sizes(placement: pa.Table) -> Mapping[str, int]:
+    """Number of samples in each shard group that has any."""
+    counts = pc.value_counts(pc.cast(placement.column("reben:shard_group"), pa.string()))
+    found = {c["values"]: c["counts"] for c in counts.to_pylist()}
+    return {name: found[name] for name in GROUPS if name in found}
+
+
+def _groups(table: pa.Table) -> NDArray[np.int8]:
+    split = pc.index_in(table.column("split"), pa.array(GROUPS[:3])).to_numpy()
+    extra = pc.or_(
+        table.column("contains_seasonal_snow"), table.column("contains_cloud_or_shadow")
+    ).to_numpy()
+    return (split + 3 * extra).astype(np.int8)
+
+
+def _order(strata: NDArray[np.int32], options: PlacementOptions, *, stream: int) -> NDArray[np.int64]:
+    # Groups must not share their order: mix the group's number into the key, do not add it.
+    seed = options.seed
+    if options.order == "shuffled":
+        return shuffled_order(len(strata), seed=seed, stream=stream)
+    return stratified_order(strata, seed=seed, stream=stream, shard_samples=options.shard_samples)
