@@ -7,6 +7,7 @@ and raw Philox words only: the same on every machine and for good.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ for _number, _label in enumerate(CLASSES):
     _BRIGHTNESS[representative_code(_label)] = (_number * 97) % 256
 
 
+@functools.lru_cache(maxsize=4)  # the three resolutions of the patch at hand, for its 15 tensors
 def _smooth(patch_id: str, *, stream: int, size: int) -> NDArray[np.int32]:
     """A smooth field (size, size) of integers in [0, 1020], from 9 x 9 random corners."""
     corners = _words(patch_id, stream=1000 + stream, count=11).view(np.uint8)[: (_GRID + 1) ** 2]

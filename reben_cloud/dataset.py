@@ -1,0 +1,124 @@
+"""Open a root: what it holds, search, and its patches as xarray or arrays.
+
+Opening reads the manifest only; everything else is read when asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from reben_cloud.build import FORMAT_VERSION, MANIFEST
+from reben_cloud.errors import NotFoundError, RebenError
+from reben_cloud.search import Selection, search
+from reben_cloud.store import Store, open_store
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Dataset:
+    """Open a published root.
+
+    Args:
+        url: Path or URL of the root: a folder, ``file://``, ``s3://bucket/prefix``, ``https://``.
+        storage_options: Credentials and endpoint, as in `store.open_store`.
+
+    Raises:
+        NotFoundError: If there is no manifest, so no published dataset.
+        StorageError: If the store cannot be reached or refuses.
+    """
+    store = open_store(url, storage_options)
+    try:
+        text = bytes(store.get(MANIFEST))
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{store.url} has no {MANIFEST}, so no dataset is published there; "
+            "check the URL, or finish the build (run `reben-cloud build` again)"
+        ) from error
+    manifest = json.loads(text)
+    version = manifest.get("version")
+    if manifest.get("format") != "reben_cloud root" or not isinstance(version, int):
+        raise NotFoundError(f"{store.url}/{MANIFEST} is not the manifest of a reben_cloud root")
+    if version > FORMAT_VERSION:
+        raise RebenError(
+            f"{store.url} has format version {version}, this reben_cloud reads up to {FORMAT_VERSION}; upgrade it"
+        )
+    return Dataset(store, manifest)
+
+
+class Dataset:
+    """A published root; made by `open`. Picklable."""
+
+    def __init__(self, store: Store, manifest: Mapping[str, Any]) -> None:
+        self.store = store
+        """Where its objects lie."""
+        self.manifest = manifest
+        """What the root says of itself (``manifest.json``)."""
+
+    def __len__(self) -> int:
+        """Number of patches."""
+        return int(self.manifest["num_patches"])
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.store.url!r}, {len(self):,} patches, {', '.join(self.modalities)})"
+
+    @property
+    def url(self) -> str:
+        """Where the root lies."""
+        return self.store.url
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What every patch has: of ``s2``, ``s1``, ``map``."""
+        return tuple(self.manifest["modalities"])
+
+    @property
+    def products(self) -> list[str]:
+        """Names of the products, sorted."""
+        return list(self.manifest["products"])
+
+    @cached_property
+    def selection(self) -> Selection:
+        """Every patch of the dataset."""
+        return search(self)
+
+    def search(self, **query: Any) -> Selection:
+        """The patches that fit; see `search.search` for the options."""
+        return search(self, **query)
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        groups = ", ".join(
+            f"{name} {group['num_samples']:,} in {group['num_shards']} shards"
+            for name, group in self.manifest["groups"].items()
+        )
+        return "\n".join(
+            [
+                f"{self.url}: {len(self):,} patches of {len(self.products)} products",
+                f"  modalities   {', '.join(self.modalities)}",
+                f"  groups       {groups}",
+                f"  order        {self.manifest['order']['kind']}, seed {self.manifest['order']['seed']}",
+                f"  made from    {self.manifest['created_from']}",
+                f"  fingerprint  {self.manifest['fingerprint']}",
+            ]
+        )
+
+    def open_zarr(self, product: str) -> xr.Dataset:
+        """A product's Zarr store as a lazy xarray Dataset.
+
+        Raises:
+            NotFoundError: If the dataset has no such product.
+        """
+        import xarray as xr
+        from zarr.storage import ObjectStore
+
+        if product not in self.products:
+            raise NotFoundError(f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}")
+        store = ObjectStore(self.store.child(f"zarr/{product}.zarr").client, read_only=True)
+        return xr.open_zarr(store, zarr_format=3, consolidated=True)
+
+
