@@ -31,7 +31,7 @@ from reben_cloud import catalog, grid, labels, metadata
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import tar, zarr
-from reben_cloud.patch import Patch, PatchInfo, decode_payload
+from reben_cloud.patch import Patch, PatchInfo
 from reben_cloud.placement import PlacementOptions, group_sizes, place
 from reben_cloud.sources import Source
 from reben_cloud.store import Store
@@ -302,7 +302,9 @@ def check_patch(patch: Patch) -> None:
     arrays = patch.arrays()
     for band_array in ("s2_10m", "s2_20m", "s2_60m"):
         if band_array in arrays and not arrays[band_array].all():
-            raise SourceError(f"{name}: {band_array} has a zero pixel, which means nodata; such a patch is none of reBEN")
+            raise SourceError(
+                f"{name}: {band_array} has a zero pixel, which means nodata; such a patch is none of reBEN"
+            )
     if "s1" in arrays:
         mean_vv, mean_vh = arrays["s1"].mean(axis=(1, 2), dtype=np.float64)
         if not mean_vv > mean_vh:
@@ -406,7 +408,10 @@ def build(plan: BuildPlan, *, workers: int = 1, progress: Progress = _silent) ->
     claim(plan)
     tasks = plan.tasks()
     if workers == 1:
-        receipts = {t.name: r for t, r in zip(tasks, progress((run_task(plan, t) for t in tasks), len(tasks)), strict=True)}
+        receipts = {
+            t.name: r
+            for t, r in zip(tasks, progress((run_task(plan, t) for t in tasks), len(tasks)), strict=True)
+        }
     else:
         with ProcessPoolExecutor(
             workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(plan,)
@@ -517,7 +522,11 @@ def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
     patch = ("patch",)
     coordinates: dict[str, Any] = {
         **{name: (patch, values, {}) for name, values in text.items()},
-        "labels": (("patch", "label"), labels.encode_many(rows.column("labels")), {"long_name": "1 where the patch has the class"}),
+        "labels": (
+            ("patch", "label"),
+            labels.encode_many(rows.column("labels")),
+            {"long_name": "1 where the patch has the class"},
+        ),
         "x0": (patch, x0, {"units": "m", "long_name": "west edge of the patch"}),
         "y0": (patch, y0, {"units": "m", "long_name": "north edge of the patch"}),
         "time": (patch, times, {"standard_name": "time", **seconds}),

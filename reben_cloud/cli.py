@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,12 +27,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+bucket_app = typer.Typer(
+    help="Buckets, who may do what in them, and links that share a part.", no_args_is_help=True
+)
+app.add_typer(bucket_app, name="bucket")
+
 T = TypeVar("T")
 
-RootArgument = Annotated[str, typer.Argument(help="Path or URL of a root (file://, s3://).", show_default=False)]
+RootArgument = Annotated[
+    str, typer.Argument(help="Path or URL of a root (file://, s3://).", show_default=False)
+]
 EndpointOption = Annotated[
     str | None,
-    typer.Option("--endpoint-url", envvar="AWS_ENDPOINT_URL", help="Address of the S3 server.", show_default=False),
+    typer.Option(
+        "--endpoint-url", envvar="AWS_ENDPOINT_URL", help="Address of the S3 server.", show_default=False
+    ),
 ]
 MetadataOption = Annotated[
     list[Path] | None,
@@ -49,10 +59,15 @@ def main_options(
 
 @app.command()
 def build(
-    source: Annotated[str, typer.Argument(help="Folder with an LMDB or GeoTIFFs, or synthetic:N.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="Folder with an LMDB or GeoTIFFs, or synthetic:N.", show_default=False)
+    ],
     root: RootArgument,
     metadata: MetadataOption = None,
-    modality: Annotated[list[str] | None, typer.Option(help="s2, s1 or map; all that the source has by default.", show_default=False)] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(help="s2, s1 or map; all that the source has by default.", show_default=False),
+    ] = None,
     order: Annotated[str, typer.Option(help="stratified or shuffled.")] = "stratified",
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     shard_samples: Annotated[int, typer.Option(help="Samples in a shard.")] = 256,
@@ -99,6 +114,72 @@ def info(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonO
 
     dataset = open_dataset(root, storage_options(endpoint_url))
     typer.echo(json.dumps(dataset.manifest, indent=2) if as_json else dataset.summary())
+
+
+@bucket_app.command("create")
+def bucket_create(
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", show_default=False)],
+    versioning: Annotated[bool, typer.Option(help="Keep old versions of objects.")] = False,
+    cors: Annotated[bool, typer.Option(help="Let web pages read.")] = True,
+    expire_uploads_days: Annotated[
+        int, typer.Option(help="Days until an interrupted upload is removed.")
+    ] = 7,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Make a bucket fit for roots; run again, it brings the bucket up to these settings."""
+    from reben_cloud.bucket import create_bucket
+
+    for line in create_bucket(
+        name,
+        storage_options(endpoint_url),
+        versioning=versioning,
+        cors=cors,
+        expire_uploads_days=expire_uploads_days,
+    ):
+        typer.echo(line)
+
+
+@bucket_app.command("policy")
+def bucket_policy(
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", show_default=False)],
+    access: Annotated[str, typer.Option(help="public, reader or builder.")] = "reader",
+    prefix: Annotated[str, typer.Option(help="Objects below this prefix only.")] = "",
+    principal: Annotated[list[str] | None, typer.Option(help="ARN of who gets it; may be repeated.")] = None,
+    apply: Annotated[
+        bool, typer.Option(help="Set it as the bucket's policy, in place of the present one.")
+    ] = False,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Print the policy that lets somebody read a root, or build one, and no more."""
+    from reben_cloud.bucket import access_policy, put_policy
+
+    document = json.dumps(access_policy(name, access, prefix=prefix, principals=principal or ()), indent=2)
+    if apply:
+        put_policy(name, document, storage_options(endpoint_url))
+    typer.echo(document)
+
+
+@app.command()
+def doctor(
+    root: Annotated[
+        str | None, typer.Argument(help="Path or URL of a root, to look at its store too.")
+    ] = None,
+    write: Annotated[bool, typer.Option(help="Also try to write and delete a small object there.")] = False,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what would keep things from working here, and say what to do."""
+    from reben_cloud.doctor import diagnose
+
+    findings = list(diagnose(root, storage_options(endpoint_url), try_write=write))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.level:8} {finding.subject:12} {finding.detail}")
+            if finding.advice:
+                typer.echo(f"{'':21} -> {finding.advice}")
+    raise typer.Exit(int(any(finding.level == "problem" for finding in findings)))
 
 
 def storage_options(endpoint_url: str | None) -> dict[str, Any]:

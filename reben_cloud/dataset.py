@@ -117,8 +117,8 @@ class Dataset:
         from zarr.storage import ObjectStore
 
         if product not in self.products:
-            raise NotFoundError(f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}")
+            raise NotFoundError(
+                f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"
+            )
         store = ObjectStore(self.store.child(f"zarr/{product}.zarr").client, read_only=True)
         return xr.open_zarr(store, zarr_format=3, consolidated=True)
-
-

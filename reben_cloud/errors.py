@@ -56,6 +56,4 @@ class MissingExtraError(RebenError, ImportError):
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:
     """The error to raise when `package` cannot be imported, with the line that installs it."""
-    return MissingExtraError(
-        f"{package} is not installed; it comes with: pip install 'reben-cloud[{extra}]'"
-    )
+    return MissingExtraError(f"{package} is not installed; it comes with: pip install 'reben-cloud[{extra}]'")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -28,7 +28,9 @@ _PATCH = re.compile(
     r"(?P<product>S2[AB]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<square>\d{2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]))"
     r"_(?P<x>\d{2})_(?P<y>\d{2})"
 )
-_S1 = re.compile(r"S1[AB]_IW_GRDH_1SDV_(?P<time>\d{8}T\d{6})_(?P<square>\d{2}[A-Z]{3})_(?P<x>\d{1,2})_(?P<y>\d{1,2})")
+_S1 = re.compile(
+    r"S1[AB]_IW_GRDH_1SDV_(?P<time>\d{8}T\d{6})_(?P<square>\d{2}[A-Z]{3})_(?P<x>\d{1,2})_(?P<y>\d{1,2})"
+)
 
 _TIME = "%Y%m%dT%H%M%S"
 
@@ -55,8 +57,7 @@ def parse_patch_id(patch_id: str) -> PatchId:
     match = _PATCH.fullmatch(patch_id)
     if match is None:
         raise ValueError(
-            f"{patch_id!r} is no patch id; one looks like "
-            "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
+            f"{patch_id!r} is no patch id; one looks like S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
         )
     x, y = int(match["x"]), int(match["y"])
     if max(x, y) >= PATCHES_PER_SIDE:
@@ -71,7 +72,7 @@ def product_of(patch_id: str) -> str:
 
 def sensing_time(patch_id: str) -> datetime:
     """Start of the Sentinel-2 acquisition, UTC; takes a product too."""
-    return datetime.strptime(patch_id[11:26], _TIME).replace(tzinfo=timezone.utc)
+    return datetime.strptime(patch_id[11:26], _TIME).replace(tzinfo=UTC)
 
 
 def s1_sensing_time(s1_name: str) -> datetime:
@@ -85,7 +86,7 @@ def s1_sensing_time(s1_name: str) -> datetime:
         raise ValueError(
             f"{s1_name!r} is no S1 name; one looks like S1B_IW_GRDH_1SDV_20170612T165809_33UUP_26_57"
         )
-    return datetime.strptime(match["time"], _TIME).replace(tzinfo=timezone.utc)
+    return datetime.strptime(match["time"], _TIME).replace(tzinfo=UTC)
 
 
 def season(time: datetime) -> str:
@@ -168,7 +169,7 @@ def footprints(patch_ids: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
 
 
 def grid_positions(patch_ids: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """x and y of many patch ids, int64 (n,) each."""
+    """X and y of many patch ids, int64 (n,) each."""
     digits = np.array([i[-5:-3] + i[-2:] for i in patch_ids], "S4").astype(np.int64)
     return digits // 100, digits % 100
 

@@ -91,7 +91,12 @@ _TABLE: tuple[tuple[int, str, int | None, str], ...] = (
     (231, "Pastures", 4, "#e6e64d"),
     (241, "Annual crops associated with permanent crops", 3, "#ffe6a6"),
     (242, "Complex cultivation patterns", 5, "#ffe64d"),
-    (243, "Land principally occupied by agriculture, with significant areas of natural vegetation", 6, "#e6cc4d"),
+    (
+        243,
+        "Land principally occupied by agriculture, with significant areas of natural vegetation",
+        6,
+        "#e6cc4d",
+    ),
     (244, "Agro-forestry areas", 7, "#f2cca6"),
     (311, "Broad-leaved forest", 8, "#80ff00"),
     (312, "Coniferous forest", 9, "#00a600"),
@@ -120,9 +125,7 @@ _TABLE: tuple[tuple[int, str, int | None, str], ...] = (
 
 CLC: Mapping[int, ClcCode] = MappingProxyType(
     {
-        code: ClcCode(
-            code=code, name=name, label=None if number is None else CLASSES[number], color=color
-        )
+        code: ClcCode(code=code, name=name, label=None if number is None else CLASSES[number], color=color)
         for code, name, number, color in _TABLE
     }
 )
@@ -190,9 +193,7 @@ def encode(names: Iterable[str], *, order: Order = "alphabetical") -> NDArray[np
     return np.isin(classes(order), names).astype(np.float32)
 
 
-def encode_many(
-    names: pa.Array | pa.ChunkedArray, *, order: Order = "alphabetical"
-) -> NDArray[np.uint8]:
+def encode_many(names: pa.Array | pa.ChunkedArray, *, order: Order = "alphabetical") -> NDArray[np.uint8]:
     """Multi-hot matrix of a column of label lists.
 
     Args:
@@ -216,7 +217,9 @@ def encode_many(
     return out
 
 
-def decode(vector: Sequence[float] | NDArray[np.generic], *, order: Order = "alphabetical") -> tuple[str, ...]:
+def decode(
+    vector: Sequence[float] | NDArray[np.generic], *, order: Order = "alphabetical"
+) -> tuple[str, ...]:
     """Names of the classes at which a (19,) vector is above one half."""
     return tuple(n for n, value in zip(classes(order), vector, strict=True) if value > 0.5)
 

@@ -224,6 +224,4 @@ def decode_payload(modality: str, payload: Buffer) -> dict[str, Array]:
     tensors = decode_tensors(modality, payload)
     if modality == "map":
         return {"map": tensors[MAP_TENSOR]}
-    return {
-        array: np.stack([tensors[band] for band in ARRAYS[array]]) for array in MODALITIES[modality]
-    }
+    return {array: np.stack([tensors[band] for band in ARRAYS[array]]) for array in MODALITIES[modality]}

@@ -121,14 +121,10 @@ class Store:
         except (obs_errors.BaseError, OSError) as error:
             raise self._translate(error, path, "read") from error
 
-    def get_ranges(
-        self, path: str, starts: Sequence[int], lengths: Sequence[int]
-    ) -> list[memoryview]:
+    def get_ranges(self, path: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """Several ranges of one object, one request each, concurrently. Raises as `get`."""
         try:
-            buffers = obstore.get_ranges(
-                self.client, path, starts=starts, lengths=lengths, coalesce=0
-            )
+            buffers = obstore.get_ranges(self.client, path, starts=starts, lengths=lengths, coalesce=0)
         except (obs_errors.BaseError, OSError) as error:
             raise self._translate(error, path, "read") from error
         return [memoryview(buffer) for buffer in buffers]
@@ -238,7 +234,9 @@ class Store:
             error,
             obs_errors.PermissionDeniedError | obs_errors.UnauthenticatedError | PermissionError,
         )
-        if refused or any(code in text for code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")):
+        if refused or any(
+            code in text for code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+        ):
             return StorageError(
                 f"cannot {verb} {name}: permission denied ({cause}); check the credentials "
                 "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and what they may do"
@@ -303,10 +301,8 @@ _OPTIONS = frozenset(_FSSPEC_NAMES.values()) | {
 }
 
 
-def s3_config(
-    storage_options: Mapping[str, Any], environ: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """obstore's S3 settings from `storage_options` and the environment.
+def s3_config(storage_options: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Obstore's S3 settings from `storage_options` and the environment.
 
     Args:
         storage_options: Options in fsspec's or obstore's words, as in `open_store`.

@@ -93,9 +93,7 @@ def map_size_for(num_records: Mapping[str, int]) -> int:
     return (pages + tree) * PAGE_BYTES
 
 
-def write(
-    folder: str | os.PathLike[str], records: Iterable[tuple[str, Buffer]], *, map_size: int
-) -> int:
+def write(folder: str | os.PathLike[str], records: Iterable[tuple[str, Buffer]], *, map_size: int) -> int:
     """Write a new LMDB folder from records sorted by key, synced to disk.
 
     Args:

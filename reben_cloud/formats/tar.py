@@ -47,9 +47,7 @@ def shard_bytes(modality: str, num_samples: int) -> int:
     return -(-used // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
-def encode_shard(
-    modality: str, samples: Sequence[tuple[str, Buffer, Mapping[str, object]]]
-) -> bytearray:
+def encode_shard(modality: str, samples: Sequence[tuple[str, Buffer, Mapping[str, object]]]) -> bytearray:
     """The bytes of a shard.
 
     Args:

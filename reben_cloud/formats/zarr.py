@@ -118,7 +118,9 @@ def encode_shard(array: str, patches: NDArray[Any]) -> bytes:
     """
     spec = PIXEL_ARRAYS[array]
     if patches.shape[1:] != spec.shape or patches.dtype != spec.dtype:
-        raise ValueError(f"{array} takes {spec.dtype} of shape (n, {spec.shape}), got {patches.dtype} {patches.shape}")
+        raise ValueError(
+            f"{array} takes {spec.dtype} of shape (n, {spec.shape}), got {patches.dtype} {patches.shape}"
+        )
     if not 1 <= len(patches) <= PATCHES_PER_ZARR_SHARD:
         raise ValueError(f"a Zarr shard holds 1 to {PATCHES_PER_ZARR_SHARD} patches, got {len(patches)}")
     codec = _blosc(spec)
@@ -134,7 +136,9 @@ def encode_shard(array: str, patches: NDArray[Any]) -> bytes:
     return b"".join(parts)
 
 
-def decode_shard(array: str, shard: bytes | memoryview, *, rows: NDArray[np.int64] | None = None, name: str = "") -> NDArray[Any]:
+def decode_shard(
+    array: str, shard: bytes | memoryview, *, rows: NDArray[np.int64] | None = None, name: str = ""
+) -> NDArray[Any]:
     """The patches of a Zarr shard, checksums verified.
 
     Args:
@@ -229,14 +233,20 @@ def product_objects(
     return found
 
 
-def band_coordinates(arrays: tuple[str, ...]) -> dict[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]]:
+def band_coordinates(
+    arrays: tuple[str, ...],
+) -> dict[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]]:
     """The band names along each array's band dimension, and the class names along ``label``."""
     found: dict[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]] = {}
     for name in arrays:
         if name in ARRAYS:
             dim = _DIMS[name][0]
             found[dim] = ((dim,), np.array(ARRAYS[name], dtype=object), {"long_name": "band"})
-    found["label"] = (("label",), np.array(CLASSES_ALPHABETICAL, dtype=object), {"long_name": "class of the 19-class nomenclature"})
+    found["label"] = (
+        ("label",),
+        np.array(CLASSES_ALPHABETICAL, dtype=object),
+        {"long_name": "class of the 19-class nomenclature"},
+    )
     return found
 
 

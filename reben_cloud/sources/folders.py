@@ -48,9 +48,7 @@ class FolderSource:
         for modality in modalities:
             name = info.s1_name if modality == "s1" else info.patch_id
             folder = self._folder(modality, name)
-            arrays = {
-                tensor: read_tiff(_file(folder, name, tensor)) for tensor in TENSORS[modality]
-            }
+            arrays = {tensor: read_tiff(_file(folder, name, tensor)) for tensor in TENSORS[modality]}
             payloads[modality] = encode_payload(modality, arrays, name=name)
         return Patch(info=info, payloads=payloads)
 

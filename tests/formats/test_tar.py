@@ -21,9 +21,7 @@ MODALITIES = ("s2", "s1", "map")
 
 def payload_of(modality, number):
     rng = np.random.Generator(np.random.Philox(key=number))
-    arrays = {
-        name: rng.integers(0, 2**15, t.shape).astype(t.dtype) for name, t in TENSORS[modality].items()
-    }
+    arrays = {name: rng.integers(0, 2**15, t.shape).astype(t.dtype) for name, t in TENSORS[modality].items()}
     return encode_payload(modality, arrays), arrays
 
 
