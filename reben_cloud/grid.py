@@ -101,12 +101,16 @@ _BANDS = "CDEFGHJKLMNPQRSTUVWX"
 # Northing (m) of each northern latitude band's southern limit on its central meridian, WGS 84,
 # rounded down; only the multiple of 2,000 km above it matters.
 _BAND_NORTHING = {
-    band: northing
-    for band, northing in zip(
-        "NPQRSTUVWX",
-        (0, 884_000, 1_769_000, 2_654_000, 3_540_000, 4_427_000, 5_315_000, 6_204_000, 7_094_000, 7_984_000),
-        strict=True,
-    )
+    "N": 0,
+    "P": 884_000,
+    "Q": 1_769_000,
+    "R": 2_654_000,
+    "S": 3_540_000,
+    "T": 4_427_000,
+    "U": 5_315_000,
+    "V": 6_204_000,
+    "W": 7_094_000,
+    "X": 7_984_000,
 }
 
 

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -193,7 +193,9 @@ def encode(names: Iterable[str], *, order: Order = "alphabetical") -> NDArray[np
     return np.isin(classes(order), names).astype(np.float32)
 
 
-def encode_many(names: pa.Array | pa.ChunkedArray, *, order: Order = "alphabetical") -> NDArray[np.uint8]:
+def encode_many(
+    names: pa.Array[Any] | pa.ChunkedArray[Any], *, order: Order = "alphabetical"
+) -> NDArray[np.uint8]:
     """Multi-hot matrix of a column of label lists.
 
     Args:

@@ -267,11 +267,11 @@ def _connect(url: str, storage_options: Mapping[str, Any]) -> Any:
     if parts.scheme in ("http", "https"):
         options: Any = dict(_CLIENT, allow_http=parts.scheme == "http")
         return HTTPStore.from_url(url, client_options=options, retry_config=_RETRY)
-    config = s3_config(storage_options)
+    config: Any = s3_config(storage_options)
     profile = config.pop("profile", None)
     provider = None
     if profile and not config.get("skip_signature") and "access_key_id" not in config:
-        provider = _profile_credentials(profile, config)
+        provider = _profile_credentials(profile)
     endpoint = str(config.get("endpoint", ""))
     client_options: Any = dict(_CLIENT, allow_http=endpoint.startswith("http://"))
     return S3Store(
@@ -319,7 +319,8 @@ def s3_config(storage_options: Mapping[str, Any], environ: Mapping[str, str] | N
         known = _FSSPEC_NAMES.get(name, name.removeprefix("aws_"))
         if known not in _OPTIONS:
             raise ValueError(
-                f"unknown storage option {name!r}; known are {', '.join(sorted(_OPTIONS | _FSSPEC_NAMES.keys()))}"
+                f"unknown storage option {name!r}; "
+                f"known are {', '.join(sorted(_OPTIONS | _FSSPEC_NAMES.keys()))}"
             )
         if value is not None:
             config[known] = value
@@ -337,8 +338,8 @@ def s3_config(storage_options: Mapping[str, Any], environ: Mapping[str, str] | N
     return config
 
 
-def _profile_credentials(profile: str, config: dict[str, Any]) -> Any:
-    """Credentials (and, when not set, region) of a profile in ``~/.aws``, refreshed by boto3."""
+def _profile_credentials(profile: str) -> Any:
+    """Credentials of a profile in ``~/.aws``, refreshed by boto3."""
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 

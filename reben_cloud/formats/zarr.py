@@ -123,7 +123,7 @@ def encode_shard(array: str, patches: NDArray[Any]) -> bytes:
         )
     if not 1 <= len(patches) <= PATCHES_PER_ZARR_SHARD:
         raise ValueError(f"a Zarr shard holds 1 to {PATCHES_PER_ZARR_SHARD} patches, got {len(patches)}")
-    codec = _blosc(spec)
+    codec = _blosc()
     index = np.full(PATCHES_PER_ZARR_SHARD, _MISSING, _INDEX_ENTRY)
     parts: list[bytes] = []
     position = 0
@@ -159,7 +159,7 @@ def decode_shard(
     index = np.frombuffer(_without_crc32c(data[-tail:], f"{name or array}: index"), _INDEX_ENTRY)
     if rows is None:
         rows = np.flatnonzero(index["offset"] != _MISSING)
-    codec = _blosc(spec)
+    codec = _blosc()
     out = np.empty((len(rows), *spec.shape), spec.dtype)
     for position, row in enumerate(rows.tolist()):
         start, size = int(index["offset"][row]), int(index["nbytes"][row])
@@ -250,7 +250,7 @@ def band_coordinates(
     return found
 
 
-def _blosc(spec: PixelArray) -> Blosc:
+def _blosc() -> Blosc:
     return Blosc("zstd", 3, Blosc.BITSHUFFLE)
 
 

@@ -38,7 +38,7 @@ class SyntheticSource:
     @classmethod
     def of(cls, table: pa.Table) -> SyntheticSource:
         """The source for the rows of an official metadata table."""
-        ids, s1_names = (table.column(c).to_pylist() for c in ("patch_id", "s1_name"))
+        ids, s1_names = ([str(name) for name in table.column(c).to_pylist()] for c in ("patch_id", "s1_name"))
         return cls({"s2": ids, "s1": s1_names, "map": ids})
 
     def describe(self) -> str:
@@ -83,7 +83,7 @@ def synthetic_metadata(num_patches: int, paths: Sequence[str | os.PathLike[str]]
             "name the official metadata files (--metadata), they have 549,488"
         )
     rows = np.arange(num_patches, dtype=np.int64) * table.num_rows // num_patches
-    return table.take(pa.array(rows))
+    return table.take(rows)
 
 
 def synthetic_map(info: PatchInfo) -> NDArray[np.uint16]:
