@@ -117,7 +117,12 @@ def access_policy(
 
     Returns:
         A policy document, ready for ``json.dumps``.
+
+    Raises:
+        ValueError: If there is no such access.
     """
+    if access not in ACTIONS:
+        raise ValueError(f"access must be one of {', '.join(ACTIONS)}, got {access!r}")
     on_bucket, on_objects = ACTIONS[access]
     arns = sorted(principals)
     who: dict[str, Any] = {"Principal": {"AWS": arns}} if arns else {}

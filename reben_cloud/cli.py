@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -54,6 +54,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machi
 def main_options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, show tracebacks.")] = False,
 ) -> None:
+    """Options of every command."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
 
 
@@ -142,7 +143,7 @@ def bucket_create(
 @bucket_app.command("policy")
 def bucket_policy(
     name: Annotated[str, typer.Argument(help="Name of the bucket.", show_default=False)],
-    access: Annotated[str, typer.Option(help="public, reader or builder.")] = "reader",
+    access: Annotated[Literal["public", "reader", "builder"], typer.Option(help="What to allow.")] = "reader",
     prefix: Annotated[str, typer.Option(help="Objects below this prefix only.")] = "",
     principal: Annotated[list[str] | None, typer.Option(help="ARN of who gets it; may be repeated.")] = None,
     apply: Annotated[
