@@ -1,0 +1,331 @@
+"""The order of samples, as arithmetic: at write time, in an epoch, over lanes, ranks and steps.
+
+Nothing here reads data or keeps state: an order follows from sizes, a seed and a fingerprint, and
+any part of it is computed without what comes before. The words:
+
+*stored position*: index of a selected sample when all are sorted by shard and row;
+*string*: the selected samples of all shards, shards permuted, one after the other;
+*lane*: one of `lanes` equal ranges of the string; *global sample* k comes from lane k mod lanes;
+*block*: the samples of `window` neighbouring shards of a lane, which are shuffled together.
+
+Rank r of W takes the global samples k with k mod W = r. W divides the lanes, so a rank reads only
+the lanes l with l mod W = r, and the global batches are the same for every such W.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+_BLOCK_SAMPLES_IN_ORDER = 256
+"""Samples in a block of an unshuffled epoch: as many as in a shard."""
+
+
+def random_words(count: int, *key: int | str) -> NDArray[np.uint64]:
+    """`count` random 64-bit words named by `key`; the same on every machine and for good.
+
+    The parts of the key are hashed, not added: neighbouring seeds or epochs share nothing.
+    """
+    digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest()
+    # NumPy guarantees a bit generator's integer stream for good, but not `permutation()`.
+    words: NDArray[np.uint64] = np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(count)
+    return words
+
+
+def shuffled_order(num_samples: int, *, seed: int, stream: int = 0) -> Ints:
+    """A random permutation for the write-time order of one group of shards.
+
+    Args:
+        num_samples: Length of the permutation.
+        seed: Seed of the build.
+        stream: Number of the group, so that groups do not share an order.
+    """
+    return np.argsort(random_words(num_samples, "write", seed, stream), kind="stable")
+
+
+def stratified_order(strata: NDArray[np.integer], *, seed: int, shard_samples: int, stream: int = 0) -> Ints:
+    """Write-time order in which every shard, and every run of rows, is a fair sample of the strata.
+
+    The samples, sorted by stratum and otherwise left in the given order (so in patch id order a
+    stratum is a strip of neighbouring patches), are cut into `shard_samples` equal ranges. Each
+    shard gets one random sample of each range; row j holds the range that the radical inverse of
+    j names, so that any 2**n rows in a row spread over all strata.
+
+    Args:
+        strata: Stratum of each sample, any integers, shape (n,).
+        seed: Seed of the build.
+        shard_samples: Samples in a shard; the last shard may have fewer.
+        stream: Number of the group of shards, so that groups do not share an order.
+
+    Returns:
+        A permutation of ``range(n)``: the sample at each place, shard by shard.
+    """
+    num_samples = len(strata)
+    num_shards = -(-num_samples // shard_samples)
+    last = num_samples - (num_shards - 1) * shard_samples
+    # How many shards have a row j, for rows in the order of the ranges that they hold.
+    by_range = np.argsort(_radical_inverse(np.arange(shard_samples)), kind="stable")
+    sizes = np.where(by_range < last, num_shards, num_shards - 1)
+    row = np.repeat(by_range, sizes)
+    words = random_words(num_samples, "write", seed, stream)
+    # Within each range (rows of `row` that are equal), a random sample for each shard in turn.
+    members = np.argsort(strata, kind="stable")
+    members = members[np.lexsort((words, np.repeat(np.arange(shard_samples), sizes)))]
+    shard = np.arange(num_samples) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    order = np.empty(num_samples, np.int64)
+    order[shard * shard_samples + row] = members
+    return order
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Some neighbouring samples of a lane, which are fetched together."""
+
+    lane: int
+    """The lane."""
+    start: int
+    """Position in the lane of the first sample."""
+    samples: Ints
+    """Stored positions of the samples in the order in which they are delivered."""
+
+    @property
+    def stop(self) -> int:
+        """Position in the lane after the last sample."""
+        return self.start + len(self.samples)
+
+
+class EpochOrder:
+    """The order of one epoch of one selection; the same for every number of ranks.
+
+    Args:
+        counts: Selected samples of each shard, shape (num_shards,); zeros are fine.
+        rows: Row in its shard of each selected sample in stored order, shape (sum of counts,).
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        fingerprint: Names the dataset, so that two datasets do not share an order.
+        lanes: Number of lanes, at least 1.
+        window: Shards of a lane that are shuffled together, at least 1.
+        in_order: Do not shuffle: global sample k is the one at stored position ``in_order[k]``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        counts: NDArray[np.integer],
+        rows: NDArray[np.integer],
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        fingerprint: str = "",
+        lanes: int = 8,
+        window: int = 1,
+        in_order: Ints | None = None,
+    ) -> None:
+        if seed < 0 or epoch < 0:
+            raise ValueError(f"seed and epoch must not be negative, got {seed} and {epoch}")
+        if lanes < 1 or window < 1:
+            raise ValueError(f"lanes and window must be at least 1, got {lanes} and {window}")
+        sizes = np.asarray(counts, np.int64)
+        if len(rows) != sizes.sum() or (in_order is not None and len(in_order) != len(rows)):
+            raise ValueError(f"{sizes.sum()} samples are counted, but {len(rows)} rows are given")
+        self.num_samples = int(sizes.sum())
+        """Samples in the epoch."""
+        self.lanes = lanes
+        """Number of lanes."""
+        self._key = (seed, epoch, fingerprint)
+        self._in_order = in_order
+        self._window = window
+        self._strata = _radical_inverse(np.asarray(rows))
+        shards = np.flatnonzero(sizes)
+        shards = shards[np.argsort(random_words(len(shards), "shards", *self._key), kind="stable")]
+        # Piece i of the string is the samples [first[i], first[i] + size[i]) in stored order.
+        self._first = (np.cumsum(sizes) - sizes)[shards]
+        self._ends = np.cumsum(sizes[shards])
+        # Lanes differ by one sample at most: lane l has the k = l, l + lanes, ... below num_samples.
+        lengths = (self.num_samples - np.arange(lanes) + lanes - 1) // lanes
+        self._lane_start = np.concatenate([[0], np.cumsum(lengths)])
+        self._block_starts = [self._cut(lane) for lane in range(lanes)]
+        # Owen scrambling is shared by all lanes: it keeps what they hold together stratified.
+        self._scramble = int(random_words(1, "scramble", *self._key)[0]) & 0xFFFFFFFF
+        self._block = lru_cache(maxsize=4 * lanes)(self._make_block)
+
+    def take(self, numbers: Ints) -> Ints:
+        """Stored positions of global samples; costs a block of each lane that is touched.
+
+        Args:
+            numbers: Global sample numbers in [0, num_samples), any shape (n,).
+        """
+        found = np.empty(len(numbers), np.int64)
+        for lane in np.unique(numbers % self.lanes).tolist():
+            mine = np.flatnonzero(numbers % self.lanes == lane)
+            positions = numbers[mine] // self.lanes
+            which = self._block_of(lane, positions)
+            for number in np.unique(which).tolist():
+                here = which == number
+                block = self._block(lane, number)
+                found[mine[here]] = block.samples[positions[here] - block.start]
+        return found
+
+    def schedule(self, rank: int, world_size: int, *, start: int = 0) -> list[tuple[int, int]]:
+        """The blocks that a rank needs from global sample `start` on, in the order of first use.
+
+        Returns:
+            (lane, number of the block), for `block`.
+        """
+        if self.lanes % world_size or not 0 <= rank < world_size:
+            raise ValueError(
+                f"rank must be in [0, world_size) and world_size must divide the lanes ({self.lanes}), "
+                f"got rank {rank} of {world_size}; pass lanes={-(-self.lanes // world_size) * world_size}"
+            )
+        found = []
+        for lane in range(rank, self.lanes, world_size):
+            position = max(0, -(-(start - lane) // self.lanes))
+            starts = self._block_starts[lane]
+            if position >= starts[-1]:
+                continue
+            for number in range(int(self._block_of(lane, np.array([position]))[0]), len(starts) - 1):
+                first = max(position, int(starts[number]))
+                found.append((first * self.lanes + lane, lane, number))
+        return [(lane, number) for _, lane, number in sorted(found)]
+
+    def block(self, lane: int, number: int) -> Block:
+        """One block of a lane."""
+        return self._block(lane, number)
+
+    def _block_of(self, lane: int, positions: Ints) -> Ints:
+        return np.searchsorted(self._block_starts[lane], positions, side="right") - 1
+
+    def _cut(self, lane: int) -> Ints:
+        """Positions in the lane at which blocks start, and its length."""
+        start, stop = self._lane_start[lane : lane + 2]
+        if self._in_order is not None:
+            return np.append(np.arange(0, stop - start, _BLOCK_SAMPLES_IN_ORDER), stop - start)
+        inside = self._ends[(self._ends > start) & (self._ends < stop)]
+        # Lanes change their shards at different times: a steady flow, not a burst.
+        inside = inside[lane % self._window :: self._window]
+        return np.concatenate([[start], inside, [stop] if stop > start else []]).astype(np.int64) - start
+
+    def _make_block(self, lane: int, number: int) -> Block:
+        start, stop = (int(p) for p in self._block_starts[lane][number : number + 2])
+        if self._in_order is not None:
+            return Block(lane=lane, start=start, samples=self._in_order[lane + self.lanes * np.arange(start, stop)])
+        string = int(self._lane_start[lane]) + np.arange(start, stop)
+        piece = np.searchsorted(self._ends, string, side="right")
+        stored = self._first[piece] + string - np.concatenate([[0], self._ends])[piece]
+        # Sorted by stratum, ties at random; then dealt out so that any run of positions, and what
+        # the other lanes deliver meanwhile, spreads over the strata (a scrambled (0, 2)-sequence).
+        words = random_words(len(stored), "samples", *self._key, lane, number)
+        by_stratum = np.lexsort((words, self._strata[stored]))
+        turn = _reverse_bits(np.asarray(_lane_bits(lane, self.lanes)))
+        point = _scrambled_inverse(np.arange(start, stop, dtype=np.uint32) ^ turn, self._scramble)
+        samples = np.empty_like(stored)
+        samples[np.argsort(point, kind="stable")] = stored[by_stratum]
+        return Block(lane=lane, start=start, samples=samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """How an epoch is cut into batches, for one rank. All ranks have equally many steps."""
+
+    num_samples: int
+    """Samples in the epoch."""
+    batch_size: int
+    """Samples in a batch of this rank."""
+    rank: int = 0
+    """This rank."""
+    world_size: int = 1
+    """Number of ranks."""
+    drop_last: bool = False
+    """Leave out the last global batch when it is not full."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in [0, {self.world_size}), got {self.rank}")
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in a step of all ranks together."""
+        return self.batch_size * self.world_size
+
+    def remaining(self, start: int) -> int:
+        """Number of steps from global sample `start` on."""
+        left = max(0, self.num_samples - start)
+        return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
+
+    def numbers(self, start: int) -> Ints:
+        """Global numbers of this rank's samples in the step that begins at `start`, shape (batch_size,).
+
+        Numbers from `num_samples` on are padding; only the last step has any.
+        """
+        return start + self.rank + self.world_size * np.arange(self.batch_size)
+
+    def check_start(self, start: int) -> None:
+        """Refuse a resume position at which these ranks cannot begin.
+
+        Raises:
+            ValueError: If it is not a multiple of the number of ranks.
+        """
+        if start % self.world_size and start < self.num_samples:
+            raise ValueError(
+                f"{start} samples of the epoch were delivered, which {self.world_size} ranks cannot continue; "
+                "take a number of ranks that divides it"
+            )
+
+
+def design_effect(features: NDArray[np.floating], batches: Sequence[Ints]) -> float:
+    """How much batch means vary, relative to independent samples; 1 is a true random order.
+
+    Args:
+        features: Value of each sample, shape (num_samples, num_features), e.g. multi-hot labels.
+        batches: Positions of the samples of each batch, all of one size.
+
+    Returns:
+        Variance of the batch means over the variance of means of independent samples, averaged
+        over the features with the weight of their variance. Batch size / design effect is the
+        effective batch size.
+    """
+    means = np.stack([features[batch].mean(axis=0) for batch in batches])
+    variance = features.var(axis=0)
+    observed = ((means - features.mean(axis=0)) ** 2).mean(axis=0)
+    return float(observed.sum() * len(batches[0]) / variance.sum())
+
+
+def _reverse_bits(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    v = values
+    for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
+        s, m = np.uint32(shift), np.uint32(mask)
+        v = ((v >> s) & m) | ((v & m) << s)
+    return v
+
+
+def _radical_inverse(values: NDArray[np.integer]) -> NDArray[np.uint32]:
+    """Van der Corput's sequence in base 2, as a fraction of 2**32."""
+    return _reverse_bits(values.astype(np.uint32))
+
+
+def _scrambled_inverse(values: NDArray[np.uint32], key: int) -> NDArray[np.uint32]:
+    """Van der Corput's sequence, Owen-scrambled by a hash (Laine and Karras 2011, section 3.1.2)."""
+    v = values + np.uint32(key)
+    for factor in (0x6C50B47C, 0xB82F1E52, 0xC7AFE638, 0x8D22F6E6):
+        v = v ^ (v * np.uint32(factor))
+    return _reverse_bits(v)
+
+
+def _lane_bits(lane: int, lanes: int) -> np.uint32:
+    """The lane's number in binary, over and over: at every scale another part of the interval."""
+    width = max(1, (lanes - 1).bit_length())
+    bits = 0
+    for _ in range(-(-32 // width)):
+        bits = bits << width | lane
+    return np.uint32(bits & 0xFFFFFFFF)
