@@ -138,7 +138,7 @@ def _machine(folder: Path) -> Iterator[Finding]:
             level="warning",
             subject="disk",
             detail=free,
-            advice="a root of the whole dataset takes about 150 GB; give caches and exports another disk",
+            advice="a root of the whole dataset takes about 300 GB; give caches and exports another disk",
         )
     else:
         yield Finding(level="ok", subject="disk", detail=free)

@@ -1,0 +1,195 @@
+"""What can be checked of the infrastructure without a container engine, a cloud or a cluster.
+
+Not run here: images, the compose file's services, a Terraform plan, anything on Kubernetes.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hcl2
+import kubernetes_validate
+import pytest
+import yaml
+
+from reben_cloud.bucket import ACTIONS
+from tests.commands import check_command
+from tests.conftest import REPOSITORY, missing
+
+INFRA = REPOSITORY / "infra"
+SCRIPTS = [*sorted(INFRA.rglob("*.sh")), REPOSITORY / ".ci" / "run"]
+MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))
+KUBERNETES_VERSION = "1.31"
+
+
+def relative(path):
+    return str(path.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+def test_shell_scripts_are_clean(script):
+    if shutil.which("shellcheck") is None:
+        missing("shellcheck is not installed")
+
+    subprocess.run(["shellcheck", script], check=True)
+
+
+def test_the_dockerfile_is_clean():
+    subprocess.run([Path(sys.executable).with_name("hadolint"), INFRA / "Dockerfile"], check=True)
+
+
+def test_the_dockerfile_copies_what_the_ignore_file_lets_through():
+    text = (INFRA / "Dockerfile").read_text()
+    allowed = {
+        line[1:] for line in (REPOSITORY / ".dockerignore").read_text().split() if line.startswith("!")
+    }
+
+    copied = {name for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for name in line.split()[:-1]}
+
+    assert copied == allowed
+    assert all((REPOSITORY / name).exists() for name in copied)
+
+
+@pytest.fixture(scope="module")
+def compose():
+    return yaml.safe_load((INFRA / "compose.yaml").read_text())
+
+
+def test_the_compose_file_fits_its_schema():
+    command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", INFRA / "compose.yaml"]
+
+    subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]], check=True)
+
+
+def test_the_compose_file_is_closed_to_the_outside_and_pinned(compose):
+    for name, service in compose["services"].items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name} listens on {port}"
+        assert re.search(r":[\w.$-]*[\d}][\w.:$}-]*$", service["image"]), (
+            f"{name}: {service['image']} is not pinned"
+        )
+        for key, value in service.get("environment", {}).items():
+            if re.search("SECRET|PASSWORD|KEY", key):
+                assert ":?" in value, f"{name}: {key} has a default"
+        if service.get("restart"):
+            assert "healthcheck" in service, f"{name} runs without a health check"
+
+
+def substituted(words):
+    return [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in words]
+
+
+def test_the_compose_file_says_commands_that_exist(compose):
+    ours = {
+        name: substituted(service["command"])
+        for name, service in compose["services"].items()
+        if "reben-cloud" in service["image"] and service["command"]
+    }
+
+    assert set(ours) == {"bucket", "root", "api", "train"}
+    for arguments in ours.values():
+        check_command(arguments)
+
+
+def documents(path):
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=relative)
+def test_kubernetes_manifests_fit_their_schemas(manifest):
+    for document in documents(manifest):
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+def pods(manifest):
+    for document in documents(manifest):
+        template = document.get("spec", {}).get("template")
+        if template:
+            yield document["metadata"]["name"], template["spec"]
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=relative)
+def test_kubernetes_pods_have_no_more_rights_than_they_need(manifest):
+    for name, pod in pods(manifest):
+        assert pod["securityContext"]["runAsNonRoot"], name
+        assert pod["serviceAccountName"] == "reben", name
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
+            assert "memory" in container["resources"]["limits"], name
+            for variable in container.get("env", []):
+                assert "value" not in variable or "KEY" not in variable["name"], f"{name} holds a secret"
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=relative)
+def test_kubernetes_manifests_say_commands_that_exist(manifest):
+    for _, pod in pods(manifest):
+        for container in pod["containers"]:
+            words = [*container.get("command", []), *container.get("args", [])]
+            words = [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in words]
+            if "reben_cloud.cli" in words:
+                check_command(words[words.index("reben_cloud.cli") + 1 :])
+            elif "command" not in container and container["image"].startswith("reben-cloud"):
+                check_command(words)
+
+
+def test_kubernetes_names_and_secrets_agree():
+    known = {("ConfigMap", "reben-store"), ("Secret", "reben-s3")}
+    for manifest in MANIFESTS:
+        for _, pod in pods(manifest):
+            for container in pod["containers"]:
+                for source in container.get("envFrom", []):
+                    kind = "ConfigMap" if "configMapRef" in source else "Secret"
+                    assert (kind, next(iter(source.values()))["name"]) in known
+
+
+@pytest.fixture(scope="module")
+def terraform():
+    files = sorted((INFRA / "terraform").glob("*.tf"))
+    return {path.name: hcl2.loads(path.read_text()) for path in files}
+
+
+def test_terraform_is_formatted():
+    if shutil.which("terraform") is None:
+        pytest.skip("terraform is not installed, and no package registry brings it")
+
+    subprocess.run(["terraform", "fmt", "-check", "-diff", INFRA / "terraform"], check=True)
+
+
+def plain(value):
+    return value.strip('"') if isinstance(value, str) else value
+
+
+def actions_of(terraform, file, name):
+    for block in terraform[file]["data"]:
+        for kind, documents in block.items():
+            for key, document in documents.items():
+                if plain(kind) == "aws_iam_policy_document" and plain(key) == name:
+                    return [[plain(action) for action in s["actions"]] for s in document["statement"]]
+    raise AssertionError(f"no policy document {name} in {file}")
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "access"),
+    [
+        ("roles.tf", "reader", "reader"),
+        ("roles.tf", "builder", "builder"),
+        ("main.tf", "everybody", "public"),
+    ],
+)
+def test_terraform_allows_what_our_own_policies_allow(terraform, file, name, access):
+    on_bucket, on_objects = actions_of(terraform, file, name)
+
+    assert set(on_bucket) == set(ACTIONS[access][0])
+    assert set(on_objects) == set(ACTIONS[access][1])
+
+
+def test_terraform_uses_the_variables_it_declares(terraform):
+    declared = {plain(name) for block in terraform["variables.tf"]["variable"] for name in block}
+    text = "".join(path.read_text() for path in (INFRA / "terraform").glob("*.tf"))
+
+    used = set(re.findall(r"\bvar\.(\w+)", text))
+
+    assert used == declared
