@@ -59,6 +59,17 @@ def main_options(
 
 
 @app.command()
+def demo(
+    root: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo"),
+    patches: Annotated[int, typer.Option(help="Size of the made-up dataset, at most 4553.")] = 600,
+) -> None:
+    """Build a small made-up root, search it, stream it and export a part of it."""
+    from reben_cloud.demo import run_demo
+
+    run_demo(root, num_patches=patches, say=typer.echo)
+
+
+@app.command()
 def build(
     source: Annotated[
         str, typer.Argument(help="Folder with an LMDB or GeoTIFFs, or synthetic:N.", show_default=False)
