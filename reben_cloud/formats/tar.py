@@ -47,6 +47,11 @@ def shard_bytes(modality: str, num_samples: int) -> int:
     return -(-used // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
+def shard_path(group: str, modality: str, number: int) -> str:
+    """Path of a shard in a root, e.g. ``shards/train/s2/train-s2-000017.tar``."""
+    return f"shards/{group}/{modality}/{group}-{modality}-{number:06d}.tar"
+
+
 def encode_shard(modality: str, samples: Sequence[tuple[str, Buffer, Mapping[str, object]]]) -> bytearray:
     """The bytes of a shard.
 
