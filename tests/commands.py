@@ -2,8 +2,8 @@
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer.main
 
 from reben_cloud.cli import app
@@ -13,14 +13,15 @@ def check_command(arguments: Sequence[str]) -> None:
     """Parse the arguments after ``reben-cloud`` without running anything.
 
     Raises:
-        click.UsageError: If there is no such command or option.
+        ValueError: If there is no such command.
+        Exception: Of typer's own, if there is no such option or a value is wrong.
     """
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     rest = list(arguments)
-    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         name = rest.pop(0)
         if name not in command.commands:
-            raise click.UsageError(f"no such command: {name}")
+            raise ValueError(f"no such command: reben-cloud {name}")
         command = command.commands[name]
     if "--help" not in rest:
         command.make_context("reben-cloud", rest)
