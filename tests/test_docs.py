@@ -1,0 +1,140 @@
+"""Every code block of README and docs is run, every page is reachable, and the site builds strictly.
+
+Python blocks of a page run one after the other in one namespace, ``sh`` blocks in bash, both in a
+folder that holds ``demo/`` as `make demo` leaves it, with an S3 server's credentials in the
+environment. ``text`` blocks are what cannot run here; their commands are parsed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reben_cloud.demo import run_demo
+from tests.commands import check_command, command_lines
+from tests.conftest import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "infra" / "README.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BUCKET = "my-bucket"
+"""What pages call the reader's bucket; each test has one of its own instead."""
+
+
+def relative(path):
+    return str(path.relative_to(REPOSITORY))
+
+
+def blocks(page):
+    """(language, line number, text) of each code block."""
+    text = page.read_text()
+    for match in FENCE.finditer(text):
+        yield match.group(1), text.count("\n", 0, match.start()) + 1, match.group(2)
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory):
+    """What `make demo` leaves behind."""
+    folder = tmp_path_factory.mktemp("made") / "demo"
+    run_demo(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(demo_folder, s3_bucket, tmp_path, monkeypatch):
+    """A folder with the demo in it, and an S3 server in the environment."""
+    (tmp_path / "demo").symlink_to(demo_folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    for name, value in s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(lang in ("python", "sh") for lang, _, _ in blocks(p))], ids=relative
+)
+def test_code_blocks_run(page, workplace, s3_bucket):
+    if page.parent.name == "infra":
+        pytest.skip("needs a Kubernetes cluster: its commands are read, not run")
+    namespace = {"__name__": "__main__"}
+    for language, line, text in blocks(page):
+        text = text.replace(BUCKET, s3_bucket.name)
+        if language == "python":
+            exec(compile("\n" * line + text, page, "exec"), namespace)
+        elif language == "sh":
+            run_shell(text, f"{relative(page)}:{line}")
+
+
+def run_shell(text, where):
+    """Run a block in bash, but for `make`, whose targets are only checked to be there."""
+    targets = re.findall(r"^make (\w+)", text, re.MULTILINE)
+    for target in targets:
+        subprocess.run(["make", "-n", "-C", REPOSITORY, target], check=True, stdout=subprocess.DEVNULL)
+    rest = "\n".join(line for line in text.splitlines() if not line.startswith("make "))
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", rest], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, f"{where}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_commands_that_are_only_shown_exist(page):
+    for language, _, text in blocks(page):
+        if language in ("text", "sh"):
+            for arguments in command_lines(text):
+                check_command(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_no_block_hides_behind_another_language(page):
+    for language, line, _ in blocks(page):
+        assert language in ("python", "sh", "text", "toml", "json", ""), f"{relative(page)}:{line}"
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "format" / "index.html").is_file()
+    assert "reben-cloud bucket create" in (tmp_path / "reference" / "cli" / "index.html").read_text()
+
+
+def test_every_page_is_in_the_navigation():
+    def pages(node):
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, dict):
+            node = list(node.values())
+        if isinstance(node, list):
+            for child in node:
+                yield from pages(child)
+
+    config = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())
+
+    assert sorted(pages(config["nav"])) == sorted(str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md"))
+
+
+def test_the_readme_tree_names_every_module():
+    tree = (REPOSITORY / "README.md").read_text().split("## What is where")[1].split("```")[1]
+    named = set(re.findall(r"^  (\w+(?:\.py|/))", tree, re.MULTILINE))
+
+    package = REPOSITORY / "reben_cloud"
+    there = {p.name for p in package.glob("*.py") if p.name != "__init__.py"}
+    there |= {f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").is_file()}
+
+    assert there <= named
+    assert not {
+        name for name in named - there if (package / name.rstrip("/")).parent == package and name not in there
+    }
