@@ -1,0 +1,157 @@
+"""A folder of whole shards beside the training process: bounded, shared, safe against ``kill -9``.
+
+Files are named by content (checksum and name), written under another name and renamed. Processes
+agree by file locks, which the kernel drops when a process dies. The file read last goes last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from reben_cloud.errors import StorageError
+
+_PART = ".part"
+_POLL_S = 0.02
+
+
+class ShardCache:
+    """Whole shards on a local disk.
+
+    Args:
+        folder: The folder; made if it is missing. Several processes may share it.
+        budget_bytes: Most bytes of shards kept; None for no bound.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], budget_bytes: int | None = None) -> None:
+        if budget_bytes is not None and budget_bytes < 0:
+            raise ValueError(f"cache_bytes must not be negative, got {budget_bytes}")
+        self.folder = Path(folder)
+        """Where the files lie."""
+        self.budget_bytes = budget_bytes
+        """Most bytes kept, or None."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part in self.folder.glob(f"*{_PART}"):
+            # Left by a process that was killed; one that still lives holds its lock.
+            with suppress(OSError), _Lock(part, wait=False):
+                part.unlink()
+
+    def path(self, name: str, checksum: int) -> Path:
+        """The file of a shard, there or not."""
+        return self.folder / f"{checksum:016x}-{name.rsplit('/', 1)[-1]}"
+
+    def find(self, name: str, checksum: int) -> Path | None:
+        """The file of a shard, marked as used now, or None. Its bytes are the caller's to verify."""
+        path = self.path(name, checksum)
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        return path
+
+    def add(
+        self, name: str, checksum: int, nbytes: int, fetch: Callable[[], memoryview]
+    ) -> tuple[Path | None, memoryview | None]:
+        """Fetch a shard into the cache, once for all processes that ask at the same time.
+
+        Args:
+            name: Path of the shard.
+            checksum: Its xxh3-64, part of the file's name.
+            nbytes: Its size.
+            fetch: Downloads and verifies it.
+
+        Returns:
+            The file, or the bytes when they are larger than the whole budget.
+
+        Raises:
+            StorageError: If the folder cannot be written.
+        """
+        if self.budget_bytes is not None and nbytes > self.budget_bytes:
+            return None, fetch()
+        path = self.path(name, checksum)
+        try:
+            with _Lock(Path(f"{path}{_PART}")) as lock:
+                if self.find(name, checksum) is not None:
+                    lock.discard()
+                    return path, None
+                try:
+                    data = fetch()
+                    self._make_room(nbytes)
+                    lock.write(data)
+                except BaseException:
+                    lock.discard()
+                    raise
+                os.replace(lock.path, path)
+                return path, None
+        except OSError as error:
+            if isinstance(error, StorageError | FileNotFoundError):
+                raise
+            raise StorageError(
+                f"cannot write to the shard cache {self.folder}: {error}; "
+                "free some disk, lower cache_bytes, or leave cache_dir out"
+            ) from error
+
+    def _make_room(self, nbytes: int) -> None:
+        """Delete the files used longest ago. A mapped file lives on until it is unmapped."""
+        if self.budget_bytes is None:
+            return
+        found = []
+        for entry in os.scandir(self.folder):
+            if entry.name.endswith(_PART):
+                continue
+            with suppress(FileNotFoundError):  # another process made room at the same time
+                status = entry.stat()
+                found.append((status.st_mtime_ns, status.st_size, entry.path))
+        excess = sum(size for _, size, _ in found) + nbytes - self.budget_bytes
+        for _, size, path in sorted(found):
+            if excess <= 0:
+                break
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            excess -= size
+
+
+class _Lock:
+    """A locked file; waits for whoever holds it."""
+
+    def __init__(self, path: Path, *, wait: bool = True) -> None:
+        self.path = path
+        self._wait = wait
+
+    def __enter__(self) -> _Lock:
+        while True:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                while True:
+                    try:
+                        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        if not self._wait:
+                            raise
+                        time.sleep(_POLL_S)
+                if os.fstat(self._file).st_nlink and os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                    return self
+            except FileNotFoundError:
+                pass  # renamed or deleted by the holder while we waited
+            except BaseException:
+                os.close(self._file)
+                raise
+            os.close(self._file)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def write(self, data: memoryview) -> None:
+        os.ftruncate(self._file, 0)
+        written = 0
+        while written < data.nbytes:
+            written += os.pwrite(self._file, data[written:], written)
+
+    def discard(self) -> None:
+        with suppress(FileNotFoundError):
+            self.path.unlink()

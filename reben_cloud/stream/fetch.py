@@ -1,0 +1,468 @@
+"""Bring the payloads of a block into memory and verify them: from shards, Zarr stores or an LMDB.
+
+Every reader answers ``load(part, stored)`` with one address a sample, so that what follows does not
+know where samples came from. How a shard is read is decided by one rule (`plan_ranges`); every byte
+that is delivered was compared with a checksum in this process, or lies in a format with its own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
+from reben_cloud.formats import tar, zarr
+from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
+from reben_cloud.sampling import Ints
+from reben_cloud.store import Store
+from reben_cloud.stream.cache import ShardCache
+from reben_cloud.stream.gather import PAYLOAD_COPIES, Addresses, Copy, address_of, arrays_of
+
+T = TypeVar("T")
+
+REQUEST_BYTES = 256 * 1024
+"""What a request costs, in bytes that could have been read instead: 5 ms at 50 MB/s a connection."""
+
+ATTEMPTS = 4
+"""How often an object is read before its damage is reported, over and above the store's own retries."""
+
+
+class Part(NamedTuple):
+    """What one `load` brought."""
+
+    addresses: dict[str, Addresses]
+    """Source (a key of `Reader.copies`) -> address of each sample's payload, in the order asked for."""
+    keep: Sequence[object]
+    """What must stay alive as long as the addresses are used."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was done so far; updated by many threads."""
+
+    bytes_read: int = 0
+    """Bytes fetched from the store or read from local files."""
+    requests: int = 0
+    """Objects and ranges asked for."""
+    retries: int = 0
+    """Objects read again because they were damaged or the store failed."""
+    cache_hits: int = 0
+    """Shards found in the disk cache, or still mapped."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, **counts: int) -> None:
+        """Add to the counters named."""
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+
+
+class Reader(Protocol):
+    """A form at rest from which samples can be streamed."""
+
+    copies: Mapping[str, tuple[Copy, ...]]
+    """Source -> how its payloads become samples of batch arrays."""
+    parts: tuple[str, ...]
+    """What can be loaded independently of each other, e.g. modalities."""
+
+    def load(self, part: str, stored: Ints) -> Part:
+        """Bring the samples at these stored positions into memory."""
+
+
+def plan_ranges(
+    rows: Ints, modality: str, num_samples: int, *, request_bytes: int = REQUEST_BYTES
+) -> list[tuple[int, int]] | None:
+    """How to read some rows of a shard.
+
+    A request costs as much as reading `request_bytes`: two rows are read together when what lies
+    between them costs less than a request, and the whole shard when the ranges cost more than it.
+
+    Args:
+        rows: Wanted rows, rising.
+        modality: ``s2``, ``s1`` or ``map``.
+        num_samples: Samples in the shard.
+        request_bytes: Price of a request.
+
+    Returns:
+        (first row, row after the last) of each range; None for the whole shard.
+    """
+    record = tar.RECORD_BYTES[modality]
+    cuts = np.flatnonzero((np.diff(rows) - 1) * record > request_bytes) + 1
+    ranges = [(int(r[0]), int(r[-1]) + 1) for r in np.split(rows, cuts)]
+    cost = sum((stop - start) * record + request_bytes for start, stop in ranges)
+    return None if cost >= tar.shard_bytes(modality, num_samples) + request_bytes else ranges
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where the selected samples lie, in stored order."""
+
+    shard: NDArray[np.int64]
+    """Index into `shards` of each sample, rising, shape (n,)."""
+    row: NDArray[np.int64]
+    """Row in the shard of each sample, rising within a shard, shape (n,)."""
+    shards: Sequence[tuple[str, int]]
+    """(Group, number) of each shard."""
+    num_samples: NDArray[np.int64]
+    """All samples of each shard, selected or not, shape (num_shards,)."""
+    checksums: Mapping[str, NDArray[np.uint64]]
+    """Modality -> xxh3-64 of each sample's payload, shape (n,)."""
+
+
+class ShardReader:
+    """Reads tar shards: local ones and cached ones mapped, others into memory, sparse ones by ranges.
+
+    Args:
+        store: The root.
+        places: Where the samples lie.
+        objects: Path of each shard -> (bytes, xxh3-64).
+        modalities: What to read.
+        counters: Where to count.
+        cache: Disk cache of a remote root.
+        max_mapped: Most shard files that stay mapped without being in use.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        places: Places,
+        objects: Mapping[str, tuple[int, int]],
+        modalities: Sequence[str],
+        counters: Counters,
+        *,
+        cache: ShardCache | None = None,
+        max_mapped: int = 16,
+    ) -> None:
+        self.copies = {m: PAYLOAD_COPIES[m] for m in modalities}
+        self.parts = tuple(modalities)
+        self._store = store
+        self._places = places
+        self._objects = objects
+        self._counters = counters
+        self._cache = None if store.is_local else cache
+        self._max_mapped = max_mapped
+        self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
+        self._verified: set[tuple[object, ...]] = set()
+        self._checked = {m: np.zeros(len(places.row), np.bool_) for m in modalities}
+        self._lock = threading.Lock()
+
+    def load(self, part: str, stored: Ints) -> Part:
+        """Addresses of the payloads of modality `part`."""
+        addresses = np.empty(len(stored), np.int64)
+        keep: list[object] = []
+        shards = self._places.shard[stored]
+        for shard in np.unique(shards).tolist():
+            here = np.flatnonzero(shards == shard)
+            here = here[np.argsort(self._places.row[stored[here]], kind="stable")]
+            addresses[here], kept = self._load_shard(part, shard, stored[here])
+            keep.append(kept)
+        return Part({part: addresses}, keep)
+
+    def _load_shard(self, modality: str, shard: int, stored: Ints) -> tuple[Addresses, object]:
+        """Addresses of some samples of one shard, rows rising."""
+        group, number = self._places.shards[shard]
+        path = tar.shard_path(group, modality, number)
+        if path not in self._objects:
+            raise NotFoundError(f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`")
+        rows = self._places.row[stored]
+        num_samples = int(self._places.num_samples[shard])
+        ranges = plan_ranges(rows, modality, num_samples)
+        if ranges is not None and not (self._cache and self._is_cached(path)):
+            sums = self._places.checksums[modality][stored]
+            if self._store.is_local:
+                return self._load_rows(modality, path, stored, rows, sums)
+            return self._load_ranges(modality, path, ranges, rows, sums)
+        data = self._whole(path)
+        view = tar.records(modality, data)
+        if view is None:  # another writer's tar: same members, other padding
+            view = tar.payloads(modality, data)
+            return address_of(view) + rows * PAYLOAD_BYTES[modality], view
+        return address_of(data) + rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET, data
+
+    # -- whole shards ------------------------------------------------------------------------------
+
+    def _whole(self, path: str) -> NDArray[np.uint8]:
+        """All bytes of a shard, verified."""
+        local = self._store.local_path(path)
+        if local is not None:
+            return self._map(path, local)
+        if self._cache is None:
+            return np.frombuffer(self._download(path), np.uint8)
+        return self._persistently(lambda: self._through_cache(path))
+
+    def _through_cache(self, path: str) -> NDArray[np.uint8]:
+        assert self._cache is not None
+        nbytes, checksum = self._objects[path]
+        file = self._cache.find(path, checksum)
+        if file is not None:
+            try:
+                data = self._map(path, file)
+            except (ChecksumError, FileNotFoundError):
+                # Damaged on disk, or evicted by another process since: fetch it again.
+                file.unlink(missing_ok=True)
+            else:
+                self._counters.add(cache_hits=1)
+                return data
+        file, data_bytes = self._cache.add(path, checksum, nbytes, lambda: self._download(path))
+        return self._map(path, file) if file is not None else np.frombuffer(data_bytes or b"", np.uint8)
+
+    def _is_cached(self, path: str) -> bool:
+        assert self._cache is not None
+        return self._cache.path(path, self._objects[path][1]).exists()
+
+    def _download(self, path: str) -> memoryview:
+        def attempt() -> memoryview:
+            try:
+                data = self._store.get(path)
+            except FileNotFoundError as error:
+                raise NotFoundError(f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`") from error
+            self._counters.add(requests=1, bytes_read=data.nbytes)
+            self._check(path, data)
+            return data
+
+        return self._persistently(attempt)
+
+    def _check(self, path: str, data: Any) -> None:
+        nbytes, checksum = self._objects[path]
+        if memoryview(data).nbytes != nbytes or xxhash.xxh3_64_intdigest(data) != checksum:
+            raise ChecksumError(
+                f"{self._store.url}/{path}: the bytes read ({memoryview(data).nbytes:,}) are not the {nbytes:,} bytes that "
+                "objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
+            )
+
+    def _map(self, path: str, file: Path, *, verify: bool = True) -> NDArray[np.uint8]:
+        """A file as memory. Verified once for each state of the file in this process."""
+        key = str(file)
+        with self._lock:
+            data = self._mapped.get(key)
+            if data is not None:
+                self._mapped.move_to_end(key)
+        if data is None:
+            data = _map_file(file, self._store.url)
+            if data.nbytes != self._objects[path][0]:
+                self._check(path, data)
+            with self._lock:
+                self._mapped[key] = data
+                while len(self._mapped) > self._max_mapped:
+                    self._mapped.popitem(last=False)
+            self._counters.add(requests=1)
+        if verify:
+            status = os.stat(file)
+            identity = (key, status.st_ino, status.st_size, status.st_mtime_ns)
+            if identity not in self._verified:
+                try:
+                    self._check(path, data)
+                except ChecksumError:
+                    with self._lock:
+                        self._mapped.pop(key, None)
+                    raise
+                self._counters.add(bytes_read=data.nbytes)
+                self._verified.add(identity)
+        return data
+
+    # -- single rows -------------------------------------------------------------------------------
+
+    def _load_rows(
+        self, modality: str, path: str, stored: Ints, rows: Ints, sums: NDArray[np.uint64]
+    ) -> tuple[Addresses, object]:
+        """Some rows of a local shard: mapped, and only these rows verified, once."""
+        local = self._store.local_path(path)
+        assert local is not None
+        data = self._map(path, local, verify=False)
+        starts = rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET
+        for position in np.flatnonzero(~self._checked[modality][stored]).tolist():
+            start = int(starts[position])
+            payload = data[start : start + PAYLOAD_BYTES[modality]]
+            self._check_payload(modality, path, int(rows[position]), payload, int(sums[position]))
+            self._checked[modality][stored[position]] = True
+            self._counters.add(bytes_read=payload.nbytes)
+        return address_of(data) + starts, data
+
+    def _load_ranges(
+        self,
+        modality: str,
+        path: str,
+        ranges: Sequence[tuple[int, int]],
+        rows: Ints,
+        sums: NDArray[np.uint64],
+    ) -> tuple[Addresses, object]:
+        """Some rows of a remote shard, by range reads; each payload verified on arrival."""
+        record, payload_bytes = tar.RECORD_BYTES[modality], PAYLOAD_BYTES[modality]
+        addresses = np.empty(len(rows), np.int64)
+
+        def attempt(first: int, stop: int) -> memoryview:
+            start = first * record + tar.PAYLOAD_OFFSET
+            length = (stop - 1 - first) * record + payload_bytes
+            try:
+                data = self._store.get_range(path, start, length)
+            except FileNotFoundError as error:
+                raise NotFoundError(f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`") from error
+            self._counters.add(requests=1, bytes_read=data.nbytes)
+            if data.nbytes != length:
+                raise ChecksumError(f"{self._store.url}/{path}: asked for {length:,} bytes at {start:,}, got {data.nbytes:,}")
+            inside = np.flatnonzero((rows >= first) & (rows < stop))
+            for position in inside.tolist():
+                offset = (int(rows[position]) - first) * record
+                payload = data[offset : offset + payload_bytes]
+                self._check_payload(modality, path, int(rows[position]), payload, int(sums[position]))
+            addresses[inside] = address_of(data) + (rows[inside] - first) * record
+            return data
+
+        keep = [self._persistently(lambda r=r: attempt(*r)) for r in ranges]  # type: ignore[misc]
+        return addresses, keep
+
+    def _check_payload(self, modality: str, path: str, row: int, payload: Any, checksum: int) -> None:
+        header = PAYLOAD_HEADER[modality]
+        if bytes(payload[: len(header)]) != header or xxhash.xxh3_64_intdigest(payload) != checksum:
+            raise ChecksumError(
+                f"{self._store.url}/{path}: the payload in row {row} is not the one that patches.parquet lists "
+                "(xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
+            )
+
+    def _persistently(self, attempt: Callable[[], T]) -> T:
+        """Try again, with backoff and jitter, when bytes are damaged or the store fails."""
+        for number in range(ATTEMPTS):
+            try:
+                return attempt()
+            except (ChecksumError, StorageError):
+                if number == ATTEMPTS - 1:
+                    raise
+                self._counters.add(retries=1)
+                # Jitter: the readers of a store that just failed must not come back all at once.
+                time.sleep(0.05 * 2**number * (0.5 + random.random()))  # noqa: S311
+        raise AssertionError
+
+
+def _map_file(file: Path, url: str) -> NDArray[np.uint8]:
+    try:
+        with file.open("rb") as opened:
+            mapping = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{url} has lost the shard {file}; run `reben-cloud verify`") from error
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise StorageError(f"cannot map {file}: {error}") from error
+    return np.frombuffer(mapping, np.uint8)
+
+
+class LmdbReader:
+    """Reads payloads where they lie on the pages of an LMDB; nothing is copied before the batch.
+
+    Args:
+        folder: The LMDB folder.
+        patch_ids: Patch of each sample in stored order.
+        s1_names: Sentinel-1 name of each sample.
+        modalities: What to read.
+        checksums: Modality -> xxh3-64 of each payload; empty for an LMDB that has none.
+        counters: Where to count.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        patch_ids: Sequence[str],
+        s1_names: Sequence[str],
+        modalities: Sequence[str],
+        checksums: Mapping[str, NDArray[np.uint64]],
+        counters: Counters,
+    ) -> None:
+        self.copies = {m: PAYLOAD_COPIES[m] for m in modalities}
+        self.parts = tuple(modalities)
+        self._folder = folder
+        keys = {"s2": patch_ids, "s1": s1_names, "map": [f"{p}_reference_map" for p in patch_ids]}
+        self._keys = {m: keys[m] for m in modalities}
+        self._checksums = checksums
+        self._checked = {m: np.zeros(len(patch_ids), np.bool_) for m in modalities}
+        self._counters = counters
+
+    def load(self, part: str, stored: Ints) -> Part:
+        """Addresses of the values of modality `part`."""
+        from reben_cloud.formats import lmdb
+
+        transaction = lmdb.open_environment(self._folder).begin(buffers=True)
+        keys, header = self._keys[part], PAYLOAD_HEADER[part]
+        addresses = np.empty(len(stored), np.int64)
+        for position, sample in enumerate(stored.tolist()):
+            key = keys[sample]
+            value = transaction.get(key.encode())
+            if value is None:
+                raise NotFoundError(f"{self._folder}: no record {key!r}")
+            if not self._checked[part][sample]:
+                sums = self._checksums.get(part)
+                if (
+                    len(value) != PAYLOAD_BYTES[part]
+                    or value[: len(header)] != header
+                    or (sums is not None and xxhash.xxh3_64_intdigest(value) != sums[sample])
+                ):
+                    raise ChecksumError(f"{self._folder}: record {key!r} is not the payload that was written")
+                self._checked[part][sample] = True
+                self._counters.add(bytes_read=len(value), requests=1)
+            addresses[position] = address_of(value)
+        return Part({part: addresses}, [transaction])
+
+
+class ZarrReader:
+    """Reads samples from the products' Zarr stores, chunk by chunk; slower than shards, same pixels.
+
+    Args:
+        store: The root.
+        products: Product of each sample in stored order.
+        rows: Row of each sample in its product's store, shape (n,).
+        modalities: What to read.
+        counters: Where to count.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        products: Sequence[str],
+        rows: NDArray[np.integer],
+        modalities: Sequence[str],
+        counters: Counters,
+    ) -> None:
+        arrays = {zarr.REFERENCE_MAP if a == "map" else a: (a, s) for m in modalities for a, s in arrays_of(m).items()}
+        self.copies = {z: (Copy(0, spec.nbytes, name, 0),) for z, (name, spec) in arrays.items()}
+        self.parts = tuple(arrays)
+        self._store = store
+        self._products = np.asarray(products)
+        self._rows = np.asarray(rows, np.int64)
+        self._counters = counters
+
+    def load(self, part: str, stored: Ints) -> Part:
+        """Addresses of the decoded chunks of Zarr array `part`."""
+        out = np.empty((len(stored), *zarr.PIXEL_ARRAYS[part].shape), zarr.PIXEL_ARRAYS[part].dtype)
+        product, rows = self._products[stored], self._rows[stored]
+        shard = rows // zarr.PATCHES_PER_ZARR_SHARD
+        order = np.lexsort((shard, product))
+        cuts = np.flatnonzero((product[order][1:] != product[order][:-1]) | (np.diff(shard[order]) != 0)) + 1
+        for group in np.split(order, cuts):
+            path = f"zarr/{product[group[0]]}.zarr/{zarr.shard_path(part, int(shard[group[0]]))}"
+            inner = rows[group] % zarr.PATCHES_PER_ZARR_SHARD
+            out[group] = self._read(part, path, inner)
+        return Part({part: address_of(out.reshape(-1).view(np.uint8)) + np.arange(len(stored)) * out[0].nbytes}, [out])
+
+    def _read(self, part: str, path: str, rows: Ints) -> NDArray[Any]:
+        for number in range(ATTEMPTS):
+            try:
+                data = self._store.get(path)
+                self._counters.add(requests=1, bytes_read=data.nbytes)
+                return zarr.decode_shard(part, data, rows=rows, name=f"{self._store.url}/{path}")
+            except FileNotFoundError as error:
+                raise NotFoundError(f"{self._store.url} has lost {path}; run `reben-cloud verify`") from error
+            except (ChecksumError, StorageError):
+                if number == ATTEMPTS - 1:
+                    raise
+                self._counters.add(retries=1)
+                time.sleep(0.05 * 2**number * (0.5 + random.random()))  # noqa: S311
+        raise AssertionError

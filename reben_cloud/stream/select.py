@@ -1,0 +1,144 @@
+"""A selection as the loader needs it: plain arrays in stored order, read from the root's tables once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from reben_cloud import labels
+from reben_cloud.bands import MODALITIES
+from reben_cloud.errors import ChecksumError
+from reben_cloud.sampling import Ints
+from reben_cloud.stream.cache import ShardCache
+from reben_cloud.stream.fetch import Counters, LmdbReader, Places, Reader, ShardReader, ZarrReader
+
+Form = Literal["shards", "zarr"]
+"""From which of a root's forms samples are read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSelection:
+    """The selected patches in stored order: by shard, then by row."""
+
+    selection: Any
+    """The selection itself (`search.Selection`): ``dataset`` and ``column(name)`` are used."""
+    modalities: tuple[str, ...]
+    """What to stream, in the order s2, s1, map."""
+    fingerprint: str
+    """Hex digits that name the root."""
+    index: Ints
+    """Position in the selection of each sample, shape (n,)."""
+    labels: NDArray[np.float32]
+    """Multi-hot labels, alphabetical, shape (n, 19)."""
+    places: Places
+    """Where they lie in the shards; the order of an epoch follows from it, whatever form is read."""
+
+    @classmethod
+    def of(cls, selection: Any, modalities: Sequence[str] | None) -> StoredSelection:
+        """Read the columns of a selection and sort them.
+
+        Raises:
+            ValueError: If a modality is unknown, or the dataset has it not.
+        """
+        manifest = selection.dataset.manifest
+        there = tuple(manifest["modalities"])
+        for modality in modalities or ():
+            if modality not in there:
+                raise ValueError(f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}")
+        group = _combined(selection.column("reben:shard_group").cast(pa.string())).dictionary_encode()
+        names = group.dictionary.to_pylist()
+        codes = group.indices.to_numpy().astype(np.int64)
+        # A stable order of the groups, whatever order the dictionary has.
+        codes = np.argsort(np.argsort(names, kind="stable"), kind="stable")[codes] if names else codes
+        names = sorted(names)
+        number = selection.column("reben:shard").to_numpy().astype(np.int64)
+        row = selection.column("reben:shard_row").to_numpy().astype(np.int64)
+        order = np.lexsort((row, number, codes))
+        keys, shard = np.unique((codes << 32 | number)[order], return_inverse=True)
+        shards = [(names[key >> 32], key & 0xFFFFFFFF) for key in keys.tolist()]
+        full = int(manifest["shard_samples"])
+        in_group = [int(manifest["groups"][name]["num_samples"]) for name, _ in shards]
+        sizes = [min(full, total - n * full) for total, (_, n) in zip(in_group, shards, strict=True)]
+        wanted = tuple(m for m in MODALITIES if m in (modalities or there))
+        return cls(
+            selection=selection,
+            modalities=wanted,
+            fingerprint=str(manifest["fingerprint"]),
+            index=order,
+            labels=labels.encode_many(selection.column("reben:labels"))[order].astype(np.float32),
+            places=Places(
+                shard=shard.astype(np.int64),
+                row=row[order],
+                shards=shards,
+                num_samples=np.array(sizes, np.int64),
+                checksums={m: selection.column(f"reben:{m}_xxh3").to_numpy().astype(np.uint64)[order] for m in wanted},
+            ),
+        )
+
+    def values(self, name: str) -> list[Any]:
+        """A column of the selection in stored order."""
+        found: list[Any] = selection_take(self.selection, name, self.index).to_pylist()
+        return found
+
+
+def selection_take(selection: Any, name: str, index: Ints) -> pa.Array[Any]:
+    """Some rows of a selection's column."""
+    return _combined(selection.column(name)).take(pa.array(index))
+
+
+def _combined(column: pa.ChunkedArray[Any]) -> pa.Array[Any]:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def open_reader(
+    stored: StoredSelection,
+    counters: Counters,
+    *,
+    form: Form,
+    cache_dir: str | os.PathLike[str] | None,
+    cache_bytes: int | None,
+    max_mapped: int,
+) -> Reader:
+    """The reader of the form in which the samples are wanted.
+
+    Raises:
+        ValueError: If `form` is unknown, or a cache is asked for where there is none.
+    """
+    dataset = stored.selection.dataset
+    folder = getattr(dataset, "lmdb_folder", None)
+    if folder is not None:
+        return LmdbReader(
+            os.fspath(folder), stored.values("id"), stored.values("reben:s1_name"), stored.modalities,
+            stored.places.checksums, counters,
+        )
+    if form == "zarr":
+        rows = np.array(stored.values("reben:zarr_row"))
+        return ZarrReader(dataset.store, stored.values("reben:product"), rows, stored.modalities, counters)
+    if form != "shards":
+        raise ValueError(f"form must be 'shards' or 'zarr', got {form!r}")
+    if cache_bytes is not None and cache_dir is None:
+        raise ValueError("cache_bytes bounds the files in cache_dir, which is not given")
+    cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
+    return ShardReader(
+        dataset.store, stored.places, _shard_objects(dataset), stored.modalities, counters,
+        cache=cache, max_mapped=max_mapped,
+    )
+
+
+def _shard_objects(dataset: Any) -> dict[str, tuple[int, int]]:
+    """Path of each shard -> (bytes, xxh3-64), from ``objects.parquet``."""
+    data = dataset.store.get("objects.parquet")
+    if hashlib.sha256(data).hexdigest() != dataset.manifest["objects_sha256"]:
+        raise ChecksumError(f"{dataset.url}/objects.parquet is not the one that the manifest names; the root is damaged")
+    table = pq.read_table(pa.BufferReader(data), columns=["path", "bytes", "xxh3"])
+    paths, sizes, sums = (table.column(name).to_pylist() for name in ("path", "bytes", "xxh3"))
+    return {p: (int(n), int(x)) for p, n, x in zip(paths, sizes, sums, strict=True) if x is not None}

@@ -1,0 +1,261 @@
+"""The PyTorch face of the loader: tensors, distributed ranks, DataLoader workers, model input.
+
+Batches stay raw until they are on the device: `ModelInput` upsamples, stacks, normalises and augments
+there. The order, the threads and the reading are `reben_cloud.stream`'s.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud.bands import ARRAYS, BAND_SETS, BANDS, STATISTICS_MEAN, STATISTICS_STD
+from reben_cloud.errors import ForkError, missing_extra
+from reben_cloud.stream import Form, RawLoader, StreamStats
+from reben_cloud.stream.gather import MEMORY, MEMORY_START, Addresses, Copy, Slot
+
+try:
+    import torch
+    from torch import Tensor, nn
+    from torch.utils.data import IterableDataset, get_worker_info
+except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
+    raise missing_extra("torch", "torch") from error
+
+Batch = dict[str, Tensor]
+
+
+class StreamLoader:
+    """Shuffled raw batches of a selection as tensors, exactly once an epoch; no DataLoader needed.
+
+    The fast way: threads of this process fetch and copy, nothing is pickled. With CUDA, batches lie in
+    pinned memory, so ``tensor.to(device, non_blocking=True)`` overlaps with the next step. What a
+    batch holds, how long it stays valid and what the arguments mean is said at
+    `reben_cloud.stream.RawLoader`; `rank` and `world_size` come from ``torch.distributed`` when it is
+    initialised and they are not given.
+
+    Iterate it once an epoch; the epoch's number then goes up by itself (`set_epoch` chooses another).
+    `state_dict` after any batch, `load_state_dict` into a new loader, also one of another number of
+    ranks, and the next batch is the one that would have come.
+    """
+
+    def __init__(
+        self,
+        selection: Any,
+        *,
+        modalities: Sequence[str] | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        lanes: int = 8,
+        window: int = 1,
+        prefetch: int | None = None,
+        fetch_threads: int = 8,
+        gather_threads: int = 2,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        form: Form = "shards",
+        pin_memory: bool | None = None,
+    ) -> None:
+        rank, world_size = _place(rank, world_size)
+        pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._raw = RawLoader(
+            selection,
+            modalities=modalities,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+            lanes=lanes,
+            window=window,
+            prefetch=prefetch,
+            fetch_threads=fetch_threads,
+            gather_threads=gather_threads,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            form=form,
+            gather=gather_tensors,
+            make_buffer=_pinned_zeros if pinned else np.zeros,
+        )
+        self.batch_size = batch_size
+        """Samples in a batch of this rank."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that runs or comes next."""
+        return self._raw.epoch
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch, over all ranks."""
+        return self._raw.num_samples
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the batches hold, of ``s2``, ``s1``, ``map``."""
+        return self._raw.modalities
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, the same on every rank."""
+        return len(self._raw)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Run one epoch; closing the iterator (or leaving the loop) stops its threads."""
+        batches = iter(self._raw)  # refuses a fork now, not at the first batch
+        return (_tensors(batch) for batch in batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next ``iter()`` runs; a resume position holds if it is the same one."""
+        self._raw.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is, after the batch handed out last: a few integers."""
+        return self._raw.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where another loader stopped; see `RawLoader.load_state_dict`."""
+        self._raw.load_state_dict(state)
+
+    def stats(self) -> StreamStats:
+        """Samples, bytes, waiting, retries so far; may be called at any time."""
+        return self._raw.stats()
+
+
+class StreamDataset(IterableDataset[Batch]):
+    """Batches for ``DataLoader(dataset, batch_size=None, num_workers=...)``, for who needs workers.
+
+    Worker v of V on rank r of W reads as rank ``v * W + r`` of ``W * V``: lanes are split over ranks
+    and workers, no sample is read twice, and `lanes` must be a multiple of W * V. Prefer `StreamLoader`:
+    a DataLoader copies every batch once more through shared memory.
+
+    Args:
+        selection: What to stream.
+        rank: This rank; from ``torch.distributed`` when it is None and that is initialised.
+        world_size: Number of ranks; likewise.
+        **options: As for `StreamLoader`.
+    """
+
+    def __init__(self, selection: Any, *, rank: int | None = None, world_size: int | None = None, **options: Any) -> None:
+        self._selection = selection
+        self._place = _place(rank, world_size)
+        self._options = options
+        self._epoch = int(options.pop("epoch", 0))
+        self._loader: StreamLoader | None = None
+        self._state: Mapping[str, int] | None = None
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Threads and clients belong to a process; a worker makes its own.
+        return {**self.__dict__, "_loader": None, "_pid": None}
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Run one epoch of this worker's share."""
+        if self._pid not in (None, os.getpid()):
+            raise ForkError(
+                "this DataLoader forked its workers, and store clients and threads hang after a fork; "
+                "pass multiprocessing_context='forkserver' or 'spawn', "
+                "or use StreamLoader without workers (it has threads of its own)"
+            )
+        if self._loader is None:
+            rank, world_size = self._place
+            info = get_worker_info()
+            worker, workers = (info.id, info.num_workers) if info else (0, 1)
+            self._loader = StreamLoader(
+                self._selection,
+                rank=worker * world_size + rank,
+                world_size=world_size * workers,
+                epoch=self._epoch,
+                pin_memory=False,
+                **self._options,
+            )
+        if self._state is not None:
+            self._loader.load_state_dict(self._state)
+            self._state = None
+        return iter(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the next epoch; with persistent workers it does not reach them, and they count by themselves."""
+        self._epoch = epoch
+        if self._loader is not None:
+            self._loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where this worker is (``torchdata``'s StatefulDataLoader collects these)."""
+        if self._loader is not None:
+            return self._loader.state_dict()
+        return dict(self._state or {})
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from a worker's state, with as many workers as there were."""
+        self._state = dict(state) or None
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if rank is None:
+        rank = torch.distributed.get_rank() if distributed else 0
+    if world_size is None:
+        world_size = torch.distributed.get_world_size() if distributed else 1
+    return rank, world_size
+
+
+def _tensors(batch: Mapping[str, NDArray[Any]]) -> Batch:
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def _pinned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    # Through bytes: the dtype's name in torch is not needed, and uint16 is young there.
+    flat = torch.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=torch.uint8, pin_memory=True)
+    array: NDArray[Any] = np.frombuffer(flat.numpy(), dtype).reshape(shape)
+    return array
+
+
+def gather_tensors(addresses: Addresses, copies: Sequence[Copy], slot: Slot) -> None:
+    """Copy payloads into a slot by one ``index_select`` a piece: C speed, and the GIL is free meanwhile.
+
+    The memory from the first payload to the last is seen as a matrix whose row a is the bytes from
+    the a-th byte on (stride 1 in both directions), so that distances are the index.
+    """
+    if not len(addresses):
+        return
+    _work_alone()
+    first = int(addresses.min())
+    index = torch.from_numpy(addresses - first)
+    span = int(addresses.max()) - first + 1
+    for copy in copies:
+        key = copy.array, copy.target
+        if key not in slot.extra:
+            flat = torch.from_numpy(slot.flat[copy.array])
+            slot.extra[key] = flat[:, copy.target : copy.target + copy.nbytes]
+        rows = _MEMORY.as_strided((span, copy.nbytes), (1, 1), first - MEMORY_START + copy.source)
+        torch.index_select(rows, 0, index, out=slot.extra[key][: len(index)])
+
+
+_MEMORY = torch.from_numpy(MEMORY)
+
+_here = threading.local()
+
+
+def _work_alone() -> None:
+    """Keep OpenMP from splitting the copies of this thread: a team for each gather thread is ten times slower.
+
+    ``torch.set_num_threads`` would also change the threads that train; OpenMP's own setting does not.
+    """
+    if not hasattr(_here, "alone"):
+        torch.get_num_threads()  # PyTorch sets this thread's number on first use: let it do so before
+        with suppress(AttributeError):  # a PyTorch that is built without OpenMP
+            ctypes.CDLL(None).omp_set_num_threads(1)
+        _here.alone = True
