@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from reben_cloud.build import FORMAT_VERSION, MANIFEST
 from reben_cloud.errors import NotFoundError, RebenError
-from reben_cloud.search import Selection, search
+from reben_cloud.metadata import COUNTRIES
+from reben_cloud.search import PatchTable, Selection, search
 from reben_cloud.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -80,6 +81,16 @@ class Dataset:
     def products(self) -> list[str]:
         """Names of the products, sorted."""
         return list(self.manifest["products"])
+
+    @property
+    def countries(self) -> list[str]:
+        """Names that a search by country may use: the ten of reBEN and those of this root."""
+        return sorted({*COUNTRIES, *self.manifest.get("countries", ())})
+
+    @cached_property
+    def patch_table(self) -> PatchTable:
+        """The table of all patches, read as far as it is asked for."""
+        return PatchTable(self.store)
 
     @cached_property
     def selection(self) -> Selection:
