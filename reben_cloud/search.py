@@ -11,7 +11,7 @@ import html
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ class PatchTable:
 
     @cached_property
     def _parquet(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self._source)
+        return pq.ParquetFile(self._source)  # type: ignore[arg-type]  # reads any file object
 
     @cached_property
     def group_starts(self) -> NDArray[np.int64]:
@@ -104,7 +104,7 @@ class PatchTable:
             self._source.forget()
         chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
         schema = self._parquet.schema_arrow
-        return pa.table({n: pa.chunked_array(c, schema.field(n).type) for n, c in chunks.items()})
+        return pa.table({n: _chunked(c, schema.field(n).type) for n, c in chunks.items()})
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in the rows' order."""
@@ -133,6 +133,10 @@ class PatchTable:
                 start = column.dictionary_page_offset or column.data_page_offset
                 spans.append((start, start + column.total_compressed_size))
         return min(s for s, _ in spans), max(e for _, e in spans)
+
+
+def _chunked(chunks: Any, kind: Any) -> Any:
+    return pa.chunked_array(chunks, kind)
 
 
 class _Ranges(io.RawIOBase):
@@ -285,7 +289,7 @@ class Selection:
 
         if ax is None:
             ax = plt.subplots(figsize=(7, 7))[1]
-        bbox = self.column("bbox").combine_chunks()
+        bbox: Any = self.column("bbox").combine_chunks()
         west, south, east, north = (bbox.field(s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
         corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
         splits = self.column("reben:split").to_numpy()
@@ -360,7 +364,7 @@ def search(
         ValueError: If a condition cannot be understood; unknown names come with the nearest ones.
     """
     table = dataset.patch_table
-    box = None if bbox is None else _box(bbox)
+    box: Any = None if bbox is None else _box(bbox)
     shape = None if intersects is None else _geometry(intersects)
     if shape is not None:
         bounds = tuple(float(v) for v in shape.bounds)
@@ -407,9 +411,10 @@ def search(
     if season is not None:
         months = [m for s in _known(season, SEASONS, "season") for m in SEASONS[s]]
         add("datetime", lambda t: pc.is_in(pc.month(t.column("datetime")), pa.array(months)))
-    for flag, column in ((snow, "contains_seasonal_snow"), (cloud, "contains_cloud_or_shadow")):
+    flags: list[tuple[Any, str]] = [(snow, "contains_seasonal_snow"), (cloud, "contains_cloud_or_shadow")]
+    for flag, column in flags:
         if flag is not None:
-            add(f"reben:{column}", lambda t, c=column, f=flag: pc.equal(t.column(f"reben:{c}"), f))
+            add(f"reben:{column}", lambda t, c=column, f=flag: pc.equal(t.column(f"reben:{c}"), pa.scalar(f)))
     if recommended is not None:
         add(
             "reben:contains_seasonal_snow reben:contains_cloud_or_shadow",
@@ -479,11 +484,11 @@ def _instant(value: Any, *, last: bool) -> datetime | None:
     if value is None or value in ("", ".."):
         return None
     if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
     text = str(value).strip()
     for form, step in (("%Y", "year"), ("%Y-%m", "month"), ("%Y-%m-%d", "day")):
         try:
-            start = datetime.strptime(text, form).replace(tzinfo=timezone.utc)
+            start = datetime.strptime(text, form).replace(tzinfo=UTC)
         except ValueError:
             continue
         if not last:
@@ -499,7 +504,7 @@ def _instant(value: Any, *, last: bool) -> datetime | None:
         found = datetime.fromisoformat(text.replace("z", "Z"))
     except ValueError as error:
         raise ValueError(f"datetime {text!r} is no RFC 3339 time, date, month or year") from error
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _box(bbox: Sequence[float]) -> tuple[float, float, float, float]:
@@ -582,7 +587,7 @@ def _in_interval(
     start, end = interval
     mask = np.ones(len(times), bool)
     micros = times.cast(pa.int64()).to_numpy()
-    epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
     if start is not None:
         # Ceiling: stored times are whole microseconds, and the ends are included.
         mask &= micros >= -((epoch - start) // timedelta(microseconds=1))
@@ -592,13 +597,13 @@ def _in_interval(
 
 
 def _with_labels(column: pa.ChunkedArray[Any], wanted: Sequence[str], combine: Any) -> NDArray[np.bool_]:
-    flat = column.combine_chunks()
+    flat: Any = column.combine_chunks()
     parents = pc.list_parent_indices(flat).to_numpy()
-    values = pc.list_flatten(flat)
+    values: Any = pc.list_flatten(flat)
     masks = []
     for name in wanted:
         mask = np.zeros(len(flat), bool)
-        mask[parents[pc.equal(values, name).to_numpy(zero_copy_only=False)]] = True
+        mask[parents[pc.equal(values, pa.scalar(name)).to_numpy(zero_copy_only=False)]] = True
         masks.append(mask)
     return np.asarray(combine.reduce(masks)) if masks else np.zeros(len(flat), bool)
 
@@ -624,7 +629,7 @@ def _cql2(table: pa.Table, query: str | Mapping[str, Any]) -> NDArray[np.bool_]:
     try:
         parsed = cql2.parse_text(query) if isinstance(query, str) else cql2.parse_json(json.dumps(query))
         sql = parsed.to_sql()
-    except Exception as error:  # noqa: BLE001 - cql2 raises its own untyped errors
+    except Exception as error:
         raise ValueError(f"cql2 filter cannot be understood: {error}") from error
     numbered = table.append_column("__row", pa.array(np.arange(table.num_rows)))
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
@@ -654,7 +659,7 @@ def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[str]) -> N
     order = [
         (c, "descending" if k.startswith("-") else "ascending") for c, k in zip(columns, keys, strict=True)
     ]
-    return np.asarray(pc.sort_indices(part, sort_keys=[*order, ("__row", "ascending")]).to_numpy())
+    return np.asarray(pc.sort_indices(part, sort_keys=order).to_numpy())
 
 
 def _counts(column: Any) -> dict[str, int]:
