@@ -169,7 +169,7 @@ def patches_table(official: pa.Table, placement: pa.Table | None = None) -> pa.T
     """
     if placement is not None and placement.column("patch_id") != official.column("patch_id"):
         raise ValueError("placement must have the patches of official in the same order")
-    order = pa.array(_by_place(official.column("patch_id").to_pylist()))
+    order = pa.array(_by_place(official.column("patch_id").combine_chunks()))
     official = official.take(order).combine_chunks()
     patch_ids = official.column("patch_id").combine_chunks()
     epsg, minx, miny, maxx, maxy = grid.footprints(patch_ids.to_pylist())
@@ -356,21 +356,21 @@ def _assets(products: Column) -> Column:
     return stores.take(products.indices)
 
 
-def _by_place(patch_ids: Sequence[str]) -> NDArray[np.int64]:
+def _by_place(patch_ids: Column) -> NDArray[np.int64]:
     """The order of the rows: squares along a Z curve, products of a square by time, patches by id.
 
     Within a product that is the order of its Zarr rows, and what compresses best.
     """
-    products = np.array([i[:-6] for i in patch_ids])
-    names, code = np.unique(products, return_inverse=True)
-    corners = _lonlat_squares(*grid.footprints([f"{name}_00_00" for name in names.tolist()]))[:, 3]
+    products = pc.utf8_slice_codeunits(patch_ids, 0, -6).dictionary_encode()
+    names: list[str] = products.dictionary.to_pylist()
+    corners = _lonlat_squares(*grid.footprints([f"{name}_00_00" for name in names]))[:, 3]
     # Cells of half a degree; the name decides in a cell.
     curve = _z_order(*((corners.T + 180) * 2).astype(np.int64)).tolist()
     ranked = sorted(range(len(names)), key=lambda n: (curve[n], names[n][39:44], names[n][11:26], names[n]))
     rank = np.empty(len(names), np.int64)
     rank[ranked] = np.arange(len(names))
-    x, y = grid.grid_positions(patch_ids)
-    return np.lexsort((y, x, rank[code]))
+    x, y = grid.grid_positions(patch_ids.to_pylist())
+    return np.lexsort((y, x, rank[products.indices.to_numpy()]))
 
 
 def _z_order(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
