@@ -240,7 +240,7 @@ class Selection:
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
         names = ["id", *(f"reben:{n}" for n in OFFICIAL_SCHEMA.names[1:]), "reben:product", "datetime"]
-        frame = self.columns([*names, "reben:s1_datetime"]).to_pandas()
+        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas()
         frame = frame.rename(columns=lambda name: name.removeprefix("reben:")).rename(
             columns={"id": "patch_id"}
         )
@@ -414,13 +414,16 @@ def search(
     flags: list[tuple[Any, str]] = [(snow, "contains_seasonal_snow"), (cloud, "contains_cloud_or_shadow")]
     for flag, column in flags:
         if flag is not None:
-            add(f"reben:{column}", lambda t, c=column, f=flag: pc.equal(t.column(f"reben:{c}"), pa.scalar(f)))
+            add(
+                f"reben:{column}",
+                lambda t, c=column, f=flag: pc.equal(t.column(f"reben:{c}"), pa.scalar(bool(f))),
+            )
     if recommended is not None:
         add(
             "reben:contains_seasonal_snow reben:contains_cloud_or_shadow",
             lambda t: pc.equal(
                 pc.or_(t.column("reben:contains_seasonal_snow"), t.column("reben:contains_cloud_or_shadow")),
-                not recommended,
+                pa.scalar(not recommended),
             ),
         )
     rows = _rows_of(table, groups)
@@ -656,7 +659,7 @@ def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[str]) -> N
     part = table.take(rows, columns)
     # The row number last: equal keys keep the table's order.
     part = part.append_column("__row", pa.array(np.arange(len(rows))))
-    order = [
+    order: list[Any] = [
         (c, "descending" if k.startswith("-") else "ascending") for c, k in zip(columns, keys, strict=True)
     ]
     return np.asarray(pc.sort_indices(part, sort_keys=order).to_numpy())

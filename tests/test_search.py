@@ -1,0 +1,219 @@
+"""Search against a brute-force filter, and against counts anyone can take from the official files."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reben_cloud import grid
+from reben_cloud.dataset import Dataset
+from reben_cloud.metadata import patches_table, read_official, write_patches
+from reben_cloud.search import parse_interval
+from reben_cloud.store import open_store
+
+
+@pytest.fixture(scope="module")
+def official_files(shared):
+    folder = shared / "data" / "bigearthnet_pipeline"
+    names = ("metadata", "metadata_for_patches_with_snow_cloud_or_shadow")
+    return [folder / f"{name}.parquet" for name in names]
+
+
+@pytest.fixture(scope="module")
+def everything(official_files, tmp_path_factory):
+    """All 549,488 real rows as a dataset without pixels."""
+    folder = tmp_path_factory.mktemp("all")
+    official = read_official(official_files)
+    (folder / "patches.parquet").write_bytes(write_patches(patches_table(official)))
+    products = sorted({str(i)[:-6] for i in official.column("patch_id").to_pylist()})
+    manifest = {"num_patches": official.num_rows, "products": products, "modalities": []}
+    return Dataset(open_store(folder), manifest)
+
+
+@pytest.fixture(scope="module")
+def frame(everything):
+    """Every 97th row as a geopandas frame, for the brute force."""
+    return everything.search().to_geopandas().iloc[::97].reset_index(drop=True)
+
+
+def test_a_real_search_counts_what_the_official_file_counts(everything, official_files):
+    found = everything.search(
+        country="Portugal", datetime="2017-06/2017-08", split="train", labels="Agro-forestry areas"
+    )
+
+    rows = [r for path in official_files for r in pq.read_table(path).to_pylist()]
+    want = [
+        r["patch_id"]
+        for r in rows
+        if r["country"] == "Portugal"
+        and r["split"] == "train"
+        and r["patch_id"][11:17] in ("201706", "201707", "201708")
+        and "Agro-forestry areas" in r["labels"]
+    ]
+    assert len(found) == len(want) == 3158
+    assert sorted(found.patch_ids) == sorted(want)
+    assert found.official().column("patch_id").to_pylist() == sorted(want)
+
+
+def test_every_split_and_flag_has_its_published_count(everything):
+    assert len(everything.search()) == 549_488
+    assert len(everything.search(recommended=True)) == 480_038
+    assert len(everything.search(snow=True)) == 60_773
+    assert len(everything.search(cloud=True)) == 8_677
+    assert len(everything.search(split="validation", recommended=True)) == 122_342
+    assert len(everything.search(season="spring")) == 177_865
+    assert len(everything.search(labels_all=["Arable land", "Pastures"], split=["test"])) == sum(
+        {"Arable land", "Pastures"} <= set(labels)
+        for labels in everything.search(split="test").column("reben:labels").to_pylist()
+    )
+
+
+longitudes, latitudes = st.floats(-12, 34), st.floats(35, 70)
+times = st.datetimes(datetime(2017, 5, 1), datetime(2018, 7, 1), timezones=st.just(UTC))
+
+
+@given(x=st.tuples(longitudes, longitudes), y=st.tuples(latitudes, latitudes), when=st.tuples(times, times))
+def test_boxes_and_intervals_find_what_brute_force_finds(everything, frame, x, y, when):
+    box = (min(x), min(y), max(x), max(y))
+    start, end = sorted(when)
+
+    found = set(everything.search(bbox=box, datetime=(start, end)).patch_ids)
+
+    bounds = frame.geometry.bounds
+    want = frame[
+        (bounds.minx <= box[2])
+        & (bounds.maxx >= box[0])
+        & (bounds.miny <= box[3])
+        & (bounds.maxy >= box[1])
+        & (frame.datetime >= start)
+        & (frame.datetime <= end)
+    ]
+    assert found & set(frame.patch_id) == set(want.patch_id)
+
+
+@given(points=st.lists(st.tuples(st.floats(13.0, 16.5), st.floats(46.9, 49.1)), min_size=3, max_size=7))
+def test_polygons_find_what_shapely_finds(everything, frame, points):
+    polygon = shapely.convex_hull(shapely.MultiPoint(points))
+    if polygon.is_empty:
+        return
+
+    found = set(everything.search(intersects=polygon).patch_ids)
+
+    assert found & set(frame.patch_id) == set(frame.patch_id[frame.geometry.intersects(polygon)])
+
+
+def test_a_patchs_own_edges_and_instant_find_it(everything):
+    patch_id = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
+    one = everything.search(ids=[patch_id]).to_geopandas().iloc[0]
+    west, south, east, north = one.geometry.bounds
+
+    for box in ((east, south, east + 1, north), (west - 1, north, west, north + 1)):
+        assert patch_id in everything.search(bbox=box, datetime="2017-06-13T10:10:31Z").patch_ids
+    assert patch_id not in everything.search(datetime="2017-06-13T10:10:32Z/..").patch_ids
+    assert patch_id in everything.search(datetime="../2017-06-13T10:10:31Z").patch_ids
+    assert patch_id in everything.search(datetime="2017-06-13T12:10:31+02:00").patch_ids
+
+
+def test_sorting_and_limits(everything):
+    newest = everything.search(split="test", sortby="-datetime", limit=5)
+    frame = everything.search(split="test").to_pandas()
+
+    assert newest.to_pandas().datetime.tolist() == sorted(frame.datetime, reverse=True)[:5]
+
+
+def test_cql2_text_and_json_agree_with_arguments(everything):
+    pytest.importorskip("cql2")
+    text = "\"reben:split\" = 'test' AND \"reben:country\" IN ('Ireland', 'Kosovo')"
+    json = {"op": "=", "args": [{"property": "reben:country"}, "Kosovo"]}
+
+    assert sorted(everything.search(bbox=(-11, 51, 22, 56), cql2=text).patch_ids) == sorted(
+        everything.search(bbox=(-11, 51, 22, 56), split="test", country=["Ireland", "Kosovo"]).patch_ids
+    )
+    assert len(everything.search(bbox=(19, 41, 23, 44), cql2=json)) == len(
+        everything.search(bbox=(19, 41, 23, 44), country="Kosovo")
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        pytest.param({"labels": "Arable lands"}, "did you mean 'Arable land'", id="label"),
+        pytest.param({"split": "val"}, "unknown split 'val'", id="split"),
+        pytest.param({"country": "Finnland"}, "did you mean 'Finland'", id="country"),
+        pytest.param({"bbox": (10, 50, 5, 51)}, "antimeridian", id="antimeridian"),
+        pytest.param({"bbox": (0, 0, 1)}, "west,south,east,north", id="three numbers"),
+        pytest.param({"bbox": (0, 50, 1, 91)}, r"\[-90, 90\]", id="beyond the pole"),
+        pytest.param({"bbox": (0, 50, float("nan"), 60)}, "must be in", id="nan"),
+        pytest.param({"datetime": "2018/2017"}, "ends before it starts", id="backwards"),
+        pytest.param({"datetime": "../.."}, "open at both ends", id="open"),
+        pytest.param({"datetime": "June 2017"}, "no RFC 3339 time", id="words"),
+        pytest.param(
+            {"intersects": "POLYGON((0 0, 1 1, 0 1, 1 0, 0 0))"}, "not a valid geometry", id="bow tie"
+        ),
+        pytest.param({"intersects": "circle"}, "neither GeoJSON nor WKT", id="no geometry"),
+        pytest.param({"sortby": "height"}, "cannot sort by 'height'", id="sort"),
+        pytest.param({"limit": 0}, "at least 1", id="limit"),
+        pytest.param({"cql2": "no such ("}, "cannot be", id="cql2"),
+    ],
+)
+def test_wrong_queries_say_what_is_wrong(everything, query, message):
+    with pytest.raises(ValueError, match=message):
+        everything.search(**query)
+
+
+def test_partial_dates_mean_all_of_it():
+    assert parse_interval("2017-06") == (
+        datetime(2017, 6, 1, tzinfo=UTC),
+        datetime(2017, 7, 1, tzinfo=UTC) - timedelta(microseconds=1),
+    )
+    assert parse_interval("2017-12-31/..")[0] == datetime(2017, 12, 31, tzinfo=UTC)
+    assert parse_interval("2016/2017")[1] == datetime(2018, 1, 1, tzinfo=UTC) - timedelta(microseconds=1)
+
+
+def test_footprints_of_all_rows_contain_their_utm_corners(everything):
+    frame = everything.search(bbox=(13, 47, 14, 48)).to_geopandas().iloc[::50]
+    for row in frame.itertuples():
+        epsg, minx, miny, maxx, maxy = grid.footprint(row.patch_id)
+        assert frame.loc[[row.Index]].to_crs(epsg).total_bounds == pytest.approx(
+            (minx, miny, maxx, maxy), abs=0.05
+        )
+
+
+@pytest.mark.s3
+def test_a_small_search_over_s3_reads_little(everything, s3_bucket):
+    """At most 12 requests and a tenth of the file for a box of a few kilometres and two months."""
+    data = bytes(everything.store.get("patches.parquet"))
+    store = open_store(s3_bucket.url, s3_bucket.storage_options)
+    store.put("patches.parquet", data)
+    seen: list[int] = []
+    get_range, get_ranges = type(store).get_range, type(store).get_ranges
+    store.get_range = lambda path, start, length: seen.append(length) or get_range(store, path, start, length)
+    store.get_ranges = lambda path, starts, lengths: (
+        seen.extend(lengths) or get_ranges(store, path, starts, lengths)
+    )
+    remote = Dataset(store, everything.manifest)
+    query = {"bbox": (-8.5, 38.0, -8.3, 38.3), "datetime": "2017-06/2017-08"}
+
+    found = remote.search(**query).patch_ids
+
+    assert found == everything.search(**query).patch_ids
+    assert len(seen) + 1 <= 12  # and one HEAD
+    assert sum(seen) <= len(data) / 10
+
+
+def test_a_selection_describes_itself(everything):
+    selection = everything.search(country="Kosovo", recommended=True)
+
+    assert selection.statistics["countries"] == {"Kosovo": 1616}
+    assert sum(selection.statistics["splits"].values()) == len(selection) == 1616
+    assert "1,616 patches" in selection._repr_html_()
+    axes = selection.plot()
+    assert len(axes.collections) == 3
+    labels = selection.to_pandas().labels
+    assert np.mean([len(names) for names in labels]) > 1
