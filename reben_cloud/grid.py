@@ -25,11 +25,11 @@ PATCHES_PER_SIDE = 91
 """Whole patches along a tile; the last 600 m in the east and in the south are dropped."""
 
 _PATCH = re.compile(
-    r"(?P<product>S2[AB]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<square>\d{2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]))"
+    r"(?P<product>S2[A-D]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<square>\d{2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]))"
     r"_(?P<x>\d{2})_(?P<y>\d{2})"
 )
 _S1 = re.compile(
-    r"S1[AB]_IW_GRDH_1SDV_(?P<time>\d{8}T\d{6})_(?P<square>\d{2}[A-Z]{3})_(?P<x>\d{1,2})_(?P<y>\d{1,2})"
+    r"S1[A-D]_IW_GRDH_1SDV_(?P<time>\d{8}T\d{6})_(?P<square>\d{2}[A-Z]{3})_(?P<x>\d{1,2})_(?P<y>\d{1,2})"
 )
 
 _TIME = "%Y%m%dT%H%M%S"
@@ -96,44 +96,43 @@ def season(time: datetime) -> str:
 
 _COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
 _ROWS = ("FGHJKLMNPQRSTUVABCDE", "ABCDEFGHJKLMNPQRSTUV")
-_BANDS = "CDEFGHJKLMNPQRSTUVWX"
-
-# Northing (m) of each northern latitude band's southern limit on its central meridian, WGS 84,
-# rounded down; only the multiple of 2,000 km above it matters.
-_BAND_NORTHING = {
-    "N": 0,
-    "P": 884_000,
-    "Q": 1_769_000,
-    "R": 2_654_000,
-    "S": 3_540_000,
-    "T": 4_427_000,
-    "U": 5_315_000,
-    "V": 6_204_000,
-    "W": 7_094_000,
-    "X": 7_984_000,
-}
+# Northing (m, false northing included) that no tile of a latitude band lies wholly below; only the
+# multiple of 2,000 km above it matters.
+_BAND_NORTHING = dict(
+    zip(
+        "CDEFGHJKLMNPQRSTUVWX",
+        (11, 20, 28, 37, 46, 55, 64, 73, 82, 91, 0, 8, 17, 26, 35, 44, 53, 62, 70, 79),
+        strict=True,
+    )
+)
+_EQUATOR_M = 10_000_000
+"""Northing of the equator in the southern hemisphere."""
 
 
 def tile_corner(square: str) -> tuple[int, int, int]:
     """EPSG code and upper-left corner (west edge, north edge, metres) of a Sentinel-2 tile.
 
-    The MGRS square's corner, moved out to multiples of 60 m.
+    The MGRS square's corner, moved out to a whole number of 60 m pixels from the zone's origin. All
+    the dataset's squares are northern; the southern rule counts pixels from the equator, and
+    `sources.safe` checks either against what each product says.
 
     Args:
-        square: Northern MGRS square, e.g. ``33UUP``.
+        square: MGRS square, e.g. ``33UUP``.
 
     Raises:
-        ValueError: If the square does not exist or lies in the southern hemisphere.
+        ValueError: If there is no such square.
     """
     zone, band, column, row = int(square[:2]), square[2], square[3], square[4]
     columns = _COLUMNS[zone % 3]
     if not 1 <= zone <= 60 or band not in _BAND_NORTHING or column not in columns:
-        raise ValueError(f"{square!r} is no MGRS square of the northern hemisphere")
+        raise ValueError(f"{square!r} is no MGRS square")
     west = (columns.index(column) + 1) * 100_000
     north = (_ROWS[zone % 2].index(row) + 1) * 100_000
-    while north <= _BAND_NORTHING[band]:
+    while north <= _BAND_NORTHING[band] * 100_000:
         north += 2_000_000
-    return 32600 + zone, west // 60 * 60, -(-north // 60) * 60
+    southern = band < "N"
+    origin = _EQUATOR_M if southern else 0
+    return (32700 if southern else 32600) + zone, west // 60 * 60, origin - (origin - north) // 60 * 60
 
 
 def footprint(patch_id: str) -> tuple[int, int, int, int, int]:
