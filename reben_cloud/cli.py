@@ -97,7 +97,7 @@ def build(
     options = PlacementOptions(order=order, seed=seed, shard_samples=shard_samples)  # type: ignore[arg-type]
     store = open_store(root, storage_options(endpoint_url))
     plan = make_plan(found, official, store, modalities=modality, options=options)
-    manifest = run_build(plan, workers=workers, progress=lambda items, total: progress(items, total, "build"))
+    manifest = run_build(plan, workers=workers, progress=progress)
     typer.echo(f"published {manifest['num_patches']:,} patches at {plan.store.url}")
 
 

@@ -41,7 +41,7 @@ def open_source(
         if not number.isdigit() or int(number) < 1:
             raise SourceError(f"{text}: write synthetic:N with N patches, N at least 1")
         rows = synthetic_metadata(int(number), metadata_paths)
-        return SyntheticSource.of(rows), rows
+        return SyntheticSource(rows.num_rows), rows
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder; a source is a folder or synthetic:N")

@@ -139,7 +139,7 @@ class LmdbSource:
         """One line for people."""
         return f"rico-hdl LMDB {self.folder}"
 
-    def names(self) -> Mapping[str, Sequence[str]]:
+    def names(self) -> Mapping[str, Sequence[str] | None]:
         """Names by modality, from the keys."""
         found: dict[str, list[str]] = {}
         for key in keys(self.folder):

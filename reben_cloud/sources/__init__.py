@@ -1,8 +1,8 @@
 """Sources: objects that hold payloads by name. Each module is one kind of source.
 
 A source says which names it holds (`names`) and reads the patch of a metadata row (`read`); which
-rows those are, and in what order, is decided above it. Sources are picklable, so that worker
-processes can open them again.
+rows those are, and in what order, is decided above it. Sources are picklable and small, whatever
+the size of the dataset: one travels with every task to the process that does it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ class Source(Protocol):
         """One line for people: what it is and where."""
         ...
 
-    def names(self) -> Mapping[str, Sequence[str]]:
+    def names(self) -> Mapping[str, Sequence[str] | None]:
         """Modality -> the names it holds: patch ids for ``s2`` and ``map``, S1 names for ``s1``.
 
+        None stands for every patch of the metadata: an archive is not read twice just to list it.
         A modality that the source lacks altogether is not a key.
         """
         ...

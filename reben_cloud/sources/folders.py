@@ -15,16 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from reben_cloud import grid
 from reben_cloud.errors import SourceError
-from reben_cloud.patch import MAP_TENSOR, TENSORS, Patch, PatchInfo, encode_payload
+from reben_cloud.patch import MAP_TENSOR, PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
+from reben_cloud.sources.geotiff import Footprint, read_pixels
 
 FOLDERS: Mapping[str, str] = {"s2": "BigEarthNet-S2", "s1": "BigEarthNet-S1", "map": "Reference_Maps"}
 """Modality -> official name of the folder that holds it."""
 
-_SUFFIXES = (".tif", ".tiff")
+SUFFIXES = (".tif", ".tiff")
+"""Endings of a GeoTIFF's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +38,45 @@ class FolderSource:
         """One line for people."""
         return "GeoTIFF folders " + ", ".join(f"{m}: {root}" for m, root in self.roots.items())
 
-    def names(self) -> Mapping[str, Sequence[str]]:
+    def names(self) -> Mapping[str, Sequence[str] | None]:
         """Names by modality, from the folders' names."""
         return {m: names for m, root in self.roots.items() if (names := sorted(_patch_folders(m, root)))}
 
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch, decoded from its GeoTIFFs."""
+        footprint = grid.footprint(info.patch_id)
         payloads = {}
         for modality in modalities:
             name = info.s1_name if modality == "s1" else info.patch_id
-            folder = self._folder(modality, name)
-            arrays = {tensor: read_tiff(_file(folder, name, tensor)) for tensor in TENSORS[modality]}
-            payloads[modality] = encode_payload(modality, arrays, name=name)
+            payloads[modality] = self._payload(modality, name, footprint)
         return Patch(info=info, payloads=payloads)
 
-    def _folder(self, modality: str, name: str) -> Path:
-        root = Path(self.roots[modality])
-        # The scene is an S1 name without square, x and y; the product a patch id without x and y.
-        parts = 3 if modality == "s1" else 2
-        official = root / name.rsplit("_", parts)[0] / name
-        for folder in (official, root / name):
-            if folder.is_dir():
+    def _payload(self, modality: str, name: str, footprint: Footprint) -> bytes:
+        folder = self._folder(modality, name)
+        parts: list[bytes | memoryview] = [PAYLOAD_HEADER[modality]]
+        for tensor, expected in TENSORS[modality].items():
+            path, data = _read_file(folder, name, tensor)
+            parts.append(read_pixels(data, expected, footprint, name=path))
+        return b"".join(parts)
+
+    def _folder(self, modality: str, name: str) -> str:
+        root = self.roots[modality]
+        official = f"{root}/{group_of(modality, name)}/{name}"
+        for folder in (official, f"{root}/{name}"):
+            if os.path.isdir(folder):
                 return folder
         raise SourceError(f"{name}: no folder {official}; is the {modality} archive unpacked completely?")
+
+
+def group_of(modality: str, name: str) -> str:
+    """The official folder of a name: its product, or its Sentinel-1 scene."""
+    # The scene is an S1 name without square, x and y; the product a patch id without x and y.
+    return name.rsplit("_", 3 if modality == "s1" else 2)[0]
+
+
+def file_part(tensor: str) -> str:
+    """What a tensor is called in the name of its file."""
+    return "reference_map" if tensor == MAP_TENSOR else tensor
 
 
 def find_folders(folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -95,39 +111,29 @@ def _patch_folders(modality: str, root: str) -> Iterator[str]:
     with os.scandir(root) as entries:
         folders = sorted((e.name, e.path) for e in entries if e.is_dir())
     for name, path in folders:
-        if _is_patch(modality, name):
+        if is_patch(modality, name):
             yield name
         elif name.startswith(("S1", "S2")):
             with os.scandir(path) as entries:
-                yield from (e.name for e in entries if _is_patch(modality, e.name) and e.is_dir())
+                yield from (e.name for e in entries if is_patch(modality, e.name) and e.is_dir())
 
 
-def _is_patch(modality: str, name: str) -> bool:
+def is_patch(modality: str, name: str) -> bool:
+    """Whether `name` looks like a patch id, or for ``s1`` like an S1 name."""
     parts = name.split("_")
     if modality == "s1":
         return len(parts) == 8 and parts[0] in ("S1A", "S1B") and parts[1:3] == ["IW", "GRDH"]
     return len(parts) == 8 and parts[0] in ("S2A", "S2B") and parts[1] == "MSIL2A"
 
 
-def _file(folder: Path, name: str, tensor: str) -> Path:
-    part = "reference_map" if tensor == MAP_TENSOR else tensor
-    for suffix in _SUFFIXES:
-        path = folder / f"{name}_{part}{suffix}"
-        if path.is_file():
-            return path
-    raise SourceError(f"{name}: {folder} has no file for {part} ({name}_{part}.tif)")
-
-
-def read_tiff(path: Path) -> NDArray[np.generic]:
-    """The pixels (y, x) of a single-band TIFF.
-
-    Raises:
-        SourceError: If the file is broken or truncated.
-    """
-    import imagecodecs
-
-    data = path.read_bytes()
-    try:
-        return np.asarray(imagecodecs.tiff_decode(data))
-    except (imagecodecs.TiffError, ValueError) as error:
-        raise SourceError(f"{path}: not a readable TIFF ({error}); is the file truncated?") from error
+def _read_file(folder: str, name: str, tensor: str) -> tuple[str, bytes]:
+    for suffix in SUFFIXES:
+        path = f"{folder}/{name}_{file_part(tensor)}{suffix}"
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return path, file.read()
+        except FileNotFoundError:
+            continue
+    raise SourceError(
+        f"{name}: {folder} has no file for {file_part(tensor)} ({name}_{file_part(tensor)}.tif)"
+    )

@@ -32,22 +32,16 @@ _GRID = 8
 class SyntheticSource:
     """Computed patches; nothing is stored."""
 
-    held: Mapping[str, Sequence[str]]
-    """Modality -> names, from the metadata it was made of."""
-
-    @classmethod
-    def of(cls, table: pa.Table) -> SyntheticSource:
-        """The source for the rows of an official metadata table."""
-        ids, s1_names = ([str(name) for name in table.column(c).to_pylist()] for c in ("patch_id", "s1_name"))
-        return cls({"s2": ids, "s1": s1_names, "map": ids})
+    num_patches: int
+    """How many the metadata has; for people only."""
 
     def describe(self) -> str:
         """One line for people."""
-        return f"{len(self.held['s2']):,} synthetic patches (real ids and labels, computed pixels)"
+        return f"{self.num_patches:,} synthetic patches (real ids and labels, computed pixels)"
 
-    def names(self) -> Mapping[str, Sequence[str]]:
-        """Names by modality."""
-        return self.held
+    def names(self) -> Mapping[str, Sequence[str] | None]:
+        """Every patch of the metadata."""
+        return dict.fromkeys(TENSORS)
 
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch, computed."""

@@ -1,0 +1,249 @@
+"""Build a root: a pure plan of which task writes which objects, an executor, and the commit.
+
+A task writes whole objects, is idempotent, and leaves a receipt with their checksums below
+``_build/``; a second run skips what a receipt vouches for. The manifest is put last, create-only:
+a killed build leaves no dataset, and run again it ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from reben_cloud.build import lease
+from reben_cloud.build.executors import Executor, dask, local
+from reben_cloud.build.plan import (
+    FORMAT_VERSION,
+    JOURNAL,
+    MANIFEST,
+    BuildPlan,
+    Estimate,
+    Task,
+    make_plan,
+)
+from reben_cloud.build.publish import publish
+from reben_cloud.build.tasks import Receipt, WrittenObject, read_receipt
+from reben_cloud.errors import ConflictError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "JOURNAL",
+    "MANIFEST",
+    "BuildPlan",
+    "Estimate",
+    "Executor",
+    "Receipt",
+    "WrittenObject",
+    "build",
+    "build_share",
+    "dask",
+    "local",
+    "make_plan",
+]
+
+logger = logging.getLogger(__name__)
+
+LEASES = f"{JOURNAL}/leases"
+"""Folder of the leases of those at work."""
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Wraps what comes one by one, e.g. with a progress bar: the things, their number, what they are."""
+
+
+def _silent(items: Iterable[Any], _total: int, _what: str) -> Iterable[Any]:
+    return items
+
+
+def build(
+    plan: BuildPlan, *, executor: Executor | None = None, workers: int = 1, progress: Progress = _silent
+) -> dict[str, Any]:
+    """Write the root, or finish writing it; a root that this plan has published is left as it is.
+
+    Args:
+        plan: From `make_plan`.
+        executor: Where the tasks run, from `local` or `dask`.
+        workers: Local processes, when no executor is given; 1 works in this process.
+        progress: Wraps the stream of finished tasks.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConflictError: If the root is published or being built, by somebody or from something else.
+        SourceError: If a patch contradicts its metadata.
+        StorageError: If the store or the scratch disk fails after the retries.
+    """
+    published = claim(plan)
+    if published is not None:
+        return published
+    run = executor or local(workers)
+    with lease.Lease(plan.store, f"{LEASES}/build.json") as held:
+        _refuse_others(plan, own=f"{LEASES}/build.json")
+        _unpack(plan, plan.unpack_tasks(), run, progress)
+        receipts = {}
+        for receipt in progress(run(plan.jobs(plan.tasks)), len(plan.tasks), "build"):
+            receipts[receipt.task] = receipt
+            held.check()
+        manifest = publish(plan, receipts)
+    if plan.spool is not None:
+        plan.spool.delete()
+    return manifest
+
+
+def build_share(
+    plan: BuildPlan,
+    *,
+    worker_index: int,
+    workers_total: int,
+    executor: Executor | None = None,
+    progress: Progress = _silent,
+) -> dict[str, Any] | None:
+    """Do one worker's share of a build that several machines or array jobs do together.
+
+    Whoever finds all tasks done publishes. A share can be done again, by anybody.
+
+    Args:
+        plan: The same for all of them.
+        worker_index: Which share, in [0, workers_total).
+        workers_total: Number of shares.
+        executor: Where the tasks run; in this process by default.
+        progress: Wraps the stream of finished tasks.
+
+    Returns:
+        The manifest once the root is published, None while other shares are not done.
+
+    Raises:
+        ValueError: If the index is out of range.
+        ConflictError, SourceError, StorageError: As `build`.
+    """
+    if not 0 <= worker_index < workers_total:
+        raise ValueError(f"worker_index must be in [0, {workers_total}), got {worker_index}")
+    published = claim(plan)
+    if published is not None:
+        return published
+    run = executor or local(1)
+    own = f"{LEASES}/share-{worker_index:05d}-of-{workers_total:05d}.json"
+    with lease.Lease(plan.store, own) as held:
+        _refuse_others(plan, own=own)
+        _unpack(plan, plan.unpack_tasks()[worker_index::workers_total], run, progress)
+        _await_unpacked(plan)
+        # Dealt out one by one: every share has a like number of Zarr and of shard tasks.
+        mine = plan.tasks[worker_index::workers_total]
+        for _ in progress(run(plan.jobs(mine)), len(mine), "build"):
+            held.check()
+        receipts = _receipts(plan)
+        if receipts is None:
+            return None
+        manifest = publish(plan, receipts)
+    if plan.spool is not None:
+        plan.spool.delete()
+    return manifest
+
+
+def claim(plan: BuildPlan) -> dict[str, Any] | None:
+    """Make the root this plan's, or find that it is; the manifest if it is finished already.
+
+    Raises:
+        ConflictError: If something else is published or being built there.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(bytes(plan.store.get(MANIFEST)))
+    except FileNotFoundError:
+        pass
+    else:
+        if manifest.get("fingerprint") == plan.fingerprint:
+            return manifest
+        raise ConflictError(
+            f"{plan.store.url} is published already, with other patches or options; a root never changes, "
+            "build into a new one"
+        )
+    try:
+        plan.store.put(f"{JOURNAL}/plan.json", plan.fingerprint.encode(), create=True)
+    except FileExistsError:
+        theirs = bytes(plan.store.get(f"{JOURNAL}/plan.json")).decode()
+        if theirs != plan.fingerprint:
+            raise ConflictError(
+                f"{plan.store.url} holds an unfinished build of something else (plan {theirs}, this is "
+                f"{plan.fingerprint}); finish that one with its own source and options, or take an empty root"
+            ) from None
+    return None
+
+
+def _refuse_others(plan: BuildPlan, *, own: str) -> None:
+    """Let shares of one division work side by side, and nobody else."""
+    division = own.rpartition("-of-")[2] if "-of-" in own else own
+    for path, holder in lease.held(plan.store, LEASES).items():
+        if path != own and not (path.endswith(division) and "-of-" in own):
+            raise ConflictError(lease.describe(plan.store.url, holder))
+
+
+def _receipts(plan: BuildPlan) -> dict[str, Receipt] | None:
+    """The receipts of all tasks, None while one is missing."""
+    found = {}
+    for task in plan.tasks:
+        receipt = read_receipt(plan.store, f"{JOURNAL}/{plan.fingerprint}/{task.name}.json")
+        if receipt is None:
+            return None
+        found[task.name] = receipt
+    return found
+
+
+# -- archives ----------------------------------------------------------------------------------------
+
+
+def _unpack(plan: BuildPlan, tasks: Sequence[Task], run: Executor, progress: Progress) -> None:
+    """Read archives into the scratch folder, and watch it fill: there are three tasks and 1.6 million payloads."""
+    if plan.spool is not None:
+        plan.spool.prepare()
+    if not tasks:
+        return
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in run(plan.jobs(tasks)):
+                pass
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="unpack", daemon=True)
+    thread.start()
+    modalities = [task.modality for task in tasks if hasattr(task, "modality")]
+    for _ in progress(_arrivals(plan, modalities, thread), plan.table.num_rows * len(modalities), "unpack"):
+        pass
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _arrivals(plan: BuildPlan, modalities: Sequence[str], thread: threading.Thread) -> Iterator[int]:
+    """A number for each payload that has come to the scratch folder, until `thread` ends."""
+    assert plan.spool is not None
+    seen = 0
+    while True:
+        ended = not thread.is_alive()
+        present = sum(int(plan.spool.held(m).sum()) for m in modalities)
+        yield from range(seen, present)
+        seen = present
+        if ended:
+            return
+        thread.join(0.5)
+
+
+def _await_unpacked(plan: BuildPlan) -> None:
+    """Wait for the archives that other shares unpack."""
+    told = 0.0
+    while plan.spool is not None and plan.unpack_tasks():
+        lacking = sum(int((~plan.spool.held(m)).sum()) for m in plan.modalities)
+        if not lacking:
+            return
+        if time.monotonic() - told > 60:
+            logger.warning(
+                "waiting for other shares to unpack %s payloads into %s", f"{lacking:,}", plan.spool.folder
+            )
+            told = time.monotonic()
+        time.sleep(1)

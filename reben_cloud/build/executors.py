@@ -1,0 +1,125 @@
+"""Where jobs run: in this process, in local processes, on a Dask cluster.
+
+Each executor takes an iterable of jobs and yields receipts as they come, in any order. Few jobs are
+under way at a time, so that neither a queue nor a scheduler ever holds the whole dataset's metadata.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+from reben_cloud.build.plan import Job
+from reben_cloud.build.tasks import Receipt, run_job
+from reben_cloud.errors import RebenError, StorageError, missing_extra
+
+Executor = Callable[[Iterable[Job]], Iterator[Receipt]]
+"""Does jobs, yields receipts as they come."""
+
+
+def local(workers: int) -> Executor:
+    """An executor of this machine: in this process for one worker, else so many processes.
+
+    Raises:
+        ValueError: If there is not even one.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    return run_here if workers == 1 else partial(run_processes, workers=workers)
+
+
+def run_here(jobs: Iterable[Job]) -> Iterator[Receipt]:
+    """One after the other, in this process."""
+    return map(run_job, jobs)
+
+
+def run_processes(jobs: Iterable[Job], *, workers: int) -> Iterator[Receipt]:
+    """In local processes, which end when this one does.
+
+    Raises:
+        RebenError: If a process is killed, e.g. for want of memory.
+    """
+    waiting, running = iter(jobs), set[Future[Receipt]]()
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
+        try:
+            while True:
+                running |= {
+                    pool.submit(run_job, job) for job in itertools.islice(waiting, 2 * workers - len(running))
+                }
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise RebenError(
+                "a worker process was killed from outside, perhaps for want of memory (each takes up to 1 GB); "
+                "what is done stays done: run again, perhaps with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent: a killed build must leave nobody writing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def dask(address: str) -> Executor:
+    """An executor on a Dask cluster; its workers need this package, the source and the root in reach.
+
+    Args:
+        address: Of the scheduler, e.g. ``tcp://scheduler:8786``.
+    """
+    return partial(run_dask, address=address)
+
+
+def run_dask(jobs: Iterable[Job], *, address: str) -> Iterator[Receipt]:
+    """On the workers of a Dask cluster.
+
+    A worker that dies costs its jobs of the moment, which another one does again.
+
+    Raises:
+        StorageError: If there is no scheduler at the address, or it has no workers.
+        MissingExtraError: If distributed is not installed.
+    """
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise missing_extra("distributed", "dask") from error
+    try:
+        client: Any = Client(address, timeout=20)  # type: ignore[no-untyped-call]
+    except (OSError, TimeoutError) as error:
+        raise StorageError(f"no Dask scheduler at {address} ({error})") from error
+    with client:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise StorageError(f"the Dask scheduler at {address} has no workers; start some")
+        waiting = iter(jobs)
+
+        def submit(count: int) -> list[Any]:
+            # Not pure: a rerun must look at its receipts, not at what the scheduler remembers.
+            return [client.submit(run_job, job, pure=False) for job in itertools.islice(waiting, count)]
+
+        running: Any = as_completed(submit(2 * threads))  # type: ignore[no-untyped-call]
+        for future in running:
+            receipt = future.result()
+            future.release()
+            yield receipt
+            running.update(submit(1))

@@ -1,0 +1,394 @@
+"""What a build writes, decided before anything is read or written. Pure, but for the source's names.
+
+A task writes whole objects that no other task writes. It needs the metadata rows of its patches and
+a few small settings, and gets exactly those (`BuildPlan.job`): a worker's memory does not grow with
+the dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from reben_cloud.bands import MODALITIES
+from reben_cloud.build.spool import Spool
+from reben_cloud.errors import SourceError
+from reben_cloud.formats import tar, zarr
+from reben_cloud.placement import PlacementOptions, group_sizes, place
+from reben_cloud.sources import Source
+from reben_cloud.sources.archives import ArchiveSource
+from reben_cloud.store import Store
+
+MANIFEST = "manifest.json"
+"""The commit point of a root."""
+
+JOURNAL = "_build"
+"""Folder of the plan, the leases and the receipts; no part of the dataset."""
+
+FORMAT_VERSION = 1
+"""Version of the root's layout, in the manifest; readers refuse a higher one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnpackTask:
+    """Read one archive from front to back into the scratch folder."""
+
+    modality: str
+    """Which archive."""
+
+    @property
+    def name(self) -> str:
+        """Unique name."""
+        return f"unpack-{self.modality}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZarrTask:
+    """Write one Zarr shard of every pixel array of a product."""
+
+    product: str
+    """The product."""
+    number: int
+    """Number of the Zarr shard, from 0."""
+
+    @property
+    def name(self) -> str:
+        """Unique name, also the receipt's."""
+        return f"zarr-{self.product}-{self.number:04d}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardTask:
+    """Write the tar shards of one number, one a modality."""
+
+    group: str
+    """Shard group, e.g. ``train`` or ``test-extra``."""
+    number: int
+    """Number of the shard, from 0."""
+
+    @property
+    def name(self) -> str:
+        """Unique name, also the receipt's."""
+        return f"shard-{self.group}-{self.number:06d}"
+
+
+Task = UnpackTask | ZarrTask | ShardTask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A task and all that it takes to do it, wherever that is; pickled to the process that does it."""
+
+    task: Task
+    """What to write."""
+    rows: pa.Table
+    """Official metadata of its patches, in the order in which they are written."""
+    positions: NDArray[np.int64]
+    """Row of each of them in the plan's table: its address in the scratch folder."""
+    source: Source
+    """Where payloads come from."""
+    store: Store
+    """The root."""
+    modalities: tuple[str, ...]
+    """What every patch has."""
+    journal: str
+    """Folder of the receipts, below the root."""
+    spool: Spool | None
+    """The scratch folder, if one is used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What a build is going to take."""
+
+    source: str
+    """Where the patches come from."""
+    root: str
+    """Where they go."""
+    num_patches: int
+    """Patches to write."""
+    num_products: int
+    """Zarr stores to write."""
+    modalities: tuple[str, ...]
+    """What every patch has."""
+    num_tasks: int
+    """Tasks, each with a receipt."""
+    num_objects: int
+    """Objects of tasks, and of product metadata (catalog documents come on top)."""
+    shard_bytes: int
+    """Bytes of the tar shards, exactly."""
+    zarr_bytes: int
+    """Bytes of the Zarr shards, about: 0.66 of the raw pixels, as measured on real patches."""
+    scratch: str | None
+    """The scratch folder, None when there is none."""
+    scratch_bytes: int
+    """Most that it takes."""
+    num_requests: int
+    """Requests to the root's store, about."""
+
+    def to_text(self) -> str:
+        """A few lines for people."""
+        scratch = (
+            f"{self.scratch_bytes / 1e9:,.2f} GB in {self.scratch}" if self.scratch else "none (two readings)"
+        )
+        return "\n".join(
+            [
+                f"from      {self.source}",
+                f"to        {self.root}",
+                f"patches   {self.num_patches:,} of {self.num_products} products ({', '.join(self.modalities)})",
+                f"tasks     {self.num_tasks:,}, each can be done anywhere and again",
+                f"objects   {self.num_objects:,} and the catalog",
+                f"to write  {(self.shard_bytes + self.zarr_bytes) / 1e9:,.2f} GB: "
+                f"{self.shard_bytes / 1e9:,.2f} GB of shards, about {self.zarr_bytes / 1e9:,.2f} GB of Zarr",
+                f"scratch   {scratch}",
+                f"requests  about {self.num_requests:,}",
+            ]
+        )
+
+
+_ZARR_RATIO = 0.66  # of compressed to raw bytes, on the 24 real pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """Everything that is to be written, decided before anything is."""
+
+    source: Source
+    """Where payloads come from."""
+    store: Store
+    """The root."""
+    table: pa.Table
+    """Official metadata of the patches to write, sorted by ``patch_id``."""
+    placement: pa.Table
+    """Where each of them goes (`placement.place`)."""
+    modalities: tuple[str, ...]
+    """What every patch has, in the order s2, s1, map."""
+    options: PlacementOptions
+    """Order, seed and shard size."""
+    scratch: Path | None
+    """Where payloads may be kept from their first reading to their second; None: they are read twice."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names what is built: the same plan ends in the same bytes."""
+        table = io.BytesIO()
+        pq.write_table(self.table.combine_chunks(), table, compression="none")
+        digest = hashlib.sha256(table.getbuffer())
+        digest.update(repr((FORMAT_VERSION, self.modalities, self.options)).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def products(self) -> Mapping[str, tuple[int, int]]:
+        """Product -> (first row of `table`, number of patches)."""
+        encoded = self.placement.column("reben:product").combine_chunks()
+        starts, counts = np.unique(encoded.indices.to_numpy(), return_index=True, return_counts=True)[1:]
+        names = encoded.dictionary.to_pylist()
+        return {names[i]: (int(starts[i]), int(counts[i])) for i in range(len(names))}
+
+    @cached_property
+    def shards(self) -> Mapping[tuple[str, int], NDArray[np.int64]]:
+        """(Group, shard number) -> rows of `table` in shard order."""
+        encoded = self.placement.column("reben:shard_group").combine_chunks()
+        group, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+        shard = self.placement.column("reben:shard").to_numpy()
+        row = self.placement.column("reben:shard_row").to_numpy()
+        order = np.lexsort((row, shard, group))
+        cuts = np.flatnonzero(np.diff(group[order]) | np.diff(shard[order])) + 1
+        return {
+            (names[group[rows[0]]], int(shard[rows[0]])): rows for rows in np.split(order, cuts) if rows.size
+        }
+
+    @cached_property
+    def spool(self) -> Spool | None:
+        """The scratch folder of this plan."""
+        if self.scratch is None:
+            return None
+        return Spool(
+            folder=str(self.scratch / f"build-{self.fingerprint}"),
+            num_rows=self.table.num_rows,
+            modalities=self.modalities,
+        )
+
+    def unpack_tasks(self) -> list[Task]:
+        """The tasks that come before all others: one an archive."""
+        if not isinstance(self.source, ArchiveSource):
+            return []
+        return [UnpackTask(modality=modality) for modality in self.modalities]
+
+    @cached_property
+    def tasks(self) -> Sequence[Task]:
+        """Every task that writes objects, Zarr first."""
+        found: list[Task] = [
+            ZarrTask(product=product, number=number)
+            for product, (_, count) in self.products.items()
+            for number in range(zarr.num_zarr_shards(count))
+        ]
+        return found + [ShardTask(group=group, number=number) for group, number in self.shards]
+
+    def rows_of(self, task: Task) -> NDArray[np.int64]:
+        """Rows of `table` that a task writes, in the order in which it writes them."""
+        if isinstance(task, UnpackTask):
+            return np.arange(self.table.num_rows)
+        if isinstance(task, ShardTask):
+            return self.shards[task.group, task.number]
+        start, count = self.products[task.product]
+        first = task.number * zarr.PATCHES_PER_ZARR_SHARD
+        return start + np.arange(first, min(first + zarr.PATCHES_PER_ZARR_SHARD, count))
+
+    def jobs(self, tasks: Sequence[Task]) -> Iterator[Job]:
+        """The jobs of `tasks`, made when asked for."""
+        for task in tasks:
+            rows = self.rows_of(task)
+            yield Job(
+                task=task,
+                rows=self.table.take(pa.array(rows)),
+                positions=rows,
+                source=self.source,
+                store=self.store,
+                modalities=self.modalities,
+                journal=f"{JOURNAL}/{self.fingerprint}",
+                spool=self.spool,
+            )
+
+    def pixel_arrays(self) -> tuple[str, ...]:
+        """Names of the Zarr pixel arrays that the root has."""
+        return tuple(name for m in self.modalities for name in zarr.arrays_of(m))
+
+    def estimate(self) -> Estimate:
+        """What the build is going to take."""
+        count = self.table.num_rows
+        raw = sum(
+            int(np.prod(zarr.PIXEL_ARRAYS[name].shape)) * zarr.PIXEL_ARRAYS[name].dtype.itemsize
+            for name in self.pixel_arrays()
+        )
+        num_zarr = sum(zarr.num_zarr_shards(n) for _, n in self.products.values())
+        num_objects = (
+            num_zarr * len(self.pixel_arrays())
+            + len(self.shards) * len(self.modalities)
+            + len(self.products) * (1 + 17 + 2 * len(self.pixel_arrays()))
+        )
+        return Estimate(
+            source=self.source.describe(),
+            root=self.store.url,
+            num_patches=count,
+            num_products=len(self.products),
+            modalities=self.modalities,
+            num_tasks=len(self.tasks) + len(self.unpack_tasks()),
+            num_objects=num_objects,
+            shard_bytes=sum(
+                tar.shard_bytes(m, len(rows)) for m in self.modalities for rows in self.shards.values()
+            ),
+            zarr_bytes=int(raw * count * _ZARR_RATIO),
+            scratch=None if self.spool is None else self.spool.folder,
+            scratch_bytes=0 if self.spool is None else self.spool.nbytes,
+            # An object is put once; a task looks for its receipt and puts one.
+            num_requests=num_objects + 2 * len(self.tasks) + 8,
+        )
+
+
+def make_plan(
+    source: Source,
+    official: pa.Table,
+    store: Store,
+    *,
+    modalities: Sequence[str] | None = None,
+    options: PlacementOptions | None = None,
+    scratch: Path | None = None,
+) -> BuildPlan:
+    """Decide what a build writes; reads nothing but the names that the source holds.
+
+    Args:
+        source: Where payloads come from.
+        official: Official metadata, of the source's patches and perhaps many more.
+        store: The root to be.
+        modalities: What to build; by default every modality that the source has.
+        options: Order, seed and shard size.
+        scratch: Folder for payloads between their two uses (Zarr and shards). Archives need one.
+
+    Raises:
+        SourceError: If a name in the source has no metadata row, a patch lacks a modality, or the
+            source needs a scratch folder and none is given.
+    """
+    names = source.names()
+    wanted = tuple(m for m in MODALITIES if m in (modalities or names))
+    table = _matching_rows(names, official, wanted, source.describe())
+    options = options or PlacementOptions()
+    if isinstance(source, ArchiveSource) and scratch is None:
+        raise SourceError(
+            f"{source.describe()}: archives are read from front to back and need a scratch folder (--scratch)"
+        )
+    return BuildPlan(
+        source=source,
+        store=store,
+        table=table,
+        placement=place(table, options),
+        modalities=wanted,
+        options=options,
+        scratch=scratch,
+    )
+
+
+def _matching_rows(
+    names: Mapping[str, Sequence[str] | None], official: pa.Table, modalities: Sequence[str], where: str
+) -> pa.Table:
+    """The metadata rows whose patch the source holds in every wanted modality."""
+    held: dict[str, NDArray[np.bool_]] = {}
+    for modality in modalities:
+        if modality not in names or names[modality] == []:
+            raise SourceError(f"{where} has no {modality}; it has {', '.join(names) or 'nothing'}")
+        listed = names[modality]
+        if listed is None:
+            held[modality] = np.ones(official.num_rows, np.bool_)
+            continue
+        column = "s1_name" if modality == "s1" else "patch_id"
+        found = pa.array(sorted(listed))
+        unknown = found.filter(pc.invert(pc.is_in(found, official.column(column).combine_chunks())))
+        if len(unknown):
+            what = "pairs with no patch" if modality == "s1" else "is in no row"
+            raise SourceError(
+                f"{unknown[0]}: this {modality} name of {where} {what} of the metadata "
+                f"({len(unknown)} such names); is it the right metadata file (--metadata)?"
+            )
+        held[modality] = pc.is_in(official.column(column), found).to_numpy()
+    everywhere = np.logical_and.reduce(list(held.values()))
+    somewhere = np.logical_or.reduce(list(held.values()))
+    partial = np.flatnonzero(somewhere & ~everywhere)
+    if partial.size:
+        first = official.column("patch_id")[int(partial[0])].as_py()
+        lacking = [m for m, there in held.items() if not there[partial[0]]]
+        raise SourceError(
+            f"{first}: {where} has no {' and no '.join(lacking)} for this patch ({partial.size} patches "
+            f"are incomplete, {int(everywhere.sum())} complete); complete the source, or build only what "
+            f"every patch has (--modality)"
+        )
+    return official.filter(pa.array(everywhere)).combine_chunks()
+
+
+def manifest_of(plan: BuildPlan) -> dict[str, object]:
+    """What the root says of itself, but for the checksum of its list of objects."""
+    return {
+        "format": "reben_cloud root",
+        "version": FORMAT_VERSION,
+        "created_from": plan.source.describe(),
+        "modalities": list(plan.modalities),
+        "num_patches": plan.table.num_rows,
+        "products": list(plan.products),
+        "groups": {
+            group: {"num_samples": size, "num_shards": -(-size // plan.options.shard_samples)}
+            for group, size in group_sizes(plan.placement).items()
+        },
+        "shard_samples": plan.options.shard_samples,
+        "zarr_shard_patches": zarr.PATCHES_PER_ZARR_SHARD,
+        "order": {"kind": plan.options.order, "seed": plan.options.seed},
+        "fingerprint": plan.fingerprint,
+    }

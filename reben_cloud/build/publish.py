@@ -1,0 +1,159 @@
+"""The last step of a build: tables, product metadata, catalog, and at the very end the manifest.
+
+Small beside the rest: seconds for the whole dataset, done by one process. It runs again from the
+start after a crash, and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr_cm
+from pyproj import CRS
+
+from reben_cloud import catalog, grid, labels, metadata
+from reben_cloud.build.plan import MANIFEST, BuildPlan, ShardTask, manifest_of
+from reben_cloud.build.tasks import Receipt, WrittenObject, put
+from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.formats import zarr
+from reben_cloud.store import Store
+
+
+def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
+    """Write what belongs to no task, check that all is there, and commit.
+
+    Args:
+        plan: What is built.
+        receipts: Task name -> receipt, of every task.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConflictError: If another build has published the root meanwhile.
+        StorageError: If an object is missing or the store fails.
+    """
+    written = [o for receipt in receipts.values() for o in receipt.objects]
+    for product in plan.products:
+        for path, data in product_objects(plan, product).items():
+            written.append(put(plan.store, f"zarr/{product}.zarr/{path}", data))
+    placement = plan.placement
+    for modality in plan.modalities:
+        placement = placement.append_column(f"reben:{modality}_xxh3", _checksums(plan, receipts, modality))
+    table = metadata.patches_table(plan.table, placement)
+    written.append(put(plan.store, "patches.parquet", metadata.write_patches(table)))
+    manifest = manifest_of(plan)
+    for path, data in catalog.root_documents(table, manifest, written).items():
+        written.append(put(plan.store, path, data))
+    objects = _objects_parquet(written)
+    written.append(put(plan.store, "objects.parquet", objects))
+    _remove_staged(plan.store)
+    _check_presence(plan.store, written)
+    manifest["objects_sha256"] = hashlib.sha256(objects).hexdigest()
+    text = json.dumps(manifest, indent=2).encode()
+    try:
+        plan.store.put(MANIFEST, text, create=True)
+    except FileExistsError:
+        # Our own put, repeated after its answer was lost, says so too.
+        if bytes(plan.store.get(MANIFEST)) != text:
+            raise ConflictError(f"{plan.store.url} was published by another build meanwhile") from None
+    return manifest
+
+
+def _check_presence(store: Store, written: Sequence[WrittenObject]) -> None:
+    sizes = dict(store.list())
+    for one in written:
+        if sizes.get(one.path) != one.nbytes:
+            raise StorageError(
+                f"{store.url}/{one.path}: was written with {one.nbytes:,} bytes, the store now lists "
+                f"{sizes.get(one.path, 'nothing')}; does something else write here? Run the build again"
+            )
+
+
+def _remove_staged(store: Store) -> None:
+    """Remove the half-written files of killed processes (`<name>#<number>`), which no listing shows."""
+    folder = store.local_path()
+    if folder is not None:
+        for path in folder.rglob("*#*"):
+            if re.search(r"#\d+$", path.name):
+                path.unlink(missing_ok=True)
+
+
+def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
+    """Metadata and coordinates of a product's Zarr store."""
+    start, count = plan.products[product]
+    rows = plan.table.slice(start, count)
+    ids = rows.column("patch_id").to_pylist()
+    epsg, minx, miny, maxx, maxy = grid.footprints(ids)
+    x0, y0 = np.asarray(minx, np.float64), np.asarray(maxy, np.float64)
+    text = {
+        name: np.array(rows.column(name).to_pylist(), dtype=object)
+        for name in ("patch_id", "split", "country", "s1_name")
+    }
+    seconds = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
+    times = np.array([grid.sensing_time(i).timestamp() for i in ids], np.int64)
+    s1_times = np.array([grid.s1_sensing_time(n).timestamp() for n in text["s1_name"]], np.int64)
+    projected = CRS.from_epsg(int(epsg[0]))
+    patch = ("patch",)
+    coordinates: dict[str, Any] = {
+        **{name: (patch, values, {}) for name, values in text.items()},
+        "labels": (
+            ("patch", "label"),
+            labels.encode_many(rows.column("labels")),
+            {"long_name": "1 where the patch has the class"},
+        ),
+        "x0": (patch, x0, {"units": "m", "long_name": "west edge of the patch"}),
+        "y0": (patch, y0, {"units": "m", "long_name": "north edge of the patch"}),
+        "time": (patch, times, {"standard_name": "time", **seconds}),
+        "s1_time": (patch, s1_times, seconds),
+        "spatial_ref": ((), np.array(0, np.int64), projected.to_cf()),
+        **zarr.band_coordinates(plan.pixel_arrays()),
+    }
+    bounds = [float(np.min(minx)), float(np.min(miny)), float(np.max(maxx)), float(np.max(maxy))]
+    return zarr.product_objects(
+        num_patches=count,
+        arrays=plan.pixel_arrays(),
+        coordinates=coordinates,
+        attributes={
+            "title": f"BigEarthNet v2.0 patches of {product}",
+            "coordinates": "patch_id split country s1_name x0 y0 time s1_time spatial_ref",
+            **zarr_cm.create_many(
+                {
+                    "proj": {"proj:code": f"EPSG:{epsg[0]}"},
+                    "spatial": {"spatial:dimensions": ["y", "x"], "spatial:bbox": bounds},
+                }
+            ),
+        },
+    )
+
+
+def _checksums(plan: BuildPlan, receipts: Mapping[str, Receipt], modality: str) -> pa.Array:
+    """The xxh3-64 of each row's payload, in the order of the plan's table."""
+    sums = np.zeros(plan.table.num_rows, np.uint64)
+    for task in plan.tasks:
+        if isinstance(task, ShardTask):
+            sums[plan.rows_of(task)] = receipts[task.name].payloads[modality]
+    return pa.array(sums)
+
+
+def _objects_parquet(written: Sequence[WrittenObject]) -> bytes:
+    rows = sorted(written, key=lambda o: o.path)
+    table = pa.table(
+        {
+            "path": pa.array([o.path for o in rows], pa.string()),
+            "bytes": pa.array([o.nbytes for o in rows], pa.int64()),
+            "sha256": pa.array([o.sha256 for o in rows], pa.string()),
+            "xxh3": pa.array([o.xxh3 for o in rows], pa.uint64()),
+        }
+    )
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
