@@ -1,17 +1,20 @@
 """Buckets around a root: making one, who may do what in it, and links that share a part of it.
 
-The only module that uses boto3, which knows the parts of S3 that are not objects. It reads and writes
-no dataset: a link is made from the paths that a selection needs, without contacting the store.
+It talks to the store through boto3, which knows the parts of S3 that are not objects. It changes
+nothing in a root.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.formats.tar import shard_path
+from reben_cloud.search import Selection
 from reben_cloud.store import Store, s3_config
 
 Access = Literal["public", "reader", "builder"]
@@ -194,6 +197,44 @@ def presign(store: Store, paths: Iterable[str], *, expires_s: int = MAX_EXPIRES_
             )
             for path in paths
         ]
+
+
+def share(
+    selection: Selection, *, modalities: Sequence[str] | None = None, expires_s: int = MAX_EXPIRES_S
+) -> dict[str, Any]:
+    """Links to everything that somebody without credentials needs to read a selection.
+
+    Shards are shared whole, so others' patches that lie in them are shared too. The links of each
+    modality can be given to webdataset as they are.
+
+    Args:
+        selection: What to share, of a root on S3.
+        modalities: Of the root's; all by default.
+        expires_s: Seconds until the links expire, in [1, 604800].
+
+    Returns:
+        ``expires`` (UTC, ISO 8601), ``num_patches``, ``patches`` (link to the metadata table),
+        ``patch_ids``, and ``shards``: modality -> links, in the order of group and number.
+
+    Raises:
+        ValueError: If the root is not on S3 or lacks a modality.
+        StorageError: If there are no credentials to sign with.
+    """
+    store = selection.dataset.store
+    wanted = tuple(modalities or selection.dataset.modalities)
+    if missing := set(wanted) - set(selection.dataset.modalities):
+        raise ValueError(f"{store.url} has no {', '.join(sorted(missing))}")
+    table = selection.columns(["reben:shard_group", "reben:shard"]).to_pandas()
+    places = sorted(set(zip(table["reben:shard_group"], table["reben:shard"], strict=True)))
+    paths = {m: [shard_path(group, m, int(number)) for group, number in places] for m in wanted}
+    expires = datetime.now(UTC) + timedelta(seconds=expires_s)
+    return {
+        "expires": expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "num_patches": len(selection),
+        "patches": presign(store, ["patches.parquet"], expires_s=expires_s)[0],
+        "patch_ids": selection.patch_ids,
+        "shards": {m: presign(store, paths[m], expires_s=expires_s) for m in wanted},
+    }
 
 
 def s3_client(storage_options: Mapping[str, Any] | None = None) -> Any:

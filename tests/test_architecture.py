@@ -17,15 +17,15 @@ LAYERS = (
     ("grid", "patch", "store", "placement", "recipe"),
     ("formats", "reference_map", "metadata"),
     ("sources",),
-    ("catalog", "recognise", "bucket"),
+    ("catalog", "recognise", "export"),
     ("build.spool", "build.lease"),
     ("build.plan",),
     ("build.tasks",),
     ("build.executors", "build.publish"),
     ("build", "search", "stream"),
-    ("dataset",),
+    ("dataset", "model_input"),
     ("torch", "models"),
-    ("train", "serve", "verify", "doctor", "demo"),
+    ("train", "serve", "verify", "bucket", "doctor", "demo"),
     ("cli",),
 )
 """Modules and packages of a line import only those of the lines above; the modules of one package may

@@ -5,10 +5,16 @@ import urllib.error
 import urllib.request
 
 import pytest
+import webdataset
 
-from reben_cloud.bucket import access_policy, create_bucket, presign, put_policy, s3_client
+import reben_cloud as rc
+from reben_cloud.bucket import access_policy, create_bucket, presign, put_policy, s3_client, share
+from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.placement import PlacementOptions
+from reben_cloud.recognise import open_source
 from reben_cloud.store import open_store
+from reben_cloud.stream import RawLoader
 from tests.conftest import empty_bucket
 
 DATA = bytes(range(256)) * 40
@@ -167,3 +173,50 @@ def test_the_policies_allow_what_the_store_does_and_no_more():
         "arn:aws:s3:::b/p/*",
     ]
     assert all("Principal" not in statement for statement in policy["Statement"])
+
+
+@pytest.mark.s3
+def test_a_shared_selection_is_read_without_credentials(s3_bucket):
+    url, options = f"{s3_bucket.url}/root", s3_bucket.storage_options
+    source, metadata = open_source("synthetic:12")
+    build(make_plan(source, metadata, open_store(url, options), options=PlacementOptions(shard_samples=4)))
+    selection = rc.open(url, options).search(split="validation")
+
+    links = share(selection, modalities=("s1",), expires_s=60)
+
+    urls = [f"pipe:curl -sf '{link}'" for link in links["shards"]["s1"]]
+    keys = {sample["__key__"] for sample in webdataset.WebDataset(urls, shardshuffle=False)}
+    assert set(links["patch_ids"]) == set(selection.patch_ids) <= keys
+    assert links["num_patches"] == len(selection) > 0
+    assert list(links["shards"]) == ["s1"]
+    with urllib.request.urlopen(links["patches"]) as answer:
+        assert answer.read(4) == b"PAR1"
+    with pytest.raises(ValueError, match="has no lidar"):
+        share(selection, modalities=("lidar",))
+
+
+@pytest.mark.s3
+def test_a_builder_builds_and_a_reader_streams_with_nothing_more_than_their_policies(s3_server, s3_bucket):
+    builder = s3_server.add_user("builder", "builderkey", "buildersecret0123456789")
+    reader = s3_server.add_user("reader", "readerkey", "readersecret0123456789")
+    policy = access_policy(
+        s3_bucket.name, "builder", prefix="root", principals=["arn:aws:iam:::user/builder"]
+    )
+    reading = access_policy(s3_bucket.name, "reader", principals=["arn:aws:iam:::user/reader"])
+    policy["Statement"] += [{**s, "Sid": f"Reader{s['Sid']}"} for s in reading["Statement"]]
+    put_policy(s3_bucket.name, json.dumps(policy), s3_bucket.storage_options)
+    url = f"{s3_bucket.url}/root"
+
+    source, metadata = open_source("synthetic:12")
+    build(make_plan(source, metadata, open_store(url, builder.storage_options)))
+    dataset = rc.open(url, reader.storage_options)
+    found = dataset.search(split="train")
+    delivered = sum(len(batch["index"]) for batch in RawLoader(found, batch_size=8))
+    product = dataset.open_zarr(dataset.products[0]).load()
+
+    assert delivered == len(found) > 0
+    assert product.sizes["patch"] > 0
+    with pytest.raises(StorageError, match="permission denied"):
+        build(make_plan(source, metadata, open_store(f"{s3_bucket.url}/other", reader.storage_options)))
+    with pytest.raises(StorageError, match="permission denied"):
+        open_store(url, builder.storage_options).delete("manifest.json")
