@@ -6,27 +6,26 @@ there. The order, the threads and the reading are `reben_cloud.stream`'s.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.bands import ARRAYS, BAND_SETS, BANDS, STATISTICS_MEAN, STATISTICS_STD
 from reben_cloud.errors import ForkError, missing_extra
+from reben_cloud.model_input import ModelInput, work_alone
 from reben_cloud.stream import Form, RawLoader, StreamStats
 from reben_cloud.stream.gather import MEMORY, MEMORY_START, Addresses, Copy, Slot
 
 try:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.utils.data import IterableDataset, get_worker_info
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "torch") from error
+
+__all__ = ["ModelInput", "StreamDataset", "StreamLoader"]
 
 Batch = dict[str, Tensor]
 
@@ -231,7 +230,7 @@ def gather_tensors(addresses: Addresses, copies: Sequence[Copy], slot: Slot) -> 
     """
     if not len(addresses):
         return
-    _work_alone()
+    work_alone()
     first = int(addresses.min())
     index = torch.from_numpy(addresses - first)
     span = int(addresses.max()) - first + 1
@@ -245,17 +244,3 @@ def gather_tensors(addresses: Addresses, copies: Sequence[Copy], slot: Slot) -> 
 
 
 _MEMORY = torch.from_numpy(MEMORY)
-
-_here = threading.local()
-
-
-def _work_alone() -> None:
-    """Keep OpenMP from splitting the copies of this thread: a team for each gather thread is ten times slower.
-
-    ``torch.set_num_threads`` would also change the threads that train; OpenMP's own setting does not.
-    """
-    if not hasattr(_here, "alone"):
-        torch.get_num_threads()  # PyTorch sets this thread's number on first use: let it do so before
-        with suppress(AttributeError):  # a PyTorch that is built without OpenMP
-            ctypes.CDLL(None).omp_set_num_threads(1)
-        _here.alone = True
