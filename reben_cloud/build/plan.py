@@ -304,6 +304,7 @@ def make_plan(
     modalities: Sequence[str] | None = None,
     options: PlacementOptions | None = None,
     scratch: Path | None = None,
+    only: Sequence[str] | None = None,
 ) -> BuildPlan:
     """Decide what a build writes; reads nothing but the names that the source holds.
 
@@ -314,6 +315,7 @@ def make_plan(
         modalities: What to build; by default every modality that the source has.
         options: Order, seed and shard size.
         scratch: Folder for payloads between their two uses (Zarr and shards). Archives need one.
+        only: Patch ids to build, of those that the source has; all by default.
 
     Raises:
         SourceError: If a name in the source has no metadata row, a patch lacks a modality, or the
@@ -322,6 +324,10 @@ def make_plan(
     names = source.names()
     wanted = tuple(m for m in MODALITIES if m in (modalities or names))
     table = _matching_rows(names, official, wanted, source.describe())
+    if only is not None:
+        table = table.filter(pc.is_in(table.column("patch_id"), pa.array(only, pa.string()))).combine_chunks()
+    if not table.num_rows:
+        raise SourceError(f"{source.describe()}: no patch is left to build")
     options = options or PlacementOptions()
     if isinstance(source, ArchiveSource) and scratch is None:
         raise SourceError(
@@ -379,7 +385,7 @@ def manifest_of(plan: BuildPlan) -> dict[str, object]:
     return {
         "format": "reben_cloud root",
         "version": FORMAT_VERSION,
-        "created_from": plan.source.describe(),
+        "created_from": plan.source.kind,
         "modalities": list(plan.modalities),
         "num_patches": plan.table.num_rows,
         "products": list(plan.products),

@@ -135,6 +135,11 @@ class LmdbSource:
     folder: str
     """The folder that holds ``data.mdb``."""
 
+    @property
+    def kind(self) -> str:
+        """What it is, without where."""
+        return "rico-hdl LMDB"
+
     def describe(self) -> str:
         """One line for people."""
         return f"rico-hdl LMDB {self.folder}"
@@ -166,7 +171,12 @@ def find_lmdb(folder: str | os.PathLike[str]) -> str | None:
     Raises:
         SourceError: If there are several.
     """
-    found = sorted(root for root, _, files in os.walk(folder) if "data.mdb" in files)
+    found = []
+    for place, below, files in os.walk(folder):
+        # Products, scenes and patches of an unpacked dataset: millions of files, and no LMDB.
+        below[:] = sorted(name for name in below if not name.startswith(("S1A_", "S1B_", "S2A_", "S2B_")))
+        if "data.mdb" in files:
+            found.append(place)
     if len(found) > 1:
         raise SourceError(f"{os.fspath(folder)} holds several LMDB folders, name one: {', '.join(found)}")
     return found[0] if found else None

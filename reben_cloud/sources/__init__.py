@@ -16,6 +16,11 @@ from reben_cloud.patch import Patch, PatchInfo
 class Source(Protocol):
     """Where patches come from."""
 
+    @property
+    def kind(self) -> str:
+        """What it is, without where: a root says what it was made from, and no path of its maker."""
+        ...
+
     def describe(self) -> str:
         """One line for people: what it is and where."""
         ...

@@ -39,6 +39,11 @@ class ArchiveSource:
     files: Mapping[str, tuple[Store, str]]
     """Modality -> the store that holds its archive, and the path in it."""
 
+    @property
+    def kind(self) -> str:
+        """What it is, without where."""
+        return "official archives"
+
     def describe(self) -> str:
         """One line for people."""
         return "archives " + ", ".join(f"{m}: {s.url}/{path}" for m, (s, path) in self.files.items())

@@ -34,6 +34,11 @@ class FolderSource:
     roots: Mapping[str, str]
     """Modality -> the folder that holds its patches."""
 
+    @property
+    def kind(self) -> str:
+        """What it is, without where."""
+        return "GeoTIFF folders"
+
     def describe(self) -> str:
         """One line for people."""
         return "GeoTIFF folders " + ", ".join(f"{m}: {root}" for m, root in self.roots.items())

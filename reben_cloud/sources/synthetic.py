@@ -35,6 +35,11 @@ class SyntheticSource:
     num_patches: int
     """How many the metadata has; for people only."""
 
+    @property
+    def kind(self) -> str:
+        """What it is, without where."""
+        return "synthetic patches"
+
     def describe(self) -> str:
         """One line for people."""
         return f"{self.num_patches:,} synthetic patches (real ids and labels, computed pixels)"
