@@ -219,9 +219,13 @@ def patches_table(official: pa.Table, placement: pa.Table | None = None) -> pa.T
     return pa.table({name: columns[name] for name in [*ordered, *(n for n in LAST_COLUMNS if n in columns)]})
 
 
+REBEN_EXTENSION = "https://reben-cloud.readthedocs.io/stac/reben/v1.0.0/schema.json"
+"""The ``reben:`` fields; the schema is ``stac/reben/v1.0.0/schema.json`` in the repository."""
+
 EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/grid/v1.1.0/schema.json",
+    REBEN_EXTENSION,
 )
 """Extensions that a patch's Item declares."""
 
