@@ -93,7 +93,8 @@ def test_shards_read_with_webdataset_and_tarfile_alone(root, truth, official, tm
     found = {}
     for path, _ in root.store.list("shards"):
         data = bytes(root.store.get(path))
-        tarfile.open(fileobj=io.BytesIO(data)).getmembers()
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            assert len(tar.getmembers()) % 2 == 0
         local = tmp_path / path.replace("/", "_")
         local.write_bytes(data)
         for sample in wds.WebDataset(str(local), shardshuffle=False):
