@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 LAYERS = (
     ("errors",),
     ("bands", "labels", "sampling"),
-    ("grid", "patch", "store", "placement", "recipe"),
+    ("grid", "patch", "store", "placement", "recipe", "metrics"),
     ("formats", "reference_map", "metadata"),
     ("sources",),
     ("catalog", "recognise", "export"),

@@ -1,0 +1,244 @@
+"""A Sentinel-2 Level-2A product in its SAFE folder: what its metadata says, and its twelve bands.
+
+Everything foreign (XML names, file names, offsets) is parsed and checked here, once; nothing else
+sees it. Facts come from the product, never from its name or baseline: products that sen2cor made
+outside the ground segment are called ``N9999`` and carry no offset.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud import grid
+from reben_cloud.bands import BANDS
+from reben_cloud.errors import SourceError, missing_extra
+
+S2_BANDS = tuple(name for name, band in BANDS.items() if band.sensor == "s2")
+"""The twelve bands of a Level-2A product."""
+
+QUALITY_CHECKS = ("GEOMETRIC_QUALITY", "GENERAL_QUALITY", "RADIOMETRIC_QUALITY", "SENSOR_QUALITY")
+"""Checks that exclude a product unless absent or PASSED (bigearthnet-pipeline)."""
+
+# The metadata numbers the bands by wavelength, B10 included (PSD, physical bands).
+_BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
+
+_PRODUCT = re.compile(
+    r"(S2[A-D]_MSIL2A_(\d{8}T\d{6})_N\d{4}_R\d{3}_T(\d{2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]))_\d{8}T\d{6}(\.SAFE)?"
+)
+_IMAGE = re.compile(
+    r"(?:L2A_)?T(?P<square>\w{5})_(?P<time>\d{8}T\d{6})_(?P<band>B\w{2})_(?P<resolution>\d{2})m"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SafeProduct:
+    """One Level-2A product; its pixels stay in their files until they are read."""
+
+    path: Path
+    """The ``.SAFE`` folder."""
+    name: str
+    """Product name without generation time and suffix: what patch ids begin with."""
+    square: str
+    """MGRS square, e.g. ``33UUP``."""
+    time: datetime
+    """Start of the acquisition, UTC."""
+    epsg: int
+    """CRS of the tile."""
+    left: int
+    """West edge of the tile, metres."""
+    top: int
+    """North edge of the tile, metres."""
+    shapes: Mapping[int, tuple[int, int]]
+    """Resolution in metres -> height and width of the tile in pixels."""
+    images: Mapping[str, Path]
+    """Band -> JP2 file, at its native resolution."""
+    offsets: Mapping[str, int]
+    """Band -> digital number to add; empty for products that carry none."""
+    failed_checks: tuple[str, ...]
+    """Quality checks that are present and not PASSED; any excludes the product."""
+
+    def read_band(self, name: str) -> NDArray[np.uint16]:
+        """All pixels of a band, raw digital numbers with the product's offset applied.
+
+        Where an offset applies, valid pixels stay above 0, which means nodata.
+
+        Returns:
+            uint16 (height, width) at the band's native resolution.
+
+        Raises:
+            SourceError: If the image is not readable or not of the size that the metadata states.
+        """
+        try:
+            import rasterio
+        except ImportError as error:
+            raise missing_extra("rasterio", "geo") from error
+        path, shape = self.images[name], self.shapes[BANDS[name].resolution_m]
+        try:
+            with rasterio.open(path) as image:
+                if (image.height, image.width, image.count) != (*shape, 1) or image.dtypes[0] != "uint16":
+                    raise SourceError(
+                        f"{path.name}: {image.count} band(s) of {image.height} x {image.width} {image.dtypes[0]}, "
+                        f"the product's metadata says 1 of {shape[0]} x {shape[1]} uint16"
+                    )
+                pixels: NDArray[np.uint16] = image.read(1)
+        except rasterio.errors.RasterioError as error:
+            raise SourceError(
+                f"{path.name}: cannot be decoded ({str(error).splitlines()[0]}); "
+                "the file is damaged, fetch the product again"
+            ) from error
+        offset = self.offsets.get(name, 0)
+        if offset:
+            valid = pixels != 0
+            shifted = np.clip(pixels.astype(np.int32) + offset, 1, 65_535)
+            pixels = np.where(valid, shifted, 0).astype(np.uint16)
+        return pixels
+
+
+def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
+    """What a product's metadata says; every named image is looked for, none is read.
+
+    Args:
+        path: The ``.SAFE`` folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        SourceError: If it is no Level-2A product, lacks a band, a size or a CRS, or mixes tiles.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such product folder")
+    main = folder / "MTD_MSIL2A.xml"
+    if not main.exists():
+        level1 = (folder / "MTD_MSIL1C.xml").exists()
+        hint = "it is Level-1C, give it as --l1c" if level1 else "is it a Sentinel-2 L2A .SAFE folder?"
+        raise SourceError(f"{folder.name}: no MTD_MSIL2A.xml; {hint}")
+    product = _parse(main)
+    uri = _text(product, "PRODUCT_URI", main)
+    match = _PRODUCT.fullmatch(uri)
+    if match is None:
+        raise SourceError(f"{folder.name}: PRODUCT_URI {uri!r} is no Level-2A product name")
+    name, time, square = match[1], match[2], match[3]
+    started = _text(product, "PRODUCT_START_TIME", main)
+    begin = datetime.fromisoformat(started.replace("Z", "+00:00"))
+    if abs((begin - grid.sensing_time(name)).total_seconds()) >= 1:
+        raise SourceError(
+            f"{folder.name}: starts at {started}, its name says {time}; are two products mixed?"
+        )
+    tiles = sorted(folder.glob("GRANULE/*/MTD_TL.xml"))
+    if len(tiles) != 1:
+        raise SourceError(
+            f"{folder.name}: {len(tiles)} GRANULE/*/MTD_TL.xml, must be one; it is incomplete or mixed"
+        )
+    epsg, left, top, shapes = _geocoding(tiles[0], folder.name, square)
+    for entry in _all(product, "Special_Values"):
+        if _text(entry, "SPECIAL_VALUE_TEXT", main) == "NODATA":
+            nodata = _text(entry, "SPECIAL_VALUE_INDEX", main)
+            if nodata != "0":
+                raise SourceError(f"{folder.name}: its nodata value is {nodata}, only 0 is supported")
+    return SafeProduct(
+        path=folder,
+        name=name,
+        square=square,
+        time=begin,
+        epsg=epsg,
+        left=left,
+        top=top,
+        shapes=shapes,
+        images=_images(product, folder, square, time),
+        offsets={
+            _BAND_IDS[int(entry.attrib["band_id"])]: int(entry.text or 0)
+            for entry in _all(product, "BOA_ADD_OFFSET")
+        },
+        failed_checks=_failed_checks(product),
+    )
+
+
+def _geocoding(path: Path, name: str, square: str) -> tuple[int, int, int, dict[int, tuple[int, int]]]:
+    """CRS, corner and sizes of the tile, checked against the place its square has."""
+    root = _parse(path)
+    code = next((e.text or "" for e in _all(root, "HORIZONTAL_CS_CODE")), "")
+    if not re.fullmatch(r"EPSG:\d+", code):
+        raise SourceError(f"{name}: no CRS, {path.name} has no HORIZONTAL_CS_CODE like EPSG:32633")
+    epsg = int(code.removeprefix("EPSG:"))
+    corners = {(int(_text(e, "ULX", path)), int(_text(e, "ULY", path))) for e in _all(root, "Geoposition")}
+    shapes = {
+        int(e.attrib["resolution"]): (int(_text(e, "NROWS", path)), int(_text(e, "NCOLS", path)))
+        for e in _all(root, "Size")
+    }
+    if len(corners) != 1 or not {10, 20, 60} <= shapes.keys():
+        raise SourceError(f"{name}: {path.name} lacks the size or the corner of the tile at 10, 20 and 60 m")
+    ((left, top),) = corners
+    if (epsg, left, top) != grid.tile_corner(square):
+        raise SourceError(
+            f"{name}: its tile lies at ({left}, {top}) m in EPSG:{epsg}, square {square} at "
+            "({1}, {2}) m in EPSG:{0}; are two products mixed?".format(*grid.tile_corner(square))
+        )
+    sizes = {(rows * resolution, columns * resolution) for resolution, (rows, columns) in shapes.items()}
+    if len(sizes) != 1 or max(sizes.pop()) > grid.TILE_M:
+        raise SourceError(f"{name}: sizes {shapes} are not one tile of at most {grid.TILE_M:,} m")
+    return epsg, left, top, shapes
+
+
+def _images(product: ET.Element, folder: Path, square: str, time: str) -> dict[str, Path]:
+    """Every band's file at its native resolution, from the list in the metadata."""
+    images: dict[str, Path] = {}
+    for entry in _all(product, "IMAGE_FILE"):
+        image = (entry.text or "").strip()
+        match = _IMAGE.fullmatch(image.rpartition("/")[2])
+        if match is None:
+            continue  # SCL, AOT, WVP, TCI
+        if (match["square"], match["time"]) != (square, time):
+            raise SourceError(
+                f"{folder.name}: lists {image.rpartition('/')[2]}, an image of another product "
+                f"(this is T{square} at {time})"
+            )
+        band = BANDS.get(match["band"])
+        if band is not None and int(match["resolution"]) == band.resolution_m:
+            images[band.name] = folder / f"{image}.jp2"
+    for name in S2_BANDS:
+        if name not in images:
+            raise SourceError(
+                f"{folder.name}: its metadata lists no {BANDS[name].resolution_m} m image of {name}"
+            )
+        if not images[name].exists():
+            raise SourceError(f"{folder.name}: band {name} is missing, there is no {images[name].name}")
+    return images
+
+
+def _failed_checks(product: ET.Element) -> tuple[str, ...]:
+    """Quality checks that do not say PASSED, in either spelling of the schema."""
+    found = {e.attrib.get("checkType", ""): e.text for e in _all(product, "quality_check")}
+    found |= {_local(e): e.text for e in product.iter() if _local(e) in QUALITY_CHECKS}
+    return tuple(c for c in QUALITY_CHECKS if c in found and (found[c] or "").strip() != "PASSED")
+
+
+def _parse(path: Path) -> ET.Element:
+    try:
+        return ET.parse(path).getroot()  # noqa: S314  expat since 2.4.1 bounds entity expansion itself
+    except ET.ParseError as error:
+        raise SourceError(f"{path}: damaged XML ({error})") from error
+
+
+def _local(element: ET.Element) -> str:
+    """The name without its namespace, which differs between versions of the format."""
+    return str(element.tag).rpartition("}")[2]
+
+
+def _all(root: ET.Element, name: str) -> list[ET.Element]:
+    return [element for element in root.iter() if _local(element) == name]
+
+
+def _text(root: ET.Element, name: str, path: Path) -> str:
+    found = _all(root, name)
+    if not found or not (found[0].text or "").strip():
+        raise SourceError(f"{path.parent.name}/{path.name}: no {name}")
+    return str(found[0].text).strip()

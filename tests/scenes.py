@@ -1,0 +1,152 @@
+"""Makes Sentinel scenes, CORINE layers and v1 tables that look like the real ones, at any size.
+
+Pixel values are computed from (band, y, x), so that a patch shows where it was cut.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import rasterio
+import shapely
+from rasterio.transform import from_origin
+
+from reben_cloud import grid
+from reben_cloud.bands import BANDS
+
+PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
+BANDS_S2 = [name for name, band in BANDS.items() if band.sensor == "s2"]
+
+PRODUCT_XML = """<?xml version="1.0" encoding="UTF-8" standalone="no"?>
+<n1:Level-2A_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-2A.xsd">
+  <n1:General_Info>
+    <Product_Info>
+      <PRODUCT_START_TIME>{start}</PRODUCT_START_TIME>
+      <PRODUCT_URI>{name}_20240101T000000.SAFE</PRODUCT_URI>
+      <PROCESSING_LEVEL>Level-2A</PROCESSING_LEVEL>
+      <PROCESSING_BASELINE>99.99</PROCESSING_BASELINE>
+      <Product_Organisation><Granule_List><Granule granuleIdentifier="{granule}">
+{images}
+      </Granule></Granule_List></Product_Organisation>
+    </Product_Info>
+    <Product_Image_Characteristics>
+      <Special_Values><SPECIAL_VALUE_TEXT>NODATA</SPECIAL_VALUE_TEXT><SPECIAL_VALUE_INDEX>0</SPECIAL_VALUE_INDEX></Special_Values>
+      <Special_Values><SPECIAL_VALUE_TEXT>SATURATED</SPECIAL_VALUE_TEXT><SPECIAL_VALUE_INDEX>65535</SPECIAL_VALUE_INDEX></Special_Values>
+      <QUANTIFICATION_VALUES_LIST>
+        <BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE>
+      </QUANTIFICATION_VALUES_LIST>
+{offsets}
+    </Product_Image_Characteristics>
+  </n1:General_Info>
+  <n1:Quality_Indicators_Info><Quality_Control_Checks><Quality_Inspections>
+{checks}
+  </Quality_Inspections></Quality_Control_Checks></n1:Quality_Indicators_Info>
+</n1:Level-2A_User_Product>
+"""
+
+TILE_XML = """<?xml version="1.0" encoding="UTF-8" standalone="no"?>
+<n1:Level-2A_Tile_ID xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/S2_PDI_Level-2A_Tile_Metadata.xsd">
+  <n1:Geometric_Info><Tile_Geocoding metadataLevel="Brief">
+    <HORIZONTAL_CS_NAME>WGS84 / UTM zone</HORIZONTAL_CS_NAME>
+    <HORIZONTAL_CS_CODE>EPSG:{epsg}</HORIZONTAL_CS_CODE>
+{sizes}
+  </Tile_Geocoding></n1:Geometric_Info>
+</n1:Level-2A_Tile_ID>
+"""
+
+PASSED = {
+    f"{c}": "PASSED"
+    for c in (
+        "FORMAT_CORRECTNESS",
+        "GENERAL_QUALITY",
+        "GEOMETRIC_QUALITY",
+        "RADIOMETRIC_QUALITY",
+        "SENSOR_QUALITY",
+    )
+}
+
+
+def band_pixels(name: str, shape: tuple[int, int]) -> np.ndarray:
+    """Every pixel of a band tells its band and, modulo 240, its row and column; never 0."""
+    y, x = np.indices(shape, dtype=np.uint32)
+    return (1 + BANDS_S2.index(name) * 5000 + (y * 17 + x * 3) % 4999).astype(np.uint16)
+
+
+def write_jp2(
+    path: Path, pixels: np.ndarray, *, epsg: int, left: float, top: float, pixel_m: float, **options: Any
+) -> None:
+    """A lossless JP2, tiled like the real ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="JP2OpenJPEG", height=pixels.shape[0], width=pixels.shape[1], count=1, dtype="uint16",
+        crs=f"EPSG:{epsg}", transform=from_origin(left, top, pixel_m, pixel_m),
+        QUALITY=100, REVERSIBLE="YES", **options,
+    ) as file:  # fmt: skip
+        file.write(pixels, 1)
+
+
+def make_safe(
+    folder: Path, *, name: str = PRODUCT, side_m: int = 6600, checks: dict[str, str] | None = None,
+    offset: int = 0, pixels: Any = band_pixels,
+) -> Path:  # fmt: skip
+    """A Level-2A product of `side_m` metres (a real one has 109,800), the north-west corner of its tile."""
+    square, time = name[39:44], name[11:26]
+    epsg, left, top = grid.tile_corner(square)
+    safe = folder / f"{name}_20240101T000000.SAFE"
+    granule = f"L2A_T{square}_A010310_{time}"
+    listed = []
+    for band in BANDS_S2:
+        for resolution in (r for r in (10, 20, 60) if r >= BANDS[band].resolution_m):
+            listed.append(f"GRANULE/{granule}/IMG_DATA/R{resolution}m/T{square}_{time}_{band}_{resolution}m")
+            if resolution == BANDS[band].resolution_m:
+                write_jp2(
+                    safe / f"{listed[-1]}.jp2", pixels(band, (side_m // resolution,) * 2),
+                    epsg=epsg, left=left, top=top, pixel_m=resolution,
+                )  # fmt: skip
+    listed.append(f"GRANULE/{granule}/IMG_DATA/R20m/T{square}_{time}_SCL_20m")
+    start = f"{time[:4]}-{time[4:6]}-{time[6:8]}T{time[9:11]}:{time[11:13]}:{time[13:]}.026Z"
+    offsets = "".join(f'<BOA_ADD_OFFSET band_id="{i}">{offset}</BOA_ADD_OFFSET>' for i in range(13))
+    (safe / "MTD_MSIL2A.xml").write_text(
+        PRODUCT_XML.format(
+            start=start,
+            name=name,
+            granule=granule,
+            images="\n".join(f"<IMAGE_FILE>{image}</IMAGE_FILE>" for image in listed),
+            offsets=f"<BOA_ADD_OFFSET_VALUES_LIST>{offsets}</BOA_ADD_OFFSET_VALUES_LIST>" if offset else "",
+            checks="\n".join(
+                f'<quality_check checkType="{k}">{v}</quality_check>'
+                for k, v in (PASSED | (checks or {})).items()
+            ),
+        )
+    )
+    sizes = "".join(
+        f'<Size resolution="{r}"><NROWS>{side_m // r}</NROWS><NCOLS>{side_m // r}</NCOLS></Size>'
+        f'<Geoposition resolution="{r}"><ULX>{left}</ULX><ULY>{top}</ULY>'
+        f"<XDIM>{r}</XDIM><YDIM>-{r}</YDIM></Geoposition>"
+        for r in (10, 20, 60)
+    )
+    (safe / "GRANULE" / granule / "MTD_TL.xml").write_text(TILE_XML.format(epsg=epsg, sizes=sizes))
+    return safe
+
+
+def make_clc(
+    path: Path, polygons: Any, codes: Any, *, crs: str | None = "EPSG:3035", column: str = "Code_18",
+    epsg: int = 32633,
+) -> Path:  # fmt: skip
+    """A CORINE GeoPackage as the official one: polygons given in UTM, stored in EPSG:3035."""
+    import pyproj
+
+    to = pyproj.Transformer.from_crs(epsg, crs or 3035, always_xy=True).transform
+    stored = shapely.transform(
+        np.asarray(polygons, object), lambda xy: np.column_stack(to(xy[:, 0], xy[:, 1]))
+    )
+    ids = np.array([f"EU_{i}" for i in range(len(stored))], object)
+    pyogrio.raw.write(
+        path, shapely.to_wkb(stored), [np.array([str(c) for c in codes], object), ids, np.full(len(stored), 25.0)],
+        [column, "ID", "Area_Ha"], layer="U2018_CLC2018_V2020_20u1", driver="GPKG", crs=crs,
+        geometry_type="MultiPolygon", promote_to_multi=True,
+    )  # fmt: skip
+    return path

@@ -1,0 +1,270 @@
+"""Maps and labels from polygons, against point-in-polygon tests, the piecewise way, and a real map."""
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio.features
+import shapely
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.transform import from_origin
+
+from reben_cloud import grid, labels, reference_map
+from reben_cloud.errors import SourceError
+from reben_cloud.reference_map import (
+    REBEN19,
+    ClassTable,
+    LandCover,
+    label_patches,
+    load_class_table,
+    rasterise,
+)
+from reben_cloud.reference_map import read_land_cover as read
+from tests.scenes import make_clc
+
+LEFT, TOP = 300_000, 5_400_000
+CODES = sorted(REBEN19.classes)
+
+
+def cover(polygons, codes):
+    return LandCover(polygons=np.asarray(polygons, object), codes=np.asarray(codes, np.uint16))
+
+
+def random_cover(seed, count, side):
+    """A partition of more than the square into `count` cells of random codes, with one hole cut out."""
+    rng = np.random.default_rng(seed)
+    points = np.array([LEFT, TOP - side]) + rng.uniform(-0.2 * side, 1.2 * side, (count, 2))
+    box = shapely.box(LEFT - side, TOP - 2 * side, LEFT + 2 * side, TOP + side)
+    cells = shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(points), extend_to=box))
+    hole = shapely.Point(*points[0]).buffer(0.2 * side)
+    cells = [
+        c for c in shapely.get_parts(shapely.difference(cells, hole)) if c.geom_type == "Polygon" and c.area
+    ]
+    return cover(cells, rng.choice(CODES, len(cells)))
+
+
+def by_centres(land, shape):
+    """The map by asking for each pixel centre in which polygon it lies: nothing of GDAL in it."""
+    y, x = np.indices(shape)
+    found = np.full(shape, 999, np.uint16)
+    for polygon, code in zip(land.polygons, land.codes, strict=True):
+        found[shapely.contains_xy(polygon, LEFT + 10 * x + 5, TOP - 10 * y - 5)] = code
+    return found
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32), count=st.integers(2, 60))
+def test_a_pixel_has_the_code_of_the_polygon_at_its_centre(seed, count):
+    land = random_cover(seed, count, side=2400)
+
+    found = rasterise(land, left=LEFT, top=TOP, shape=(240, 240))
+
+    assert np.array_equal(found, by_centres(land, (240, 240)))
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32))
+def test_one_raster_a_tile_equals_the_piecewise_way(seed):
+    """Cut each polygon with each patch, add the rest as 999, rasterise, mosaic: as the pipeline does."""
+    land = random_cover(seed, 30, side=2400)
+    whole = rasterise(land, left=LEFT, top=TOP, shape=(240, 240))
+
+    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        left, top = LEFT + 1200 * x, TOP - 1200 * y
+        square = shapely.box(left, top - 1200, left + 1200, top)
+        pieces = shapely.intersection(land.polygons, square)
+        shapes = [(p, int(c)) for p, c in zip(pieces, land.codes, strict=True) if p.area > 0]
+        rest = square.difference(shapely.union_all([p for p, _ in shapes]))
+        shapes += [(rest, 999)] if rest.area > 0 else []
+        patch = rasterio.features.rasterize(
+            shapes, out_shape=(120, 120), transform=from_origin(left, top, 10, 10), dtype="uint16"
+        )
+        assert np.array_equal(whole[120 * y : 120 * y + 120, 120 * x : 120 * x + 120], patch)
+
+
+@pytest.mark.parametrize(
+    ("edge_m", "columns"),
+    [
+        pytest.param(30, 3, id="edge between pixels"),
+        pytest.param(34.9, 3, id="just before a centre"),
+        pytest.param(35.1, 4, id="just after a centre"),
+        pytest.param(4.9, 0, id="less than the first centre"),
+    ],
+)
+def test_borders_computed_by_hand(edge_m, columns):
+    land = cover([shapely.box(LEFT - 50, TOP - 200, LEFT + edge_m, TOP + 50)], [211])
+
+    found = rasterise(land, left=LEFT, top=TOP, shape=(10, 10))
+
+    assert (found == 211).all(axis=0).tolist() == [True] * columns + [False] * (10 - columns)
+    assert set(found.ravel().tolist()) <= {211, 999}
+
+
+def test_later_polygon_wins_where_they_overlap():
+    boxes = [shapely.box(LEFT, TOP - 100, LEFT + 60, TOP), shapely.box(LEFT + 40, TOP - 100, LEFT + 100, TOP)]
+
+    found = rasterise(cover(boxes, [211, 312]), left=LEFT, top=TOP, shape=(10, 10))
+
+    assert found[0].tolist() == [211] * 4 + [312] * 6
+
+
+def test_no_polygons_means_nothing_is_covered():
+    assert (rasterise(cover([], []), left=LEFT, top=TOP, shape=(3, 4)) == 999).all()
+
+
+def test_the_real_map_comes_back_from_its_own_polygons(shared, tmp_path):
+    """Real map -> polygons in EPSG:3035 -> GeoPackage -> map: the encoding of the published one."""
+    patch_id = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
+    (path,) = (shared / "data" / "rico_hdl_bigearthnet").rglob(f"{patch_id}_reference_map.tif")
+    real = tifffile.imread(path)
+    epsg, minx, miny, maxx, maxy = grid.footprint(patch_id)
+    shapes = rasterio.features.shapes(real, transform=from_origin(minx, maxy, 10, 10))
+    polygons, codes = zip(*((shapely.geometry.shape(s), int(c)) for s, c in shapes), strict=True)
+    clc = make_clc(tmp_path / "clc.gpkg", polygons, codes)
+
+    found = rasterise(
+        read(clc, epsg=epsg, bounds=(minx, miny, maxx, maxy)), left=minx, top=maxy, shape=(120, 120)
+    )
+
+    assert found.dtype == real.dtype
+    assert np.array_equal(found, real)
+    here = label_patches(found, patch_px=120)
+    assert here.of(0, 0) == ("Arable land", "Broad-leaved forest", "Mixed forest", "Pastures")
+    assert here.kept.all()
+
+
+@pytest.mark.parametrize("code", [999, 332], ids=["not covered", "code without a class"])
+@pytest.mark.parametrize(("pixels", "kept"), [(3599, True), (3600, False), (0, True), (14_400, False)])
+def test_a_quarter_unlabelled_is_too_much(code, pixels, kept):
+    codes = np.full(14_400, 211, np.uint16)
+    codes[:pixels] = code
+
+    found = label_patches(codes.reshape(120, 120), patch_px=120)
+
+    assert found.unlabelled_px.item() == pixels
+    assert found.kept.item() is kept
+
+
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 3), columns=st.integers(1, 3))
+@settings(max_examples=20)
+def test_labels_of_many_patches_equal_those_of_each(seed, rows, columns):
+    rng = np.random.default_rng(seed)
+    palette = rng.choice([*CODES, 999], 4)
+    codes = rng.choice(palette, (rows * 120 + 7, columns * 120 + 3)).astype(np.uint16)
+
+    found = label_patches(codes, patch_px=120)
+
+    table = labels.class_of_code()
+    for y in range(rows):
+        for x in range(columns):
+            one = codes[y * 120 : y * 120 + 120, x * 120 : x * 120 + 120]
+            assert found.of(y, x) == labels.labels_of_map(one)
+            assert found.unlabelled_px[y, x] == (table[one] == labels.NO_CLASS).sum()
+
+
+def test_multipolygons_are_split_and_far_ones_left_out(tmp_path):
+    near, far = (
+        shapely.box(LEFT, TOP - 500, LEFT + 500, TOP),
+        shapely.box(LEFT + 9e3, TOP, LEFT + 9.5e3, TOP + 500),
+    )
+    clc = make_clc(tmp_path / "clc.gpkg", [shapely.MultiPolygon([near, far]), far], [211, 523])
+
+    found = read(clc, epsg=32633, bounds=(LEFT, TOP - 1200, LEFT + 1200, TOP))
+
+    assert found.codes.tolist() == [211]
+    assert shapely.equals_exact(found.polygons[0].normalize(), near.normalize(), 1e-3)
+
+
+def test_a_feature_of_the_same_id_is_skipped(tmp_path):
+    box = shapely.box(LEFT, TOP - 500, LEFT + 500, TOP)
+    pyogrio.raw.write(
+        tmp_path / "clc.gpkg", shapely.to_wkb([box, box]),
+        [np.array(["211", "312"], object), np.array(["a", "a"], object)],
+        ["code_18", "id"], layer="clc", driver="GPKG", crs="EPSG:32633", geometry_type="Polygon",
+    )  # fmt: skip
+
+    found = read(tmp_path / "clc.gpkg", epsg=32633, bounds=(LEFT, TOP - 1200, LEFT + 1200, TOP))
+
+    assert found.codes.tolist() == [211]
+
+
+BOW_TIE = shapely.Polygon([(LEFT, TOP), (LEFT + 900, TOP - 900), (LEFT + 900, TOP), (LEFT, TOP - 900)])
+BOX = [shapely.box(LEFT, TOP - 1200, LEFT + 1200, TOP)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"column": "kind"}, r"no layer has a column 'code_18' .*it has kind, ID, Area_Ha", id="column"),
+        pytest.param({"codes": [7]}, "code '7' is none of class table reben19", id="code"),
+        pytest.param({"crs": None}, "has no CRS; CORINE 2018 is in EPSG:3035", id="crs"),
+        pytest.param(
+            {"polygons": [BOW_TIE]},
+            "1 geometries are invalid, the first: Self-intersection", id="bow tie",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:'crs' was not provided:UserWarning")
+def test_a_bad_layer_is_refused_by_name(tmp_path, options, message):
+    options = {"polygons": BOX, "codes": [211]} | options
+    clc = make_clc(tmp_path / "clc.gpkg", options.pop("polygons"), options.pop("codes"), **options)
+
+    with pytest.raises(SourceError, match=message):
+        read(clc, epsg=32633, bounds=(LEFT, TOP - 1200, LEFT + 1200, TOP))
+
+
+def test_what_is_no_vector_file_is_refused(tmp_path):
+    (tmp_path / "clc.gpkg").write_bytes(b"PK\x03\x04 not a GeoPackage")
+
+    with pytest.raises(SourceError, match="no readable vector file"):
+        read(tmp_path / "clc.gpkg", epsg=32633, bounds=(0, 0, 1, 1))
+    with pytest.raises(FileNotFoundError, match="no such land-cover file"):
+        read(tmp_path / "none.gpkg", epsg=32633, bounds=(0, 0, 1, 1))
+
+
+def test_shipped_tables_are_corine():
+    assert dict(load_class_table("reben19").classes) == dict(REBEN19.classes)
+    level1 = load_class_table("clc_level1")
+    assert level1.classes.keys() == REBEN19.classes.keys()
+    assert len(level1.names) == 5
+    assert reference_map.REBEN19.names == labels.CLASSES_ALPHABETICAL
+
+
+def test_another_table_gives_other_labels(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('unlabelled = [3]\n[classes]\n"land" = [1]\n"sea" = [2]\n')
+
+    table = load_class_table(path)
+    found = label_patches(np.array([[1, 1, 2, 3]], np.uint16).repeat(4, 0), patch_px=2, table=table)
+
+    assert found.of(0, 0) == ("land",)
+    assert found.of(0, 1) == ("sea",)
+    assert found.kept[0].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param('[classes]\n"a" = [1]\n"b" = [1]', "code 1 stands in two places", id="twice"),
+        pytest.param('[classes]\n"a" = [999]', r"codes lie in \[1, 998\], got 999", id="999"),
+        pytest.param("classes = 3", "no class table", id="no table"),
+        pytest.param("[classes", "no class table", id="no TOML"),
+        pytest.param("unlabelled = [1]\n[classes]", "gives no code a class", id="empty"),
+    ],
+)
+def test_a_bad_table_is_refused(tmp_path, text, message):
+    (tmp_path / "t.toml").write_text(text)
+
+    with pytest.raises(SourceError, match=message):
+        load_class_table(tmp_path / "t.toml")
+
+
+def test_an_unknown_table_lists_the_shipped_ones():
+    with pytest.raises(SourceError, match="neither a file nor reben19 or clc_level1"):
+        load_class_table("nope")
+
+
+def test_class_table_needs_valid_codes():
+    with pytest.raises(SourceError, match="codes lie in"):
+        ClassTable(name="t", classes={0: "a"})
