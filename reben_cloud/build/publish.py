@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zarr_cm
 from pyproj import CRS
 
 from reben_cloud import catalog, grid, labels, metadata
-from reben_cloud.build.plan import MANIFEST, BuildPlan, ShardTask, manifest_of
+from reben_cloud.build.plan import FORMAT_VERSION, MANIFEST, BuildPlan, ShardTask, manifest_of
 from reben_cloud.build.tasks import Receipt, WrittenObject, put
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
@@ -57,14 +58,57 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     written.append(put(plan.store, "objects.parquet", objects))
     _remove_staged(plan.store)
     _check_presence(plan.store, written)
+    return _commit(plan.store, manifest, objects)
+
+
+def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
+    """Write a root of metadata alone: tables and catalog, to search and to browse, without pixels.
+
+    Args:
+        official: `metadata.read_official`.
+        store: The root to be.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConflictError: If the store holds another dataset.
+        StorageError: If the store fails.
+    """
+    table = metadata.patches_table(official)
+    patches = metadata.write_patches(table)
+    fingerprint = hashlib.sha256(patches).hexdigest()[:16]
+    if store.exists(MANIFEST) and json.loads(bytes(store.get(MANIFEST))).get("fingerprint") != fingerprint:
+        raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
+    written = [put(store, "patches.parquet", patches)]
+    manifest = {
+        "format": "reben_cloud root",
+        "version": FORMAT_VERSION,
+        "created_from": "metadata",
+        "modalities": [],
+        "num_patches": table.num_rows,
+        "products": sorted(pc.unique(pc.cast(table.column("reben:product"), pa.string())).to_pylist()),
+        "groups": {},
+        "order": {"kind": "none", "seed": 0},
+        "fingerprint": fingerprint,
+    }
+    for path, data in catalog.root_documents(table, None, written).items():
+        written.append(put(store, path, data))
+    objects = _objects_parquet(written)
+    store.put("objects.parquet", objects)
+    return _commit(store, manifest, objects)
+
+
+def _commit(store: Store, manifest: dict[str, Any], objects: bytes) -> dict[str, Any]:
+    """Put the manifest, which makes the root a dataset."""
     manifest["objects_sha256"] = hashlib.sha256(objects).hexdigest()
     text = json.dumps(manifest, indent=2).encode()
     try:
-        plan.store.put(MANIFEST, text, create=True)
+        store.put(MANIFEST, text, create=True)
     except FileExistsError:
         # Our own put, repeated after its answer was lost, says so too.
-        if bytes(plan.store.get(MANIFEST)) != text:
-            raise ConflictError(f"{plan.store.url} was published by another build meanwhile") from None
+        if bytes(store.get(MANIFEST)) != text:
+            raise ConflictError(f"{store.url} was published by another build meanwhile") from None
     return manifest
 
 
