@@ -10,8 +10,10 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -72,7 +74,11 @@ def demo(
 @app.command()
 def build(
     source: Annotated[
-        str, typer.Argument(help="Folder with an LMDB or GeoTIFFs, or synthetic:N.", show_default=False)
+        str,
+        typer.Argument(
+            help="Archives, GeoTIFF folders, an LMDB, a root (path or URL), or synthetic:N.",
+            show_default=False,
+        ),
     ],
     root: RootArgument,
     metadata: MetadataOption = None,
@@ -84,38 +90,78 @@ def build(
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     shard_samples: Annotated[int, typer.Option(help="Samples in a shard.")] = 256,
     workers: Annotated[int, typer.Option(help="Local processes.")] = 1,
+    dask: Annotated[
+        str | None, typer.Option(help="Dask scheduler to use, tcp://HOST:PORT.", show_default=False)
+    ] = None,
+    worker_index: Annotated[
+        int | None, typer.Option(help="Do this share of the work only, from 0.", show_default=False)
+    ] = None,
+    workers_total: Annotated[int, typer.Option(help="Number of shares.")] = 1,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(help="Folder for payloads between their two uses; see --dry-run.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Build a root from a source of patches; run again, it continues."""
-    from reben_cloud.build import build as run_build
-    from reben_cloud.build import make_plan
+    from reben_cloud import build as building
     from reben_cloud.placement import PlacementOptions
-    from reben_cloud.recognise import open_source
+    from reben_cloud.recognise import default_scratch, open_source
     from reben_cloud.store import open_store
 
-    found, official = open_source(source, metadata_paths=metadata or ())
+    access = storage_options(endpoint_url)
+    found, official = open_source(source, metadata_paths=metadata or (), storage_options=access)
     options = PlacementOptions(order=order, seed=seed, shard_samples=shard_samples)  # type: ignore[arg-type]
-    store = open_store(root, storage_options(endpoint_url))
-    plan = make_plan(found, official, store, modalities=modality, options=options)
-    manifest = run_build(plan, workers=workers, progress=progress)
-    typer.echo(f"published {manifest['num_patches']:,} patches at {plan.store.url}")
+    store = open_store(root, access)
+    scratch = scratch or default_scratch(found)
+    plan = building.make_plan(found, official, store, modalities=modality, options=options, scratch=scratch)
+    if dry_run:
+        estimate = plan.estimate()
+        typer.echo(json.dumps(asdict(estimate), indent=2) if as_json else estimate.to_text())
+        return
+    run = building.dask(dask) if dask else building.local(workers)
+    if worker_index is None:
+        manifest: dict[str, Any] | None = building.build(plan, executor=run, progress=progress)
+    else:
+        manifest = building.build_share(
+            plan, worker_index=worker_index, workers_total=workers_total, executor=run, progress=progress
+        )
+    if as_json:
+        typer.echo(json.dumps(manifest, indent=2))
+    elif manifest is None:
+        typer.echo(f"share {worker_index} of {workers_total} is done; the last of them publishes")
+    else:
+        typer.echo(f"published {manifest['num_patches']:,} patches at {plan.store.url}")
 
 
 @app.command()
-def verify(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:
-    """Check every object of a root against its checksum."""
+def verify(
+    root: RootArgument,
+    quick: Annotated[bool, typer.Option("--quick", help="Presence and sizes only.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode everything and compare the forms with each other.")
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Compare every patch with this source, as for build.", show_default=False),
+    ] = None,
+    metadata: MetadataOption = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every object of a root; exit 1 when anything is wrong."""
     from reben_cloud.dataset import open as open_dataset
+    from reben_cloud.recognise import open_source
     from reben_cloud.verify import verify as run_verify
 
-    dataset = open_dataset(root, storage_options(endpoint_url))
-    report = run_verify(dataset, progress=lambda items, total: progress(items, total, "verify"))
-    if as_json:
-        typer.echo(report.to_json())
-    else:
-        for problem in report.problems:
-            typer.echo(problem)
-        verdict = "all right" if report.ok else f"{len(report.problems)} problems"
-        typer.echo(f"{report.url}: {report.num_objects} objects, {report.num_bytes / 1e6:,.1f} MB: {verdict}")
+    access = storage_options(endpoint_url)
+    source = open_source(against, metadata_paths=metadata or (), storage_options=access) if against else None
+    report = run_verify(
+        open_dataset(root, access), quick=quick, deep=deep, against=source and source[0], progress=progress
+    )
+    typer.echo(report.to_json() if as_json else report.to_text())
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -201,10 +247,36 @@ def storage_options(endpoint_url: str | None) -> dict[str, Any]:
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """`items`, with a bar on stderr when that is a terminal and one line every ten seconds when not."""
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import track
+    from rich.text import Text
 
-    yield from track(items, total=total, description=what, console=Console(stderr=True), transient=True)
+    class Rate(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            Rate(),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
+        )
+        with bars.Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=what)
+        return
+    start = told = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - told >= 10:
+            rate = count / (now - start)
+            left = timedelta(seconds=round((total - count) / rate))
+            typer.echo(f"{what}: {count:,} of {total:,}, {rate:,.1f}/s, {left} left", err=True)
+            told = now
 
 
 def main() -> None:

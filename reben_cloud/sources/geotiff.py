@@ -27,7 +27,7 @@ _PIXEL_SCALE, _TIE_POINT, _GEO_KEYS = 33550, 33922, 34735
 _PROJECTED_CRS = 3072
 
 _TYPE_CODES = {3: "H", 4: "I", 12: "d"}
-_DTYPES = {(16, 1): np.dtype("<u2"), (32, 3): np.dtype("<f4")}
+_DTYPES: Mapping[tuple[int, int], np.dtype[Any]] = {(16, 1): np.dtype("<u2"), (32, 3): np.dtype("<f4")}
 
 
 @dataclass(frozen=True, slots=True)

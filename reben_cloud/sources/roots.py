@@ -1,0 +1,135 @@
+"""A published root as a source: to copy it, to cut its shards anew, or to build a part of it.
+
+Payloads are read out of the shards, each with one range request, and checked against the checksums
+that the root itself has for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from reben_cloud.errors import ChecksumError, NotFoundError, SourceError
+from reben_cloud.formats import tar
+from reben_cloud.metadata import OFFICIAL_SCHEMA
+from reben_cloud.patch import PAYLOAD_BYTES, Patch, PatchInfo
+from reben_cloud.store import Store
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RootSource:
+    """The patches of a root."""
+
+    store: Store
+    """The root."""
+    modalities: tuple[str, ...]
+    """What every patch has."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a read waits for a network, so that several at once are worth it."""
+        return not self.store.is_local
+
+    @property
+    def kind(self) -> str:
+        """What it is, without where."""
+        return "another root"
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"root {self.store.url}"
+
+    def names(self) -> Mapping[str, Sequence[str] | None]:
+        """Every patch of the metadata, which is the root's own."""
+        return dict.fromkeys(self.modalities)
+
+    def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
+        """The payloads of one patch.
+
+        Raises:
+            ChecksumError: If a payload is not the one that the root's index knows.
+        """
+        places = _places(self.store.url, self.store)
+        at = places.find(info.patch_id, self.store.url)
+        payloads = {}
+        for modality in modalities:
+            path = tar.shard_path(str(places.group[at]), modality, int(places.shard[at]))
+            start = int(places.row[at]) * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET
+            payload = bytes(self.store.get_range(path, start, PAYLOAD_BYTES[modality]))
+            if xxhash.xxh3_64_intdigest(payload) != int(places.xxh3[modality][at]):
+                raise ChecksumError(
+                    f"{self.store.url}/{path}: the {modality} payload of {info.patch_id} is damaged; "
+                    "`reben-cloud verify` says what else is"
+                )
+            payloads[modality] = payload
+        return Patch(info=info, payloads=payloads)
+
+
+def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
+    """The source behind a root and its metadata in the official schema; None if there is no manifest.
+
+    Raises:
+        SourceError: If the manifest is none of ours.
+    """
+    try:
+        manifest = json.loads(bytes(store.get(MANIFEST)))
+        modalities = tuple(manifest["modalities"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{store.url}/{MANIFEST} is not the manifest of a root ({error})") from error
+    columns = {name: name if name == "patch_id" else f"reben:{name}" for name in OFFICIAL_SCHEMA.names}
+    table = _read(store, ["id" if name == "patch_id" else name for name in columns.values()])
+    official = pa.table(
+        [c.cast(f.type) for c, f in zip(table.columns, OFFICIAL_SCHEMA, strict=True)], OFFICIAL_SCHEMA
+    )
+    return RootSource(store, modalities), official.sort_by("patch_id").combine_chunks()
+
+
+class _Places(NamedTuple):
+    """Where each patch lies, sorted by id; arrays of n."""
+
+    ids: NDArray[np.bytes_]
+    group: NDArray[Any]
+    shard: NDArray[np.int32]
+    row: NDArray[np.int32]
+    xxh3: Mapping[str, NDArray[np.uint64]]
+
+    def find(self, patch_id: str, url: str) -> int:
+        at = int(np.searchsorted(self.ids, patch_id.encode()))
+        if at == len(self.ids) or self.ids[at] != patch_id.encode():
+            raise NotFoundError(f"{url} has no patch {patch_id}")
+        return at
+
+
+@functools.lru_cache(maxsize=2)
+def _places(_url: str, store: Store) -> _Places:
+    """The index of a root, read once a process (60 MB of memory for the whole dataset)."""
+    manifest = json.loads(bytes(store.get(MANIFEST)))
+    sums = [f"reben:{m}_xxh3" for m in manifest["modalities"]]
+    table = _read(store, ["id", "reben:shard_group", "reben:shard", "reben:shard_row", *sums])
+    ids = np.array(table.column("id").to_pylist(), "S50")
+    order = np.argsort(ids)
+    groups = table.column("reben:shard_group").cast(pa.string()).to_numpy()
+    return _Places(
+        ids[order],
+        groups[order],
+        table.column("reben:shard").to_numpy()[order],
+        table.column("reben:shard_row").to_numpy()[order],
+        {m: table.column(c).to_numpy()[order] for m, c in zip(manifest["modalities"], sums, strict=True)},
+    )
+
+
+def _read(store: Store, columns: list[str]) -> pa.Table:
+    return pq.read_table(pa.BufferReader(store.get("patches.parquet")), columns=columns).select(columns)
