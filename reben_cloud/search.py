@@ -293,12 +293,13 @@ class Selection:
         west, south, east, north = (bbox.field(s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
         corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
         splits = self.column("reben:split").to_numpy()
+        # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
+        edge = 2.5 if len(self) < 100_000 and np.ptp(corners[..., 1]) > 5 else 0.5
         for split, color in zip(SPLITS, ("#4477aa", "#ccaa22", "#cc3355"), strict=True):
             mine = corners[splits == split]
-            # A patch is 0.01 degrees wide: an edge keeps it visible on a map of Europe.
             ax.add_collection(
                 PolyCollection(
-                    mine, facecolor=color, edgecolor=color, linewidth=0.5, label=f"{split} ({len(mine):,})"
+                    mine, facecolor=color, edgecolor=color, linewidth=edge, label=f"{split} ({len(mine):,})"
                 )
             )
         ax.autoscale_view()
