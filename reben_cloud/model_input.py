@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import groupby
@@ -18,7 +18,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from reben_cloud.bands import ARRAYS, BAND_SETS, BAND_SETS_V011, BANDS, PATCH_M, STATISTICS_MEAN, STATISTICS_STD
+from reben_cloud.bands import (
+    ARRAYS,
+    BAND_SETS,
+    BAND_SETS_V011,
+    BANDS,
+    STATISTICS_MEAN,
+    STATISTICS_STD,
+)
 from reben_cloud.errors import missing_extra
 
 try:
@@ -42,7 +49,8 @@ class _Run(NamedTuple):
     """First band in the array."""
     channel: int
     """Channel of the image that it becomes."""
-    count: int
+    num_bands: int
+    """How many bands."""
 
 
 class ModelInput(nn.Module):
@@ -90,7 +98,7 @@ class ModelInput(nn.Module):
         self._runs = _runs_of(self.bands)
         # Buffers move with the module, but belong to no checkpoint: they are facts, not weights.
         for run in self._runs:
-            names = ARRAYS[run.array][run.first : run.first + run.count]
+            names = ARRAYS[run.array][run.first : run.first + run.num_bands]
             mean = torch.tensor([STATISTICS_MEAN[b] for b in names]).view(-1, 1, 1)
             scale = 1 / torch.tensor([STATISTICS_STD[b] for b in names]).view(-1, 1, 1)
             self.register_buffer(f"mean_{run.channel}", mean, persistent=False)
@@ -137,24 +145,30 @@ class ModelInput(nn.Module):
             pixels = self._pixels(batch, run, slice(None))
             if pixels.shape[-1] != self.size:
                 pixels = nn.functional.interpolate(pixels, self.size, mode="nearest")
-            out[:, run.channel : run.channel + run.count] = pixels
+            out[:, run.channel : run.channel + run.num_bands] = pixels
 
     def _assemble_on_cpu(self, batch: Mapping[str, Tensor], out: Tensor, start: int, stop: int) -> None:
         for first in range(start, stop, _CHUNK):
             samples = slice(first, min(first + _CHUNK, stop))
             for run in self._runs:
-                target = out[samples, run.channel : run.channel + run.count]
+                target = out[samples, run.channel : run.channel + run.num_bands]
                 factor = self.size // batch[run.array].shape[-1]
                 if factor == 1 and batch[run.array].shape[-1] == self.size:
                     self._pixels(batch, run, samples, out=target)
                 elif factor % 2 == 0 and factor * batch[run.array].shape[-1] == self.size:
                     _repeat_pixels(self._pixels(batch, run, samples), target, factor)
                 else:
-                    target.copy_(nn.functional.interpolate(self._pixels(batch, run, samples), self.size, mode="nearest"))
+                    target.copy_(
+                        nn.functional.interpolate(
+                            self._pixels(batch, run, samples), self.size, mode="nearest"
+                        )
+                    )
 
-    def _pixels(self, batch: Mapping[str, Tensor], run: _Run, samples: slice, out: Tensor | None = None) -> Tensor:
+    def _pixels(
+        self, batch: Mapping[str, Tensor], run: _Run, samples: slice, out: Tensor | None = None
+    ) -> Tensor:
         """Normalised pixels of a run in native resolution, float32 (n, count, y, x)."""
-        raw = batch[run.array][samples, run.first : run.first + run.count]
+        raw = batch[run.array][samples, run.first : run.first + run.num_bands]
         if out is None:
             out = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
         out.copy_(raw)
@@ -178,7 +192,9 @@ def band_names(bands: str | Sequence[str], *, models: str = "v0.2.0") -> tuple[s
         return known[bands]
     unknown = [b for b in bands if b not in BANDS]
     if unknown or not bands:
-        raise ValueError(f"unknown bands {', '.join(unknown) or '(none given)'}; known are {', '.join(BANDS)}")
+        raise ValueError(
+            f"unknown bands {', '.join(unknown) or '(none given)'}; known are {', '.join(BANDS)}"
+        )
     return tuple(bands)
 
 
@@ -201,7 +217,12 @@ def _repeat_pixels(pixels: Tensor, target: Tensor, factor: int) -> None:
     row = torch.from_numpy(words.view(np.int64))
     if factor > 2:
         row = row.unsqueeze(-1).expand(-1, -1, -1, -1, factor // 2).reshape(n, count, height, -1)
-    rows = target.view(torch.int64).unflatten(2, (height, factor))
+    words_of_target = target.view(torch.int64)
+    rows = words_of_target.as_strided(
+        (n, count, height, factor, words_of_target.shape[-1]),
+        (*words_of_target.stride()[:2], factor * words_of_target.stride(2), *words_of_target.stride()[2:]),
+        words_of_target.storage_offset(),
+    )
     rows.copy_(row.unsqueeze(3).expand_as(rows))
 
 
@@ -230,16 +251,22 @@ def work_alone() -> None:
         _here.alone = True
 
 
-def _in_threads(assemble: object, batch: Mapping[str, Tensor], out: Tensor) -> None:
+def _in_threads(
+    assemble: Callable[[Mapping[str, Tensor], Tensor, int, int], None],
+    batch: Mapping[str, Tensor],
+    out: Tensor,
+) -> None:
     """Assemble equal parts of a batch on as many threads as PyTorch would use."""
     workers = torch.get_num_threads()
     if workers == 1 or len(out) < 2 * _CHUNK:
-        assemble(batch, out, 0, len(out))  # type: ignore[operator]
+        assemble(batch, out, 0, len(out))
         return
     pool = _pools.get(os.getpid())
     if pool is None:
         pool = _pools[os.getpid()] = ThreadPoolExecutor(workers, "reben-input", initializer=work_alone)
     part = -(-len(out) // workers)
-    futures = [pool.submit(assemble, batch, out, i, min(i + part, len(out))) for i in range(0, len(out), part)]  # type: ignore[arg-type]
+    futures = [
+        pool.submit(assemble, batch, out, i, min(i + part, len(out))) for i in range(0, len(out), part)
+    ]
     for future in futures:
         future.result()

@@ -28,6 +28,13 @@ _BLOCK_SAMPLES_IN_ORDER = 256
 """Samples in a block of an unshuffled epoch: as many as in a shard."""
 
 
+_SCRAMBLED_BITS = 14
+"""Levels at which the order inside blocks is random; finer than a block of 16,384 samples it need not be."""
+
+_KEPT_STRATA_BITS = 6
+"""An epoch keeps 2**6 strata: finer ones gain little for batches and cost randomness (bench_shuffle.py)."""
+
+
 def random_words(count: int, *key: int | str) -> NDArray[np.uint64]:
     """`count` random 64-bit words named by `key`; the same on every machine and for good.
 
@@ -144,7 +151,7 @@ class EpochOrder:
         self._key = (seed, epoch, fingerprint)
         self._in_order = in_order
         self._window = window
-        self._strata = _radical_inverse(np.asarray(rows))
+        self._strata = _radical_inverse(np.asarray(rows)) >> np.uint32(32 - _KEPT_STRATA_BITS)
         shards = np.flatnonzero(sizes)
         shards = shards[np.argsort(random_words(len(shards), "shards", *self._key), kind="stable")]
         # Piece i of the string is the samples [first[i], first[i] + size[i]) in stored order.
@@ -154,8 +161,9 @@ class EpochOrder:
         lengths = (self.num_samples - np.arange(lanes) + lanes - 1) // lanes
         self._lane_start = np.concatenate([[0], np.cumsum(lengths)])
         self._block_starts = [self._cut(lane) for lane in range(lanes)]
-        # Owen scrambling is shared by all lanes: it keeps what they hold together stratified.
-        self._scramble = int(random_words(1, "scramble", *self._key)[0]) & 0xFFFFFFFF
+        # Shared by all lanes: what they deliver at one time stays stratified together.
+        words = random_words(2**_SCRAMBLED_BITS // 64, "scramble", *self._key)
+        self._flips = np.unpackbits(words.astype("<u8").view(np.uint8)).astype(np.uint32)
         self._block = lru_cache(maxsize=4 * lanes)(self._make_block)
 
     def take(self, numbers: Ints) -> Ints:
@@ -202,7 +210,8 @@ class EpochOrder:
         return self._block(lane, number)
 
     def _block_of(self, lane: int, positions: Ints) -> Ints:
-        return np.searchsorted(self._block_starts[lane], positions, side="right") - 1
+        found: Ints = np.searchsorted(self._block_starts[lane], positions, side="right") - 1
+        return found
 
     def _cut(self, lane: int) -> Ints:
         """Positions in the lane at which blocks start, and its length."""
@@ -217,7 +226,9 @@ class EpochOrder:
     def _make_block(self, lane: int, number: int) -> Block:
         start, stop = (int(p) for p in self._block_starts[lane][number : number + 2])
         if self._in_order is not None:
-            return Block(lane=lane, start=start, samples=self._in_order[lane + self.lanes * np.arange(start, stop)])
+            return Block(
+                lane=lane, start=start, samples=self._in_order[lane + self.lanes * np.arange(start, stop)]
+            )
         string = int(self._lane_start[lane]) + np.arange(start, stop)
         piece = np.searchsorted(self._ends, string, side="right")
         stored = self._first[piece] + string - np.concatenate([[0], self._ends])[piece]
@@ -226,7 +237,7 @@ class EpochOrder:
         words = random_words(len(stored), "samples", *self._key, lane, number)
         by_stratum = np.lexsort((words, self._strata[stored]))
         turn = _reverse_bits(np.asarray(_lane_bits(lane, self.lanes)))
-        point = _scrambled_inverse(np.arange(start, stop, dtype=np.uint32) ^ turn, self._scramble)
+        point = _scrambled_inverse(np.arange(start, stop, dtype=np.uint32) ^ turn, self._flips)
         samples = np.empty_like(stored)
         samples[np.argsort(point, kind="stable")] = stored[by_stratum]
         return Block(lane=lane, start=start, samples=samples)
@@ -314,12 +325,16 @@ def _radical_inverse(values: NDArray[np.integer]) -> NDArray[np.uint32]:
     return _reverse_bits(values.astype(np.uint32))
 
 
-def _scrambled_inverse(values: NDArray[np.uint32], key: int) -> NDArray[np.uint32]:
-    """Van der Corput's sequence, Owen-scrambled by a hash (Laine and Karras 2011, section 3.1.2)."""
-    v = values + np.uint32(key)
-    for factor in (0x6C50B47C, 0xB82F1E52, 0xC7AFE638, 0x8D22F6E6):
-        v = v ^ (v * np.uint32(factor))
-    return _reverse_bits(v)
+def _scrambled_inverse(values: NDArray[np.uint32], flips: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Van der Corput's sequence under Owen's nested uniform scrambling (Owen 1995).
+
+    Each bit is flipped or not by a random bit that depends on all bits before it.
+    """
+    found = values.copy()
+    for level in range(_SCRAMBLED_BITS):
+        before = values & np.uint32((1 << level) - 1)
+        found ^= flips[before | np.uint32(1 << level)] << np.uint32(level)
+    return _reverse_bits(found)
 
 
 def _lane_bits(lane: int, lanes: int) -> np.uint32:

@@ -147,7 +147,9 @@ class StreamDataset(IterableDataset[Batch]):
         **options: As for `StreamLoader`.
     """
 
-    def __init__(self, selection: Any, *, rank: int | None = None, world_size: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, selection: Any, *, rank: int | None = None, world_size: int | None = None, **options: Any
+    ) -> None:
         self._selection = selection
         self._place = _place(rank, world_size)
         self._options = options

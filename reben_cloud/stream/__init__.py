@@ -140,7 +140,9 @@ class RawLoader:
         make_buffer: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = np.zeros,
     ) -> None:
         if fetch_threads < 1 or gather_threads < 1:
-            raise ValueError(f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}")
+            raise ValueError(
+                f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}"
+            )
         stored = StoredSelection.of(selection, modalities)
         self.modalities = stored.modalities
         """What the batches hold."""
@@ -152,7 +154,11 @@ class RawLoader:
         self._fingerprint = stored.fingerprint
         self._stored = stored
         self._steps = Steps(
-            num_samples=self.num_samples, batch_size=batch_size, rank=rank, world_size=world_size, drop_last=drop_last
+            num_samples=self.num_samples,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
         )
         self._order()  # refuses wrong lanes, window, rank now and not in the first epoch
         self._counters = Counters()
@@ -162,7 +168,11 @@ class RawLoader:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
         self._window = window
         self._reader: Reader = open_reader(
-            stored, self._counters, form=form, cache_dir=cache_dir, cache_bytes=cache_bytes,
+            stored,
+            self._counters,
+            form=form,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
             max_mapped=self._resident * len(stored.modalities),
         )
         self._threads = (fetch_threads, gather_threads)
@@ -225,7 +235,7 @@ class RawLoader:
             epoch=self.epoch,
             fingerprint=self._fingerprint,
             in_order=None if shuffle else np.argsort(self._stored.index, kind="stable"),
-            **key,  # type: ignore[arg-type]
+            **key,
         )
         order.schedule(self._steps.rank, self._steps.world_size, start=self.num_samples)
         return order
@@ -406,7 +416,9 @@ class _Pipeline:
                 stop = min(end, fetched.block.stop)
                 taken = stop - position
                 rows = slice(row, row + (taken - 1) * stride + 1, stride)
-                runs.append(_Run(fetched, slice(position - fetched.block.start, stop - fetched.block.start), rows))
+                runs.append(
+                    _Run(fetched, slice(position - fetched.block.start, stop - fetched.block.start), rows)
+                )
                 if stop == fetched.block.stop:
                     blocks.popleft()
                 position, row = stop, row + taken * stride

@@ -134,7 +134,9 @@ class _Lock:
                         if not self._wait:
                             raise
                         time.sleep(_POLL_S)
-                if os.fstat(self._file).st_nlink and os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                if os.fstat(self._file).st_nlink and os.path.samestat(
+                    os.fstat(self._file), os.stat(self.path)
+                ):
                     return self
             except FileNotFoundError:
                 pass  # renamed or deleted by the holder while we waited

@@ -72,10 +72,13 @@ class Counters:
 class Reader(Protocol):
     """A form at rest from which samples can be streamed."""
 
-    copies: Mapping[str, tuple[Copy, ...]]
-    """Source -> how its payloads become samples of batch arrays."""
-    parts: tuple[str, ...]
-    """What can be loaded independently of each other, e.g. modalities."""
+    @property
+    def copies(self) -> Mapping[str, tuple[Copy, ...]]:
+        """Source -> how its payloads become samples of batch arrays."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What can be loaded independently of each other, e.g. modalities."""
 
     def load(self, part: str, stored: Ints) -> Part:
         """Bring the samples at these stored positions into memory."""
@@ -185,9 +188,9 @@ class ShardReader:
                 return self._load_rows(modality, path, stored, rows, sums)
             return self._load_ranges(modality, path, ranges, rows, sums)
         data = self._whole(path)
-        view = tar.records(modality, data)
+        view = tar.records(modality, data.data)
         if view is None:  # another writer's tar: same members, other padding
-            view = tar.payloads(modality, data)
+            view = tar.payloads(modality, data.data)
             return address_of(view) + rows * PAYLOAD_BYTES[modality], view
         return address_of(data) + rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET, data
 
@@ -200,7 +203,7 @@ class ShardReader:
             return self._map(path, local)
         if self._cache is None:
             return np.frombuffer(self._download(path), np.uint8)
-        return self._persistently(lambda: self._through_cache(path))
+        return persistently(lambda: self._through_cache(path), self._counters)
 
     def _through_cache(self, path: str) -> NDArray[np.uint8]:
         assert self._cache is not None
@@ -227,18 +230,20 @@ class ShardReader:
             try:
                 data = self._store.get(path)
             except FileNotFoundError as error:
-                raise NotFoundError(f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`") from error
+                raise NotFoundError(
+                    f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`"
+                ) from error
             self._counters.add(requests=1, bytes_read=data.nbytes)
             self._check(path, data)
             return data
 
-        return self._persistently(attempt)
+        return persistently(attempt, self._counters)
 
     def _check(self, path: str, data: Any) -> None:
         nbytes, checksum = self._objects[path]
         if memoryview(data).nbytes != nbytes or xxhash.xxh3_64_intdigest(data) != checksum:
             raise ChecksumError(
-                f"{self._store.url}/{path}: the bytes read ({memoryview(data).nbytes:,}) are not the {nbytes:,} bytes that "
+                f"{self._store.url}/{path}: the {memoryview(data).nbytes:,} bytes read are not the {nbytes:,} bytes that "
                 "objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
             )
 
@@ -308,10 +313,14 @@ class ShardReader:
             try:
                 data = self._store.get_range(path, start, length)
             except FileNotFoundError as error:
-                raise NotFoundError(f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`") from error
+                raise NotFoundError(
+                    f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`"
+                ) from error
             self._counters.add(requests=1, bytes_read=data.nbytes)
             if data.nbytes != length:
-                raise ChecksumError(f"{self._store.url}/{path}: asked for {length:,} bytes at {start:,}, got {data.nbytes:,}")
+                raise ChecksumError(
+                    f"{self._store.url}/{path}: asked for {length:,} bytes at {start:,}, got {data.nbytes:,}"
+                )
             inside = np.flatnonzero((rows >= first) & (rows < stop))
             for position in inside.tolist():
                 offset = (int(rows[position]) - first) * record
@@ -320,7 +329,7 @@ class ShardReader:
             addresses[inside] = address_of(data) + (rows[inside] - first) * record
             return data
 
-        keep = [self._persistently(lambda r=r: attempt(*r)) for r in ranges]  # type: ignore[misc]
+        keep = [persistently(lambda r=r: attempt(*r), self._counters) for r in ranges]  # type: ignore[misc]
         return addresses, keep
 
     def _check_payload(self, modality: str, path: str, row: int, payload: Any, checksum: int) -> None:
@@ -330,19 +339,6 @@ class ShardReader:
                 f"{self._store.url}/{path}: the payload in row {row} is not the one that patches.parquet lists "
                 "(xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
             )
-
-    def _persistently(self, attempt: Callable[[], T]) -> T:
-        """Try again, with backoff and jitter, when bytes are damaged or the store fails."""
-        for number in range(ATTEMPTS):
-            try:
-                return attempt()
-            except (ChecksumError, StorageError):
-                if number == ATTEMPTS - 1:
-                    raise
-                self._counters.add(retries=1)
-                # Jitter: the readers of a store that just failed must not come back all at once.
-                time.sleep(0.05 * 2**number * (0.5 + random.random()))  # noqa: S311
-        raise AssertionError
 
 
 def _map_file(file: Path, url: str) -> NDArray[np.uint8]:
@@ -419,6 +415,7 @@ class ZarrReader:
         store: The root.
         products: Product of each sample in stored order.
         rows: Row of each sample in its product's store, shape (n,).
+        sizes: Path of each Zarr shard -> bytes.
         modalities: What to read.
         counters: Where to count.
     """
@@ -428,15 +425,21 @@ class ZarrReader:
         store: Store,
         products: Sequence[str],
         rows: NDArray[np.integer],
+        sizes: Mapping[str, int],
         modalities: Sequence[str],
         counters: Counters,
     ) -> None:
-        arrays = {zarr.REFERENCE_MAP if a == "map" else a: (a, s) for m in modalities for a, s in arrays_of(m).items()}
+        arrays = {
+            zarr.REFERENCE_MAP if a == "map" else a: (a, s)
+            for m in modalities
+            for a, s in arrays_of(m).items()
+        }
         self.copies = {z: (Copy(0, spec.nbytes, name, 0),) for z, (name, spec) in arrays.items()}
         self.parts = tuple(arrays)
         self._store = store
         self._products = np.asarray(products)
         self._rows = np.asarray(rows, np.int64)
+        self._sizes = sizes
         self._counters = counters
 
     def load(self, part: str, stored: Ints) -> Part:
@@ -450,19 +453,48 @@ class ZarrReader:
             path = f"zarr/{product[group[0]]}.zarr/{zarr.shard_path(part, int(shard[group[0]]))}"
             inner = rows[group] % zarr.PATCHES_PER_ZARR_SHARD
             out[group] = self._read(part, path, inner)
-        return Part({part: address_of(out.reshape(-1).view(np.uint8)) + np.arange(len(stored)) * out[0].nbytes}, [out])
+        return Part(
+            {part: address_of(out.reshape(-1).view(np.uint8)) + np.arange(len(stored)) * out[0].nbytes}, [out]
+        )
 
     def _read(self, part: str, path: str, rows: Ints) -> NDArray[Any]:
-        for number in range(ATTEMPTS):
+        """Some patches of one Zarr shard: their chunks, or all of it when that is cheaper."""
+        if path not in self._sizes:
+            raise NotFoundError(f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`")
+        size, name = self._sizes[path], f"{self._store.url}/{path}"
+
+        def attempt() -> NDArray[Any]:
             try:
-                data = self._store.get(path)
-                self._counters.add(requests=1, bytes_read=data.nbytes)
-                return zarr.decode_shard(part, data, rows=rows, name=f"{self._store.url}/{path}")
+                if size < (len(rows) + 1) * REQUEST_BYTES:
+                    data = self._store.get(path)
+                    self._counters.add(requests=1, bytes_read=data.nbytes)
+                    return zarr.decode_shard(part, data, rows=rows, name=name)
+                tail = self._store.get_range(path, size - zarr.INDEX_BYTES, zarr.INDEX_BYTES)
+                index = zarr.decode_index(tail, name=name)
+                places = [zarr.chunk_range(index, row, name=name) for row in rows.tolist()]
+                chunks = self._store.get_ranges(path, [s for s, _ in places], [n for _, n in places])
             except FileNotFoundError as error:
                 raise NotFoundError(f"{self._store.url} has lost {path}; run `reben-cloud verify`") from error
-            except (ChecksumError, StorageError):
-                if number == ATTEMPTS - 1:
-                    raise
-                self._counters.add(retries=1)
-                time.sleep(0.05 * 2**number * (0.5 + random.random()))  # noqa: S311
-        raise AssertionError
+            self._counters.add(
+                requests=1 + len(chunks), bytes_read=tail.nbytes + sum(c.nbytes for c in chunks)
+            )
+            out = np.empty((len(rows), *zarr.PIXEL_ARRAYS[part].shape), zarr.PIXEL_ARRAYS[part].dtype)
+            for row, chunk, pixels in zip(rows.tolist(), chunks, out, strict=True):
+                zarr.decode_chunk(part, chunk, pixels, name=f"{name}: patch {row}")
+            return out
+
+        return persistently(attempt, self._counters)
+
+
+def persistently(attempt: Callable[[], T], counters: Counters) -> T:
+    """Try again, with backoff and jitter, when bytes are damaged or the store fails."""
+    for number in range(ATTEMPTS):
+        try:
+            return attempt()
+        except (ChecksumError, StorageError):
+            if number == ATTEMPTS - 1:
+                raise
+            counters.add(retries=1)
+            # Jitter: the readers of a store that just failed must not come back all at once.
+            time.sleep(0.05 * 2**number * (0.5 + random.random()))  # noqa: S311
+    raise AssertionError

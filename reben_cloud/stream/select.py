@@ -29,7 +29,7 @@ class StoredSelection:
     """The selected patches in stored order: by shard, then by row."""
 
     selection: Any
-    """The selection itself (`search.Selection`): ``dataset`` and ``column(name)`` are used."""
+    """The selection itself (`search.Selection`): ``dataset``, ``column`` and ``columns`` are used."""
     modalities: tuple[str, ...]
     """What to stream, in the order s2, s1, map."""
     fingerprint: str
@@ -52,46 +52,55 @@ class StoredSelection:
         there = tuple(manifest["modalities"])
         for modality in modalities or ():
             if modality not in there:
-                raise ValueError(f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}")
-        group = _combined(selection.column("reben:shard_group").cast(pa.string())).dictionary_encode()
+                raise ValueError(
+                    f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
+                )
+        wanted = tuple(m for m in MODALITIES if m in (modalities or there))
+        # One call: a lazy selection reads its columns together.
+        table = selection.columns(
+            [
+                "reben:shard_group",
+                "reben:shard",
+                "reben:shard_row",
+                "reben:labels",
+                *(f"reben:{m}_xxh3" for m in wanted),
+            ]
+        )
+        group = _combined(table.column("reben:shard_group").cast(pa.string())).dictionary_encode()
         names = group.dictionary.to_pylist()
         codes = group.indices.to_numpy().astype(np.int64)
         # A stable order of the groups, whatever order the dictionary has.
         codes = np.argsort(np.argsort(names, kind="stable"), kind="stable")[codes] if names else codes
         names = sorted(names)
-        number = selection.column("reben:shard").to_numpy().astype(np.int64)
-        row = selection.column("reben:shard_row").to_numpy().astype(np.int64)
+        number = table.column("reben:shard").to_numpy().astype(np.int64)
+        row = table.column("reben:shard_row").to_numpy().astype(np.int64)
         order = np.lexsort((row, number, codes))
         keys, shard = np.unique((codes << 32 | number)[order], return_inverse=True)
         shards = [(names[key >> 32], key & 0xFFFFFFFF) for key in keys.tolist()]
         full = int(manifest["shard_samples"])
         in_group = [int(manifest["groups"][name]["num_samples"]) for name, _ in shards]
         sizes = [min(full, total - n * full) for total, (_, n) in zip(in_group, shards, strict=True)]
-        wanted = tuple(m for m in MODALITIES if m in (modalities or there))
         return cls(
             selection=selection,
             modalities=wanted,
             fingerprint=str(manifest["fingerprint"]),
             index=order,
-            labels=labels.encode_many(selection.column("reben:labels"))[order].astype(np.float32),
+            labels=labels.encode_many(table.column("reben:labels"))[order].astype(np.float32),
             places=Places(
                 shard=shard.astype(np.int64),
                 row=row[order],
                 shards=shards,
                 num_samples=np.array(sizes, np.int64),
-                checksums={m: selection.column(f"reben:{m}_xxh3").to_numpy().astype(np.uint64)[order] for m in wanted},
+                checksums={
+                    m: table.column(f"reben:{m}_xxh3").to_numpy().astype(np.uint64)[order] for m in wanted
+                },
             ),
         )
 
     def values(self, name: str) -> list[Any]:
         """A column of the selection in stored order."""
-        found: list[Any] = selection_take(self.selection, name, self.index).to_pylist()
+        found: list[Any] = _combined(self.selection.column(name)).take(pa.array(self.index)).to_pylist()
         return found
-
-
-def selection_take(selection: Any, name: str, index: Ints) -> pa.Array[Any]:
-    """Some rows of a selection's column."""
-    return _combined(selection.column(name)).take(pa.array(index))
 
 
 def _combined(column: pa.ChunkedArray[Any]) -> pa.Array[Any]:
@@ -117,28 +126,48 @@ def open_reader(
     folder = getattr(dataset, "lmdb_folder", None)
     if folder is not None:
         return LmdbReader(
-            os.fspath(folder), stored.values("id"), stored.values("reben:s1_name"), stored.modalities,
-            stored.places.checksums, counters,
+            os.fspath(folder),
+            stored.values("id"),
+            stored.values("reben:s1_name"),
+            stored.modalities,
+            stored.places.checksums,
+            counters,
         )
     if form == "zarr":
         rows = np.array(stored.values("reben:zarr_row"))
-        return ZarrReader(dataset.store, stored.values("reben:product"), rows, stored.modalities, counters)
+        table = _objects(dataset)
+        sizes = dict(zip(table.column("path").to_pylist(), table.column("bytes").to_pylist(), strict=True))
+        return ZarrReader(
+            dataset.store, stored.values("reben:product"), rows, sizes, stored.modalities, counters
+        )
     if form != "shards":
         raise ValueError(f"form must be 'shards' or 'zarr', got {form!r}")
     if cache_bytes is not None and cache_dir is None:
         raise ValueError("cache_bytes bounds the files in cache_dir, which is not given")
     cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
     return ShardReader(
-        dataset.store, stored.places, _shard_objects(dataset), stored.modalities, counters,
-        cache=cache, max_mapped=max_mapped,
+        dataset.store,
+        stored.places,
+        _shard_objects(dataset),
+        stored.modalities,
+        counters,
+        cache=cache,
+        max_mapped=max_mapped,
     )
 
 
 def _shard_objects(dataset: Any) -> dict[str, tuple[int, int]]:
-    """Path of each shard -> (bytes, xxh3-64), from ``objects.parquet``."""
-    data = dataset.store.get("objects.parquet")
-    if hashlib.sha256(data).hexdigest() != dataset.manifest["objects_sha256"]:
-        raise ChecksumError(f"{dataset.url}/objects.parquet is not the one that the manifest names; the root is damaged")
-    table = pq.read_table(pa.BufferReader(data), columns=["path", "bytes", "xxh3"])
+    """Path of each shard -> (bytes, xxh3-64)."""
+    table = _objects(dataset)
     paths, sizes, sums = (table.column(name).to_pylist() for name in ("path", "bytes", "xxh3"))
     return {p: (int(n), int(x)) for p, n, x in zip(paths, sizes, sums, strict=True) if x is not None}
+
+
+def _objects(dataset: Any) -> pa.Table:
+    """``objects.parquet``, checked against the manifest."""
+    data = dataset.store.get("objects.parquet")
+    if hashlib.sha256(data).hexdigest() != dataset.manifest["objects_sha256"]:
+        raise ChecksumError(
+            f"{dataset.url}/objects.parquet is not the one that the manifest names; the root is damaged"
+        )
+    return pq.read_table(pa.BufferReader(data), columns=["path", "bytes", "xxh3"])
