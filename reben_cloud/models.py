@@ -89,7 +89,11 @@ def create_model(spec: ModelSpec) -> nn.Module:
     Raises:
         ValueError: If timm has no such model.
     """
-    options = {"in_chans": len(spec.bands), "drop_rate": spec.drop_rate, "drop_path_rate": spec.drop_path_rate}
+    options = {
+        "in_chans": len(spec.bands),
+        "drop_rate": spec.drop_rate,
+        "drop_path_rate": spec.drop_path_rate,
+    }
     if spec.task == "map":
         return UNet(_create(spec.architecture, {**options, "features_only": True}), num_classes=len(CLASSES))
     return _create(spec.architecture, {**options, "num_classes": len(CLASSES), "img_size": IMAGE_PX})
@@ -99,7 +103,9 @@ def _create(architecture: str, options: dict[str, Any]) -> nn.Module:
     """A timm model with those of the options that it knows; ResNets take no ``img_size``, say."""
     if not timm.is_model(architecture):
         near = ", ".join(timm.list_models(f"*{architecture.split('_')[0]}*")[:5])
-        raise ValueError(f"architecture: timm has no model {architecture!r}" + (f"; it has {near}" if near else ""))
+        raise ValueError(
+            f"architecture: timm has no model {architecture!r}" + (f"; it has {near}" if near else "")
+        )
     while True:
         try:
             model = timm.create_model(architecture, pretrained=False, **options)
@@ -119,11 +125,12 @@ class UNet(nn.Module):
     def __init__(self, encoder: nn.Module, *, num_classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        widths: list[int] = encoder.feature_info.channels()  # type: ignore[union-attr, operator, assignment]
+        widths: list[int] = encoder.feature_info.channels()  # type: ignore[union-attr, operator]
         decoded = [max(width // 2, 16) for width in widths[:-1]]
         inputs = [*decoded[1:], widths[-1]]
         self.steps = nn.ModuleList(
-            _convolutions(below + skip, out) for below, skip, out in zip(inputs, widths, decoded, strict=False)
+            _convolutions(below + skip, out)
+            for below, skip, out in zip(inputs, widths, decoded, strict=False)
         )
         self.head = nn.Conv2d(decoded[0], num_classes, 1)
 
@@ -148,7 +155,11 @@ class UNet(nn.Module):
 def _convolutions(width_in: int, width_out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in (width_in, width_out):
-        layers += [nn.Conv2d(width, width_out, 3, padding=1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU()]
+        layers += [
+            nn.Conv2d(width, width_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width_out),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -161,7 +172,9 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     prefix = _PREFIX if spec.task == "labels" else ""
-    weights = {prefix + name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    weights = {
+        prefix + name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()
+    }
     save_file(weights, folder / "model.safetensors")
     facts = {**dataclasses.asdict(spec), "classes": sorted(CLASSES), "image_px": IMAGE_PX, "version": 1}
     (folder / "reben_cloud.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -242,7 +255,9 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise NotFoundError(f"{name} can be had neither from the Hugging Face hub nor from its cache: {error}") from error
+        raise NotFoundError(
+            f"{name} can be had neither from the Hugging Face hub nor from its cache: {error}"
+        ) from error
 
 
 def _read_spec(folder: Path, name: str, bands: tuple[str, ...] | None) -> ModelSpec:
@@ -263,7 +278,9 @@ def _read_spec(folder: Path, name: str, bands: tuple[str, ...] | None) -> ModelS
         drop_path_rate=config.get("drop_path_rate") or 0.0,
     )
     if len(spec.bands) != config["channels"]:
-        raise ValueError(f"{name}: the model takes {config['channels']} channels, and {len(spec.bands)} bands are named")
+        raise ValueError(
+            f"{name}: the model takes {config['channels']} channels, and {len(spec.bands)} bands are named"
+        )
     return spec
 
 

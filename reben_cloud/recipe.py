@@ -30,8 +30,10 @@ class Subset:
 
     split: str | None = None
     """``train``, ``validation`` or ``test``."""
-    country: str | None = None
-    """Name of a country."""
+    country: tuple[str, ...] = ()
+    """Names of countries."""
+    season: tuple[str, ...] = ()
+    """``spring``, ``summer``, ``fall``, ``winter``."""
     labels: tuple[str, ...] = ()
     """Patches with any of these classes."""
     bbox: tuple[float, ...] = ()
@@ -43,9 +45,8 @@ class Subset:
 
     def query(self) -> dict[str, Any]:
         """Arguments for `Dataset.search`."""
-        # Not dataclasses.asdict: it would copy tuples into lists of its own.
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: value for name, value in given.items() if value not in (None, (), False)}
+        # False drops out too: to the search it means the patches with snow or cloud alone.
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +102,7 @@ class TrainConfig:
     """Probability that a patch loses Sentinel-1 or Sentinel-2 (zeros after normalisation), for S1+S2."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward pass; weights stay float32. fp16 scales the loss, and needs CUDA."""
+    """Of the forward pass; weights stay float32. fp16 scales the loss."""
     matmul_precision: Literal["highest", "high", "medium"] = "medium"
     """Of float32 matrix products on CUDA (``torch.set_float32_matmul_precision``)."""
     channels_last: bool = True
@@ -130,8 +131,18 @@ class TrainConfig:
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         _check("lr", self.lr, self.lr > 0, "above 0")
         both = {BANDS[band].sensor for band in band_names(self.bands)} == {"s1", "s2"}
-        _check("modality_dropout", self.modality_dropout, both or not self.modality_dropout, "0 unless bands has S1 and S2")
-        _check("positive_weights", self.positive_weights, self.task == "labels" or not self.positive_weights, "false for maps")
+        _check(
+            "modality_dropout",
+            self.modality_dropout,
+            both or not self.modality_dropout,
+            "0 unless bands has S1 and S2",
+        )
+        _check(
+            "positive_weights",
+            self.positive_weights,
+            self.task == "labels" or not self.positive_weights,
+            "false for maps",
+        )
 
     def to_json(self) -> str:
         """The resolved configuration, as saved beside the checkpoints."""
@@ -157,7 +168,9 @@ def band_names(bands: str) -> tuple[str, ...]:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_recipe(recipe: str | os.PathLike[str], *, overrides: Iterable[str] = ()) -> TrainConfig:
@@ -177,7 +190,9 @@ def load_recipe(recipe: str | os.PathLike[str], *, overrides: Iterable[str] = ()
     elif Path(name).is_file():
         text = Path(name).read_text()
     else:
-        raise FileNotFoundError(f"no recipe {name!r}: neither a TOML file nor one of {', '.join(recipe_names())}")
+        raise FileNotFoundError(
+            f"no recipe {name!r}: neither a TOML file nor one of {', '.join(recipe_names())}"
+        )
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -222,7 +237,9 @@ def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any) -> A
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
-            filled[key] = _fill(typing.cast(type, hints[key]), value, f"{prefix}{key}.", getattr(default, key))
+            filled[key] = _fill(
+                typing.cast(type, hints[key]), value, f"{prefix}{key}.", getattr(default, key)
+            )
         else:
             filled[key] = _convert(prefix + key, value, hints[key])
     return dataclasses.replace(default, **filled)

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 LAYERS = (
     ("errors",),
     ("bands", "labels", "sampling"),
-    ("grid", "patch", "store", "placement", "recipe", "metrics"),
-    ("formats", "reference_map", "metadata"),
+    ("grid", "patch", "store", "placement", "recipe"),
+    ("formats", "reference_map", "metadata", "metrics"),
     ("sources",),
     ("catalog", "recognise", "export"),
     ("build.spool", "build.lease"),
@@ -25,6 +25,8 @@ LAYERS = (
     ("build", "search", "stream"),
     ("dataset", "model_input"),
     ("torch", "models"),
+    ("evaluate", "modelcard", "datamodule"),
+    ("report",),
     ("train", "serve", "verify", "bucket", "doctor", "demo"),
     ("cli",),
 )
