@@ -1,318 +1,28 @@
-"""Find patches by area, time, label and more in ``patches.parquet``: a `Selection`.
-
-The table is read by row group and column: a search over S3 reads the file's footer, then one range
-of each row group that the box and the interval leave, and columns beyond the filter's only when
-they are asked for. This module does not know how patches are streamed or exported.
-"""
+"""From conditions to row numbers: row groups are pruned, columns filtered, shapes tested exactly."""
 
 from __future__ import annotations
 
-import html
-import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
+from reben_cloud.errors import missing_extra
 from reben_cloud.labels import check_labels
-from reben_cloud.metadata import OFFICIAL_SCHEMA, SPLITS, check_names
-from reben_cloud.store import Store
+from reben_cloud.metadata import SPLITS, check_names
+from reben_cloud.search.selection import Selection
+from reben_cloud.search.table import PatchTable
 
 if TYPE_CHECKING:
-    import geopandas
-    import pandas as pd
-    import pystac
-
     from reben_cloud.dataset import Dataset
-
-PATCHES = "patches.parquet"
-"""Path of the table below a root."""
 
 SEASONS = {"spring": (3, 4, 5), "summer": (6, 7, 8), "fall": (9, 10, 11), "winter": (12, 1, 2)}
 """Season -> calendar months of the Sentinel-2 acquisition, UTC."""
-
-_FOOTER_BYTES = 256 * 1024
-"""Read at once from the end of the file: the footer of 34 row groups takes about 130 kB."""
-
-
-class PatchTable:
-    """``patches.parquet`` of a root, read by row group and column, no byte twice.
-
-    Args:
-        store: The root.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        """Where the file lies."""
-        self._columns: dict[tuple[int, str], pa.ChunkedArray[Any]] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"store": self.store, "_columns": {}}
-
-    @cached_property
-    def _source(self) -> _Ranges:
-        return _Ranges(self.store, PATCHES)
-
-    @cached_property
-    def _parquet(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self._source)  # type: ignore[arg-type]  # reads any file object
-
-    @cached_property
-    def group_starts(self) -> NDArray[np.int64]:
-        """First row of each row group, and the number of rows; int64 (num_row_groups + 1,)."""
-        meta = self._parquet.metadata
-        sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the columns."""
-        return list(self._parquet.schema_arrow.names)
-
-    def bounds(self, group: int, leaf: str) -> tuple[Any, Any] | None:
-        """Smallest and largest value of a leaf column in a row group; None when not recorded."""
-        column = self._parquet.metadata.row_group(group).column(self._leaf(leaf))
-        stats = column.statistics
-        return (stats.min, stats.max) if stats is not None and stats.has_min_max else None
-
-    def read(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        """Columns of some row groups, in order.
-
-        Raises:
-            KeyError: If there is no such column.
-        """
-        for name in columns:
-            if name not in self.names:
-                raise KeyError(f"{self.store.url}/{PATCHES} has no column {name!r}")
-        wanted = [g for g in groups if any((g, c) not in self._columns for c in columns)]
-        missing = [c for c in columns if any((g, c) not in self._columns for g in groups)]
-        if wanted:
-            self._source.fetch([self._extent(g, missing) for g in wanted])
-            for group in wanted:
-                found = self._parquet.read_row_group(group, columns=missing)
-                for name in missing:
-                    self._columns[group, name] = found.column(name)
-            self._source.forget()
-        chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
-        schema = self._parquet.schema_arrow
-        return pa.table({n: _chunked(c, schema.field(n).type) for n, c in chunks.items()})
-
-    def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-        """Columns of some rows, in the rows' order."""
-        group_of = np.searchsorted(self.group_starts, rows, side="right") - 1
-        groups = np.unique(group_of)
-        table = self.read(groups.tolist(), columns)
-        sizes = np.diff(self.group_starts)[groups]
-        first = np.cumsum(sizes) - sizes
-        where = np.searchsorted(groups, group_of)
-        local = rows - self.group_starts[group_of] + first[where]
-        if len(local) == table.num_rows and bool((np.diff(local) == 1).all()):
-            return table
-        return table.take(local)
-
-    def _leaf(self, path: str) -> int:
-        group = self._parquet.metadata.row_group(0)
-        return next(i for i in range(group.num_columns) if group.column(i).path_in_schema == path)
-
-    def _extent(self, group: int, columns: Sequence[str]) -> tuple[int, int]:
-        """First byte and end of the part of a row group that holds `columns`."""
-        meta = self._parquet.metadata.row_group(group)
-        spans = []
-        for number in range(meta.num_columns):
-            column = meta.column(number)
-            if column.path_in_schema.split(".")[0] in columns:
-                start = column.dictionary_page_offset or column.data_page_offset
-                spans.append((start, start + column.total_compressed_size))
-        return min(s for s, _ in spans), max(e for _, e in spans)
-
-
-def _chunked(chunks: Any, kind: Any) -> Any:
-    return pa.chunked_array(chunks, kind)
-
-
-class _Ranges(io.RawIOBase):
-    """A remote file that answers reads from ranges fetched before; what is not there is fetched."""
-
-    def __init__(self, store: Store, path: str) -> None:
-        super().__init__()
-        self._store, self._path, self._position = store, path, 0
-        self._size = store.head(path)
-        start = max(0, self._size - _FOOTER_BYTES)
-        self._tail = (start, store.get_range(path, start, self._size - start))
-        self._parts: list[tuple[int, memoryview]] = []
-
-    def fetch(self, extents: Sequence[tuple[int, int]]) -> None:
-        """Fetch the extents (start, end), neighbours in one request, all at once."""
-        merged: list[list[int]] = []
-        for start, end in sorted(extents):
-            if merged and start - merged[-1][1] < 64 * 1024:
-                merged[-1][1] = max(end, merged[-1][1])
-            else:
-                merged.append([start, end])
-        starts, lengths = [s for s, _ in merged], [e - s for s, e in merged]
-        self._parts = list(zip(starts, self._store.get_ranges(self._path, starts, lengths), strict=True))
-
-    def forget(self) -> None:
-        """Drop what was fetched."""
-        self._parts = []
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = (0, self._position, self._size)[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        start = self._position
-        end = self._size if size is None or size < 0 else min(self._size, start + size)
-        self._position = end
-        for first, data in (*self._parts, self._tail):
-            if first <= start and end <= first + data.nbytes:
-                return bytes(data[start - first : end - first])
-        return bytes(self._store.get_range(self._path, start, end - start)) if end > start else b""
-
-
-class Selection:
-    """Patches found by a search, in the order of the table (by place, then time) unless sorted.
-
-    Nothing but row numbers is held at first; columns are read when they are asked for.
-    """
-
-    def __init__(self, dataset: Dataset, table: PatchTable, rows: NDArray[np.int64]) -> None:
-        self.dataset = dataset
-        """The dataset it was found in."""
-        self.table = table
-        """The table it was found in."""
-        self.rows = rows
-        """Row numbers in the table, int64 (len,)."""
-
-    def __len__(self) -> int:
-        """Number of patches."""
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return f"Selection({len(self):,} of {len(self.dataset):,} patches of {self.dataset.url!r})"
-
-    @cached_property
-    def patch_ids(self) -> list[str]:
-        """Ids of the patches, in order; ``batch["index"]`` counts in this list."""
-        return [str(i) for i in self.column("id").to_pylist()]
-
-    def column(self, name: str) -> pa.ChunkedArray[Any]:
-        """A column of ``patches.parquet`` for these patches, in order.
-
-        Raises:
-            KeyError: If there is no such column.
-        """
-        return self.table.take(self.rows, [name]).column(name)
-
-    def columns(self, names: Sequence[str]) -> pa.Table:
-        """Several columns at once, which reads less than one after the other."""
-        return self.table.take(self.rows, names)
-
-    def to_arrow(self) -> pa.Table:
-        """All columns."""
-        return self.columns(self.table.names)
-
-    def official(self) -> pa.Table:
-        """The official metadata of the patches, in the official schema and order."""
-        names = ["id", *(f"reben:{name}" for name in OFFICIAL_SCHEMA.names[1:])]
-        table = self.columns(names).rename_columns(OFFICIAL_SCHEMA.names)
-        return table.cast(OFFICIAL_SCHEMA).sort_by("patch_id").combine_chunks()
-
-    def to_pandas(self) -> pd.DataFrame:
-        """A row a patch: the official columns, product, and both acquisition times (UTC)."""
-        names = ["id", *(f"reben:{n}" for n in OFFICIAL_SCHEMA.names[1:]), "reben:product", "datetime"]
-        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas()
-        frame = frame.rename(columns=lambda name: name.removeprefix("reben:")).rename(
-            columns={"id": "patch_id"}
-        )
-        frame["labels"] = [tuple(names) for names in frame["labels"]]
-        return frame
-
-    def to_geopandas(self) -> geopandas.GeoDataFrame:
-        """`to_pandas` with the footprints as geometry, EPSG:4326."""
-        import geopandas
-
-        geometry = shapely.from_wkb(self.column("geometry").to_numpy())
-        return geopandas.GeoDataFrame(self.to_pandas(), geometry=geometry, crs="EPSG:4326")
-
-    def items(self) -> Iterable[pystac.Item]:
-        """A pystac Item a patch, links and assets absolute."""
-        import pystac
-
-        from reben_cloud.catalog import patch_items
-
-        for item in patch_items(self.to_arrow(), self.dataset.url):
-            yield pystac.Item.from_dict(item)
-
-    @cached_property
-    def statistics(self) -> dict[str, dict[str, int]]:
-        """How many patches each label, country, split and month has; largest first."""
-        table = self.columns(["reben:labels", "reben:country", "reben:split", "datetime"])
-        months = pc.strftime(table.column("datetime"), "%Y-%m")
-        return {
-            "labels": _counts(pc.list_flatten(table.column("reben:labels"))),
-            "countries": _counts(table.column("reben:country")),
-            "splits": _counts(table.column("reben:split")),
-            "months": dict(sorted(_counts(months).items())),
-        }
-
-    def _repr_html_(self) -> str:
-        parts = [f"<b>{len(self):,} patches</b> of {len(self.dataset):,} in {html.escape(self.dataset.url)}"]
-        for title, counts in self.statistics.items():
-            rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:,}</td></tr>" for k, v in counts.items())
-            parts.append(f"<details><summary>{title}</summary><table>{rows}</table></details>")
-        return "".join(parts)
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw the footprints on a map, coloured by split; returns the matplotlib axes."""
-        import matplotlib.pyplot as plt
-        from matplotlib.collections import PolyCollection
-
-        if ax is None:
-            ax = plt.subplots(figsize=(7, 7))[1]
-        bbox: Any = self.column("bbox").combine_chunks()
-        west, south, east, north = (bbox.field(s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
-        corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
-        splits = self.column("reben:split").to_numpy()
-        # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
-        edge = 2.5 if len(self) < 100_000 and np.ptp(corners[..., 1]) > 5 else 0.5
-        for split, color in zip(SPLITS, ("#4477aa", "#ccaa22", "#cc3355"), strict=True):
-            mine = corners[splits == split]
-            ax.add_collection(
-                PolyCollection(
-                    mine, facecolor=color, edgecolor=color, linewidth=edge, label=f"{split} ({len(mine):,})"
-                )
-            )
-        ax.autoscale_view()
-        ax.set_aspect(1 / np.cos(np.deg2rad(np.mean(ax.get_ylim()))))
-        ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title=f"{len(self):,} patches")
-        ax.legend(loc="best")
-        return ax
-
-    def export_lmdb(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Write the patches as an LMDB that rico-hdl's readers open; see `export.export_lmdb`."""
-        from reben_cloud.export import export_lmdb
-
-        return export_lmdb(self, path, **options)
 
 
 def search(
@@ -624,8 +334,6 @@ def _cql2(table: pa.Table, query: str | Mapping[str, Any]) -> NDArray[np.bool_]:
 
     import duckdb
 
-    from reben_cloud.errors import missing_extra
-
     try:
         import cql2
     except ImportError as error:
@@ -664,8 +372,3 @@ def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[str]) -> N
         (c, "descending" if k.startswith("-") else "ascending") for c, k in zip(columns, keys, strict=True)
     ]
     return np.asarray(pc.sort_indices(part, sort_keys=order).to_numpy())
-
-
-def _counts(column: Any) -> dict[str, int]:
-    pairs = pc.value_counts(column).to_pylist()
-    return {p["values"]: p["counts"] for p in sorted(pairs, key=lambda p: (-p["counts"], p["values"]))}

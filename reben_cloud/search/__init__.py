@@ -1,0 +1,11 @@
+"""Find patches by area, time, label and more in ``patches.parquet``: a `Selection`.
+
+A search over S3 reads the file's footer, then one range of each row group that the box and the
+interval leave, and columns beyond the filter's only when they are asked for.
+"""
+
+from reben_cloud.search.query import SEASONS, parse_interval, search
+from reben_cloud.search.selection import Selection
+from reben_cloud.search.table import PATCHES, PatchTable
+
+__all__ = ["PATCHES", "SEASONS", "PatchTable", "Selection", "parse_interval", "search"]

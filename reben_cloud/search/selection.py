@@ -1,0 +1,156 @@
+"""A selection: row numbers of the patches found, and everything that can be made of them."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import shapely
+from numpy.typing import NDArray
+
+from reben_cloud.metadata import OFFICIAL_SCHEMA, SPLITS
+from reben_cloud.search.table import PatchTable
+
+if TYPE_CHECKING:
+    import geopandas
+    import pandas as pd
+    import pystac
+
+    from reben_cloud.dataset import Dataset
+
+
+class Selection:
+    """Patches found by a search, in the order of the table (by place, then time) unless sorted.
+
+    Nothing but row numbers is held at first; columns are read when they are asked for.
+    """
+
+    def __init__(self, dataset: Dataset, table: PatchTable, rows: NDArray[np.int64]) -> None:
+        self.dataset = dataset
+        """The dataset it was found in."""
+        self.table = table
+        """The table it was found in."""
+        self.rows = rows
+        """Row numbers in the table, int64 (len,)."""
+
+    def __len__(self) -> int:
+        """Number of patches."""
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Selection({len(self):,} of {len(self.dataset):,} patches of {self.dataset.url!r})"
+
+    @cached_property
+    def patch_ids(self) -> list[str]:
+        """Ids of the patches, in order; ``batch["index"]`` counts in this list."""
+        return [str(i) for i in self.column("id").to_pylist()]
+
+    def column(self, name: str) -> pa.ChunkedArray[Any]:
+        """A column of ``patches.parquet`` for these patches, in order.
+
+        Raises:
+            KeyError: If there is no such column.
+        """
+        return self.table.take(self.rows, [name]).column(name)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Several columns at once, which reads less than one after the other."""
+        return self.table.take(self.rows, names)
+
+    def to_arrow(self) -> pa.Table:
+        """All columns."""
+        return self.columns(self.table.names)
+
+    def official(self) -> pa.Table:
+        """The official metadata of the patches, in the official schema and order."""
+        names = ["id", *(f"reben:{name}" for name in OFFICIAL_SCHEMA.names[1:])]
+        table = self.columns(names).rename_columns(OFFICIAL_SCHEMA.names)
+        return table.cast(OFFICIAL_SCHEMA).sort_by("patch_id").combine_chunks()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a patch: the official columns, product, and both acquisition times (UTC)."""
+        names = ["id", *(f"reben:{n}" for n in OFFICIAL_SCHEMA.names[1:]), "reben:product", "datetime"]
+        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas()
+        frame = frame.rename(columns=lambda name: name.removeprefix("reben:")).rename(
+            columns={"id": "patch_id"}
+        )
+        frame["labels"] = [tuple(names) for names in frame["labels"]]
+        return frame
+
+    def to_geopandas(self) -> geopandas.GeoDataFrame:
+        """`to_pandas` with the footprints as geometry, EPSG:4326."""
+        import geopandas
+
+        geometry = shapely.from_wkb(self.column("geometry").to_numpy())
+        return geopandas.GeoDataFrame(self.to_pandas(), geometry=geometry, crs="EPSG:4326")
+
+    def items(self) -> Iterable[pystac.Item]:
+        """A pystac Item a patch, links and assets absolute."""
+        import pystac
+
+        from reben_cloud.catalog import patch_items
+
+        for item in patch_items(self.to_arrow(), self.dataset.url):
+            yield pystac.Item.from_dict(item)
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """How many patches each label, country, split and month has; largest first."""
+        table = self.columns(["reben:labels", "reben:country", "reben:split", "datetime"])
+        months = pc.strftime(table.column("datetime"), "%Y-%m")
+        return {
+            "labels": _counts(pc.list_flatten(table.column("reben:labels"))),
+            "countries": _counts(table.column("reben:country")),
+            "splits": _counts(table.column("reben:split")),
+            "months": dict(sorted(_counts(months).items())),
+        }
+
+    def _repr_html_(self) -> str:
+        parts = [f"<b>{len(self):,} patches</b> of {len(self.dataset):,} in {html.escape(self.dataset.url)}"]
+        for title, counts in self.statistics.items():
+            rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:,}</td></tr>" for k, v in counts.items())
+            parts.append(f"<details><summary>{title}</summary><table>{rows}</table></details>")
+        return "".join(parts)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the footprints on a map, coloured by split; returns the matplotlib axes."""
+        import matplotlib.pyplot as plt
+        from matplotlib.collections import PolyCollection
+
+        if ax is None:
+            ax = plt.subplots(figsize=(7, 7))[1]
+        bbox: Any = self.column("bbox").combine_chunks()
+        west, south, east, north = (bbox.field(s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
+        corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
+        splits = self.column("reben:split").to_numpy()
+        # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
+        edge = 2.5 if len(self) < 100_000 and np.ptp(corners[..., 1]) > 5 else 0.5
+        for split, color in zip(SPLITS, ("#4477aa", "#ccaa22", "#cc3355"), strict=True):
+            mine = corners[splits == split]
+            ax.add_collection(
+                PolyCollection(
+                    mine, facecolor=color, edgecolor=color, linewidth=edge, label=f"{split} ({len(mine):,})"
+                )
+            )
+        ax.autoscale_view()
+        ax.set_aspect(1 / np.cos(np.deg2rad(np.mean(ax.get_ylim()))))
+        ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title=f"{len(self):,} patches")
+        ax.legend(loc="best")
+        return ax
+
+    def export_lmdb(self, path: str | os.PathLike[str], **options: Any) -> Any:
+        """Write the patches as an LMDB that rico-hdl's readers open; see `export.export_lmdb`."""
+        from reben_cloud.export import export_lmdb
+
+        return export_lmdb(self, path, **options)
+
+
+def _counts(column: Any) -> dict[str, int]:
+    pairs = pc.value_counts(column).to_pylist()
+    return {p["values"]: p["counts"] for p in sorted(pairs, key=lambda p: (-p["counts"], p["values"]))}
