@@ -212,7 +212,7 @@ def _repeat_pixels(pixels: Tensor, target: Tensor, factor: int) -> None:
     Two equal float32 neighbours are one 64-bit word: the pixel's bits times 2**32 + 1. A row of such
     words, each repeated factor / 2 times, is then copied `factor` times.
     """
-    n, count, height, width = pixels.shape
+    n, count, height, _ = pixels.shape
     words = np.multiply(pixels.numpy().view(np.uint32), np.uint64(2**32 + 1), dtype=np.uint64)
     row = torch.from_numpy(words.view(np.int64))
     if factor > 2:

@@ -210,7 +210,7 @@ class EpochOrder:
         return self._block(lane, number)
 
     def _block_of(self, lane: int, positions: Ints) -> Ints:
-        found: Ints = np.searchsorted(self._block_starts[lane], positions, side="right") - 1
+        found: Ints = np.searchsorted(self._block_starts[lane], positions, side="right").astype(np.int64) - 1
         return found
 
     def _cut(self, lane: int) -> Ints:

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from reben_cloud import labels
@@ -194,7 +193,7 @@ class RawLoader:
         """Run the epoch `self.epoch`, from where `load_state_dict` says or from its start."""
         if os.getpid() != self._pid:
             raise ForkError(
-                "this loader was made before its process was forked, and threads and store clients do not survive that; "
+                "this loader was made before its process was forked, and its threads and clients do not survive that; "
                 "start workers with multiprocessing_context='forkserver' or 'spawn', "
                 "or use StreamLoader without workers (it has threads of its own)"
             )

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -184,12 +185,15 @@ class ShardReader:
         ranges = plan_ranges(rows, modality, num_samples)
         if ranges is not None and not (self._cache and self._is_cached(path)):
             sums = self._places.checksums[modality][stored]
-            if self._store.is_local:
-                return self._load_rows(modality, path, stored, rows, sums)
-            return self._load_ranges(modality, path, ranges, rows, sums)
+            # What does not verify is damaged, or another writer's tar with rows elsewhere: the whole
+            # shard's checksum tells which.
+            with suppress(ChecksumError):
+                if self._store.is_local:
+                    return self._load_rows(modality, path, stored, rows, sums)
+                return self._load_ranges(modality, path, ranges, rows, sums)
         data = self._whole(path)
         view = tar.records(modality, data.data)
-        if view is None:  # another writer's tar: same members, other padding
+        if view is None:
             view = tar.payloads(modality, data.data)
             return address_of(view) + rows * PAYLOAD_BYTES[modality], view
         return address_of(data) + rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET, data
@@ -243,8 +247,8 @@ class ShardReader:
         nbytes, checksum = self._objects[path]
         if memoryview(data).nbytes != nbytes or xxhash.xxh3_64_intdigest(data) != checksum:
             raise ChecksumError(
-                f"{self._store.url}/{path}: the {memoryview(data).nbytes:,} bytes read are not the {nbytes:,} bytes that "
-                "objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
+                f"{self._store.url}/{path}: the {memoryview(data).nbytes:,} bytes read are not the {nbytes:,} "
+                "that objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
             )
 
     def _map(self, path: str, file: Path, *, verify: bool = True) -> NDArray[np.uint8]:

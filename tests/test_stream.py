@@ -1,0 +1,570 @@
+"""The loader against the pixels themselves, on folders and a real S3 server, with and without faults."""
+
+import gc
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+import reben_cloud as rc
+from reben_cloud.build import build, make_plan
+from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
+from reben_cloud.formats import tar
+from reben_cloud.patch import decode_payload
+from reben_cloud.placement import PlacementOptions
+from reben_cloud.recognise import open_source
+from reben_cloud.sampling import EpochOrder
+from reben_cloud.store import open_store
+from reben_cloud.stream import RawLoader
+from reben_cloud.stream.cache import ShardCache
+from reben_cloud.stream.fetch import plan_ranges
+
+NUM_PATCHES = 150
+SHARD_SAMPLES = 16
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """A root of 150 synthetic patches in shards of 16."""
+    folder = tmp_path_factory.mktemp("stream") / "root"
+    source, official = open_source(f"synthetic:{NUM_PATCHES}")
+    options = PlacementOptions(shard_samples=SHARD_SAMPLES)
+    build(make_plan(source, official, open_store(folder), options=options))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def truth(root):
+    """Array name -> pixels of every patch, in the order of the whole selection, read with `tarfile`."""
+    found = {}
+    for path in sorted(root.glob("shards/*/*/*.tar")):
+        modality = path.parent.name
+        for patch_id, payload, _ in tar.iter_samples(modality, path.read_bytes()):
+            found.setdefault(patch_id, {}).update(decode_payload(modality, payload))
+    ids = rc.open(root).search().patch_ids
+    return {name: np.stack([found[i][name] for i in ids]) for name in next(iter(found.values()))}
+
+
+@pytest.fixture
+def selection(root):
+    return rc.open(root).search()
+
+
+def epoch_of(loader):
+    """All batches of an epoch, copied."""
+    return [{name: array.copy() for name, array in batch.items()} for batch in loader]
+
+
+def indices(batches):
+    return np.concatenate([b["index"][b["valid"]] for b in batches])
+
+
+def check_pixels(batches, truth):
+    for batch in batches:
+        n = np.count_nonzero(batch["valid"])
+        for name in truth.keys() & batch.keys():
+            np.testing.assert_array_equal(batch[name][:n], truth[name][batch["index"][:n]], err_msg=name)
+
+
+def same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_an_epoch_delivers_every_patch_once_with_its_own_pixels_and_labels(selection, truth):
+    loader = RawLoader(selection, batch_size=16)
+
+    batches = epoch_of(loader)
+
+    assert len(batches) == len(loader) == 10
+    assert np.array_equal(np.sort(indices(batches)), np.arange(NUM_PATCHES))
+    check_pixels(batches, truth)
+    expected = rc.labels.encode_many(selection.column("reben:labels")) if hasattr(rc, "labels") else None
+    if expected is not None:
+        for batch in batches:
+            np.testing.assert_array_equal(batch["labels"], expected[batch["index"]])
+
+
+def test_shapes_and_dtypes_are_the_documented_ones(selection):
+    batch = next(iter(RawLoader(selection, batch_size=5)))
+
+    assert {name: (a.dtype.name, a.shape) for name, a in batch.items()} == {
+        "s2_10m": ("uint16", (5, 4, 120, 120)),
+        "s2_20m": ("uint16", (5, 6, 60, 60)),
+        "s2_60m": ("uint16", (5, 2, 20, 20)),
+        "s1": ("float32", (5, 2, 120, 120)),
+        "map": ("uint16", (5, 120, 120)),
+        "labels": ("float32", (5, 19)),
+        "index": ("int64", (5,)),
+        "valid": ("bool", (5,)),
+    }
+    assert all(a.flags.c_contiguous for a in batch.values())
+
+
+def test_the_batches_are_those_of_the_order(selection):
+    loader = RawLoader(selection, batch_size=8, seed=3, epoch=2, lanes=4, window=2)
+    stored, order = loader._stored, loader._order()
+    assert isinstance(order, EpochOrder)
+
+    found = indices(epoch_of(loader))
+
+    assert np.array_equal(found, stored.index[order.take(np.arange(NUM_PATCHES))])
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_ranks_deliver_the_same_global_batches_as_one_process(selection, world_size, drop_last):
+    options = {"seed": 5, "drop_last": drop_last, "modalities": ["map"]}
+    alone = epoch_of(RawLoader(selection, batch_size=16, **options))
+
+    ranks = [
+        epoch_of(RawLoader(selection, batch_size=16 // world_size, rank=r, world_size=world_size, **options))
+        for r in range(world_size)
+    ]
+
+    assert {len(r) for r in ranks} == {len(alone)}
+    for step, whole in enumerate(alone):
+        together = np.concatenate([r[step]["index"][r[step]["valid"]] for r in ranks])
+        assert sorted(together) == sorted(whole["index"])
+        assert {len(r[step]["index"]) for r in ranks} == {16 // world_size}, "ranks must agree on shapes"
+    last = ranks[-1][-1]
+    assert not last["map"][~last["valid"]].any()
+    assert (last["index"][~last["valid"]] == -1).all()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("step", [0, 1, 4, 9])
+def test_resumed_on_any_number_of_ranks_it_continues_identically(selection, step, world_size):
+    options = {"seed": 9, "epoch": 1, "modalities": ["map"]}
+    uninterrupted = epoch_of(RawLoader(selection, batch_size=16, **options))
+    first = RawLoader(selection, batch_size=16, **options)
+    iterator = iter(first)
+    for _ in range(step):
+        next(iterator)
+    state = first.state_dict()
+    iterator.close()
+
+    assert all(type(value) is int for value in state.values())
+    rest = []
+    for rank in range(world_size):
+        loader = RawLoader(
+            selection, batch_size=16 // world_size, rank=rank, world_size=world_size, **{**options, "epoch": 0}
+        )
+        loader.load_state_dict(state)
+        rest.append(epoch_of(loader))
+
+    for i, whole in enumerate(uninterrupted[step:]):
+        together = np.concatenate([r[i]["index"][r[i]["valid"]] for r in rest])
+        assert sorted(together) == sorted(whole["index"])
+    assert {len(r) for r in rest} == {len(uninterrupted) - step}
+
+
+def test_resuming_reads_nothing_of_what_was_consumed(selection, root):
+    loader = RawLoader(selection, batch_size=16, lanes=1, prefetch=0)
+    full = RawLoader(selection, batch_size=16, lanes=1, prefetch=0)
+    epoch_of(full)
+    loader.load_state_dict({**loader.state_dict(), "position": 128})
+
+    epoch_of(loader)
+
+    assert loader.stats().bytes_read < full.stats().bytes_read / 3
+
+
+def test_epochs_follow_each_other_and_set_epoch_goes_back(selection):
+    loader = RawLoader(selection, batch_size=50, modalities=["map"])
+    first, second = epoch_of(loader), epoch_of(loader)
+
+    loader.set_epoch(0)
+
+    assert loader.state_dict()["epoch"] == 0
+    assert not np.array_equal(indices(first), indices(second))
+    same(epoch_of(loader), first)
+
+
+def test_a_state_of_another_order_is_refused(selection):
+    state = RawLoader(selection, seed=1).state_dict()
+
+    with pytest.raises(ValueError, match="saved with seed=1, this loader has seed=2"):
+        RawLoader(selection, seed=2).load_state_dict(state)
+
+
+def test_without_shuffling_samples_come_in_the_order_of_the_selection(selection, truth):
+    batches = epoch_of(RawLoader(selection, batch_size=32, shuffle=False))
+
+    assert np.array_equal(indices(batches), np.arange(NUM_PATCHES))
+    check_pixels(batches, truth)
+
+
+@pytest.mark.parametrize("form", ["shards", "zarr"])
+def test_a_part_of_the_dataset_is_streamed_exactly(root, truth, form):
+    dataset = rc.open(root)
+    part = dataset.search(split="train")
+
+    batches = epoch_of(RawLoader(part, batch_size=7, form=form))
+
+    assert np.array_equal(np.sort(indices(batches)), np.arange(len(part)))
+    whole = {patch_id: i for i, patch_id in enumerate(dataset.search().patch_ids)}
+    places = np.array([whole[patch_id] for patch_id in part.patch_ids])
+    check_pixels([{**b, "index": places[b["index"]]} for b in batches], truth)
+
+
+def test_the_zarr_form_gives_the_same_batches(selection):
+    shards = epoch_of(RawLoader(selection, batch_size=32, seed=2))
+
+    same(epoch_of(RawLoader(selection, batch_size=32, seed=2, form="zarr")), shards)
+
+
+def test_a_tar_of_another_writer_is_read_all_the_same(root, truth, tmp_path):
+    import hashlib
+    import io
+    import json
+    import tarfile
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import xxhash
+
+    copy = tmp_path / "root"
+    shutil.copytree(root, copy)
+    listing = pq.read_table(copy / "objects.parquet").to_pylist()
+    for entry in listing:
+        if not entry["path"].endswith(".tar"):
+            continue
+        path = copy / entry["path"]
+        modality = path.parent.name
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as out:
+            for patch_id, payload, text in tar.iter_samples(modality, path.read_bytes()):
+                for name, data in ((f"{patch_id}.{modality}.safetensors", payload), (f"{patch_id}.json", json.dumps(text).encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mtime = len(data), 0.5
+                    out.addfile(info, io.BytesIO(data))
+        path.write_bytes(buffer.getvalue())
+        entry["bytes"], entry["xxh3"] = len(buffer.getvalue()), xxhash.xxh3_64_intdigest(buffer.getvalue())
+    schema = pq.read_schema(copy / "objects.parquet")
+    pq.write_table(pa.Table.from_pylist(listing, schema=schema), copy / "objects.parquet")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["objects_sha256"] = hashlib.sha256((copy / "objects.parquet").read_bytes()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+
+    batches = epoch_of(RawLoader(rc.open(copy).search(), batch_size=32))
+
+    check_pixels(batches, truth)
+
+
+# -- how long a batch stays -------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_held_is_never_overwritten(selection, truth):
+    held = [batch for _ in range(3) for batch in RawLoader(selection, batch_size=16)]
+
+    check_pixels(held, truth)
+
+
+def test_a_view_keeps_its_batch_alone_and_the_rest_is_reused(selection, truth):
+    loader = RawLoader(selection, batch_size=16)
+    batches = iter(loader)
+    view = next(batches)["s2_10m"][3:5, 1]
+    copy = view.copy()
+
+    places = {batch["s2_10m"].__array_interface__["data"][0] for _ in range(3) for batch in loader}
+    list(batches)
+
+    np.testing.assert_array_equal(view, copy)
+    assert len(places) <= 8, "buffers of batches that nobody holds are used again"
+
+
+def test_a_buffer_rests_for_two_batches_after_it_was_let_go(selection):
+    places = [b["s2_10m"].__array_interface__["data"][0] for b in RawLoader(selection, batch_size=16)]
+
+    for i, place in enumerate(places):
+        assert place not in places[i + 1 : i + 3]
+
+
+# -- ending -----------------------------------------------------------------------------------------
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name.startswith("reben")]
+
+
+def test_leaving_the_loop_stops_every_thread(selection):
+    for batch in RawLoader(selection, batch_size=8):
+        assert threads()
+        break
+    del batch
+    gc.collect()
+
+    assert not threads()
+
+
+def test_an_interrupted_loop_leaves_no_thread_and_no_part_of_a_file(s3_root, tmp_path):
+    loader = RawLoader(rc.open(*s3_root).search(), batch_size=8, cache_dir=tmp_path / "cache")
+
+    def interrupted():
+        for _ in loader:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    gc.collect()
+
+    assert not threads()
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_an_error_ends_the_epoch_and_the_threads(root, tmp_path):
+    copy = tmp_path / "root"
+    shutil.copytree(root, copy)
+    victim = sorted(copy.glob("shards/*/s1/*.tar"))[0]
+    victim.unlink()
+
+    with pytest.raises(NotFoundError, match="lost the shard .*tar; run `reben-cloud verify`"):
+        epoch_of(RawLoader(rc.open(copy).search()))
+    gc.collect()
+
+    assert not threads()
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["whole shards", "single rows"])
+def test_a_flipped_bit_on_disk_is_found_and_named(root, tmp_path, part):
+    copy = tmp_path / "root"
+    shutil.copytree(root, copy)
+    for victim in copy.glob("shards/*/s2/*.tar"):
+        data = bytearray(victim.read_bytes())
+        for row in range(SHARD_SAMPLES):
+            data[min(row * tar.RECORD_BYTES["s2"] + 90_000, len(data) - 1)] ^= 4
+        victim.write_bytes(data)
+    selection = rc.open(copy).search()
+    if part:
+        country = selection.column("reben:country")[0].as_py()
+        selection = rc.open(copy).search(country=country)
+
+    with pytest.raises(ChecksumError, match=r"s2-00000\d.tar: .*xxh3 differs"):
+        epoch_of(RawLoader(selection))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"modalities": ["s3"]}, "'s3' is not in .*which has s2, s1, map", id="modality"),
+        pytest.param({"batch_size": 0}, "batch_size must be at least 1", id="batch_size"),
+        pytest.param({"world_size": 3, "rank": 0}, "must divide the lanes", id="world_size"),
+        pytest.param({"rank": 1}, "rank must be in", id="rank"),
+        pytest.param({"prefetch": -1}, "prefetch must not be negative", id="prefetch"),
+        pytest.param({"form": "lance"}, "form must be", id="form"),
+        pytest.param({"cache_bytes": 5}, "cache_dir, which is not given", id="cache"),
+        pytest.param({"gather_threads": 0}, "at least 1", id="threads"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_the_loader_is_made(selection, options, message):
+    with pytest.raises(ValueError, match=message):
+        RawLoader(selection, **options)
+
+
+def test_an_empty_selection_is_an_empty_epoch(root):
+    dataset = rc.open(root)
+    nowhere = dataset.search(bbox=(-120.0, 30.0, -119.0, 31.0))
+
+    assert epoch_of(RawLoader(nowhere)) == []
+
+
+# -- what is read ------------------------------------------------------------------------------------
+
+
+def test_rows_are_read_together_when_a_gap_costs_less_than_a_request():
+    assert plan_ranges(np.array([3, 4, 9, 200]), "s2", 256) == [(3, 5), (9, 10), (200, 201)]
+    assert plan_ranges(np.array([3, 5]), "s2", 256) == [(3, 6)]
+    assert plan_ranges(np.array([3, 9]), "map", 256) == [(3, 10)]
+    assert plan_ranges(np.arange(256), "s2", 256) is None
+    assert plan_ranges(np.arange(0, 256, 2), "s2", 256) is None
+
+
+@pytest.mark.parametrize("modality", ["s2", "s1", "map"])
+def test_no_plan_reads_more_than_the_whole_shard(modality):
+    rng = np.random.default_rng(0)
+    for share in (0.01, 0.05, 0.2, 0.5, 0.9):
+        rows = np.flatnonzero(rng.random(256) < share)
+        if rows.size:
+            ranges = plan_ranges(rows, modality, 256) or [(0, 256)]
+            covered = sum(stop - start for start, stop in ranges)
+            assert covered <= 256
+            assert all(any(start <= row < stop for start, stop in ranges) for row in rows)
+
+
+@pytest.fixture(scope="session")
+def s3_root(s3_server, root):
+    """(url, storage options) of the root in a bucket that lives as long as the session."""
+    from tests.conftest import empty_bucket
+
+    client, name = s3_server.client(), f"reben-stream-{os.getpid()}"
+    client.create_bucket(Bucket=name)
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            client.upload_file(str(path), name, f"r/{path.relative_to(root)}")
+    yield f"s3://{name}/r", s3_server.storage_options
+    empty_bucket(client, name)
+    client.delete_bucket(Bucket=name)
+
+
+@pytest.mark.s3
+def test_from_s3_the_batches_are_those_of_the_folder(s3_root, selection):
+    remote = rc.open(*s3_root).search()
+
+    loader = RawLoader(remote, batch_size=32)
+
+    same(epoch_of(loader), epoch_of(RawLoader(selection, batch_size=32)))
+    # A shard on a cut between lanes is read by both; nothing else is read twice.
+    shards = sum(size for path, size in rc.open(*s3_root).store.list("shards"))
+    assert shards <= loader.stats().bytes_read <= shards + 7 * 3 * max(map(_size_of, ("s2", "s1", "map")))
+
+
+def _size_of(modality):
+    return tar.shard_bytes(modality, SHARD_SAMPLES)
+
+
+@pytest.mark.s3
+def test_a_sparse_selection_reads_little_more_than_itself(s3_root, selection, truth):
+    ids = selection.patch_ids[::25]
+    some = rc.open(*s3_root).search()
+    part = type(some)(some.dataset, some._table, some._rows[::25])
+
+    loader = RawLoader(part, batch_size=4)
+    batches = epoch_of(loader)
+
+    check_pixels([{**b, "index": b["index"] * 25} for b in batches], truth)
+    assert loader.stats().bytes_read < 1.3 * len(ids) * 305_056
+
+
+@pytest.mark.s3
+def test_the_cache_serves_the_second_epoch_and_another_process_state(s3_root, tmp_path):
+    remote = rc.open(*s3_root).search()
+    first = RawLoader(remote, batch_size=32, cache_dir=tmp_path)
+    batches = epoch_of(first)
+    second = RawLoader(remote, batch_size=32, cache_dir=tmp_path)
+
+    same(epoch_of(second), batches)
+
+    assert second.stats().cache_hits == second.stats().requests
+    damaged = sorted(tmp_path.glob("*-s2-*.tar"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-5000] + bytes(5000))
+    cut = sorted(tmp_path.glob("*-s1-*.tar"))[0]
+    cut.write_bytes(cut.read_bytes()[:5000])
+    third = RawLoader(remote, batch_size=32, cache_dir=tmp_path)
+    same(epoch_of(third), batches)
+
+
+@pytest.mark.s3
+def test_a_small_cache_is_kept_within_its_budget(s3_root, tmp_path, selection):
+    budget = 3 * _size_of("s2")
+    loader = RawLoader(rc.open(*s3_root).search(), batch_size=32, cache_dir=tmp_path, cache_bytes=budget)
+
+    same(epoch_of(loader), epoch_of(RawLoader(selection, batch_size=32)))
+
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= budget + 8 * 3 * _size_of("s2")
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [1, 7], ids=["whole shards", "ranges"])
+def test_an_epoch_through_faults_is_the_undisturbed_epoch(s3_root, fault_proxy, part):
+    from tests.faultproxy import RandomRule
+
+    url, options = s3_root
+    calm = rc.open(url, options).search()
+    calm = type(calm)(calm.dataset, calm._table, calm._rows[::part])
+    expected = epoch_of(RawLoader(calm, batch_size=16))
+    stormy = rc.open(url, {**options, "endpoint_url": fault_proxy.endpoint}).search()
+    stormy = type(stormy)(stormy.dataset, stormy._table, stormy._rows[::part])
+    loader = RawLoader(stormy, batch_size=16)
+    faults = ["503", "delay", "reset-before", "reset-mid", "truncate", "corrupt", "slow"]
+    fault_proxy.rules.append(
+        RandomRule(faults=faults, rate=0.3, match=".tar", max_times=2, seconds=0.2, bytes_per_s=2e7)
+    )
+
+    same(epoch_of(loader), expected)
+
+    assert fault_proxy.num_faults() > 5
+
+
+@pytest.mark.s3
+def test_damage_that_stays_is_an_error_that_names_the_object(s3_root, fault_proxy):
+    url, options = s3_root
+    remote = rc.open(url, {**options, "endpoint_url": fault_proxy.endpoint}).search()
+    fault_proxy.add("train-s2-000000.tar", "corrupt", times=99)
+
+    with pytest.raises(ChecksumError, match=r"train-s2-000000.tar: .*xxh3 differs"):
+        epoch_of(RawLoader(remote, batch_size=16))
+
+
+# -- the cache alone ----------------------------------------------------------------------------------
+
+
+def test_two_threads_that_want_one_shard_fetch_it_once(tmp_path):
+    fetched = []
+    started = threading.Barrier(4)
+
+    def fetch():
+        fetched.append(1)
+        return memoryview(b"x" * 1000)
+
+    def want():
+        cache = ShardCache(tmp_path)
+        started.wait()
+        path, _ = cache.add("a/b.tar", 7, 1000, fetch)
+        assert path.read_bytes() == b"x" * 1000
+
+    wanting = [threading.Thread(target=want) for _ in range(4)]
+    for thread in wanting:
+        thread.start()
+    for thread in wanting:
+        thread.join()
+
+    assert fetched == [1]
+
+
+def test_the_cache_drops_what_was_used_longest_ago(tmp_path):
+    cache = ShardCache(tmp_path, 2500)
+    for number, name in enumerate("abc"):
+        path, _ = cache.add(f"{name}.tar", number, 1000, lambda: memoryview(bytes(1000)))
+        os.utime(path, (number, number))
+        if name == "b":
+            cache.find("a.tar", 0)
+
+    assert cache.find("a.tar", 0) is not None
+    assert cache.find("b.tar", 1) is None
+    assert cache.find("c.tar", 2) is not None
+
+
+def test_a_shard_larger_than_the_budget_stays_in_memory(tmp_path):
+    path, data = ShardCache(tmp_path, 10).add("a.tar", 1, 1000, lambda: memoryview(bytes(1000)))
+
+    assert path is None
+    assert data.nbytes == 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    import fcntl
+
+    (tmp_path / "dead.tar.part").write_bytes(b"half")
+    with (tmp_path / "alive.tar.part").open("wb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+
+        ShardCache(tmp_path)
+
+        assert [p.name for p in tmp_path.iterdir()] == ["alive.tar.part"]
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path):
+    def fetch():
+        raise StorageError("the store is gone")
+
+    with pytest.raises(StorageError, match="the store is gone"):
+        ShardCache(tmp_path).add("a.tar", 1, 1000, fetch)
+    assert list(tmp_path.iterdir()) == []
