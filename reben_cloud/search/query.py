@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
-from reben_cloud.errors import missing_extra
+from reben_cloud import cql
 from reben_cloud.labels import check_labels
 from reben_cloud.metadata import SPLITS, check_names
 from reben_cloud.search.selection import Selection
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 SEASONS = {"spring": (3, 4, 5), "summer": (6, 7, 8), "fall": (9, 10, 11), "winter": (12, 1, 2)}
 """Season -> calendar months of the Sentinel-2 acquisition, UTC."""
+
+Box = tuple[float, float, float, float]
+"""West, south, east, north in degrees."""
+
+Interval = tuple[datetime | None, datetime | None]
+"""Both ends, included; None where it is open."""
 
 
 def search(
@@ -74,102 +81,116 @@ def search(
     Raises:
         ValueError: If a condition cannot be understood; unknown names come with the nearest ones.
     """
-    table = dataset.patch_table
-    box: Any = None if bbox is None else _box(bbox)
+    boxes = [] if bbox is None else [_box(bbox)]
     shape = None if intersects is None else _geometry(intersects)
     if shape is not None:
-        bounds = tuple(float(v) for v in shape.bounds)
-        box = bounds if box is None else (*np.maximum(box[:2], bounds[:2]), *np.minimum(box[2:], bounds[2:]))
+        boxes.append(_box(shape.bounds))
     time = None if datetime is None else parse_interval(datetime)
-    groups = _prune(table, box, time)
-    conditions: list[tuple[list[str], Any]] = []
-
-    def add(columns: str, mask: Any) -> None:
-        conditions.append((columns.split(), mask))
-
-    if box is not None:
-        add("bbox", lambda t: _in_box(t.column("bbox"), box))
-    if time is not None:
-        add("datetime", lambda t: _in_interval(t.column("datetime"), time))
-    if s1_datetime is not None:
-        s1_time = parse_interval(s1_datetime)
-        add("reben:s1_datetime", lambda t: _in_interval(t.column("reben:s1_datetime"), s1_time))
-    if split is not None:
-        splits = _known(split, SPLITS, "split")
-        add("reben:split", lambda t: pc.is_in(t.column("reben:split"), pa.array(splits)))
-    if country is not None:
-        countries = _known(country, dataset.countries, "country")
-        add("reben:country", lambda t: pc.is_in(t.column("reben:country"), pa.array(countries)))
-    if product is not None:
-        products = _known(product, dataset.products, "product")
-        add(
-            "reben:product",
-            lambda t: pc.is_in(pc.cast(t.column("reben:product"), pa.string()), pa.array(products)),
-        )
+    conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
+    conditions += _in_times(
+        {"datetime": time, "reben:s1_datetime": s1_datetime and parse_interval(s1_datetime)}
+    )
+    conditions += _one_of("reben:split", split, SPLITS, "split")
+    conditions += _one_of("reben:country", country, dataset.countries, "country")
+    conditions += _one_of("reben:product", product, dataset.products, "product")
+    conditions += _with_labels(labels, np.logical_or) + _with_labels(labels_all, np.logical_and)
+    conditions += _flagged(snow, cloud, recommended)
     if ids is not None:
         wanted = pa.array(list(ids), pa.string())
-        add("id", lambda t: pc.is_in(t.column("id"), wanted))
-    for names, combine in ((labels, np.logical_or), (labels_all, np.logical_and)):
-        if names is not None:
-            chosen = [names] if isinstance(names, str) else list(names)
-            check_labels(chosen)
-            add(
-                "reben:labels",
-                lambda t, chosen=chosen, combine=combine: _with_labels(
-                    t.column("reben:labels"), chosen, combine
-                ),
-            )
+        conditions.append(Condition(("id",), lambda column: pc.is_in(column, wanted)))
     if season is not None:
-        months = [m for s in _known(season, SEASONS, "season") for m in SEASONS[s]]
-        add("datetime", lambda t: pc.is_in(pc.month(t.column("datetime")), pa.array(months)))
-    flags: list[tuple[Any, str]] = [(snow, "contains_seasonal_snow"), (cloud, "contains_cloud_or_shadow")]
-    for flag, column in flags:
-        if flag is not None:
-            add(
-                f"reben:{column}",
-                lambda t, c=column, f=flag: pc.equal(t.column(f"reben:{c}"), pa.scalar(bool(f))),
-            )
-    if recommended is not None:
-        add(
-            "reben:contains_seasonal_snow reben:contains_cloud_or_shadow",
-            lambda t: pc.equal(
-                pc.or_(t.column("reben:contains_seasonal_snow"), t.column("reben:contains_cloud_or_shadow")),
-                pa.scalar(not recommended),
-            ),
-        )
-    rows = _rows_of(table, groups)
-    if conditions and len(groups):
-        needed = sorted({column for columns, _ in conditions for column in columns})
-        part = table.read(groups, needed)
-        mask = np.ones(part.num_rows, bool)
-        for _, condition in conditions:
-            found = condition(part)
-            mask &= (
-                found
-                if isinstance(found, np.ndarray)
-                else np.asarray(
-                    found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy()
-                )
-            )
-        rows = rows[mask]
+        months = pa.array([m for s in _known(season, SEASONS, "season") for m in SEASONS[s]])
+        conditions.append(Condition(("datetime",), lambda column: pc.is_in(pc.month(column), months)))
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+
+    table = dataset.patch_table
+    rows = _matching(table, _prune(table, boxes, time), conditions)
     if shape is not None and len(rows):
         shapely.prepare(shape)
         squares = shapely.from_wkb(table.take(rows, ["geometry"]).column("geometry").to_numpy())
         rows = rows[shapely.intersects(shape, squares)]
     if cql2 is not None and len(rows):
-        rows = rows[_cql2(table.take(rows, table.names), cql2)]
+        expression = cql.parse(cql2)
+        needed = cql.columns(expression, table.names) or ["datetime"]
+        rows = rows[cql.evaluate(expression, table.take(rows, needed))]
     if sortby is not None and len(rows):
         rows = rows[_order(table, rows, [sortby] if isinstance(sortby, str) else sortby)]
-    if limit is not None:
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}")
-        rows = rows[:limit]
-    return Selection(dataset, table, rows)
+    return Selection(dataset, table, rows[:limit])
+
+
+class Condition(NamedTuple):
+    """One condition on columns of the table."""
+
+    columns: tuple[str, ...]
+    """The columns it looks at."""
+    fits: Callable[..., Any]
+    """Called with these columns; a boolean array, one value a row."""
+
+
+def _in_times(intervals: Mapping[str, Interval | None]) -> list[Condition]:
+    return [
+        Condition((column,), partial(_in_interval, interval=interval))
+        for column, interval in intervals.items()
+        if interval is not None
+    ]
+
+
+def _one_of(
+    column: str, value: str | Sequence[str] | None, known: Iterable[str], what: str
+) -> list[Condition]:
+    if value is None:
+        return []
+    names = pa.array(_known(value, known, what))
+    return [Condition((column,), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
+
+
+def _flagged(snow: bool | None, cloud: bool | None, recommended: bool | None) -> list[Condition]:
+    columns = ("reben:contains_seasonal_snow", "reben:contains_cloud_or_shadow")
+    found = [
+        Condition((column,), partial(pc.equal, pa.scalar(bool(flag))))
+        for column, flag in zip(columns, (snow, cloud), strict=True)
+        if flag is not None
+    ]
+    if recommended is not None:
+        found.append(Condition(columns, lambda s, c: pc.equal(pc.or_(s, c), pa.scalar(not recommended))))
+    return found
+
+
+def _with_labels(names: str | Sequence[str] | None, combine: np.ufunc) -> list[Condition]:
+    if names is None:
+        return []
+    chosen = [names] if isinstance(names, str) else list(names)
+    check_labels(chosen)
+
+    def fits(column: Any) -> NDArray[np.bool_]:
+        lists = column.combine_chunks()
+        parents, values = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
+        masks = np.zeros((len(chosen), len(lists)), bool)
+        for mask, name in zip(masks, chosen, strict=True):
+            mask[parents[pc.equal(values, pa.scalar(name)).to_numpy(zero_copy_only=False)]] = True
+        return np.asarray(combine.reduce(masks, axis=0), bool)
+
+    return [Condition(("reben:labels",), fits)]
+
+
+def _matching(table: PatchTable, groups: Sequence[int], conditions: Sequence[Condition]) -> NDArray[np.int64]:
+    """Row numbers, in these row groups, that fit every condition."""
+    starts = table.group_starts
+    parts = [np.arange(starts[g], starts[g + 1]) for g in groups]
+    rows = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if not conditions or not len(rows):
+        return rows
+    read = table.read(groups, sorted({column for c in conditions for column in c.columns}))
+    mask = np.ones(len(rows), bool)
+    for condition in conditions:
+        mask &= np.asarray(condition.fits(*(read.column(name) for name in condition.columns)))
+    return rows[mask]
 
 
 def parse_interval(
     value: str | datetime | Sequence[str | datetime | None],
-) -> tuple[datetime | None, datetime | None]:
+) -> Interval:
     """Both ends, included, of an instant or interval; None where it is open.
 
     A text is an instant, or two ends with ``/`` between, ``..`` or nothing for an open end (STAC
@@ -221,7 +242,7 @@ def _instant(value: Any, *, last: bool) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _box(bbox: Sequence[float]) -> tuple[float, float, float, float]:
+def _box(bbox: Sequence[float]) -> Box:
     if len(bbox) not in (4, 6):
         raise ValueError(f"bbox must be west,south,east,north, got {len(bbox)} numbers")
     values = [float(v) for v in bbox]
@@ -266,38 +287,38 @@ def _geometry(value: Any) -> Any:
     return shape
 
 
-def _prune(table: PatchTable, box: Any, time: Any) -> list[int]:
-    """The row groups that can hold a patch in the box and the interval."""
-    found = []
-    for group in range(len(table.group_starts) - 1):
-        if box is not None:
-            sides = [table.bounds(group, f"bbox.{s}") for s in ("xmin", "ymin", "xmax", "ymax")]
-            if all(sides) and (
-                sides[0][0] > box[2] or sides[1][0] > box[3] or sides[2][1] < box[0] or sides[3][1] < box[1]  # type: ignore[index]
-            ):
-                continue
-        if time is not None and (span := table.bounds(group, "datetime")) is not None:
-            start, end = time
-            if (end is not None and span[0] > end) or (start is not None and span[1] < start):
-                continue
-        found.append(group)
-    return found
+def _prune(table: PatchTable, boxes: Sequence[Box], time: Interval | None) -> list[int]:
+    """The row groups that can hold a patch that touches every box, in the interval."""
+    return [
+        group
+        for group in range(len(table.group_starts) - 1)
+        if _may_hold(lambda leaf, group=group: table.bounds(group, leaf), boxes, time)
+    ]
 
 
-def _rows_of(table: PatchTable, groups: Sequence[int]) -> NDArray[np.int64]:
-    starts = table.group_starts
-    parts = [np.arange(starts[g], starts[g + 1]) for g in groups]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+def _may_hold(
+    bounds: Callable[[str], tuple[Any, Any] | None], boxes: Sequence[Box], time: Interval | None
+) -> bool:
+    """Whether a row group with these smallest and largest values can hold a patch that fits."""
+    anything = (-np.inf, np.inf)
+    (west, _), (south, _) = bounds("bbox.xmin") or anything, bounds("bbox.ymin") or anything
+    (_, east), (_, north) = bounds("bbox.xmax") or anything, bounds("bbox.ymax") or anything
+    for box in boxes:
+        if west > box[2] or south > box[3] or east < box[0] or north < box[1]:
+            return False
+    span = bounds("datetime")
+    if time is None or span is None:
+        return True
+    start, end = time
+    return not ((end is not None and span[0] > end) or (start is not None and span[1] < start))
 
 
-def _in_box(bbox: pa.ChunkedArray[Any], box: Sequence[float]) -> NDArray[np.bool_]:
+def _in_box(bbox: Any, box: Box) -> NDArray[np.bool_]:
     west, south, east, north = (pc.struct_field(bbox, s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
     return np.asarray((west <= box[2]) & (east >= box[0]) & (south <= box[3]) & (north >= box[1]))
 
 
-def _in_interval(
-    times: pa.ChunkedArray[Any], interval: tuple[datetime | None, datetime | None]
-) -> NDArray[np.bool_]:
+def _in_interval(times: Any, interval: Interval) -> NDArray[np.bool_]:
     start, end = interval
     mask = np.ones(len(times), bool)
     micros = times.cast(pa.int64()).to_numpy()
@@ -310,51 +331,10 @@ def _in_interval(
     return mask
 
 
-def _with_labels(column: pa.ChunkedArray[Any], wanted: Sequence[str], combine: Any) -> NDArray[np.bool_]:
-    flat: Any = column.combine_chunks()
-    parents = pc.list_parent_indices(flat).to_numpy()
-    values: Any = pc.list_flatten(flat)
-    masks = []
-    for name in wanted:
-        mask = np.zeros(len(flat), bool)
-        mask[parents[pc.equal(values, pa.scalar(name)).to_numpy(zero_copy_only=False)]] = True
-        masks.append(mask)
-    return np.asarray(combine.reduce(masks)) if masks else np.zeros(len(flat), bool)
-
-
 def _known(value: str | Sequence[str], known: Iterable[str], what: str) -> list[str]:
     chosen = [value] if isinstance(value, str) else list(value)
     check_names(chosen, list(known), what)
     return chosen
-
-
-def _cql2(table: pa.Table, query: str | Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Which rows fit a CQL2 filter, evaluated by DuckDB on the columns."""
-    import json
-
-    import duckdb
-
-    try:
-        import cql2
-    except ImportError as error:
-        raise missing_extra("cql2", "stac") from error
-    try:
-        parsed = cql2.parse_text(query) if isinstance(query, str) else cql2.parse_json(json.dumps(query))
-        sql = parsed.to_sql()
-    except Exception as error:
-        raise ValueError(f"cql2 filter cannot be understood: {error}") from error
-    numbered = table.append_column("__row", pa.array(np.arange(table.num_rows)))
-    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
-    try:
-        connection.register("patches", numbered)
-        found = connection.execute(f"SELECT __row FROM patches WHERE {sql}").fetchnumpy()["__row"]  # noqa: S608
-    except duckdb.Error as error:
-        raise ValueError(f"cql2 filter cannot be evaluated: {str(error).splitlines()[0]}") from error
-    finally:
-        connection.close()
-    mask = np.zeros(table.num_rows, bool)
-    mask[found] = True
-    return mask
 
 
 def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[str]) -> NDArray[np.int64]:

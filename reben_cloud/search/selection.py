@@ -130,7 +130,7 @@ class Selection:
         corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
         splits = self.column("reben:split").to_numpy()
         # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
-        edge = 2.5 if len(self) < 100_000 and np.ptp(corners[..., 1]) > 5 else 0.5
+        edge = 2.5 if 0 < len(self) < 100_000 and np.ptp(corners[..., 1]) > 5 else 0.5
         for split, color in zip(SPLITS, ("#4477aa", "#ccaa22", "#cc3355"), strict=True):
             mine = corners[splits == split]
             ax.add_collection(

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from reben_cloud.bands import BANDS, STATISTICS_MEAN
 from reben_cloud.errors import SourceError
 from reben_cloud.labels import CLASSES, representative_code
+from reben_cloud.metadata import read_official
 from reben_cloud.patch import MAP_SHAPE, MAP_TENSOR, TENSORS, Patch, PatchInfo, encode_payload
 
 _GRID = 8
@@ -75,7 +75,7 @@ def synthetic_metadata(num_patches: int, paths: Sequence[str | os.PathLike[str]]
         sample = files("reben_cloud.sources").joinpath("sample_metadata.parquet")
         table = pq.read_table(pa.BufferReader(sample.read_bytes()))
     else:
-        table = pa.concat_tables([pq.read_table(Path(p)) for p in paths]).sort_by("patch_id")
+        table = read_official(paths)
     if num_patches > table.num_rows:
         raise SourceError(
             f"{num_patches:,} synthetic patches are wanted and {table.num_rows:,} ids are known here; "
