@@ -66,7 +66,8 @@ class Countries:
             for polygon in self.polygons.values()
         ]
         names: NDArray[np.str_] = np.array(list(self.polygons))
-        return names[np.argmin(distances, axis=0)]
+        index: NDArray[np.intp] = np.argmin(distances, axis=0)
+        return np.take(names, index)
 
 
 def load_countries(

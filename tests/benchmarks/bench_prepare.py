@@ -1,0 +1,105 @@
+"""How long a full-size product takes, beside the decoding of its JP2 bands alone; and the overlay alone.
+
+    python tests/benchmarks/bench_prepare.py [FOLDER]
+
+Makes a Level-2A product of real size (10,980 px, 12 bands; about 500 MB, two minutes, kept in FOLDER) and 20,000
+CORINE-like polygons. Decoding, the whole of `prepare` (8,281 patches, maps, labels, 107,653 files) and decoding
+again run in processes of their own. Prints seconds and the peak of memory.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import shapely
+
+from reben_cloud.country import load_countries
+from reben_cloud.prepare import Recipe, prepare
+from reben_cloud.reference_map import REBEN19, label_patches, rasterise, read_land_cover
+from reben_cloud.sources.safe import S2_BANDS, open_safe
+from tests.scenes import make_clc, make_safe
+
+SIDE_M = 109_800
+
+
+def noisy_terrain(name, shape):
+    """Smooth terrain and noise, which compress like an image."""
+    rng = np.random.default_rng(len(name) + shape[0])
+    y, x = np.arange(shape[0], dtype=np.float32)[:, None], np.arange(shape[1], dtype=np.float32)[None]
+    base = 1500 + 700 * np.sin(y / 97) * np.cos(x / 131) + 300 * np.sin((x + y) / 17)
+    return base.astype(np.uint16) + rng.integers(0, 40, shape, dtype=np.uint16)
+
+
+def polygons(count, left, top):
+    """A partition into jagged polygons: like CORINE, about fifty vertices each."""
+    rng = np.random.default_rng(0)
+    points = np.array([left, top - SIDE_M]) + rng.uniform(-2000, SIDE_M + 2000, (count, 2))
+    box = shapely.box(left - 3000, top - SIDE_M - 3000, left + SIDE_M + 3000, top + 3000)
+    cells = shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(points), extend_to=box))
+    codes = rng.choice([c for c, label in REBEN19.classes.items() if label], count)
+    return shapely.segmentize(cells, 100.0), codes
+
+
+def step_decode(safe, clc, out):
+    product = open_safe(safe)
+    for name in S2_BANDS:
+        product.read_band(name)
+
+
+def step_prepare(safe, clc, out):
+    shutil.rmtree(out, ignore_errors=True)
+    for report in prepare([safe], out, Recipe(clc=clc, countries=load_countries())):
+        print(report, file=sys.stderr)
+
+
+def step_overlay(safe, clc, out):
+    product = open_safe(safe)
+    left, top = product.left, product.top
+    cover = read_land_cover(clc, epsg=product.epsg, bounds=(left, top - SIDE_M, left + SIDE_M, top))
+    label_patches(rasterise(cover, left=left, top=top, shape=product.shapes[10]), patch_px=120)
+    print(f"{len(cover.polygons):,} polygons", file=sys.stderr)
+
+
+def measured(step, *paths):
+    """Wall seconds, processor seconds and peak memory of a step in a fresh process."""
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "--step", step, *map(str, paths)]
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(f"{step:8} {time.perf_counter() - start:7.1f} s wall, {text.strip()}", flush=True)
+    return json.loads(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("bench-prepare"))
+    folder = parser.parse_args().folder
+    left, top = 300_000, 5_400_000
+    safe = next(folder.glob("*.SAFE"), None) or make_safe(folder, side_m=SIDE_M, pixels=noisy_terrain)
+    if not (clc := folder / "clc.gpkg").exists():
+        make_clc(clc, *polygons(20_000, left, top))
+    paths = (safe, clc, folder / "out")
+    first = measured("decode", *paths)
+    whole = measured("prepare", *paths)
+    second = measured("decode", *paths)
+    measured("overlay", *paths)
+    decode = (first["seconds"] + second["seconds"]) / 2
+    print(f"prepare / decode = {whole['seconds'] / decode:.2f}, peak {whole['peak_gb']:.2f} GB")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--step"]:
+        begin, spent = time.perf_counter(), time.process_time()
+        globals()[f"step_{sys.argv[2]}"](*map(Path, sys.argv[3:]))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        used = {"seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - spent, "peak_gb": peak}
+        print(json.dumps({name: round(value, 2) for name, value in used.items()}))
+    else:
+        main()
