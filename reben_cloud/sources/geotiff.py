@@ -24,6 +24,7 @@ Footprint = tuple[int, int, int, int, int]
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIP_OFFSETS = 256, 257, 258, 259, 273
 _SAMPLES, _STRIP_BYTES, _SAMPLE_FORMAT = 277, 279, 339
 _PIXEL_SCALE, _TIE_POINT, _GEO_KEYS = 33550, 33922, 34735
+_GEO_TAGS = (_PIXEL_SCALE, _TIE_POINT, _GEO_KEYS)
 _PROJECTED_CRS = 3072
 
 _TYPE_CODES = {3: "H", 4: "I", 12: "d"}
@@ -72,17 +73,19 @@ def read_pixels(data: bytes, tensor: Tensor, footprint: Footprint, *, name: str)
     if layout is None or not data.startswith(layout.prefix):
         layout = _parse(data, name)
         _layouts[len(data)] = layout
-    _check_place(data, layout, footprint, name)
     if layout.dtype is None:
-        return _decode(data, tensor, name)
-    if layout.start + layout.nbytes > len(data):
+        pixels: bytes | memoryview = _decode(data, tensor, name)
+    elif layout.dtype != tensor.dtype or layout.shape != tensor.shape:
+        raise _wrong(name, tensor, layout.dtype, layout.shape)
+    elif layout.start + layout.nbytes > len(data):
         raise SourceError(
             f"{name}: truncated, its pixels end at byte {layout.start + layout.nbytes:,} "
             f"and the file at {len(data):,}"
         )
-    if layout.dtype != tensor.dtype or layout.shape != tensor.shape:
-        raise _wrong(name, tensor, layout.dtype, layout.shape)
-    return memoryview(data)[layout.start : layout.start + layout.nbytes]
+    else:
+        pixels = memoryview(data)[layout.start : layout.start + layout.nbytes]
+    _check_place(data, layout, tensor, footprint, name)
+    return pixels
 
 
 def _wrong(name: str, tensor: Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> InvalidPatchError:
@@ -91,7 +94,7 @@ def _wrong(name: str, tensor: Tensor, dtype: np.dtype[Any], shape: tuple[int, ..
     )
 
 
-def _check_place(data: bytes, layout: _Layout, footprint: Footprint, name: str) -> None:
+def _check_place(data: bytes, layout: _Layout, tensor: Tensor, footprint: Footprint, name: str) -> None:
     epsg, minx, _, maxx, maxy = footprint
     if layout.tie_at is not None:
         column, row, _, x, y, _ = struct.unpack_from("<6d", data, layout.tie_at)
@@ -102,7 +105,7 @@ def _check_place(data: bytes, layout: _Layout, footprint: Footprint, name: str) 
             )
     if layout.scale_at is not None:
         width, height = struct.unpack_from("<2d", data, layout.scale_at)
-        size = (maxx - minx) / layout.shape[1]
+        size = (maxx - minx) / tensor.shape[1]
         if (width, height) != (size, size):
             raise SourceError(f"{name}: a pixel is {width:g} x {height:g} m, must be {size:g} x {size:g}")
     if layout.epsg_at is not None:
@@ -115,7 +118,7 @@ def _parse(data: bytes, name: str) -> _Layout:
     """The layout of a file, from its first image directory."""
     if data[:4] != b"II*\0":
         if data[:4] in (b"MM\0*", b"II+\0", b"MM\0+"):
-            return _Layout(b"", None, (0, 0), 0, 0, None, None, None)
+            return _unknown(data)
         raise SourceError(f"{name}: not a TIFF, it starts with {data[:4]!r}")
     try:
         tags = _read_tags(data)
@@ -129,15 +132,16 @@ def _parse(data: bytes, name: str) -> _Layout:
         )
     except (KeyError, IndexError):
         # No strips (tiles), or none that we understand.
-        return _Layout(b"", None, (0, 0), 0, 0, None, None, None)
+        return _unknown(data)
     except struct.error as error:
         raise SourceError(f"{name}: a truncated TIFF, it ends at byte {len(data):,}") from error
     if plain and dtype is not None and sum(sizes) != shape[0] * shape[1] * dtype.itemsize:
         plain = False
-    geo = [tags[tag + _AT][0] for tag in (_PIXEL_SCALE, _TIE_POINT, _GEO_KEYS) if tag in tags]
+    geo = min((tags[tag + _AT][0] for tag in _GEO_TAGS if tag in tags), default=len(data))
+    structure = max(tags[tag + _AT][1] for tag in (_HEIGHT, _STRIP_OFFSETS, _STRIP_BYTES, _END))
     return _Layout(
-        # A compressed file has its own strip sizes: nothing to remember.
-        prefix=data[: min(geo, default=len(data))] if plain else data,
+        # A compressed file has its own strip sizes, and other writers other places for their tags.
+        prefix=data[:geo] if plain and structure <= geo else data,
         dtype=dtype if plain else None,
         shape=shape,
         start=strips[0],
@@ -148,24 +152,31 @@ def _parse(data: bytes, name: str) -> _Layout:
     )
 
 
-_AT = 1 << 16  # added to a tag's number: where its values lie
+def _unknown(data: bytes) -> _Layout:
+    """A file that imagecodecs may understand; its bytes say nothing of other files."""
+    return _Layout(data, None, (0, 0), 0, 0, None, None, None)
+
+
+_AT = 1 << 16  # added to a tag's number: where its values begin and end
+_END = 0  # no tag's number: the directory itself
 
 
 def _read_tags(data: bytes) -> Mapping[int, tuple[int, ...]]:
     """Values of the known tags of the first image directory, and where they lie."""
     (start,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, start)
-    tags: dict[int, tuple[int, ...]] = {}
+    tags: dict[int, tuple[int, ...]] = {_END + _AT: (start, start + 2 + 12 * count)}
     for entry in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, length = struct.unpack_from("<HHI", data, entry)
         code = _TYPE_CODES.get(kind)
         if code is None:
             continue
         where = entry + 8
-        if struct.calcsize(f"<{length}{code}") > 4:
+        nbytes = struct.calcsize(f"<{length}{code}")
+        if nbytes > 4:
             (where,) = struct.unpack_from("<I", data, where)
         tags[tag] = struct.unpack_from(f"<{length}{code}", data, where)
-        tags[tag + _AT] = (where,)
+        tags[tag + _AT] = (where, where + nbytes)
     return tags
 
 
@@ -185,7 +196,7 @@ def _decode(data: bytes, tensor: Tensor, name: str) -> bytes:
         raise missing_extra("imagecodecs", "geo") from error
     try:
         array = np.asarray(imagecodecs.tiff_decode(data))
-    except (imagecodecs.TiffError, ValueError, RuntimeError) as error:
+    except (imagecodecs.TiffError, ValueError, IndexError, RuntimeError) as error:
         raise SourceError(f"{name}: not a readable TIFF ({error}); is the file truncated?") from error
     if array.shape != tensor.shape or array.dtype != tensor.dtype:
         raise _wrong(name, tensor, array.dtype, array.shape)
