@@ -8,6 +8,7 @@ need one are skipped with a reason, and fail where ``CI=true``.
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,11 @@ from tests.faultproxy import FaultProxy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CEPH_SCRIPT = REPOSITORY / "infra" / "s3" / "ceph-rgw.sh"
+
+# timm, in this process and in those that tests start: see tests/support/sitecustomize.py.
+SUPPORT = REPOSITORY / "tests" / "support"
+runpy.run_path(str(SUPPORT / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
 
 # Two shared cores: a slow example says nothing about the code.
 hypothesis.settings.register_profile(
