@@ -108,6 +108,17 @@ def test_polygons_find_what_shapely_finds(everything, frame, points):
     assert found & set(frame.patch_id) == set(frame.patch_id[frame.geometry.intersects(polygon)])
 
 
+def test_a_box_and_a_shape_need_not_meet_inside_a_patch(everything):
+    patch_id = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
+    one = everything.search(ids=[patch_id]).to_geopandas().iloc[0]
+    west, south, east, north = one.geometry.bounds
+    beside = shapely.box(east - 1e-4, south, east + 0.1, north)
+
+    found = everything.search(bbox=(west - 0.1, south, west + 1e-4, north), intersects=beside)
+
+    assert patch_id in found.patch_ids
+
+
 def test_a_patchs_own_edges_and_instant_find_it(everything):
     patch_id = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
     one = everything.search(ids=[patch_id]).to_geopandas().iloc[0]

@@ -105,6 +105,8 @@ def search(
         raise ValueError(f"limit must be at least 1, got {limit}")
 
     table = dataset.patch_table
+    if cql2 is not None:
+        conditions.append(_filtered(cql2, table.names))
     rows = _matching(table, _prune(table, boxes, time), conditions)
     if shape is not None and len(rows):
         shapely.prepare(shape)
@@ -172,6 +174,15 @@ def _with_labels(names: str | Sequence[str] | None, combine: np.ufunc) -> list[C
         return np.asarray(combine.reduce(masks, axis=0), bool)
 
     return [Condition(("reben:labels",), fits)]
+
+
+def _filtered(query: str | Mapping[str, Any], known: Sequence[str]) -> Condition:
+    expression = cql.parse(query)
+    # A filter without any property still needs rows to be true or false for.
+    names = tuple(cql.columns(expression, known)) or ("id",)
+    return Condition(
+        names, lambda *values: cql.evaluate(expression, pa.table(list(values), names=list(names)))
+    )
 
 
 def _matching(table: PatchTable, groups: Sequence[int], conditions: Sequence[Condition]) -> NDArray[np.int64]:
@@ -292,7 +303,7 @@ def _prune(table: PatchTable, boxes: Sequence[Box], time: Interval | None) -> li
     return [
         group
         for group in range(len(table.group_starts) - 1)
-        if _may_hold(lambda leaf, group=group: table.bounds(group, leaf), boxes, time)
+        if _may_hold(partial(table.bounds, group), boxes, time)
     ]
 
 
