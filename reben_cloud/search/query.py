@@ -87,9 +87,8 @@ def search(
         boxes.append(_box(shape.bounds))
     time = None if datetime is None else parse_interval(datetime)
     conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
-    conditions += _in_times(
-        {"datetime": time, "reben:s1_datetime": s1_datetime and parse_interval(s1_datetime)}
-    )
+    s1_time = None if s1_datetime is None else parse_interval(s1_datetime)
+    conditions += _in_times({"datetime": time, "reben:s1_datetime": s1_time})
     conditions += _one_of("reben:split", split, SPLITS, "split")
     conditions += _one_of("reben:country", country, dataset.countries, "country")
     conditions += _one_of("reben:product", product, dataset.products, "product")
