@@ -17,7 +17,7 @@ LAYERS = (
     ("grid", "patch", "store", "placement", "recipe"),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),
     ("sources",),
-    ("catalog", "recognise", "export"),
+    ("catalog", "recognise", "export", "raster"),
     ("build.spool", "build.lease"),
     ("build.plan",),
     ("build.tasks",),

@@ -29,7 +29,7 @@ PRODUCTS = (
     "S2B_MSIL2A_20170906T101019_N9999_R022_T34VDN",  # Finland
     "S2A_MSIL2A_20170617T113321_N9999_R080_T29UPU",  # Ireland
     "S2B_MSIL2A_20180515T112109_N9999_R037_T29SNC",  # Portugal
-    "S2A_MSIL2A_20180507T093041_N9999_R136_T35UMA",  # Lithuania
+    "S2B_MSIL2A_20170831T095029_N9999_R079_T33UXP",  # around Vienna
 )
 """What the notebooks look for is in these; all 115 would take most of the time."""
 
