@@ -137,6 +137,65 @@ def build(
 
 
 @app.command()
+def prepare(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the official layout and metadata.", show_default=False)
+    ],
+    clc: Annotated[Path, typer.Option(help="CORINE vector file (.gpkg).", show_default=False)],
+    s2: Annotated[
+        list[Path] | None, typer.Option(help="Level-2A .SAFE, or a folder of them; repeat.")
+    ] = None,
+    l1c: Annotated[
+        list[Path] | None, typer.Option(help="Level-1C .SAFE, made Level-2A first; repeat.")
+    ] = None,
+    s1: Annotated[
+        list[Path] | None,
+        typer.Option(help="Official S1 patches, terrain-corrected dB scenes, or GRD products; repeat."),
+    ] = None,
+    v1: Annotated[Path | None, typer.Option(help="Folder of the v1 lists; keeps only squares of v1.")] = None,
+    countries: Annotated[Path | None, typer.Option(help="Natural Earth GeoJSON; the ten by default.")] = None,
+    any_country: Annotated[bool, typer.Option(help="All countries of the file, not the ten.")] = False,
+    classes: Annotated[str, typer.Option(help="reben19, clc_level1, or a TOML of classes.")] = "reben19",
+    code_column: Annotated[str, typer.Option(help="Column with the land-cover code.")] = "code_18",
+    patch_size: Annotated[int, typer.Option(help="Side of a patch, metres, a multiple of 60.")] = 1200,
+    sen2cor: Annotated[str, typer.Option(help="L2A_Process of sen2cor 2.11.")] = "L2A_Process",
+    gpt: Annotated[str, typer.Option(help="gpt of ESA SNAP, for GRD products.")] = "gpt",
+    dem: Annotated[str, typer.Option(help="Elevation model for SNAP.")] = "SRTM 1Sec HGT",
+    workers: Annotated[int, typer.Option(help="Products at a time, up to 3 GB each.")] = 1,
+) -> None:
+    """Make patches, maps, labels and metadata from Sentinel scenes and CORINE; run again, it continues."""
+    from reben_cloud import prepare as recipe
+    from reben_cloud.country import REBEN_COUNTRIES, load_countries
+    from reben_cloud.processors import run_sen2cor
+    from reben_cloud.reference_map import load_class_table
+
+    if not (s2 or l1c):
+        raise typer.BadParameter("give products: --s2 or --l1c")
+    products = recipe.find_products(s2 or []) + run_sen2cor(
+        l1c or [], out / "L2A", program=sen2cor, workers=workers
+    )
+    official, scenes = recipe.find_s1(s1 or [], products, out / "S1", gpt=gpt, dem=dem, workers=workers)
+    chosen = recipe.Recipe(
+        clc=clc,
+        table=load_class_table(classes),
+        code_column=code_column,
+        countries=load_countries(countries, names=None if any_country else REBEN_COUNTRIES),
+        v1=v1,
+        s1_v1=official,
+        s1_scenes=scenes,
+        patch_m=patch_size,
+    )
+    for report in recipe.prepare(
+        products,
+        out,
+        chosen,
+        workers=workers,
+        progress=lambda items, total: progress(items, total, "prepare"),
+    ):
+        typer.echo(report)
+
+
+@app.command()
 def verify(
     root: RootArgument,
     quick: Annotated[bool, typer.Option("--quick", help="Presence and sizes only.")] = False,

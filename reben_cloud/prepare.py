@@ -31,6 +31,7 @@ from reben_cloud.country import Countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
 from reben_cloud.metadata import OFFICIAL_SCHEMA
+from reben_cloud.processors import run_snap
 from reben_cloud.reference_map import (
     PIXEL_M,
     REBEN19,
@@ -41,7 +42,7 @@ from reben_cloud.reference_map import (
     read_land_cover,
 )
 from reben_cloud.sources.safe import S2_BANDS, SafeProduct, open_safe
-from reben_cloud.sources.sentinel1 import POLARIZATIONS, Scene, pair, v1_files
+from reben_cloud.sources.sentinel1 import POLARIZATIONS, Scene, open_scenes, pair, v1_files
 from reben_cloud.sources.v1 import V1Patch, read_v1
 
 JOURNAL = ".prepared"
@@ -70,6 +71,8 @@ class Recipe:
     """Side of a patch, metres; a multiple of 60."""
 
     def __post_init__(self) -> None:
+        if not self.clc.is_file():
+            raise FileNotFoundError(f"{self.clc}: no such land-cover file")
         if self.patch_m % 60 or not 60 <= self.patch_m <= grid.TILE_M:
             raise ValueError(f"patch_m must be a multiple of 60 m in [60, {grid.TILE_M}], got {self.patch_m}")
         if self.s1_v1 is not None and self.v1 is None:
@@ -408,3 +411,64 @@ def write_metadata(folder: str | os.PathLike[str]) -> None:
         scratch = root / JOURNAL / f"{name}.part"
         scratch.write_bytes(out.getvalue())
         scratch.rename(root / name)
+
+
+def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The ``.SAFE`` folders among `paths` and directly below them.
+
+    Raises:
+        FileNotFoundError: If a path is neither a product nor a folder of some.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = [path] if path.suffix == ".SAFE" else sorted(path.glob("*.SAFE"))
+        if not inside:
+            raise FileNotFoundError(f"{path}: no .SAFE product there")
+        found += inside
+    return found
+
+
+def find_s1(
+    paths: Sequence[str | os.PathLike[str]],
+    products: Sequence[str | os.PathLike[str]],
+    work: Path,
+    *,
+    gpt: str = "gpt",
+    dem: str = "SRTM 1Sec HGT",
+    workers: int = 1,
+) -> tuple[Path | None, tuple[Scene, ...]]:
+    """What Sentinel-1 inputs are: official patches, or scenes; GRD products become scenes through SNAP.
+
+    Args:
+        paths: A folder of official S1 patches; or GeoTIFF scenes and folders of them; or GRD products
+            (``.SAFE``, ``.zip``).
+        products: The Level-2A products they go with; GRD products are processed in their UTM zone.
+        work: Where the scenes made from GRD products, and logs, go.
+        gpt: SNAP's program.
+        dem: SNAP's name of an elevation model.
+        workers: Runs of SNAP at a time.
+
+    Returns:
+        The folder of official patches or None, and the scenes.
+
+    Raises:
+        NotFoundError: If there are GRD products and SNAP is not installed.
+        SourceError: If inputs are mixed or wrong.
+    """
+    given = [Path(path) for path in paths]
+    official = [path for path in given if path.is_dir() and any(path.glob("S1?_IW_GRDH_1SDV_*/"))]
+    raw = [path for path in given if path.suffix in (".SAFE", ".zip")]
+    rest = [path for path in given if path not in official and path not in raw]
+    if official:
+        if len(given) > 1:
+            raise SourceError(f"{official[0]}: official S1 patches go with no other --s1")
+        return official[0], ()
+    if raw:
+        zones = sorted({open_safe(path).epsg for path in products})
+        if len(zones) != 1:
+            raise SourceError(
+                f"GRD products are processed in one UTM zone, the Level-2A products lie in EPSG {zones}; "
+                "prepare each zone by itself"
+            )
+        rest += run_snap(raw, work, epsg=zones[0], program=gpt, dem=dem, workers=workers)
+    return None, tuple(open_scenes(rest))
