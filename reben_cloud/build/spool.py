@@ -78,13 +78,16 @@ class Spool:
             ) from error
 
     def read(self, modality: str, row: int) -> bytes | None:
-        """The payload of a row, None when it is not here."""
+        """The payload of a row, None when it is not here, or not whole; it then counts as absent from now on."""
         size = PAYLOAD_BYTES[modality]
         expected = int.from_bytes(_read_at(self._sums(modality), row * _SUM_BYTES, _SUM_BYTES), "little")
         if not expected:
             return None
         payload = _read_at(self._records(modality), row * size, size)
-        return payload if (xxhash.xxh3_64_intdigest(payload) or 1) == expected else None
+        if (xxhash.xxh3_64_intdigest(payload) or 1) == expected:
+            return payload
+        _write_at(self._sums(modality), row * _SUM_BYTES, bytes(_SUM_BYTES))
+        return None
 
     def held(self, modality: str) -> NDArray[np.bool_]:
         """Which rows are here, (num_rows,)."""

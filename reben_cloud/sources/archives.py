@@ -59,8 +59,8 @@ class ArchiveSource:
             SourceError: Always.
         """
         raise SourceError(
-            f"{info.patch_id}: its payloads are no longer in the scratch folder, and an archive is read from "
-            "front to back only; build again with the same --scratch"
+            f"{info.patch_id}: its payloads are not whole in the scratch folder; run again with the same --scratch, "
+            "and the archives are read anew for what is missing"
         )
 
     def iter_payloads(
