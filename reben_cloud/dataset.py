@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from reben_cloud import grid
 from reben_cloud.build import FORMAT_VERSION, MANIFEST
 from reben_cloud.errors import NotFoundError, RebenError
 from reben_cloud.metadata import COUNTRIES
@@ -133,3 +134,39 @@ class Dataset:
             )
         store = ObjectStore(self.store.child(f"zarr/{product}.zarr").client, read_only=True)
         return xr.open_zarr(store, zarr_format=3, consolidated=True)
+
+    def open_patch(self, patch_id: str) -> xr.Dataset:
+        """One patch as a lazy xarray Dataset with x and y coordinates and CRS.
+
+        Raises:
+            NotFoundError: If the dataset has no such patch.
+        """
+        from reben_cloud import raster
+
+        selection = self.search(ids=[patch_id])
+        if not len(selection):
+            raise NotFoundError(f"{self.url} has no patch {patch_id!r}")
+        row = selection.column("reben:zarr_row")[0].as_py()
+        return raster.patch_view(self.open_zarr(grid.product_of(patch_id)), row)
+
+    def mosaic(
+        self,
+        product: str,
+        *,
+        bands: Sequence[str] = ("B04", "B03", "B02"),
+        bbox: Sequence[float] | None = None,
+    ) -> xr.DataArray:
+        """The patches of a product as one georeferenced raster (band, y, x), lazy.
+
+        Args:
+            product: Name of the product.
+            bands: Bands of one pixel size, or ``reference_map`` alone.
+            bbox: West, south, east, north in degrees, to have less of it.
+
+        Raises:
+            ValueError: If the bands have several pixel sizes.
+            NotFoundError: If there is no such product, band, or patch in the box.
+        """
+        from reben_cloud import raster
+
+        return raster.mosaic(self.store, product, self.open_zarr(product), bands=bands, bbox=bbox)
