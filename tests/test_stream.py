@@ -153,7 +153,11 @@ def test_resumed_on_any_number_of_ranks_it_continues_identically(selection, step
     rest = []
     for rank in range(world_size):
         loader = RawLoader(
-            selection, batch_size=16 // world_size, rank=rank, world_size=world_size, **{**options, "epoch": 0}
+            selection,
+            batch_size=16 // world_size,
+            rank=rank,
+            world_size=world_size,
+            **{**options, "epoch": 0},
         )
         loader.load_state_dict(state)
         rest.append(epoch_of(loader))
@@ -240,7 +244,10 @@ def test_a_tar_of_another_writer_is_read_all_the_same(root, truth, tmp_path):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as out:
             for patch_id, payload, text in tar.iter_samples(modality, path.read_bytes()):
-                for name, data in ((f"{patch_id}.{modality}.safetensors", payload), (f"{patch_id}.json", json.dumps(text).encode())):
+                for name, data in (
+                    (f"{patch_id}.{modality}.safetensors", payload),
+                    (f"{patch_id}.json", json.dumps(text).encode()),
+                ):
                     info = tarfile.TarInfo(name)
                     info.size, info.mtime = len(data), 0.5
                     out.addfile(info, io.BytesIO(data))
@@ -383,6 +390,8 @@ def test_rows_are_read_together_when_a_gap_costs_less_than_a_request():
     assert plan_ranges(np.array([3, 9]), "map", 256) == [(3, 10)]
     assert plan_ranges(np.arange(256), "s2", 256) is None
     assert plan_ranges(np.arange(0, 256, 2), "s2", 256) is None
+    assert plan_ranges(np.arange(100), "s2", 256) == [(0, 100)]
+    assert plan_ranges(np.arange(100), "s2", 256, uses=4) is None
 
 
 @pytest.mark.parametrize("modality", ["s2", "s1", "map"])
@@ -419,9 +428,9 @@ def test_from_s3_the_batches_are_those_of_the_folder(s3_root, selection):
     loader = RawLoader(remote, batch_size=32)
 
     same(epoch_of(loader), epoch_of(RawLoader(selection, batch_size=32)))
-    # A shard on a cut between lanes is read by both; nothing else is read twice.
+    # A shard on a cut between lanes is read by both, by range or whole; nothing else is read twice.
     shards = sum(size for path, size in rc.open(*s3_root).store.list("shards"))
-    assert shards <= loader.stats().bytes_read <= shards + 7 * 3 * max(map(_size_of, ("s2", "s1", "map")))
+    assert 0.95 * shards < loader.stats().bytes_read < 1.5 * shards
 
 
 def _size_of(modality):
@@ -432,7 +441,7 @@ def _size_of(modality):
 def test_a_sparse_selection_reads_little_more_than_itself(s3_root, selection, truth):
     ids = selection.patch_ids[::25]
     some = rc.open(*s3_root).search()
-    part = type(some)(some.dataset, some._table, some._rows[::25])
+    part = type(some)(some.dataset, some.table, some.rows[::25])
 
     loader = RawLoader(part, batch_size=4)
     batches = epoch_of(loader)
@@ -442,21 +451,27 @@ def test_a_sparse_selection_reads_little_more_than_itself(s3_root, selection, tr
 
 
 @pytest.mark.s3
-def test_the_cache_serves_the_second_epoch_and_another_process_state(s3_root, tmp_path):
-    remote = rc.open(*s3_root).search()
+def test_the_cache_serves_later_epochs_and_damaged_files_are_fetched_again(s3_root, tmp_path, fault_proxy):
+    url, options = s3_root
+    remote = rc.open(url, {**options, "endpoint_url": fault_proxy.endpoint}).search()
     first = RawLoader(remote, batch_size=32, cache_dir=tmp_path)
     batches = epoch_of(first)
+    num_requests = fault_proxy.num_requests(".tar")
     second = RawLoader(remote, batch_size=32, cache_dir=tmp_path)
 
     same(epoch_of(second), batches)
 
-    assert second.stats().cache_hits == second.stats().requests
+    assert second.stats().cache_hits > 0
+    assert fault_proxy.num_requests(".tar") == num_requests > 0
     damaged = sorted(tmp_path.glob("*-s2-*.tar"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-5000] + bytes(5000))
     cut = sorted(tmp_path.glob("*-s1-*.tar"))[0]
     cut.write_bytes(cut.read_bytes()[:5000])
     third = RawLoader(remote, batch_size=32, cache_dir=tmp_path)
+
     same(epoch_of(third), batches)
+
+    assert fault_proxy.num_requests(".tar") == num_requests + 2
 
 
 @pytest.mark.s3
@@ -477,10 +492,10 @@ def test_an_epoch_through_faults_is_the_undisturbed_epoch(s3_root, fault_proxy, 
 
     url, options = s3_root
     calm = rc.open(url, options).search()
-    calm = type(calm)(calm.dataset, calm._table, calm._rows[::part])
+    calm = type(calm)(calm.dataset, calm.table, calm.rows[::part])
     expected = epoch_of(RawLoader(calm, batch_size=16))
     stormy = rc.open(url, {**options, "endpoint_url": fault_proxy.endpoint}).search()
-    stormy = type(stormy)(stormy.dataset, stormy._table, stormy._rows[::part])
+    stormy = type(stormy)(stormy.dataset, stormy.table, stormy.rows[::part])
     loader = RawLoader(stormy, batch_size=16)
     faults = ["503", "delay", "reset-before", "reset-mid", "truncate", "corrupt", "slow"]
     fault_proxy.rules.append(
