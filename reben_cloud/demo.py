@@ -5,6 +5,7 @@ It shows what the library does by calling it as any user would, and says so line
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from reben_cloud.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 
+logger = logging.getLogger(__name__)
+
 AREA = (9.5, 46.3, 17.2, 49.1)
 """West, south, east, north of Austria, degrees."""
 
@@ -26,7 +29,7 @@ TIME = "2017-06-01/2017-08-31"
 
 
 def run_demo(
-    folder: str | os.PathLike[str], *, num_patches: int = 600, say: Callable[[str], None] = lambda line: None
+    folder: str | os.PathLike[str], *, num_patches: int = 600, say: Callable[[str], object] = logger.info
 ) -> None:
     """Build a small root below `folder`, look at it, search it, stream it and export a part.
 
@@ -72,9 +75,9 @@ def run_demo(
     stats = loader.stats()
     once = np.array_equal(np.sort(np.concatenate(seen)), np.arange(len(dataset)))
     say(
-        f"   {stats.samples:,} samples in {stats.batches} batches, each patch {'exactly once' if once else 'NOT ONCE'}: "
-        f"{stats.samples_per_s:,.0f} samples/s, {stats.bytes_per_s / 1e6:,.0f} MB/s"
+        f"   {stats.samples:,} samples in {stats.batches} batches, each patch {'exactly once' if once else 'NOT ONCE'}"
     )
+    say(f"   {stats.samples_per_s:,.0f} samples/s, {stats.bytes_per_s / 1e6:,.0f} MB/s")
 
     say("4. Export the patches found as an LMDB that rico-hdl's readers (ConfigILM) open")
     lmdb = folder / "lmdb"
