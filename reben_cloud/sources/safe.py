@@ -7,6 +7,7 @@ outside the ground segment are called ``N9999`` and carry no offset.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -63,6 +64,8 @@ class SafeProduct:
     """Band -> JP2 file, at its native resolution."""
     offsets: Mapping[str, int]
     """Band -> digital number to add; empty for products that carry none."""
+    checksums: Mapping[Path, tuple[str, str]]
+    """File -> algorithm and hexadecimal digest, from ``manifest.safe``; empty without one."""
     failed_checks: tuple[str, ...]
     """Quality checks that are present and not PASSED; any excludes the product."""
 
@@ -82,6 +85,7 @@ class SafeProduct:
         except ImportError as error:
             raise missing_extra("rasterio", "geo") from error
         path, shape = self.images[name], self.shapes[BANDS[name].resolution_m]
+        _check_bytes(path, self.checksums.get(path))
         try:
             with rasterio.open(path) as image:
                 if (image.height, image.width, image.count) != (*shape, 1) or image.dtypes[0] != "uint16":
@@ -158,8 +162,47 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
             _BAND_IDS[int(entry.attrib["band_id"])]: int(entry.text or 0)
             for entry in _all(product, "BOA_ADD_OFFSET")
         },
+        checksums=_checksums(folder),
         failed_checks=_failed_checks(product),
     )
+
+
+# End of the codestream. OpenJPEG fills what a damaged file lacks with a warning only.
+_END_OF_CODESTREAM = b"\xff\xd9"
+
+_ALGORITHMS = {"MD5": "md5", "SHA3-256": "sha3_256"}
+
+
+def _checksums(folder: Path) -> dict[Path, tuple[str, str]]:
+    """Checksums of the product's files, where it brings its manifest."""
+    manifest = folder / "manifest.safe"
+    if not manifest.exists():
+        return {}
+    found = {}
+    for entry in _all(_parse(manifest), "byteStream"):
+        places, sums = _all(entry, "fileLocation"), _all(entry, "checksum")
+        algorithm = _ALGORITHMS.get(sums[0].attrib.get("checksumName", "")) if sums else None
+        if places and algorithm:
+            found[folder / places[0].attrib["href"].removeprefix("./")] = (
+                algorithm,
+                (sums[0].text or "").strip().lower(),
+            )
+    return found
+
+
+def _check_bytes(path: Path, checksum: tuple[str, str] | None) -> None:
+    advice = "the file is damaged, fetch the product again"
+    with path.open("rb") as file:
+        if checksum is not None:
+            algorithm, expected = checksum
+            got = hashlib.file_digest(file, algorithm).hexdigest()
+            if got != expected:
+                raise SourceError(
+                    f"{path.name}: its {algorithm} is {got}, manifest.safe says {expected}; {advice}"
+                )
+        file.seek(-min(2, path.stat().st_size), os.SEEK_END)
+        if file.read() != _END_OF_CODESTREAM:
+            raise SourceError(f"{path.name}: no complete JPEG 2000 file; {advice}")
 
 
 def _geocoding(path: Path, name: str, square: str) -> tuple[int, int, int, dict[int, tuple[int, int]]]:

@@ -1,0 +1,197 @@
+"""Level-2A products as they are, and the message that each kind of bad one gets."""
+
+import hashlib
+import shutil
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from reben_cloud.bands import BANDS
+from reben_cloud.errors import SourceError
+from reben_cloud.sources.safe import S2_BANDS, open_safe
+from tests.scenes import PRODUCT, band_pixels, make_safe, write_jp2
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return make_safe(tmp_path_factory.mktemp("safe"), side_m=2400)
+
+
+@pytest.fixture
+def safe(pristine, tmp_path):
+    return shutil.copytree(pristine, tmp_path / pristine.name)
+
+
+def edit(path, old, new, count=-1):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+def main_xml(safe):
+    return safe / "MTD_MSIL2A.xml"
+
+
+def tile_xml(safe):
+    return next(safe.glob("GRANULE/*/MTD_TL.xml"))
+
+
+def image(safe, band):
+    return next(safe.glob(f"GRANULE/*/IMG_DATA/R{BANDS[band].resolution_m}m/*_{band}_*.jp2"))
+
+
+def test_facts_come_from_the_metadata(pristine):
+    product = open_safe(pristine)
+
+    assert product.name == PRODUCT
+    assert (product.square, product.epsg, product.left, product.top) == ("33UUP", 32633, 300_000, 5_400_000)
+    assert product.time == datetime(2017, 6, 13, 10, 10, 31, 26_000, tzinfo=UTC)
+    assert product.shapes == {10: (240, 240), 20: (120, 120), 60: (40, 40)}
+    assert product.failed_checks == ()
+    assert product.offsets == {}
+
+
+@pytest.mark.parametrize("band", S2_BANDS)
+def test_every_band_is_read_at_its_native_resolution(pristine, band):
+    found = open_safe(pristine).read_band(band)
+
+    assert found.shape == (2400 // BANDS[band].resolution_m,) * 2
+    assert np.array_equal(found, band_pixels(band, found.shape))
+
+
+def test_the_baseline_number_brings_no_offset_and_the_offset_element_does(tmp_path):
+    values = np.array([[0, 1, 999, 1000], [1001, 3000, 65_535, 0]], np.uint16)
+
+    def pixels(name, shape):
+        return np.resize(values, shape)
+
+    made = open_safe(make_safe(tmp_path, side_m=240, offset=-1000, pixels=pixels))
+    plain = open_safe(make_safe(tmp_path / "plain", side_m=240, pixels=pixels))
+
+    assert np.array_equal(plain.read_band("B02"), np.resize(values, (24, 24)))
+    shifted = np.array([[0, 1, 1, 1], [1, 2000, 64_535, 0]], np.uint16)
+    assert np.array_equal(made.read_band("B8A"), np.resize(shifted, (12, 12)))
+
+
+@pytest.mark.parametrize(
+    ("checks", "failed"),
+    [
+        pytest.param({"GEOMETRIC_QUALITY": "FAILED"}, ("GEOMETRIC_QUALITY",), id="geometric"),
+        pytest.param({"SENSOR_QUALITY": "NOTRUN"}, ("SENSOR_QUALITY",), id="neither passed nor failed"),
+        pytest.param({"FORMAT_CORRECTNESS": "FAILED"}, (), id="format is not looked at"),
+    ],
+)
+def test_quality_checks_exclude_unless_passed(tmp_path, checks, failed):
+    assert open_safe(make_safe(tmp_path, side_m=240, checks=checks)).failed_checks == failed
+
+
+def test_quality_checks_of_older_schemas_are_elements_and_may_be_absent(safe):
+    check = '<quality_check checkType="RADIOMETRIC_QUALITY">PASSED</quality_check>'
+    edit(main_xml(safe), check, "<RADIOMETRIC_QUALITY>FAILED</RADIOMETRIC_QUALITY>")
+    edit(main_xml(safe), '<quality_check checkType="GENERAL_QUALITY">PASSED</quality_check>', "")
+
+    assert open_safe(safe).failed_checks == ("RADIOMETRIC_QUALITY",)
+
+
+BROKEN = [
+    pytest.param(lambda s: main_xml(s).unlink(), "no MTD_MSIL2A.xml; is it a Sentinel-2 L2A", id="no metadata"),
+    pytest.param(
+        lambda s: main_xml(s).rename(s / "MTD_MSIL1C.xml"), "it is Level-1C, give it as --l1c", id="level 1C"
+    ),
+    pytest.param(lambda s: image(s, "B8A").unlink(), "band B8A is missing, there is no T33UUP_.*_B8A_20m", id="file"),
+    pytest.param(
+        lambda s: edit(main_xml(s), "_B05_20m<", "_B15_20m<"), "lists no 20 m image of B05", id="band not listed"
+    ),
+    pytest.param(
+        lambda s: edit(main_xml(s), "R10m/T33UUP_20170613T101031_B02", "R10m/T33UVP_20170613T101031_B02"),
+        "lists T33UVP_20170613T101031_B02_10m, an image of another product", id="image of another tile",
+    ),
+    pytest.param(
+        lambda s: edit(main_xml(s), "T10:10:31.026Z", "T10:20:31.026Z"), "are two products mixed", id="other time"
+    ),
+    pytest.param(
+        lambda s: shutil.copytree(tile_xml(s).parent, tile_xml(s).parent.with_name("L2A_T33UVP_A1_2")),
+        r"2 GRANULE/\*/MTD_TL.xml, must be one", id="two granules",
+    ),
+    pytest.param(
+        lambda s: edit(tile_xml(s), "EPSG:32633", ""), "no CRS, MTD_TL.xml has no HORIZONTAL_CS_CODE", id="no CRS"
+    ),
+    pytest.param(
+        lambda s: edit(tile_xml(s), "<ULX>300000", "<ULX>300060"), "square 33UUP at .*300000, 5400000", id="corner"
+    ),
+    pytest.param(
+        lambda s: edit(tile_xml(s), "<NROWS>240", "<NROWS>250"), "are not one tile of at most", id="sizes disagree"
+    ),
+    pytest.param(lambda s: main_xml(s).write_bytes(b"<a><b>"), "damaged XML", id="cut XML"),
+    pytest.param(
+        lambda s: edit(main_xml(s), "PRODUCT_URI>S2A_MSIL2A", "PRODUCT_URI>S2A_MSIL1C"),
+        "is no Level-2A product name", id="name",
+    ),
+    pytest.param(
+        lambda s: edit(main_xml(s), "<SPECIAL_VALUE_INDEX>0<", "<SPECIAL_VALUE_INDEX>7<"),
+        "nodata value is 7, only 0 is supported", id="nodata",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("breaks", "message"), BROKEN)
+def test_a_bad_product_is_refused_before_a_pixel_is_read(safe, breaks, message):
+    breaks(safe)
+
+    with pytest.raises(SourceError, match=message):
+        open_safe(safe)
+
+
+def test_an_image_of_another_size_is_refused(safe):
+    path = image(safe, "B11")
+    path.unlink()
+    write_jp2(path, np.ones((60, 120), np.uint16), epsg=32633, left=0, top=0, pixel_m=20)
+
+    with pytest.raises(
+        SourceError, match=r"B11_20m.jp2: 1 band\(s\) of 60 x 120 uint16, .* says 1 of 120 x 120"
+    ):
+        open_safe(safe).read_band("B11")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(lambda data: data[: len(data) // 3], "no complete JPEG 2000 file", id="cut"),
+        pytest.param(
+            lambda data: data[:3000] + bytes(len(data) - 3000), "no complete JPEG 2000 file", id="body lost"
+        ),
+        pytest.param(lambda data: bytes(len(data) - 2) + data[-2:], "cannot be decoded", id="zeros"),
+    ],
+)
+def test_a_damaged_image_is_refused(safe, damage, message):
+    path = image(safe, "B02")
+    path.write_bytes(damage(path.read_bytes()))
+
+    with pytest.raises(SourceError, match=rf"B02_10m.jp2: {message}.*fetch the product again"):
+        open_safe(safe).read_band("B02")
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [("MD5", "md5"), ("SHA3-256", "sha3_256")])
+def test_a_flipped_bit_is_found_by_the_manifest(safe, name, algorithm):
+    path = image(safe, "B02")
+    digest = hashlib.new(algorithm, path.read_bytes()).hexdigest().upper()
+    (safe / "manifest.safe").write_text(
+        f'<m><byteStream><fileLocation href="./{path.relative_to(safe)}"/>'
+        f'<checksum checksumName="{name}">{digest}</checksum></byteStream></m>'
+    )
+    assert open_safe(safe).read_band("B02").shape == (240, 240)
+
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(
+        SourceError, match=rf"B02_10m.jp2: its {algorithm} is .*, manifest.safe says {digest.lower()}"
+    ):
+        open_safe(safe).read_band("B02")
+
+
+def test_a_missing_folder_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such product folder"):
+        open_safe(tmp_path / "S2A.SAFE")
