@@ -11,28 +11,31 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from reben_cloud.errors import NotFoundError, SourceError, missing_extra
-from reben_cloud.patch import PAYLOAD_BYTES, Buffer, Patch, PatchInfo, lmdb_key
+from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
+from reben_cloud.patch import Buffer, Patch, PatchInfo, lmdb_key
 
 try:
     import lmdb
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("lmdb", "lmdb") from error
 
-PAGE_BYTES = 4096
-"""LMDB's page size on every platform that BigEarthNet tools run on."""
+TRANSACTION_RECORDS = 512
+"""Records that rico-hdl puts in one transaction."""
 
-RECORD_PAGES: Mapping[str, int] = MappingProxyType(
-    # 16 bytes of page header come before the value, which lies on pages of its own.
-    {m: -(-(size + 16) // PAGE_BYTES) for m, size in PAYLOAD_BYTES.items()}
-)
-"""Whole pages that a payload takes: s2 40, s1 29, map 8."""
-
-_environments: dict[tuple[int, str], Any] = {}
+_environments: dict[tuple[str, int, int], Any] = {}
 _lock = threading.Lock()
+
+
+def _forget_lock() -> None:
+    # Whoever held it in the parent does not exist here, and would hold it for ever.
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 def is_lmdb(folder: str | os.PathLike[str]) -> bool:
@@ -43,22 +46,31 @@ def is_lmdb(folder: str | os.PathLike[str]) -> bool:
 def open_environment(folder: str | os.PathLike[str]) -> Any:
     """The read-only environment of `folder`, the same object for all of this process.
 
+    Opened without locks, it is a mapping of the file and no more, so a forked child may use the one
+    that it inherits (and could not open another). A file that an export replaced is opened anew;
+    who still reads the old one keeps it.
+
     Raises:
         NotFoundError: If there is none.
-        SourceError: If the file is no LMDB database.
+        SourceError: If the file is no LMDB database, or another library has it open in this process.
     """
     path = os.path.realpath(folder)
-    if not is_lmdb(path):
-        raise NotFoundError(f"{path} is not an LMDB folder: it has no data.mdb")
+    try:
+        status = os.stat(os.path.join(path, "data.mdb"))
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} is not an LMDB folder: it has no data.mdb") from None
+    key = (path, status.st_dev, status.st_ino)
     with _lock:
-        key = (os.getpid(), path)
         if key not in _environments:
             try:
                 _environments[key] = lmdb.open(
                     path, readonly=True, lock=False, readahead=False, meminit=False, max_readers=512
                 )
             except lmdb.Error as error:
-                raise SourceError(f"{path}: not a readable LMDB database ({error})") from error
+                hint = ""
+                if "already open" in str(error):
+                    hint = "; py-lmdb opens a folder once a process: close the other reader first"
+                raise SourceError(f"{path}: not a readable LMDB database ({error}){hint}") from error
         return _environments[key]
 
 
@@ -75,31 +87,41 @@ def read_many(folder: str | os.PathLike[str], wanted: Iterable[str]) -> list[byt
     Raises:
         NotFoundError: If a key is missing.
     """
+    views, _held = view_many(folder, wanted)
+    return [bytes(view) for view in views]
+
+
+def view_many(folder: str | os.PathLike[str], wanted: Iterable[str]) -> tuple[list[memoryview], object]:
+    """The values of the keys `wanted` where they lie in the mapped file, without a copy.
+
+    Returns:
+        The values, and an object (the transaction) that must be kept as long as they are used.
+
+    Raises:
+        NotFoundError: If a key is missing.
+    """
     found = []
-    with open_environment(folder).begin(buffers=True) as txn:
-        for key in wanted:
-            value = txn.get(key.encode())
-            if value is None:
-                raise NotFoundError(f"{folder}: no record {key!r}")
-            found.append(bytes(value))
-    return found
+    txn = open_environment(folder).begin(buffers=True)
+    for key in wanted:
+        value = txn.get(key.encode())
+        if value is None:
+            raise NotFoundError(f"{os.fspath(folder)}: no record {key!r}")
+        found.append(value)
+    return found, txn
 
 
-def map_size_for(num_records: Mapping[str, int]) -> int:
-    """A map size that holds so many records a modality, with room for LMDB's tree."""
-    pages = sum(RECORD_PAGES[m] * n for m, n in num_records.items())
-    # A leaf page holds about 50 keys of 50 bytes; half-full pages and free lists are allowed for.
-    tree = sum(num_records.values()) // 20 + 64
-    return (pages + tree) * PAGE_BYTES
-
-
-def write(folder: str | os.PathLike[str], records: Iterable[tuple[str, Buffer]], *, map_size: int) -> int:
-    """Write a new LMDB folder from records sorted by key, synced to disk.
+def put_as_rico_hdl(
+    folder: str | os.PathLike[str],
+    passes: Iterable[Iterable[tuple[bytes, Buffer]]],
+    *,
+    map_size: int | None = None,
+) -> int:
+    """Write a new LMDB folder with rico-hdl's own transactions, so that the same records give its bytes.
 
     Args:
         folder: The new folder.
-        records: (key, value), keys rising in byte order.
-        map_size: Largest size of the file, bytes.
+        passes: Records (key, value) of S1, of S2, of the maps; each with keys rising.
+        map_size: What the file is to say of its map size, bytes; by default what it takes.
 
     Returns:
         Number of records.
@@ -107,22 +129,40 @@ def write(folder: str | os.PathLike[str], records: Iterable[tuple[str, Buffer]],
     Raises:
         OSError: If the disk is full.
     """
-    count = 0
     Path(folder).mkdir(parents=True, exist_ok=True)
-    env = lmdb.open(os.fspath(folder), map_size=map_size, writemap=False, metasync=False, sync=False)
-    try:
-        txn = env.begin(write=True)
-        for key, value in records:
-            txn.put(key.encode(), bytes(value), append=True)
-            count += 1
-            if count % 512 == 0:
-                txn.commit()
-                txn = env.begin(write=True)
-        txn.commit()
+    batches = [batch for records in passes for batch in _batches(records)]
+    # Pages that a transaction gives up are not all used again: a leaf and its branch a record at most.
+    pages = sum(pages_of(len(value)) + 2 for batch in batches for _, value in batch)
+    room = (pages + 64) * PAGE_BYTES
+    # Not the map size that is wanted: rico-hdl's 100 TiB cannot be mapped by every Python.
+    with lmdb.open(os.fspath(folder), map_size=room) as env:
+        for batch in batches:
+            with env.begin(write=True) as txn:
+                for key, value in batch:
+                    txn.put(key, value, overwrite=False)
         env.sync(True)
-    finally:
-        env.close()
-    return count
+    file = Path(folder) / "data.mdb"
+    set_map_size(file, file.stat().st_size if map_size is None else map_size)
+    return sum(len(batch) for batch in batches)
+
+
+def set_map_size(file: Path, map_size: int) -> None:
+    """Write the map size into both meta pages of a closed LMDB file, and sync it."""
+    with file.open("r+b") as handle:
+        for offset in MAP_SIZE_OFFSETS:
+            os.pwrite(handle.fileno(), map_size.to_bytes(8, "little"), offset)
+        os.fsync(handle.fileno())
+
+
+def _batches(records: Iterable[tuple[bytes, Buffer]]) -> Iterator[list[tuple[bytes, Buffer]]]:
+    batch = []
+    for record in records:
+        batch.append(record)
+        if len(batch) == TRANSACTION_RECORDS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 _MAP_SUFFIX = "_reference_map"

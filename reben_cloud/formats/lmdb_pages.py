@@ -1,0 +1,179 @@
+"""The pages of an LMDB file whose records are all known beforehand: where each value goes, and the tree.
+
+LMDB itself must be given the values in the order in which they are to lie, or it scatters them.
+With the layout known first, values are written to their places as they arrive, in any order and by
+many threads, and the file is the same whatever the order was. Format: LMDB 0.9's ``mdb.c``
+(``MDB_page``, ``MDB_node``, ``MDB_meta``), data version 1, pages of 4,096 bytes, little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE_BYTES = 4096
+"""LMDB's page size on every platform that BigEarthNet tools run on."""
+
+VALUE_OFFSET = 16
+"""Bytes of page header before a value, which lies on pages of its own."""
+
+MIN_VALUE_BYTES = PAGE_BYTES // 2
+"""Smaller values would lie inside the tree, which this module does not write."""
+
+MAP_SIZE_OFFSETS = (32, PAGE_BYTES + 32)
+"""Where both meta pages keep the map size, a little-endian uint64."""
+
+_PAGE = struct.Struct("<QHHHH")  # number, pad, flags, lower and upper end of the free space
+_OVERFLOW = struct.Struct("<QHHI")  # number, pad, flags, how many pages
+_META = struct.Struct("<IIQQ")  # magic, version, fixed address, map size
+_DATABASE = struct.Struct("<IHHQQQQQ")  # pad, flags, depth, branch, leaf, overflow pages, entries, root
+_LEAF_NODE = struct.Struct("<IHH")  # size of the value, flags, size of the key; then key, page number
+_BRANCH_NODE = struct.Struct("<IHH")  # child's page number in 48 bits, size of the key; then key
+
+_P_BRANCH, _P_LEAF, _P_OVERFLOW, _P_META = 1, 2, 4, 8
+_F_BIGDATA = 1
+_MAGIC, _VERSION = 0xBEEFC0DE, 1
+_INTEGER_KEY = 8
+_NO_PAGE = 2**64 - 1
+
+
+def pages_of(size: int) -> int:
+    """Whole pages that a value takes."""
+    return -(-(VALUE_OFFSET + size) // PAGE_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Which page everything lies on; made by `plan_pages`."""
+
+    keys: Sequence[bytes]
+    """Keys, rising."""
+    sizes: NDArray[np.int64]
+    """Bytes of each value, shape (n,)."""
+    first_page: NDArray[np.int64]
+    """First page of each value, shape (n,)."""
+    levels: Sequence[Sequence[tuple[int, int]]]
+    """Leaves first, the root last: (first, end) of the keys, or pages below, of each page."""
+
+    @property
+    def tree_page(self) -> int:
+        """First page of the tree, which follows the values."""
+        return int(self.first_page[-1]) + pages_of(int(self.sizes[-1]))
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the file."""
+        return self.tree_page + sum(len(level) for level in self.levels)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return self.num_pages * PAGE_BYTES
+
+    def value_offset(self, number: int) -> int:
+        """Where in the file a value starts; `value_header` goes before it."""
+        return int(self.first_page[number]) * PAGE_BYTES + VALUE_OFFSET
+
+    def value_header(self, number: int) -> bytes:
+        """The page header of a value."""
+        return _OVERFLOW.pack(int(self.first_page[number]), 0, _P_OVERFLOW, pages_of(int(self.sizes[number])))
+
+    def tree(self) -> bytes:
+        """The pages of the tree; they go to page `tree_page`."""
+        pages = []
+        number = self.tree_page
+        starts = []
+        first_keys: list[bytes] = []
+        for depth, level in enumerate(self.levels):
+            below, starts = starts, []
+            below_keys, first_keys = first_keys, []
+            for first, end in level:
+                if depth == 0:
+                    nodes = [self._leaf_node(n) for n in range(first, end)]
+                    first_keys.append(self.keys[first])
+                else:
+                    # The first key of a branch page is never looked at, and empty.
+                    nodes = [
+                        _branch_node(below[n], below_keys[n] if n > first else b"") for n in range(first, end)
+                    ]
+                    first_keys.append(below_keys[first])
+                pages.append(_page(number, _P_BRANCH if depth else _P_LEAF, nodes))
+                starts.append(number)
+                number += 1
+        return b"".join(pages)
+
+    def meta(self, map_size: int) -> bytes:
+        """The two meta pages: an empty database, then, of transaction 1, this one."""
+        overflow = self.tree_page - 2
+        leaves = len(self.levels[0])
+        branches = sum(len(level) for level in self.levels[1:])
+        main = _DATABASE.pack(
+            0, 0, len(self.levels), branches, leaves, overflow, len(self.keys), self.num_pages - 1
+        )
+        empty = _DATABASE.pack(0, 0, 0, 0, 0, 0, 0, _NO_PAGE)
+        return _meta_page(0, map_size, empty, 1) + _meta_page(1, map_size, main, self.num_pages - 1)
+
+    def _leaf_node(self, number: int) -> bytes:
+        key = self.keys[number]
+        node = _LEAF_NODE.pack(int(self.sizes[number]), _F_BIGDATA, len(key))
+        return _even(node + key + int(self.first_page[number]).to_bytes(8, "little"))
+
+
+def plan_pages(keys: Sequence[bytes], sizes: NDArray[np.int64]) -> Layout:
+    """Lay records out: two meta pages, the values in the order of their keys, the tree.
+
+    Args:
+        keys: Distinct keys, rising in byte order.
+        sizes: Bytes of each value, shape (n,), at least `MIN_VALUE_BYTES` each.
+
+    Raises:
+        ValueError: If there is no record, the keys do not rise, or a value is too small.
+    """
+    if not keys:
+        raise ValueError("an LMDB file without records is not laid out")
+    if any(a >= b for a, b in zip(keys[:-1], keys[1:], strict=True)):
+        raise ValueError("keys must be distinct and rise in byte order")
+    if int(sizes.min()) < MIN_VALUE_BYTES:
+        raise ValueError(f"values must have at least {MIN_VALUE_BYTES} bytes, got {int(sizes.min())}")
+    pages = -(-(VALUE_OFFSET + sizes) // PAGE_BYTES)
+    longest = len(max(keys, key=len)) + 1
+    room = PAGE_BYTES - _PAGE.size
+    levels = [_share(len(keys), room // (_LEAF_NODE.size + longest + 8 + 2))]
+    while len(levels[-1]) > 1:
+        levels.append(_share(len(levels[-1]), room // (_BRANCH_NODE.size + longest + 2)))
+    return Layout(keys=keys, sizes=sizes, first_page=2 + np.cumsum(pages) - pages, levels=levels)
+
+
+def _share(count: int, capacity: int) -> list[tuple[int, int]]:
+    """Equal shares of at most `capacity`: no page is left with a single child, which LMDB forbids."""
+    num_pages = -(-count // capacity)
+    return [(n * count // num_pages, (n + 1) * count // num_pages) for n in range(num_pages)]
+
+
+def _branch_node(page: int, key: bytes) -> bytes:
+    return _even(_BRANCH_NODE.pack(page & 0xFFFFFFFF, page >> 32, len(key)) + key)
+
+
+def _even(node: bytes) -> bytes:
+    return node + bytes(len(node) % 2)
+
+
+def _page(number: int, flags: int, nodes: Sequence[bytes]) -> bytes:
+    """Header, offsets of the nodes in order, free space, the nodes from the end backwards."""
+    offsets = PAGE_BYTES - np.cumsum([len(node) for node in nodes])
+    lower = _PAGE.size + 2 * len(nodes)
+    head = _PAGE.pack(number, 0, flags, lower, int(offsets[-1])) + offsets.astype("<u2").tobytes()
+    return head + b"".join(reversed(nodes)).rjust(PAGE_BYTES - lower, b"\0")
+
+
+def _meta_page(transaction: int, map_size: int, main: bytes, last_page: int) -> bytes:
+    # The free list's record is empty, and says the page size and the flags of the file.
+    free = _DATABASE.pack(PAGE_BYTES, _INTEGER_KEY, 0, 0, 0, 0, 0, _NO_PAGE)
+    body = (
+        _META.pack(_MAGIC, _VERSION, 0, map_size) + free + main + struct.pack("<QQ", last_page, transaction)
+    )
+    return (_PAGE.pack(transaction, 0, _P_META, 0, 0) + body).ljust(PAGE_BYTES, b"\0")
