@@ -170,7 +170,7 @@ def model_item(
                         {
                             "value": number,
                             "name": "".join(c if c.isalnum() else "_" for c in name.lower()),
-                            "title": name,
+                            "description": name,
                             "color_hint": CLC[representative_code(name)].color.lstrip("#").upper(),
                         }
                         for number, name in enumerate(CLASSES_ALPHABETICAL)
@@ -191,6 +191,7 @@ def model_item(
                 "title": "Weights",
                 "roles": ["mlm:model", "mlm:weights"],
                 "mlm:artifact_type": "safetensors.torch.save_file",
+                "bands": [{"name": name} for name in spec.bands],  # the core wants them here, MLM above
             },
             "card": {"href": "./README.md", "type": "text/markdown", "roles": ["metadata"]},
         },

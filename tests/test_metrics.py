@@ -1,0 +1,132 @@
+"""Metrics against scikit-free arithmetic and torchmetrics' own modules."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torchmetrics.classification import MulticlassJaccardIndex, MultilabelAveragePrecision, MultilabelF1Score
+
+from reben_cloud.labels import CLASSES_ALPHABETICAL
+from reben_cloud.metrics import (
+    NUM_CLASSES,
+    confusion_of,
+    early_stopping_score,
+    group_numbers,
+    label_metrics,
+    map_metrics,
+)
+
+
+def predictions(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(count, NUM_CLASSES, generator=generator) < 0.2).float()
+    noise = torch.rand(count, NUM_CLASSES, generator=generator)
+    return (0.4 * labels + 0.6 * noise), labels
+
+
+def average_precision(scores, truth):
+    """By its definition: the mean precision at each positive, best score first (no ties)."""
+    order = np.argsort(-scores)
+    hits = truth[order].cumsum()
+    return float((hits / np.arange(1, len(hits) + 1))[truth[order] == 1].mean())
+
+
+def test_label_metrics_follow_their_definitions():
+    probabilities, labels = predictions(200)
+
+    found = label_metrics(probabilities, labels)
+
+    p, t = probabilities.double().numpy(), labels.numpy()
+    expected = [average_precision(p[:, c], t[:, c]) for c in range(NUM_CLASSES)]
+    assert [found["per_class"][name]["ap"] for name in CLASSES_ALPHABETICAL] == pytest.approx(
+        expected, abs=1e-5
+    )
+    assert found["macro"]["ap"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert found["micro"]["ap"] == pytest.approx(average_precision(p.ravel(), t.ravel()), abs=1e-5)
+    said = p > 0.5
+    hits, precision, recall = (said * t).sum(), (said * t).sum() / said.sum(), (said * t).sum() / t.sum()
+    assert found["micro"]["precision"] == pytest.approx(precision, abs=1e-6)
+    assert found["micro"]["recall"] == pytest.approx(recall, abs=1e-6)
+    assert found["micro"]["f1"] == pytest.approx(2 * hits / (said.sum() + t.sum()), abs=1e-6)
+    assert found["micro"]["accuracy"] == pytest.approx((said == t).mean(), abs=1e-6)
+    assert found["num_patches"] == 200
+    assert found["per_class"]["Pastures"]["num_positives"] == int(labels[:, 15].sum())
+
+
+def test_label_metrics_equal_the_modules_that_the_published_scripts_use():
+    probabilities, labels = predictions(300, seed=3)
+
+    found = label_metrics(probabilities, labels)
+
+    for average in ("macro", "micro"):
+        ap = MultilabelAveragePrecision(NUM_CLASSES, average=average)(probabilities, labels.int())
+        f1 = MultilabelF1Score(NUM_CLASSES, average=average)(probabilities, labels.int())
+        assert found[average]["ap"] == pytest.approx(float(ap), abs=1e-6)
+        assert found[average]["f1"] == pytest.approx(float(f1), abs=1e-6)
+
+
+def test_a_class_that_does_not_occur_has_no_average_precision():
+    probabilities, labels = predictions(50)
+    labels[:, 3] = 0
+
+    found = label_metrics(probabilities, labels)
+
+    others = [found["per_class"][name]["ap"] for c, name in enumerate(CLASSES_ALPHABETICAL) if c != 3]
+    assert found["per_class"]["Broad-leaved forest"]["ap"] is None
+    assert found["macro"]["ap"] == pytest.approx(np.mean(others))
+
+
+def test_no_patch_is_refused():
+    with pytest.raises(ValueError, match="no patch was predicted"):
+        label_metrics(torch.zeros(0, 19), torch.zeros(0, 19))
+
+
+def test_map_metrics_equal_torchmetrics_and_leave_out_what_is_not_labelled():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, NUM_CLASSES, (6, 30, 30), generator=generator)
+    predicted = torch.where(
+        torch.rand(6, 30, 30, generator=generator) < 0.6, target, (target + 1) % NUM_CLASSES
+    )
+    target[:, :3] = 255
+    group = torch.tensor([0, 1, 0, 1, 1, 0])
+
+    counts = confusion_of(predicted, target, group, 2)
+    found = map_metrics(counts.sum(0))
+
+    assert found["num_pixels"] == 6 * 27 * 30
+    oracle = MulticlassJaccardIndex(NUM_CLASSES, average="none", ignore_index=255)(predicted, target)
+    ious = [found["per_class"][name]["iou"] for name in CLASSES_ALPHABETICAL]
+    assert ious == pytest.approx(oracle.tolist(), abs=1e-6)
+    assert found["macro"]["iou"] == pytest.approx(float(oracle.mean()), abs=1e-6)
+    alone = confusion_of(predicted[group == 1], target[group == 1], torch.zeros(3, dtype=torch.int64), 1)
+    assert torch.equal(counts[1], alone[0])
+
+
+def test_maps_without_a_labelled_pixel_have_no_iou():
+    found = map_metrics(torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64))
+
+    assert found["macro"]["iou"] is None
+    assert found["accuracy"] is None
+    assert early_stopping_score(found) == 0.0
+
+
+class Rows:
+    """The part of a selection that the groups are made from."""
+
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def column(self, name):
+        return pa.chunked_array([self.columns[name]])
+
+
+def test_groups_are_the_country_the_season_and_the_split():
+    times = pa.array(np.array(["2017-06-13", "2018-01-02", "2017-08-01"], "datetime64[us]"))
+    rows = Rows(datetime=times, **{"reben:country": pa.array(["Serbia", "Austria", "Serbia"])})
+
+    assert group_numbers(rows, "country")[0] == ["Austria", "Serbia"]
+    assert group_numbers(rows, "country")[1].tolist() == [1, 0, 1]
+    assert group_numbers(rows, "season")[0] == ["summer", "winter"]
+    assert group_numbers(rows, "season")[1].tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="by must be one of country, season, split, got 'tile'"):
+        group_numbers(rows, "tile")

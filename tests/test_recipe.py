@@ -1,0 +1,104 @@
+"""Recipes: what comes with the package, and every way of getting a key or a value wrong."""
+
+import dataclasses
+import json
+
+import pytest
+
+from reben_cloud.bands import BAND_SETS
+from reben_cloud.recipe import TrainConfig, band_names, config_from, load_recipe, recipe_names
+
+PUBLISHED = [
+    "convmixer_768_32",
+    "convnextv2_base",
+    "mixer_b16_224",
+    "mobilevit_s",
+    "resnet101",
+    "resnet50",
+    "vit_base_patch8_224",
+]
+
+
+def test_a_recipe_for_each_published_architecture_and_one_for_maps():
+    assert recipe_names() == sorted([*PUBLISHED, "unet_resnet34"])
+    for name in PUBLISHED:
+        assert load_recipe(name).architecture == name
+    assert load_recipe("unet_resnet34").task == "map"
+
+
+@pytest.mark.parametrize("bands", ["S1", "10m_20m", "S1_10m_20m"])
+def test_the_published_recipe_is_what_the_facts_say(bands):
+    config = load_recipe("resnet50", overrides=[f"bands={bands}"])
+
+    assert band_names(config.bands) == BAND_SETS[bands]
+    assert (config.epochs, config.patience, config.batch_size) == (100, 5, 512)
+    assert (config.lr, config.weight_decay, config.warmup_steps) == (1e-3, 0.01, 1000)
+    assert (config.drop_rate, config.drop_path_rate, config.flips) == (0.15, 0.15, True)
+    assert (config.precision, config.matmul_precision) == ("fp32", "medium")
+    assert config.train.query() == {"split": "train", "recommended": True}
+    assert config.validation.split == "validation"
+
+
+def test_one_line_trains_here_and_tests_there():
+    config = load_recipe(
+        "resnet50",
+        overrides=[
+            "train.country=Finland",
+            "test.country=['Portugal']",
+            "train.recommended=false",
+            "lr=3e-4",
+        ],
+    )
+
+    assert config.train.query() == {"split": "train", "country": ("Finland",)}
+    assert config.test.query() == {"split": "test", "country": ("Portugal",), "recommended": True}
+    assert config.lr == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        pytest.param("learning_rate=1", "unknown key 'learning_rate'; known are architecture", id="key"),
+        pytest.param("train.land=1", r"unknown key 'train\.land'; known are split", id="nested key"),
+        pytest.param("train=3", r"train is a table such as \[train\]", id="table"),
+        pytest.param("lr=fast", "lr must be a number, got 'fast'", id="number"),
+        pytest.param("lr=true", "lr must be a number, got True", id="bool is no number"),
+        pytest.param("epochs=1.5", "epochs must be of type int, got 1.5", id="int"),
+        pytest.param("compile=1", "compile must be of type bool, got 1", id="bool"),
+        pytest.param("task=scene", "task must be 'labels' or 'map'", id="literal"),
+        pytest.param("train.bbox=[1, 'x']", r"train\.bbox must be a number, got 'x'", id="list item"),
+        pytest.param("epochs=0", "epochs must be at least 1, got 0", id="range"),
+        pytest.param("drop_rate=1.0", r"drop_rate must be in \[0, 1\)", id="share"),
+        pytest.param("bands=B99", "'B99' is neither a band set", id="band"),
+        pytest.param("lr", "write key=value", id="no value"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("resnet50", overrides=[override])
+
+
+def test_losing_a_modality_needs_two():
+    with pytest.raises(ValueError, match="modality_dropout must be 0 unless bands has S1 and S2"):
+        load_recipe("resnet50", overrides=["modality_dropout=0.1", "bands=S1"])
+
+
+def test_a_recipe_may_be_a_file_and_must_be_toml(tmp_path):
+    good, bad = tmp_path / "mine.toml", tmp_path / "bad.toml"
+    good.write_text('architecture = "resnet18"\nbands = "B02, VV"\n[test]\ncountry = "Ireland"\n')
+    bad.write_text("architecture: resnet18\n")
+
+    assert load_recipe(good).architecture == "resnet18"
+    assert band_names(load_recipe(good).bands) == ("B02", "VV")
+    with pytest.raises(ValueError, match=r"bad\.toml is no TOML"):
+        load_recipe(bad)
+    with pytest.raises(FileNotFoundError, match="nor one of convmixer_768_32"):
+        load_recipe("resnet51")
+
+
+def test_the_resolved_configuration_reads_back():
+    config = load_recipe("unet_resnet34", overrides=["train.bbox=[1, 2, 3.5, 4]", "train.datetime=2017-06"])
+
+    assert config_from(json.loads(config.to_json())) == config
+    assert dataclasses.replace(config) == config
+    assert TrainConfig() == config_from({})

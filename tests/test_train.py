@@ -1,0 +1,512 @@
+"""Training on synthetic roots and on the real pairs: what a recipe does, resumption, several processes."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import reben_cloud as rc
+from reben_cloud.bands import ARRAYS, BANDS, STATISTICS_MEAN, STATISTICS_STD
+from reben_cloud.build import build, make_plan
+from reben_cloud.errors import ConflictError, NotFoundError
+from reben_cloud.evaluate import MapTargets, compute_context, evaluate, evaluate_folder
+from reben_cloud.labels import CLASSES_ALPHABETICAL, encode_many
+from reben_cloud.metrics import label_metrics
+from reben_cloud.models import ARCHITECTURES, ModelSpec, create_model
+from reben_cloud.patch import Patch, encode_payload
+from reben_cloud.recipe import load_recipe
+from reben_cloud.recognise import open_source
+from reben_cloud.sources.synthetic import synthetic_metadata
+from reben_cloud.store import open_store
+from reben_cloud.train import Learner, keyed_random, learning_rate, positive_weights, train
+from tests.conftest import free_port
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The URL of 72 synthetic patches of all splits."""
+    return make_root(tmp_path_factory, *open_source("synthetic:72"))
+
+
+def make_root(tmp_path_factory, source, metadata, **options):
+    folder = tmp_path_factory.mktemp("root")
+    build(make_plan(source, metadata, open_store(folder / "root"), **options))
+    return str(folder / "root")
+
+
+@pytest.fixture(scope="module")
+def dataset(root):
+    return rc.open(root)
+
+
+def recipe(*overrides, base="resnet50", architecture="test_resnet"):
+    short = ["epochs=2", "batch_size=8", "log_steps=1", "checkpoint_steps=2", f"architecture={architecture}"]
+    return load_recipe(base, overrides=[*short, *overrides])
+
+
+def weights(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def log(folder):
+    with (folder / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    """A run with everything random in it, and what it returned."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(recipe("modality_dropout=0.3"), dataset, folder)
+
+
+def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
+    folder, result = finished
+
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "config.json",
+        "last.pt",
+        "log.csv",
+        *(
+            f"best/{name}"
+            for name in ("config.json", "model.safetensors", "reben_cloud.json", "README.md", "item.json")
+        ),
+        *(f"report/{name}" for name in ("metrics.json", "per_class.png", "curves.png", "examples.png")),
+    }
+    assert json.loads((folder / "report" / "metrics.json").read_text()) == result
+    assert result["subset"] == "test"
+    assert result["num_patches"] == len(dataset.search(split="test", recommended=True))
+    assert set(result["by"]) == {"country", "season", "split"}
+    assert sum(group["num_patches"] for group in result["by"]["country"].values()) == result["num_patches"]
+    rows = log(folder)
+    assert [row["validation_score"] != "" for row in rows].count(True) == 2
+    assert all(0 <= float(row["wait_share"]) <= 1 for row in rows if row["wait_share"])
+
+
+def test_a_finished_run_is_not_run_again(finished, dataset):
+    folder, result = finished
+    before = (folder / "last.pt").stat().st_mtime_ns
+
+    again = train(recipe("modality_dropout=0.3"), dataset, folder, on_step=pytest.fail)
+
+    assert again == result
+    assert (folder / "last.pt").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_configuration_is_refused(finished, dataset):
+    with pytest.raises(ConflictError, match=r"holds a run with lr=0\.001, not 0\.5"):
+        train(recipe("modality_dropout=0.3", "lr=0.5"), dataset, finished[0])
+
+
+def test_evaluating_the_saved_model_gives_what_the_run_reported(finished, dataset):
+    folder, result = finished
+
+    _, spec, evaluation = evaluate_folder(
+        folder / "best", dataset.search(split="test", recommended=True), batch_size=7
+    )
+
+    assert spec.architecture == "test_resnet"
+    assert evaluation.metrics["macro"] == pytest.approx(result["macro"], abs=1e-5)
+    assert evaluation.metrics["per_class"].keys() == result["per_class"].keys()
+
+
+SCRIPT = """
+import os, signal, sys
+import reben_cloud as rc
+from reben_cloud.recipe import config_from
+from reben_cloud.train import train
+import json
+
+url, folder, config, last_step = sys.argv[1:]
+
+def stop(info):
+    if info.step == int(last_step):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(config_from(json.loads(config)), rc.open(url), folder, on_step=stop)
+"""
+
+
+def run(*arguments, ranks=0, check=True):
+    launcher = []
+    if ranks:
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(ranks),
+            "--master-port",
+            str(free_port()),
+        ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)],
+        env=environment,
+        check=check,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "run.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def test_killed_and_started_again_a_run_ends_with_the_same_bits(finished, root, dataset, script, tmp_path):
+    """Killed in the second epoch, a step after its checkpoint: batches, dropout, statistics, all must come again."""
+    config = recipe("modality_dropout=0.3")
+    steps = max(int(row["step"]) for row in log(finished[0]))
+    killed_at = steps // 2 + 1 + (steps // 2) % 2
+
+    died = run(script, root, tmp_path, config.to_json(), killed_at, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["step"]
+    assert 0 < saved < killed_at
+    done = run(script, root, tmp_path, config.to_json(), -1)
+
+    assert done.returncode == 0
+    expected, found = weights(finished[0]), weights(tmp_path)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    losses = [[row["loss"] for row in log(folder)] for folder in (finished[0], tmp_path)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["labels", "map"])
+def test_two_processes_do_what_one_does(root, dataset, script, tmp_path, task):
+    """A model without batch statistics and dropout: only the order of a few sums differs."""
+    base = [
+        "sync_batchnorm=false",
+        "drop_rate=0.0",
+        "drop_path_rate=0.0",
+        "lr=1e-4",
+        "matmul_precision=highest",
+    ]
+    config = recipe(f"task={task}", *base, "epochs=1", architecture="test_convnext")
+    if task == "map":  # its decoder has batch statistics: compare the counting alone
+        config = replace(config, lr=1e-9)
+    one = train(config, dataset, tmp_path / "one")
+
+    run(script, root, tmp_path / "two", config.to_json(), -1, ranks=2)
+
+    two = json.loads((tmp_path / "two" / "report" / "metrics.json").read_text())
+    if task == "map":
+        assert two["num_pixels"] == one["num_pixels"]
+        assert two["num_patches"] == one["num_patches"]
+        return
+    assert two["macro"] == pytest.approx(one["macro"], abs=2e-3)
+    assert two["num_patches"] == one["num_patches"]
+    losses = [[float(row["loss"]) for row in log(tmp_path / name) if row["loss"]] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+    expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-5 + 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_published_recipe_takes_two_steps(dataset, tmp_path, architecture):
+    few = ["batch_size=2", "train.country=['Serbia', 'Portugal', 'Lithuania']", "epochs=1"]
+    config = load_recipe(architecture, overrides=[*few, "log_steps=1", "validation.split=test"])
+    ids = dataset.search(**config.train.query()).patch_ids
+    steps = []
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(info):
+        steps.append(info)
+        if info.step == 2:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        train(config, dataset, tmp_path, on_step=stop)
+
+    assert len(ids) >= 4
+    assert all(math.isfinite(info.loss) for info in steps)
+
+
+def test_maps_are_learned_where_they_are_labelled(dataset, tmp_path):
+    config = recipe("epochs=3", "lr=3e-3", "bands=10m_20m", base="unet_resnet34", architecture="test_resnet")
+
+    result = train(config, dataset, tmp_path)
+
+    losses = [float(row["loss"]) for row in log(tmp_path) if row["loss"]]
+    assert losses[-1] < 0.95 * losses[0]
+    assert result["macro"]["iou"] > 0.01
+    assert (tmp_path / "report" / "confusion.png").stat().st_size > 10_000
+    assert sum(group["num_pixels"] for group in result["by"]["season"].values()) == result["num_pixels"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+def test_half_precision_trains_and_the_board_is_written(dataset, tmp_path, precision):
+    config = recipe(f"precision={precision}", "epochs=1", "clip_norm=1.0", "logger=tensorboard")
+    losses = []
+
+    train(config, dataset, tmp_path, on_step=lambda info: losses.append(info.loss))
+
+    assert all(math.isfinite(loss) for loss in losses)
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_to_the_same_weights(dataset, tmp_path):
+    config = recipe("epochs=1", "lr=1e-5", "drop_path_rate=0.0", "drop_rate=0.0")
+
+    train(config, dataset, tmp_path / "plain")
+    train(replace(config, compile=True), dataset, tmp_path / "compiled")
+
+    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name].float(), tensor.float(), rtol=1e-2, atol=1e-3)
+
+
+def test_runs_stop_when_validation_stops_getting_better(dataset, tmp_path):
+    config = recipe("epochs=9", "patience=1", "lr=1e-12", "batch_size=16", "drop_path_rate=0.0")
+    rows = []
+
+    train(config, dataset, tmp_path, on_step=rows.append)
+
+    assert max(info.epoch for info in rows) < 8
+
+
+def test_what_cannot_be_trained_on_is_said(dataset, tmp_path):
+    with pytest.raises(NotFoundError, match=r"train: no patch of .* fits"):
+        train(recipe("train.bbox=[0, 0, 1, 1]"), dataset, tmp_path / "a")
+    with pytest.raises(NotFoundError, match="patches do not fill a batch of 4096"):
+        train(recipe("batch_size=4096"), dataset, tmp_path / "b")
+
+
+def test_the_learning_rate_warms_up_and_falls_as_published():
+    rates = [learning_rate(step, 1e-3, 1000, 46_500) for step in range(46_500)]
+
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[500] == pytest.approx(5.5e-4)
+    assert rates[1000] == max(rates) == pytest.approx(1e-3)
+    assert rates[(46_500 + 1000) // 2] == pytest.approx(5.5e-4, rel=1e-3)
+    assert rates[-1] == pytest.approx(1e-4, rel=1e-3)
+    assert learning_rate(2, 1e-3, 1000, 20) == max(learning_rate(s, 1e-3, 1000, 20) for s in range(20))
+
+
+def test_keyed_random_numbers_are_uniform_and_depend_on_the_key_alone():
+    index = torch.arange(100_000)
+
+    first, second = keyed_random(index, 42, 0, 0), keyed_random(index, 42, 0, 1)
+
+    assert first.min() >= 0
+    assert first.max() < 1
+    assert first.mean().item() == pytest.approx(0.5, abs=0.005)
+    assert first.var().item() == pytest.approx(1 / 12, rel=0.02)
+    for other in (second, keyed_random(index, 42, 1, 0), keyed_random(index, 43, 0, 0), first.roll(1)):
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.015
+    assert torch.equal(keyed_random(index[77:99], 42, 0, 0), first[77:99])
+
+
+def raw_batch(count=8):
+    generator = np.random.default_rng(0)
+    batch = {
+        name: torch.from_numpy(generator.integers(0, 5000, (count, len(bands), size, size)).astype(np.uint16))
+        for name, bands, size in (("s2_10m", ARRAYS["s2_10m"], 120), ("s2_20m", ARRAYS["s2_20m"], 60))
+    }
+    batch["s1"] = torch.randn(count, 2, 120, 120)
+    codes = np.array([111, 311, 999, 142], np.uint16)
+    batch["map"] = torch.from_numpy(codes[generator.integers(0, 4, (count, 120, 120))])
+    batch["index"] = torch.arange(count)
+    batch["labels"] = torch.from_numpy(generator.integers(0, 2, (count, 19)).astype(np.float32))
+    return batch
+
+
+def learner(*overrides, task="labels", bands="S1_10m_20m"):
+    config = recipe(f"task={task}", f"bands={bands}", *overrides)
+    from reben_cloud.recipe import band_names
+
+    spec = ModelSpec(architecture="test_resnet", bands=band_names(bands), task=task)
+    return Learner(config, spec, None)
+
+
+def test_an_image_and_its_map_are_flipped_together():
+    batch = raw_batch(64)
+
+    plain, codes = learner("flips=false", task="map").prepare(batch, 0)
+    image, target = learner(task="map").prepare(batch, 0)
+
+    seen = set()
+    for n in range(64):
+        axes = [a for a in ([], [-1], [-2], [-1, -2]) if torch.equal(image[n], plain[n].flip(a))]
+        assert len(axes) == 1
+        assert torch.equal(target[n], codes[n].flip(axes[0]))
+        seen.add(tuple(axes[0]))
+    assert len(seen) == 4
+    again, _ = learner(task="map").prepare({k: v[10:20] for k, v in batch.items()}, 0)
+    assert torch.equal(again, image[10:20])
+
+
+def test_map_targets_ignore_what_has_no_class():
+    codes = torch.tensor([[[111, 999], [142, 523]]], dtype=torch.uint16)
+
+    found = MapTargets()(codes)
+
+    assert found.tolist() == [[[18, 255], [255, CLASSES_ALPHABETICAL.index("Marine waters")]]]
+    logits = torch.randn(1, 19, 2, 2)
+    loss = learner(task="map").loss(logits, found)
+    expected = torch.nn.functional.cross_entropy(logits[0, :, [0, 1], [0, 1]].T, torch.tensor([18, 11]))
+    torch.testing.assert_close(loss, expected)
+    assert learner(task="map").loss(logits, torch.full_like(found, 255)) == 0
+
+
+def test_a_lost_modality_is_zero_and_the_other_one_stays():
+    batch = raw_batch(400)
+
+    image, _ = learner("modality_dropout=0.5", "flips=false").prepare(batch, 3)
+
+    lost_s1 = (image[:, :2] == 0).flatten(1).all(1)
+    lost_s2 = (image[:, 2:] == 0).flatten(1).all(1)
+    assert not (lost_s1 & lost_s2).any()
+    assert lost_s1.float().mean().item() == pytest.approx(0.25, abs=0.06)
+    assert lost_s2.float().mean().item() == pytest.approx(0.25, abs=0.06)
+
+
+def test_label_smoothing_and_positive_weights_enter_the_loss(dataset):
+    logits, labels = torch.randn(4, 19), (torch.rand(4, 19) < 0.3).float()
+
+    smooth = learner("label_smoothing=0.2").loss(logits, labels)
+    counts = encode_many(dataset.search(split="train", recommended=True).column("reben:labels"))
+    found = positive_weights(recipe("positive_weights=true"), dataset)
+
+    probability = logits.sigmoid()
+    target = labels * 0.8 + 0.1
+    by_hand = -(target * probability.log() + (1 - target) * (1 - probability).log()).mean()
+    torch.testing.assert_close(smooth, by_hand)
+    assert positive_weights(recipe(), dataset) is None
+    common = int(counts.sum(0).argmax())
+    assert found[common].item() == pytest.approx(
+        (counts[:, common] == 0).sum() / (counts[:, common] == 1).sum()
+    )
+    assert found.max() <= 100
+
+
+def test_evaluation_puts_every_patch_in_its_place(dataset):
+    """Predictions in the selection's order, whatever the order of the stream: compared patch by patch."""
+    selection = dataset.search(split=["validation", "test"])
+    spec = ModelSpec(architecture="test_resnet", bands=("VV", "VH"))
+    torch.manual_seed(0)
+    model = create_model(spec)
+
+    with compute_context() as compute:
+        found = evaluate(model, spec, selection, compute, batch_size=5, by=("split",))
+        few = dataset.search(ids=selection.patch_ids[3:5])
+        alone = evaluate(model, spec, few, compute)
+
+    assert np.array_equal(found.labels.numpy(), encode_many(selection.column("reben:labels")))
+    where = [selection.patch_ids.index(i) for i in few.patch_ids]
+    torch.testing.assert_close(found.probabilities[where], alone.probabilities, rtol=1e-4, atol=1e-5)
+    assert model.training
+    tests = np.array(selection.column("reben:split").to_pylist()) == "test"
+    assert found.metrics["by"]["split"]["test"] == label_metrics(
+        found.probabilities[tests], found.labels[tests]
+    )
+    with compute_context() as compute, pytest.raises(NotFoundError, match="nothing to evaluate"):
+        evaluate(model, spec, dataset.search(bbox=(0, 0, 1, 1)), compute)
+
+
+class SignalSource:
+    """Patches that show 19 signals, each the brightness or the contrast of a channel; labels are noisy signals."""
+
+    CHANNELS = (*ARRAYS["s1"], *ARRAYS["s2_10m"], *ARRAYS["s2_20m"])
+
+    def __init__(self, signals):
+        self.signals = signals
+
+    def describe(self):
+        return "signals"
+
+    def names(self):
+        return {"s2": None, "s1": None}
+
+    def read(self, info, modalities):
+        signal = self.signals[info.patch_id]
+        payloads = {}
+        for modality in modalities:
+            bands = [band for band in BANDS.values() if band.sensor == modality]
+            payloads[modality] = encode_payload(modality, {b.name: self.band(signal, b) for b in bands})
+        return Patch(info=info, payloads=payloads)
+
+    def band(self, signal, band):
+        y, x = np.mgrid[: band.size_px, : band.size_px]
+        height = np.zeros(band.size_px)
+        if band.name in self.CHANNELS:
+            number = self.CHANNELS.index(band.name)
+            height = (signal[number] - 0.5) * 1.0 + np.zeros((band.size_px,) * 2)
+            if number + 12 < 19:
+                height = height + (signal[number + 12] - 0.5) * 1.5 * np.where((x // 2 + y // 2) % 2, 1, -1)
+        values = STATISTICS_MEAN[band.name] + STATISTICS_STD[band.name] * 0.5 * (
+            height + np.zeros((band.size_px,) * 2)
+        )
+        return values.astype(band.dtype)
+
+
+@pytest.mark.slow
+def test_a_known_optimum_is_reached(tmp_path_factory, tmp_path):
+    """Labels are signals turned over with a chance of 0.05; whoever knows the signals has the best AP there is."""
+    metadata = synthetic_metadata(1500)
+    generator = np.random.default_rng(5)
+    signals = generator.random((metadata.num_rows, 19)) < 0.3
+    labels = signals ^ (generator.random(signals.shape) < 0.05)
+    labels[~labels.any(1), 0] = True
+    names = np.array(CLASSES_ALPHABETICAL)
+    column = pa.array([names[row].tolist() for row in labels], pa.list_(pa.string()))
+    field = metadata.schema.get_field_index("labels")
+    metadata = metadata.set_column(field, "labels", column.cast(metadata.schema.field("labels").type))
+    known = dict(zip(metadata.column("patch_id").to_pylist(), signals.astype(float), strict=True))
+    dataset = rc.open(make_root(tmp_path_factory, SignalSource(known), metadata))
+    test = dataset.search(split="test", recommended=True)
+    truth = torch.from_numpy(encode_many(test.column("reben:labels")))
+    best = label_metrics(
+        torch.tensor(np.array([known[i] for i in test.patch_ids])).float() * 0.9 + 0.05, truth
+    )
+
+    # Recommended or not makes no difference here, and more patches learn more.
+    config = recipe("epochs=8", "batch_size=16", "lr=4e-3", "warmup_steps=20", "train.recommended=false")
+    result = train(config, dataset, tmp_path)
+
+    assert result["macro"]["ap"] == pytest.approx(best["macro"]["ap"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_real_pairs_can_be_learned_by_heart(shared, tmp_path_factory, tmp_path):
+    """A sanity check and no result: 24 real patches, trained on and measured on."""
+    source, metadata = open_source(shared / "data" / "configilm_benv2_mock")
+    dataset = rc.open(make_root(tmp_path_factory, source, metadata))
+    everything = [
+        f"{name}.{key}"
+        for name in ("train", "validation", "test")
+        for key in ("split=''", "recommended=false")
+    ]
+    config = recipe(
+        "epochs=40",
+        "batch_size=8",
+        "lr=3e-3",
+        "flips=false",
+        "patience=40",
+        *everything,
+        "drop_path_rate=0.0",
+    )
+
+    result = train(config, dataset, tmp_path)
+
+    assert result["num_patches"] == 24
+    assert result["macro"]["ap"] == pytest.approx(1.0, abs=1e-6)
