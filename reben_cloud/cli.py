@@ -6,12 +6,13 @@ or an OSError (``-v`` shows the traceback); 2 for wrong usage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -50,6 +51,27 @@ MetadataOption = Annotated[
     typer.Option("--metadata", help="Official metadata parquet; may be given twice.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+
+# Search options: the same wherever a selection is meant.
+BboxOption = Annotated[
+    str | None, typer.Option("--bbox", help="West,south,east,north in degrees.", show_default=False)
+]
+DatetimeOption = Annotated[
+    str | None, typer.Option("--datetime", help="Sentinel-2 time: A/B, 2017-06, ../B.", show_default=False)
+]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", help="Patches with this class; repeat.", show_default=False)
+]
+SplitOption = Annotated[
+    list[str] | None, typer.Option("--split", help="train, validation or test; repeat.", show_default=False)
+]
+CountryOption = Annotated[
+    list[str] | None, typer.Option("--country", help="Name of a country; repeat.", show_default=False)
+]
+RecommendedOption = Annotated[
+    bool | None,
+    typer.Option("--recommended/--not-recommended", help="Without, or only with, snow and cloud."),
+]
 
 
 @app.callback()
@@ -196,6 +218,74 @@ def prepare(
 
 
 @app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file.", show_default=False)],
+    root: Annotated[str, typer.Option(help="Path or URL of a root.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default.", show_default=False)
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, as train.country=Finland; repeat.")
+    ] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option(help="Folder for shards of a remote root.", show_default=False)
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model by a recipe, or go on where it was interrupted; under torchrun, on several GPUs."""
+    from reben_cloud.dataset import open as open_dataset
+    from reben_cloud.recipe import load_recipe
+    from reben_cloud.train import train as run_train
+
+    config = load_recipe(recipe, overrides=change or ())
+    folder = out or Path("runs") / Path(recipe).stem
+    dataset = open_dataset(root, storage_options(endpoint_url))
+    with step_progress() as on_step:
+        result = run_train(config, dataset, folder, on_step=on_step, cache_dir=cache_dir)
+    if os.environ.get("RANK", "0") == "0":
+        show_metrics(
+            result,
+            as_json,
+            f"{result['subset']}, weights of epoch {result['best_epoch']} in {folder / 'best'}",
+        )
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Folder of a model, or owner/name on the hub.", show_default=False)
+    ],
+    root: Annotated[str, typer.Option(help="Path or URL of a root.", show_default=False)],
+    bbox: BboxOption = None,
+    datetime: DatetimeOption = None,
+    label: LabelOption = None,
+    split: SplitOption = None,
+    country: CountryOption = None,
+    recommended: RecommendedOption = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for metrics.json and plots.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Patches a step, over all processes.")] = 256,
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model on what a search finds (the whole root by default), each patch once."""
+    from reben_cloud.dataset import open as open_dataset
+    from reben_cloud.evaluate import evaluate_folder
+    from reben_cloud.report import write_report
+
+    query = search_query(bbox, datetime, label, split, country, recommended)
+    selection = open_dataset(root, storage_options(endpoint_url)).search(**query)
+    model, spec, found = evaluate_folder(checkpoint, selection, precision=precision, batch_size=batch_size)
+    if os.environ.get("RANK", "0") == "0":
+        if report:
+            write_report(report, found.metrics, found, spec=spec, model=model, selection=selection)
+        show_metrics(found.metrics, as_json, f"{checkpoint} on {len(selection):,} patches")
+
+
+@app.command()
 def verify(
     root: RootArgument,
     quick: Annotated[bool, typer.Option("--quick", help="Presence and sizes only.")] = False,
@@ -299,6 +389,59 @@ def doctor(
     raise typer.Exit(int(any(finding.level == "problem" for finding in findings)))
 
 
+def search_query(
+    bbox: str | None,
+    datetime: str | None,
+    label: list[str] | None,
+    split: list[str] | None,
+    country: list[str] | None,
+    recommended: bool | None,
+) -> dict[str, Any]:
+    """The search options as arguments of `Dataset.search`."""
+    try:
+        box = [float(part) for part in bbox.split(",")] if bbox else None
+    except ValueError:
+        raise typer.BadParameter(f"--bbox is west,south,east,north in degrees, got {bbox!r}") from None
+    given = {"bbox": box, "datetime": datetime, "labels": label, "split": split, "country": country}
+    return {name: value for name, value in {**given, "recommended": recommended}.items() if value is not None}
+
+
+def show_metrics(metrics: Mapping[str, Any], as_json: bool, title: str) -> None:
+    """Metrics as JSON, or the means as a line or two for people."""
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=2))
+        return
+    typer.echo(title)
+    for mean in ("macro", "micro"):
+        values = "  ".join(
+            f"{name} {value:.4f}" for name, value in metrics.get(mean, {}).items() if value is not None
+        )
+        if values:
+            typer.echo(f"  {mean}  {values}")
+
+
+@contextlib.contextmanager
+def step_progress() -> Iterator[Callable[[Any], None]]:
+    """A bar on stderr that a training run's steps move; samples/s and the share of waiting beside it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, epoch=0)
+
+        def on_step(info: Any) -> None:
+            text = f"loss {info.loss:.4f}  {info.samples_per_s:,.0f} samples/s  waiting {info.wait_share:.1%}"
+            bar.update(task, completed=info.step, total=info.num_steps, description=text, epoch=info.epoch)
+
+        yield on_step
+
+
 def storage_options(endpoint_url: str | None) -> dict[str, Any]:
     """Storage options of the command line; the rest comes from the ``AWS_*`` variables."""
     return {"endpoint_url": endpoint_url} if endpoint_url else {}
@@ -348,6 +491,11 @@ def main() -> None:
             raise
         typer.echo(f"reben-cloud: {error}", err=True)
         sys.exit(1)
+    except ValueError as error:  # an argument that the library refused
+        if verbose:
+            raise
+        typer.echo(f"reben-cloud: {error}", err=True)
+        sys.exit(2)
     except BrokenPipeError:
         os._exit(0)
 

@@ -510,3 +510,30 @@ def test_the_real_pairs_can_be_learned_by_heart(shared, tmp_path_factory, tmp_pa
 
     assert result["num_patches"] == 24
     assert result["macro"]["ap"] == pytest.approx(1.0, abs=1e-6)
+
+
+def command(*arguments):
+    return run("-m", "reben_cloud.cli", *arguments, check=False)
+
+
+def test_the_commands_train_and_evaluate(root, tmp_path):
+    sets = [
+        part
+        for name in ("architecture=test_resnet", "epochs=1", "batch_size=8", "bands=S1")
+        for part in ("--set", name)
+    ]
+
+    trained = command("train", "resnet50", "--root", root, "--out", tmp_path / "run", *sets, "--json")
+    search = ["--split", "test", "--recommended"]
+    best = tmp_path / "run" / "best"
+    measured = command("evaluate", best, "--root", root, *search, "--report", tmp_path / "report", "--json")
+
+    assert trained.returncode == 0, trained.stderr
+    assert measured.returncode == 0, measured.stderr
+    first, second = json.loads(trained.stdout), json.loads(measured.stdout)
+    assert second["macro"] == pytest.approx(first["macro"], abs=1e-5)
+    assert (tmp_path / "report" / "curves.png").is_file()
+    wrong = command("train", "resnet50", "--root", root, "--set", "learning_rate=1")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("reben-cloud: unknown key 'learning_rate'")
+    assert command("evaluate", best, "--root", root, "--bbox", "a,b").returncode == 2
