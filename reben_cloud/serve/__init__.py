@@ -1,0 +1,54 @@
+"""A STAC API over a root, and a page to look at it; read-only, in one process.
+
+`api` answers STAC requests, `explore` feeds the page. The table is read once into memory; after
+that a search touches neither disk nor network.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from reben_cloud.dataset import Dataset
+from reben_cloud.errors import missing_extra
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(dataset: Dataset) -> FastAPI:
+    """The ASGI application of a dataset.
+
+    Raises:
+        MissingExtraError: If stac-fastapi is not installed.
+    """
+    try:
+        import stac_fastapi.extensions  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("stac-fastapi", "stac") from error
+    from reben_cloud.serve.api import create_api
+    from reben_cloud.serve.explore import add_explorer
+
+    # Every column, now: threads then share what is read and never read themselves.
+    table = dataset.patch_table
+    table.read(range(len(table.group_starts) - 1), table.names)
+    app = create_api(dataset)
+    add_explorer(app, dataset)
+    return app
+
+
+def serve(dataset: Dataset, *, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
+    """Serve a dataset until interrupted.
+
+    Args:
+        dataset: The dataset.
+        host: Address to listen on; the default is this machine only.
+        port: TCP port.
+        options: Further options of ``uvicorn.run``.
+    """
+    app = create_app(dataset)
+    import uvicorn
+
+    uvicorn.run(app, host=host, port=port, log_level="warning", **options)
