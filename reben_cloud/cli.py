@@ -366,6 +366,31 @@ def bucket_policy(
     typer.echo(document)
 
 
+@bucket_app.command("presign")
+def bucket_presign(
+    root: RootArgument,
+    bbox: BboxOption = None,
+    datetime: DatetimeOption = None,
+    label: LabelOption = None,
+    split: SplitOption = None,
+    country: CountryOption = None,
+    recommended: RecommendedOption = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="s2, s1 or map; all by default.", show_default=False)
+    ] = None,
+    expires_hours: Annotated[float, typer.Option(help="Hours until the links expire, at most 168.")] = 24,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Print links (JSON) to the shards of what a search finds, for somebody without credentials."""
+    from reben_cloud.bucket import share
+    from reben_cloud.dataset import open as open_dataset
+
+    query = search_query(bbox, datetime, label, split, country, recommended)
+    selection = open_dataset(root, storage_options(endpoint_url)).search(**query)
+    links = share(selection, modalities=modality, expires_s=round(expires_hours * 3600))
+    typer.echo(json.dumps(links, indent=2))
+
+
 @app.command()
 def doctor(
     root: Annotated[
@@ -422,22 +447,26 @@ def show_metrics(metrics: Mapping[str, Any], as_json: bool, title: str) -> None:
 
 @contextlib.contextmanager
 def step_progress() -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr that a training run's steps move; samples/s and the share of waiting beside it."""
+    """Where a training run is, how fast, and how much it waits: a bar on a terminal, else lines."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, epoch=0)
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    first = os.environ.get("RANK", "0") == "0"
+    with Progress(
+        *columns, console=console, transient=True, disable=not (first and console.is_terminal)
+    ) as bar:
+        task = bar.add_task("", total=None)
 
         def on_step(info: Any) -> None:
-            text = f"loss {info.loss:.4f}  {info.samples_per_s:,.0f} samples/s  waiting {info.wait_share:.1%}"
-            bar.update(task, completed=info.step, total=info.num_steps, description=text, epoch=info.epoch)
+            text = (
+                f"epoch {info.epoch}  loss {info.loss:.4f}  {info.samples_per_s:,.0f} samples/s  "
+                f"waiting {info.wait_share:.1%}"
+            )
+            bar.update(task, completed=info.step, total=info.num_steps, description=text)
+            if not console.is_terminal:
+                typer.echo(f"step {info.step:,} of {info.num_steps:,}  {text}", err=True)
 
         yield on_step
 
