@@ -1,6 +1,9 @@
 """Buckets, policies and links, against a real server that enforces them."""
 
 import json
+import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
@@ -220,3 +223,24 @@ def test_a_builder_builds_and_a_reader_streams_with_nothing_more_than_their_poli
         build(make_plan(source, metadata, open_store(f"{s3_bucket.url}/other", reader.storage_options)))
     with pytest.raises(StorageError, match="permission denied"):
         open_store(url, builder.storage_options).delete("manifest.json")
+
+
+@pytest.mark.s3
+def test_the_commands_make_a_bucket_and_share_a_part_of_it(s3_bucket):
+    environment = {**os.environ, **s3_bucket.environment}
+    source, metadata = open_source("synthetic:12")
+    build(make_plan(source, metadata, open_store(f"{s3_bucket.url}/root", s3_bucket.storage_options)))
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "reben_cloud.cli", "bucket", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    made = run("create", s3_bucket.name, "--versioning")
+    policy = json.loads(run("policy", s3_bucket.name, "--access", "public", "--apply"))
+    links = json.loads(run("presign", f"{s3_bucket.url}/root", "--split", "train", "--modality", "s2"))
+
+    assert "old versions are kept" in made
+    applied = s3_bucket.server.client().get_bucket_policy(Bucket=s3_bucket.name)["Policy"]
+    assert json.loads(applied) == policy
+    with urllib.request.urlopen(links["shards"]["s2"][0]) as answer:
+        assert answer.read(1)
