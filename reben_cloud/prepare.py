@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,6 +47,10 @@ from reben_cloud.sources.v1 import V1Patch, read_v1
 
 JOURNAL = ".prepared"
 """Folder of the receipts below the destination; may be deleted when all is done."""
+
+
+_WRITERS = 4
+"""Threads that write the small files of a product, which wait for the disk more than they compute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,9 +227,11 @@ def _cut(product: SafeProduct, folder: Path, recipe: Recipe) -> tuple[pa.Table, 
         for x, y in v1:
             if y < tile.shape[0] and x < tile.shape[1]:
                 in_v1[y, x] = True
-    pixels = {name: product.read_band(name) for name in S2_BANDS}
+    with ThreadPoolExecutor(1) as pool:
+        overlay = pool.submit(tile.reference_map)  # needs no pixels and leaves most of the decoding a core
+        pixels = {name: product.read_band(name) for name in S2_BANDS}
+        codes = overlay.result()
     filled = tile.filled(pixels)
-    codes = tile.reference_map()
     labels = label_patches(codes, patch_px=recipe.patch_m // PIXEL_M, table=recipe.table)
     wanted = filled & in_v1 & labels.kept
     s1_names = dict(_write_s1(tile, folder, wanted, v1))
@@ -234,8 +240,13 @@ def _cut(product: SafeProduct, folder: Path, recipe: Recipe) -> tuple[pa.Table, 
         kept = np.zeros_like(wanted)
         for y, x in s1_names:
             kept[y, x] = True
-    for y, x in np.argwhere(kept).tolist():
-        _write_s2(tile, folder, y, x, pixels, codes)
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        done = pool.map(
+            lambda place: _write_s2(tile, folder, place[0], place[1], pixels, codes),
+            np.argwhere(kept).tolist(),
+        )
+        for _ in done:
+            pass
     report = Report(
         product=product.name,
         candidates=filled.size,

@@ -46,6 +46,8 @@ def run_sen2cor(
         NotFoundError: If the program is not installed.
         SourceError: If a product is no Level-1C product, or sen2cor fails on it.
     """
+    if not products:
+        return []
     tool = _find(
         program, "sen2cor 2.11 (step.esa.int) and pass its L2A_Process as --sen2cor, or give L2A products"
     )

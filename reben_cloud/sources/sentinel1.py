@@ -181,6 +181,8 @@ def _cut(
         "resampling": Resampling.bilinear,
         "nodata": np.nan,
         "dtype": "float32",
+        # Otherwise a pixel with nodata in one band only counts as data.
+        "UNIFIED_SRC_NODATA": "NO",
     }
     with ExitStack() as stack:
         try:

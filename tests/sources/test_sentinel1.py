@@ -1,0 +1,183 @@
+"""Pairing with Sentinel-1: by name, and by time and cover from made scenes in other projections."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from rasterio.warp import Resampling, calculate_default_transform, reproject
+
+from reben_cloud.errors import SourceError
+from reben_cloud.sources.sentinel1 import open_scenes, pair, v1_files
+
+LEFT, TOP = 300_000, 5_400_000
+TIME = datetime(2017, 6, 13, 10, 10, 31, tzinfo=UTC)
+TILE = {"epsg": 32633, "left": LEFT, "top": TOP, "patch_px": 120}
+
+
+def decibels(shape, level=-12.0):
+    """A smooth field that is never 0 and different at each pixel of a neighbourhood."""
+    y, x = np.indices(shape)
+    return np.stack(
+        [level + np.sin(y / 40) + np.cos(x / 60), level - 7 + np.sin(y / 40) + np.cos(x / 60)]
+    ).astype("float32")
+
+
+def write_scene(
+    folder, time, pixels, *, left=LEFT, top=TOP, crs="EPSG:32633", names=("VV", "VH"), nodata=None, size_m=10
+):
+    path = folder / f"S1A_IW_GRDH_1SDV_{time}_20170613T165834_016998_01C4B3_5C6D.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=pixels.shape[1], width=pixels.shape[2], count=len(pixels), dtype="float32",
+        crs=crs, transform=from_origin(left, top, size_m, size_m), nodata=nodata,
+    ) as file:  # fmt: skip
+        file.write(pixels)
+        file.descriptions = names
+    return path
+
+
+def cut(scenes, wanted):
+    return {(p.y, p.x): p for p in pair(scenes, time=TIME, wanted=wanted, **TILE)}
+
+
+def test_pixels_of_a_scene_on_the_tiles_grid_are_cut_as_they_are(tmp_path):
+    pixels = decibels((400, 500))
+    write_scene(tmp_path, "20170613T165809", pixels, left=LEFT - 500, top=TOP + 200)
+
+    found = cut(open_scenes([tmp_path]), np.ones((3, 3), bool))
+
+    # 500 px from 50 px west of the tile: columns 0 to 2 fit; 400 rows from 20 px north: rows 0 to 2 fit.
+    assert sorted(found) == [(y, x) for y in range(3) for x in range(3)]
+    for (y, x), piece in found.items():
+        want = pixels[:, 20 + 120 * y : 140 + 120 * y, 50 + 120 * x : 170 + 120 * x]
+        assert np.array_equal(piece.pixels, want)
+        assert piece.scene.name == "S1A_IW_GRDH_1SDV_20170613T165809"
+
+
+def test_each_patch_gets_the_nearest_scene_that_covers_it_fully(tmp_path):
+    near = decibels((360, 360), -10)
+    near[:, 100, 130] = np.nan  # one missing pixel in row 0, column 1
+    near[1, 300, 300] = 0.0  # one of SNAP's fill zeros, in one polarization of row 2, column 2
+    write_scene(tmp_path, "20170613T165809", near)
+    write_scene(tmp_path, "20170610T165809", decibels((360, 240), -20))
+    write_scene(tmp_path, "20170601T165809", decibels((240, 360), -30))
+    wanted = np.ones((3, 3), bool)
+    wanted[1, 1] = False
+
+    found = cut(open_scenes([tmp_path]), wanted)
+
+    times = {place: piece.scene.name[17:25] for place, piece in found.items()}
+    assert times.pop((0, 1)) == "20170610"
+    assert (2, 2) not in times
+    assert (1, 1) not in times
+    assert set(times.values()) == {"20170613"}
+    assert len(times) == 6
+
+
+def test_declared_nodata_is_not_data(tmp_path):
+    pixels = decibels((120, 240))
+    pixels[0, 5, 125] = -9999
+    write_scene(tmp_path, "20170613T165809", pixels, nodata=-9999)
+
+    assert sorted(cut(open_scenes([tmp_path]), np.ones((1, 2), bool))) == [(0, 0)]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3035", "EPSG:32632"])
+def test_a_scene_in_another_projection_lands_where_it_belongs(tmp_path, crs):
+    pixels = decibels((600, 600))
+    origin = from_origin(LEFT - 1200, TOP + 1200, 10, 10)
+    bounds = (LEFT - 1200, TOP - 4800, LEFT + 4800, TOP + 1200)
+    transform, width, height = calculate_default_transform("EPSG:32633", crs, 600, 600, *bounds)
+    warped = np.full((2, height, width), np.nan, "float32")
+    reproject(
+        pixels, warped, src_transform=origin, src_crs="EPSG:32633", dst_transform=transform, dst_crs=crs,
+        resampling=Resampling.bilinear, dst_nodata=np.nan,
+    )  # fmt: skip
+    path = tmp_path / "S1B_IW_GRDH_1SDV_20170612T165809_x_VV_VH.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=2, dtype="float32", crs=crs, transform=transform,
+        nodata=np.nan,
+    ) as file:  # fmt: skip
+        file.write(warped)
+
+    found = cut(open_scenes([path]), np.ones((2, 2), bool))
+
+    assert len(found) == 4
+    for (y, x), piece in found.items():
+        want = pixels[:, 120 * (y + 1) : 120 * (y + 2), 120 * (x + 1) : 120 * (x + 2)]
+        # Two bilinear steps of a field with slopes of at most 0.04 dB a pixel; a pixel off would show.
+        assert np.abs(piece.pixels - want).max() < 0.02
+
+
+def test_files_of_one_polarization_each_make_one_scene(tmp_path):
+    pixels = decibels((120, 120))
+    for number, polarization in enumerate(("VV", "VH")):
+        path = write_scene(tmp_path, "20170613T165809", pixels[number : number + 1], names=(None,))
+        path.rename(path.with_name(f"{path.stem}_{polarization}_db.tif"))
+
+    (scene,) = open_scenes([tmp_path])
+
+    assert np.array_equal(cut([scene], np.ones((1, 1), bool))[0, 0].pixels, pixels)
+
+
+def test_bands_are_told_apart_by_their_description(tmp_path):
+    pixels = decibels((120, 120))
+    write_scene(tmp_path, "20170613T165809", pixels[::-1], names=("Sigma0_VH_db", "Sigma0_VV_db"))
+
+    assert np.array_equal(cut(open_scenes([tmp_path]), np.ones((1, 1), bool))[0, 0].pixels, pixels)
+
+
+def test_linear_power_is_refused(tmp_path):
+    write_scene(tmp_path, "20170613T165809", 10 ** (decibels((120, 120)) / 10))
+
+    with pytest.raises(SourceError, match=r"it is linear power, convert it to dB"):
+        cut(open_scenes([tmp_path]), np.ones((1, 1), bool))
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "message"),
+    [
+        pytest.param({}, "scene.tif", "no Sentinel-1 scene; a name begins like", id="name"),
+        pytest.param({"names": ("a", "b")}, None, "cannot tell VV from VH", id="descriptions"),
+        pytest.param({"count": 1, "names": (None,)}, None, "is it VV or VH", id="which polarization"),
+        pytest.param(
+            {"count": 1, "names": (None,)}, "S1A_IW_GRDH_1SDV_20170613T165809_VV.tif", "no VH; a scene needs", id="one"
+        ),
+        pytest.param({"crs": None}, None, "has no CRS; terrain-correct", id="crs"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_bad_scene_is_refused_by_name(tmp_path, options, name, message):
+    pixels = decibels((120, 120))[: options.pop("count", 2)]
+    path = write_scene(tmp_path, "20170613T165809", pixels, **options)
+    if name:
+        path.rename(tmp_path / name)
+
+    with pytest.raises(SourceError, match=message):
+        open_scenes([tmp_path])
+
+
+def test_a_scene_given_twice_is_refused(tmp_path):
+    path = write_scene(tmp_path, "20170613T165809", decibels((120, 120)))
+
+    with pytest.raises(SourceError, match="VV of this scene is also in"):
+        open_scenes([path, path])
+    with pytest.raises(FileNotFoundError, match="no such Sentinel-1 scene"):
+        open_scenes([tmp_path / "S1A.tif"])
+
+
+def test_official_patches_are_found_in_both_layouts(shared):
+    v1 = shared / "data" / "bigearthnet_v1_example" / "BigEarthNet-S1-Example"
+    v2 = shared / "data" / "rico_hdl_bigearthnet" / "tiffs" / "BigEarthNet" / "BigEarthNet-S1"
+    flat, nested = (
+        "S1A_IW_GRDH_1SDV_20170613T165043_33UUP_87_48",
+        "S1A_IW_GRDH_1SDV_20170613T165043_33UUP_70_48",
+    )
+
+    assert {p: f.name for p, f in v1_files(v1, flat).items()} == {p: f"{flat}_{p}.tif" for p in ("VV", "VH")}
+    assert {p: f.name for p, f in v1_files(v2, nested).items()} == {
+        p: f"{nested}_{p}.tif" for p in ("VV", "VH")
+    }
+    with pytest.raises(FileNotFoundError, match="S1A_x: no folder of this S1 patch"):
+        v1_files(v1, "S1A_x")

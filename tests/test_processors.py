@@ -1,0 +1,150 @@
+"""Runs of sen2cor and SNAP, with stand-in programs: neither can be installed where the tests run.
+
+The stand-ins do what these programs do as far as `processors` relies on it: the options of the
+real ones, their insistence on empty folders, the names and places of what they write.
+"""
+
+import stat
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from reben_cloud.errors import NotFoundError, SourceError
+from reben_cloud.processors import run_sen2cor, run_snap
+
+L1C = "S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_20170613T101608"
+
+SEN2COR = """
+import sys, pathlib
+option, out, source = sys.argv[1:]
+assert option == "--output_dir"
+source = pathlib.Path(source)
+for place in ("DATASTRIP/*/QI_DATA", "GRANULE/*/AUX_DATA"):
+    if not list(source.glob(place)):
+        sys.exit(f"Error: {place} is missing")
+if (source / "broken").exists():
+    print("Progress[%]: 3.1"); print("Error: bad DEM"); sys.exit(1)
+name = source.name.replace("MSIL1C", "MSIL2A").replace("N0205", "N9999")
+made = pathlib.Path(out) / (name.rsplit("_", 1)[0] + "_20240101T000000.SAFE")
+made.mkdir()
+(made / "MTD_MSIL2A.xml").write_text("<a/>")
+print("Application terminated successfully.")
+with (source.parent / "runs").open("a") as runs: runs.write(source.name + "\\n")
+"""
+
+GPT = """
+import sys, pathlib
+graph, *parameters = sys.argv[1:]
+given = dict(p[2:].split("=", 1) for p in parameters)
+text = pathlib.Path(graph).read_text()
+for name in given:
+    assert "${" + name + "}" in text, name
+pathlib.Path(given["output"]).write_text(given["dem"] + " " + given["crs"])
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    def make(name, code):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!{sys.executable}\n{code}")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return str(path)
+
+    return make
+
+
+def make_l1c(folder, name=L1C):
+    path = folder / f"{name}.SAFE"
+    for place in ("DATASTRIP/DS_1/", "GRANULE/L1C_1/"):
+        (path / place).mkdir(parents=True)
+    (path / "MTD_MSIL1C.xml").write_text("<a/>")
+    return path
+
+
+def test_sen2cor_gets_repaired_products_and_its_own_logs(tmp_path, program):
+    tool = program("L2A_Process", SEN2COR)
+    other = L1C.replace("T33UUP", "T33UVP")
+    products = [make_l1c(tmp_path), make_l1c(tmp_path, other)]
+
+    made = run_sen2cor(products, tmp_path / "out", program=tool, workers=2)
+
+    assert [p.name[:44] for p in made] == [
+        p.name[:44].replace("1C", "2A").replace("N0205", "N9999") for p in products
+    ]
+    assert all((p / "MTD_MSIL2A.xml").exists() for p in made)
+    log = (tmp_path / "out" / "logs" / f"{L1C}.log").read_text()
+    assert "--output_dir" in log
+    assert "terminated successfully" in log
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")) == []
+
+
+def test_done_products_are_not_run_again(tmp_path, program):
+    tool = program("L2A_Process", SEN2COR)
+    product = make_l1c(tmp_path)
+
+    first = run_sen2cor([product], tmp_path / "out", program=tool)
+    second = run_sen2cor([product], tmp_path / "out", program=tool)
+
+    assert first == second
+    assert (tmp_path / "runs").read_text().splitlines() == [product.name]
+
+
+def test_a_failed_run_is_told_with_its_last_words_and_leaves_nothing(tmp_path, program):
+    tool = program("L2A_Process", SEN2COR)
+    product = make_l1c(tmp_path)
+    (product / "broken").touch()
+
+    with pytest.raises(
+        SourceError, match=r"ended with status 1 and made 0 products; its last words: 'Error: bad DEM'"
+    ):
+        run_sen2cor([product], tmp_path / "out", program=tool)
+    assert list((tmp_path / "out").glob("*.SAFE")) == []
+
+    (product / "broken").unlink()
+    assert len(run_sen2cor([product], tmp_path / "out", program=tool)) == 1
+
+
+def test_what_is_not_installed_is_named_with_the_way_out(tmp_path):
+    with pytest.raises(NotFoundError, match=r"install sen2cor 2\.11 .*--sen2cor, or give L2A products"):
+        run_sen2cor([make_l1c(tmp_path)], tmp_path, program="no-such-L2A_Process")
+    with pytest.raises(NotFoundError, match=r"install ESA SNAP .*--gpt, or give terrain-corrected GeoTIFFs"):
+        run_snap([tmp_path / "x.SAFE"], tmp_path, epsg=32633, program="no-such-gpt")
+    assert run_sen2cor([], tmp_path, program="no-such-L2A_Process") == []
+
+
+def test_other_products_are_refused(tmp_path, program):
+    (tmp_path / "S2A_MSIL2A_x.SAFE").mkdir()
+
+    with pytest.raises(SourceError, match=r"no Level-1C \.SAFE folder"):
+        run_sen2cor([tmp_path / "S2A_MSIL2A_x.SAFE"], tmp_path, program=program("L2A_Process", SEN2COR))
+    with pytest.raises(SourceError, match="no Sentinel-1 IW GRDH product"):
+        run_snap([tmp_path / "S2A_MSIL2A_x.SAFE"], tmp_path, epsg=32633, program=program("gpt", GPT))
+
+
+def test_snap_gets_every_parameter_that_the_graph_has(tmp_path, program):
+    grd = tmp_path / "S1A_IW_GRDH_1SDV_20170613T165043_20170613T165108_017015_01C54A_5C6D.SAFE"
+    grd.mkdir()
+    tool = program("gpt", GPT)
+
+    (made,) = run_snap([grd], tmp_path / "out", epsg=32635, program=tool, dem="Copernicus 30m Global DEM")
+    again = run_snap([grd], tmp_path / "out", epsg=32635, program=tool)
+
+    assert made.name == "S1A_IW_GRDH_1SDV_20170613T165043_32635.tif"
+    assert made.read_text() == "Copernicus 30m Global DEM EPSG:32635"
+    assert again == [made]
+
+
+def test_the_graph_is_a_chain_without_a_speckle_filter():
+    from importlib.resources import files
+
+    graph = ET.fromstring(files("reben_cloud").joinpath("snap", "grd_to_db.xml").read_text())
+    operators = [node.findtext("operator") for node in graph.findall("node")]
+    refids = [source.get("refid") for source in graph.iter("sourceProduct")]
+
+    assert operators[0] == "Read"
+    assert operators[-2:] == ["LinearToFromdB", "Write"]
+    assert "Speckle-Filter" not in operators
+    assert refids == [node.get("id") for node in graph.findall("node")][:-1]
