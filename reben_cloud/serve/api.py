@@ -360,8 +360,9 @@ class _Client(BaseCoreClient):
 
 @attr.s
 class _Queryables(BaseFiltersClient):
-    def get_queryables(self, **kwargs: Any) -> dict[str, Any]:
-        """What a filter may name."""
+    def get_queryables(self, collection_id: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """What a filter may name: the same in every collection, there is one."""
+        del collection_id
         text = {"type": "string"}
         time = {"type": "string", "format": "date-time"}
         return {

@@ -39,6 +39,7 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
     footprints = gzip.compress(_footprints(dataset, index), 1, mtime=0)
     folder = files("reben_cloud.serve").joinpath("page")
     pages = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
+    outlines = files("reben_cloud").joinpath("data", "ne_110m_ten_countries.geojson").read_bytes()
 
     @app.get("/explore/index.json", include_in_schema=False)
     def send_index() -> dict[str, Any]:
@@ -61,6 +62,10 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
             media_type="image/png",
             headers={"Cache-Control": "max-age=86400"},
         )
+
+    @app.get("/explore/countries.json", include_in_schema=False)
+    def send_outlines() -> Response:
+        return Response(outlines, media_type="application/geo+json")
 
     @app.get("/explore/{name}", include_in_schema=False)
     def send_asset(name: str) -> Response:

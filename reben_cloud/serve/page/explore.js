@@ -11,15 +11,18 @@ const toLat = (y) => (Math.atan(Math.exp((0.5 - y) * 2 * Math.PI)) * 360) / Math
 const toX = (lon) => lon / 360 + 0.5;
 const toLon = (x) => (x - 0.5) * 360;
 
-let index, data, view, hits;
+let index, data, view, hits, outlinesOfCountries;
 const filter = { area: null, from: "", to: "", labels: new Set(), splits: new Set(), countries: new Set(), recommended: false };
 const canvas = $("map"), pen = canvas.getContext("2d");
 
 async function load() {
-  const [names, buffer] = await Promise.all([
+  const [names, buffer, countries] = await Promise.all([
     fetch("/explore/index.json").then((r) => r.json()),
     fetch("/explore/footprints.bin").then((r) => r.arrayBuffer()),
+    fetch("/explore/countries.json").then((r) => r.json()),
   ]);
+  outlinesOfCountries = countries.features.flatMap(({ geometry: g }) => (g.type === "Polygon" ? [g.coordinates] : g.coordinates))
+    .map((polygon) => polygon[0].map(([lon, lat]) => [toX(lon), mercator(lat)]));
   index = names;
   const n = index.num_patches;
   let at = 0;
@@ -50,8 +53,11 @@ async function load() {
   }
   hits = new Uint8Array(n);
   buildControls();
-  fit();
+  view = { x: 0.5, y: 0.3, scale: 1000 };
   apply();
+  // After the code box has its size: it takes its room from the map.
+  fit();
+  draw();
   document.body.dataset.ready = "yes";
 }
 
@@ -185,9 +191,9 @@ function showCode() {
   });
   const url = shell(index.url);
   $("snippet").textContent = {
-    stream: `${search}\n\nfrom reben_cloud.torch import StreamLoader\nfor batch in StreamLoader(sel, modalities=(${index.modalities.map((m) => `"${m}",`).join(" ")}), batch_size=256):\n    ...`,
-    export: `${search}\nsel.export_lmdb("selection.lmdb")`,
-    cli: ["search", "stream", "export"].map((c) => ["reben-cloud", c, url, ...(c === "export" ? ["selection.lmdb"] : []), ...options].join(" ")).join("\n"),
+    stream: !index.modalities.length ? `${search}   # this root has metadata only: nothing to stream` : `${search}\n\nfrom reben_cloud.torch import StreamLoader\nfor batch in StreamLoader(sel, modalities=${JSON.stringify(index.modalities)}, batch_size=256):\n    ...`,
+    export: !index.modalities.length ? `${search}\nsel.to_geopandas().to_file("selection.gpkg")` : `${search}\nsel.export_lmdb("selection.lmdb")`,
+    cli: ["search", ...(index.modalities.length ? ["stream", "export"] : [])].map((c) => ["reben-cloud", c, url, ...(c === "export" ? ["selection.lmdb"] : []), ...options].join(" ")).join("\n"),
   }[tab];
 }
 
@@ -242,6 +248,13 @@ function paint() {
   }
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
+  for (const ring of outlinesOfCountries) {
+    trace(ring);
+    pen.fillStyle = "#fbfbf8";
+    pen.fill();
+    pen.strokeStyle = "#c3ccd2";
+    pen.stroke();
+  }
   graticule(width, height);
   const size = patchPixels();
   if (size < 0.9) products(width, height);
@@ -332,26 +345,27 @@ function outlines() {
   }
 }
 
-const RGB = SPLIT_COLORS.map((c) => [1, 3, 5].map((i) => parseInt(c.slice(i, i + 2), 16)));
+// ImageData holds red in the lowest byte on every machine that a browser runs on today.
+const PACKED = SPLIT_COLORS.map((c) => (0xff000000 | (parseInt(c.slice(5, 7), 16) << 16) | (parseInt(c.slice(3, 5), 16) << 8) | parseInt(c.slice(1, 3), 16)) >>> 0);
+const layer = document.createElement("canvas");
 
 function dots(width, height, size, ratio) {
-  const image = pen.getImageData(0, 0, canvas.width, canvas.height), pixels = image.data;
+  const w = (layer.width = canvas.width), h = (layer.height = canvas.height);
+  const layerPen = layer.getContext("2d"), image = layerPen.createImageData(w, h), pixels = new Uint32Array(image.data.buffer);
   const side = Math.max(1, Math.round(size * ratio * 0.92)), { n, cx, cy, split } = data;
+  const k = view.scale * ratio, left0 = w / 2 - view.x * k - side / 2, top0 = h / 2 - view.y * k - side / 2;
   // Twice, so that what matches lies on top.
   for (const pass of [0, 1]) {
     for (let i = 0; i < n; i++) {
       if (hits[i] !== pass) continue;
-      const left = Math.round(sx(cx[i]) * ratio - side / 2), top = Math.round(sy(cy[i]) * ratio - side / 2);
-      if (left < 0 || top < 0 || left + side >= canvas.width || top + side >= canvas.height) continue;
-      const [r, g, b] = pass ? RGB[split[i]] : [208, 214, 219];
-      for (let y = top; y < top + side; y++) {
-        for (let at = (y * canvas.width + left) * 4, end = at + side * 4; at < end; at += 4) {
-          pixels[at] = r; pixels[at + 1] = g; pixels[at + 2] = b; pixels[at + 3] = 255;
-        }
-      }
+      const left = Math.round(cx[i] * k + left0), top = Math.round(cy[i] * k + top0);
+      if (left < 0 || top < 0 || left + side > w || top + side > h) continue;
+      const color = pass ? PACKED[split[i]] : 0xffdbd6d0;
+      for (let at = top * w + left, end = at + side * w; at < end; at += w) pixels.fill(color, at, at + side);
     }
   }
-  pen.putImageData(image, 0, 0);
+  layerPen.putImageData(image, 0, 0);
+  pen.drawImage(layer, 0, 0, width, height);
 }
 
 function corners(i) {
