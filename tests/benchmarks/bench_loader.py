@@ -1,0 +1,433 @@
+"""How fast the loader is beside its peers: the same samples, batches of 64, shuffled, page cache warm.
+
+    pip install 'reben-cloud[torch,lmdb]' -r tests/benchmarks/requirements.txt
+    python -m tests.benchmarks.bench_loader [--samples 4096] [--rounds 5] [--dir /tmp/reben-bench] [--only NAME ...]
+
+Each peer gets the samples in its own format (three payloads a sample, so nobody parses bands), its best
+known configuration, a zero-copy decode and batch buffers that are reused: what is compared is reading
+and handing over. Rounds are interleaved, so that a noisy neighbour hits all; medians and ratios are
+printed, and the floors beside them: a random gather of the same records from memory with NumPy and memcpy.
+DataLoader workers are left out for everybody: above 3,000 samples/s their hand-over makes all loaders slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+BATCH = 64
+SHARD = 256
+
+
+# -- the data, once in every format ------------------------------------------------------------------
+
+
+def make_root(folder: Path, samples: int) -> Path:
+    from reben_cloud.build import build, make_plan
+    from reben_cloud.recognise import open_source
+    from reben_cloud.store import open_store
+
+    root = folder / "root"
+    if not (root / "manifest.json").exists():
+        source, official = open_source(f"synthetic:{samples}")
+        build(make_plan(source, official, open_store(root)), workers=2)
+    return root
+
+
+def payloads_of(root: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    from reben_cloud.formats import tar
+
+    for path in sorted(root.glob("shards/*/s2/*.tar")):
+        others = {
+            m: Path(str(path).replace("/s2/", f"/{m}/").replace("-s2-", f"-{m}-"))
+            for m in ("s2", "s1", "map")
+        }
+        read = {m: tar.iter_samples(m, p.read_bytes()) for m, p in others.items()}
+        for i, (patch_id, _, _) in enumerate(read["s2"]):
+            yield patch_id, {m: read[m][i][1] for m in read}
+
+
+def make_once(path: Path, make: Callable[[Path], None]) -> Path:
+    done = path / ".done"
+    if not done.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        make(path)
+        done.touch()
+    return path
+
+
+# -- batches from payloads, the same code for every peer --------------------------------------------
+
+
+class Buffers:
+    """Batch arrays that are reused, and the copies that fill a row from payloads."""
+
+    def __init__(self, *, floats: bool) -> None:
+        from reben_cloud.stream.gather import PAYLOAD_COPIES, arrays_of
+
+        specs = {n: s for m in ("s2", "s1", "map") for n, s in arrays_of(m).items()}
+        self.arrays = {n: np.zeros((BATCH, *s.shape), s.dtype) for n, s in specs.items()}
+        self.flat = {n: a.view(np.uint8).reshape(BATCH, -1) for n, a in self.arrays.items()}
+        self.copies = PAYLOAD_COPIES
+        self.image = np.zeros((BATCH, 14, 120, 120), np.float32) if floats else None
+        self.row = 0
+
+    def add(self, **payloads: Any) -> bool:
+        """Put one sample in; True when the batch is full."""
+        for modality, payload in payloads.items():
+            data = np.frombuffer(payload, np.uint8)
+            for c in self.copies[modality]:
+                self.flat[c.array][self.row, c.target : c.target + c.nbytes] = data[
+                    c.source : c.source + c.nbytes
+                ]
+        if self.image is not None:
+            # Each sample while it is in the cache: the fastest plain NumPy (4 strided copies and one of rows).
+            image, i = self.image[self.row], self.row
+            image[0:2] = self.arrays["s1"][i]
+            for channel, array, band in CHANNELS:
+                source = self.arrays[array][i, band]
+                if array == "s2_10m":
+                    image[channel] = source
+                else:
+                    factor = 2 if array == "s2_20m" else 6
+                    block = image[channel].reshape(len(source), factor, len(source), factor)
+                    for column in range(factor):
+                        block[:, 0, :, column] = source
+                    block[:, 1:] = block[:, :1]
+        self.row = (self.row + 1) % BATCH
+        return self.row == 0
+
+
+def _channels() -> list[tuple[int, str, int]]:
+    from reben_cloud.bands import ARRAYS, BAND_SETS
+
+    places = {b: (a, i) for a, names in ARRAYS.items() for i, b in enumerate(names)}
+    return [(c, *places[b]) for c, b in enumerate(BAND_SETS["ALL"]) if b.startswith("B")]
+
+
+CHANNELS = _channels()
+
+
+# -- the loaders: each returns a function that runs one epoch and says how many samples came ------------
+
+
+def reben(root: Path, folder: Path, *, floats: bool, threads: int = 2) -> Callable[[], int]:
+    import reben_cloud as rc
+    from reben_cloud.torch import ModelInput, StreamLoader
+
+    loader = StreamLoader(
+        rc.open(root).search(),
+        batch_size=BATCH,
+        gather_threads=threads,
+        modalities=("s2", "s1") if floats else ("s2", "s1", "map"),
+        prefetch=16,
+    )
+    model_input = ModelInput("ALL", normalize=None)
+    image = torch.empty(BATCH, 14, 120, 120)
+
+    def epoch() -> int:
+        count = 0
+        for batch in loader:
+            if floats:
+                model_input(batch, out=image[: len(batch["index"])])
+            count += len(batch["index"])
+        return count
+
+    return epoch
+
+
+def reben_one_thread(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    return reben(root, folder, floats=floats, threads=1)
+
+
+def webdataset(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    import webdataset as wds
+
+    def make(path: Path) -> None:
+        with wds.ShardWriter(str(path / "%06d.tar"), maxcount=SHARD, verbose=0, mtime=0) as sink:
+            for patch_id, payloads in payloads_of(root):
+                sink.write({"__key__": patch_id, **{f"{m}.bin": p for m, p in payloads.items()}})
+
+    urls = sorted(str(p) for p in make_once(folder / "wds", make).glob("*.tar"))
+    buffers, count = Buffers(floats=floats), [0]
+
+    def epoch() -> int:
+        dataset = wds.WebDataset(urls, shardshuffle=len(urls), empty_check=False, seed=count[0]).shuffle(1000)
+        count[0] += 1
+        seen = 0
+        for sample in dataset:
+            buffers.add(s2=sample["s2.bin"], s1=sample["s1.bin"], map=sample["map.bin"])
+            seen += 1
+        return seen
+
+    return epoch
+
+
+def mosaicml(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    from streaming import MDSWriter, StreamingDataset
+
+    def make(path: Path) -> None:
+        columns = {"s2": "bytes", "s1": "bytes", "map": "bytes"}
+        with MDSWriter(out=str(path), columns=columns, size_limit=80_000_000, exist_ok=True) as out:
+            for _, payloads in payloads_of(root):
+                out.write(payloads)
+
+    path = make_once(folder / "mds", make)
+    dataset = StreamingDataset(local=str(path), shuffle=True, batch_size=BATCH, num_canonical_nodes=1)
+    buffers = Buffers(floats=floats)
+
+    def epoch() -> int:
+        seen = 0
+        for sample in dataset:
+            buffers.add(**sample)
+            seen += 1
+        return seen
+
+    return epoch
+
+
+def _bytes_of(sample: dict[str, bytes]) -> dict[str, bytes]:
+    return sample
+
+
+def litdata(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    from litdata import StreamingDataset
+    from litdata.streaming.cache import Cache
+
+    def make(path: Path) -> None:
+        cache = Cache(str(path), chunk_bytes="80MB")
+        index = 0
+        for _, payloads in payloads_of(root):
+            cache._add_item(index, {m: bytes(p) for m, p in payloads.items()})
+            index += 1
+        cache.done()
+        cache.merge()
+
+    path = make_once(folder / "lit", make)
+    options: dict[str, Any] = {"shuffle": True, "drop_last": False}
+    try:
+        dataset = StreamingDataset(str(path), batch_decode=0, **options)
+    except TypeError:
+        dataset = StreamingDataset(str(path), **options)
+    buffers = Buffers(floats=floats)
+
+    def epoch() -> int:
+        seen = 0
+        for sample in dataset:
+            buffers.add(**sample)
+            seen += 1
+        return seen
+
+    return epoch
+
+
+def _lmdb_folder(root: Path, folder: Path) -> tuple[Any, np.ndarray[Any, Any]]:
+    import lmdb
+
+    def make(path: Path) -> None:
+        env = lmdb.open(str(path), map_size=4 << 30)
+        for i, (_, payloads) in enumerate(payloads_of(root)):
+            with env.begin(write=True) as txn:
+                for m, p in payloads.items():
+                    txn.put(f"{i:08d}-{m}".encode(), p)
+        env.close()
+
+    path = make_once(folder / "lmdb", make)
+    global _lmdb
+    if _lmdb is None:
+        _lmdb = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+    return _lmdb, np.arange(_lmdb.stat()["entries"] // 3)
+
+
+_lmdb: Any = None
+
+
+def lmdb_zero_copy(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    env, numbers = _lmdb_folder(root, folder)
+    buffers, rng = Buffers(floats=floats), np.random.default_rng(0)
+
+    def epoch() -> int:
+        with env.begin(buffers=True) as txn:
+            for i in rng.permutation(numbers).tolist():
+                key = f"{i:08d}"
+                buffers.add(**{m: txn.get(f"{key}-{m}".encode()) for m in ("s2", "s1", "map")})
+        return len(numbers)
+
+    return epoch
+
+
+def lmdb_safetensors(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    """As ConfigILM reads: bytes out of the database, decoded by the safetensors library, stacked."""
+    from safetensors.numpy import load
+
+    env, numbers = _lmdb_folder(root, folder)
+    buffers, rng = Buffers(floats=floats), np.random.default_rng(0)
+
+    def epoch() -> int:
+        from reben_cloud.bands import ARRAYS
+
+        for i in rng.permutation(numbers).tolist():
+            with env.begin() as txn:
+                tensors = {}
+                for m in ("s2", "s1", "map"):
+                    tensors.update(load(txn.get(f"{i:08d}-{m}".encode())))
+            row = buffers.row
+            for array, names in ARRAYS.items():
+                for position, name in enumerate(names):
+                    buffers.arrays[array][row, position] = tensors[name]
+            buffers.arrays["map"][row] = tensors["Data"]
+            buffers.add()
+        return len(numbers)
+
+    return epoch
+
+
+def tensorstore_zarr(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    """Whole Zarr shards of our stores, decoded by tensorstore, shuffled in a window of four."""
+    import tensorstore as ts
+
+    names = {"s2_10m": "s2_10m", "s2_20m": "s2_20m", "s2_60m": "s2_60m", "s1": "s1", "reference_map": "map"}
+    stores = []
+    for product in sorted(root.glob("zarr/*.zarr")):
+        arrays = {
+            out: ts.open(
+                {"driver": "zarr3", "kvstore": f"file://{product}/{name}/"}, read=True, open=True
+            ).result()
+            for name, out in names.items()
+        }
+        stores.extend((arrays, i) for i in range(0, arrays["map"].shape[0], SHARD))
+    buffers, rng = Buffers(floats=floats), np.random.default_rng(0)
+
+    def epoch() -> int:
+        seen = 0
+        order = rng.permutation(len(stores)).tolist()
+        for first in range(0, len(order), 4):
+            futures = [
+                {n: a[i : min(i + SHARD, a.shape[0])].read() for n, a in arrays.items()}
+                for arrays, i in (stores[j] for j in order[first : first + 4])
+            ]
+            shards = [{n: f.result() for n, f in shard.items()} for shard in futures]
+            places = [(s, i) for s, shard in enumerate(shards) for i in range(len(shard["map"]))]
+            for p in rng.permutation(len(places)).tolist():
+                s, i = places[p]
+                for n in names.values():
+                    buffers.arrays[n][buffers.row] = shards[s][n][i]
+                buffers.add()
+                seen += 1
+        return seen
+
+    return epoch
+
+
+def floor_take(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    """The floor: records in anonymous memory, gathered at random by np.take(out=) into one buffer."""
+    from reben_cloud.formats.tar import RECORD_BYTES, records
+
+    record = sum(RECORD_BYTES.values())
+    views = {m: [] for m in RECORD_BYTES}
+    for path in sorted(root.glob("shards/*/s2/*.tar")):
+        for m in views:
+            views[m].append(
+                records(m, Path(str(path).replace("/s2/", f"/{m}/").replace("-s2-", f"-{m}-")).read_bytes())
+            )
+    whole = np.concatenate([np.concatenate(v) for v in views.values()], axis=1)
+    assert whole.shape[1] == record
+    buffer, rng = np.zeros((BATCH, record), np.uint8), np.random.default_rng(0)
+
+    def epoch() -> int:
+        order = rng.permutation(len(whole))
+        for i in range(0, len(order), BATCH):
+            part = order[i : i + BATCH]
+            np.take(whole, part, axis=0, out=buffer[: len(part)], mode="clip")
+        return len(order)
+
+    return epoch
+
+
+LOADERS: dict[str, Callable[..., Callable[[], int]]] = {
+    "reben_cloud, 2 threads": reben,
+    "reben_cloud, 1 thread": reben_one_thread,
+    "webdataset, zero-copy": webdataset,
+    "MosaicML streaming": mosaicml,
+    "LitData, batch_decode=0": litdata,
+    "LMDB, zero-copy": lmdb_zero_copy,
+    "LMDB, safetensors library": lmdb_safetensors,
+    "tensorstore, Zarr shards": tensorstore_zarr,
+    "floor: np.take(out=)": floor_take,
+}
+
+
+_libraries: list[Any] = []
+
+
+def allow_import_without_torchvision_ops() -> None:
+    """Peers import torchvision; where its build has no operators for this torch, declare the two it names."""
+    with suppress(Exception):
+        import torchvision  # noqa: F401
+
+        return
+    for name in [n for n in sys.modules if n.startswith("torchvision")]:
+        del sys.modules[name]
+    library = torch.library.Library("torchvision", "DEF")
+    _libraries.append(library)  # its definitions go when it goes
+    for name in ("nms", "qnms"):
+        with suppress(RuntimeError):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dir", type=Path, default=Path("/tmp/reben-bench"))
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--floats", action="store_true", help="float32 [B,14,120,120] instead of raw batches")
+    arguments = parser.parse_args()
+    arguments.dir.mkdir(parents=True, exist_ok=True)
+    root = make_root(arguments.dir, arguments.samples)
+    allow_import_without_torchvision_ops()
+    epochs: dict[str, Callable[[], int]] = {}
+    for name, make in LOADERS.items():
+        if arguments.only and not any(part in name for part in arguments.only):
+            continue
+        if arguments.floats and name.startswith("floor"):
+            continue
+        try:
+            epochs[name] = make(root, arguments.dir, floats=arguments.floats)
+            count = epochs[name]()  # warm: page cache, mappings, buffers
+            assert count == arguments.samples, f"{name} delivered {count} samples"
+        except ImportError as error:
+            print(f"{name}: left out ({error})", file=sys.stderr)
+            epochs.pop(name, None)
+    rates: dict[str, list[float]] = {name: [] for name in epochs}
+    for _ in range(arguments.rounds):
+        for name, epoch in epochs.items():
+            start = time.perf_counter()
+            count = epoch()
+            rates[name].append(count / (time.perf_counter() - start))
+    ours = rates.get("reben_cloud, 2 threads") or next(iter(rates.values()))
+    print(
+        f"\n{'float32 [64,14,120,120]' if arguments.floats else 'raw s2+s1+map'}, {arguments.samples} samples, "
+        f"median of {arguments.rounds} interleaved rounds"
+    )
+    for name, values in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
+        ratio = statistics.median(o / v for o, v in zip(ours, values, strict=True))
+        print(
+            f"  {name:28s} {statistics.median(values):9,.0f} samples/s   ours = {ratio:5.2f}x   "
+            f"({min(values):,.0f} - {max(values):,.0f})"
+        )
+    print(json.dumps({name: [round(v) for v in values] for name, values in rates.items()}))
+
+
+if __name__ == "__main__":
+    main()
