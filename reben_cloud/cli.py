@@ -286,6 +286,48 @@ def evaluate(
 
 
 @app.command()
+def export(
+    root: RootArgument,
+    dest: Annotated[Path, typer.Argument(help="The new folder.", show_default=False)],
+    bbox: BboxOption = None,
+    datetime: DatetimeOption = None,
+    label: LabelOption = None,
+    split: SplitOption = None,
+    country: CountryOption = None,
+    recommended: RecommendedOption = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="s2, s1 or map; all by default.", show_default=False)
+    ] = None,
+    form: Annotated[
+        Literal["lmdb", "safetensors"], typer.Option("--format", help="What to write.")
+    ] = "lmdb",
+    map_size: Annotated[
+        int | None,
+        typer.Option(help="Map size that an LMDB is to name, bytes; its own by default.", show_default=False),
+    ] = None,
+    patches_per_file: Annotated[int, typer.Option(help="Patches in a safetensors file.")] = 1000,
+    update: Annotated[bool, typer.Option("--update", help="Add what an existing export lacks.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Drop what is not selected from an existing export.")
+    ] = False,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export what a search finds to a folder, as an LMDB for rico-hdl's readers; run again, it continues."""
+    from reben_cloud import export as exporting
+    from reben_cloud.dataset import open as open_dataset
+
+    query = search_query(bbox, datetime, label, split, country, recommended)
+    selection = open_dataset(root, storage_options(endpoint_url)).search(**query)
+    options: Any = {"modalities": modality, "update": update, "prune": prune, "progress": progress}
+    if form == "lmdb":
+        report = exporting.export_lmdb(selection, dest, map_size=map_size, **options)
+    else:
+        report = exporting.export_safetensors(selection, dest, patches_per_file=patches_per_file, **options)
+    typer.echo(json.dumps(asdict(report), indent=2) if as_json else report.to_text())
+
+
+@app.command()
 def verify(
     root: RootArgument,
     quick: Annotated[bool, typer.Option("--quick", help="Presence and sizes only.")] = False,
@@ -389,6 +431,66 @@ def bucket_presign(
     selection = open_dataset(root, storage_options(endpoint_url)).search(**query)
     links = share(selection, modalities=modality, expires_s=round(expires_hours * 3600))
     typer.echo(json.dumps(links, indent=2))
+
+
+@app.command()
+def stream(
+    root: RootArgument,
+    bbox: BboxOption = None,
+    datetime: DatetimeOption = None,
+    label: LabelOption = None,
+    split: SplitOption = None,
+    country: CountryOption = None,
+    recommended: RecommendedOption = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="s2, s1 or map; all by default.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 256,
+    epochs: Annotated[int, typer.Option(help="How often to go through the selection.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    threads: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
+    form: Annotated[str, typer.Option(help="shards or zarr.")] = "shards",
+    cache_dir: Annotated[
+        str | None, typer.Option(help="Folder for shards of a remote root.", show_default=False)
+    ] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stream batches as training would, show the rate, and sum up."""
+    from reben_cloud.dataset import open as open_dataset
+
+    query = search_query(bbox, datetime, label, split, country, recommended)
+    loader = fastest_loader()(
+        open_dataset(root, storage_options(endpoint_url)).search(**query),
+        modalities=modality or None,
+        batch_size=batch_size,
+        seed=seed,
+        fetch_threads=threads,
+        form=form,
+        cache_dir=cache_dir,
+        cache_bytes=cache_bytes,
+    )
+    for epoch in range(epochs):
+        for _ in progress(loader, len(loader), f"epoch {epoch}", status=lambda: loader.stats().to_line()):
+            pass
+    stats = loader.stats()
+    typer.echo(json.dumps(asdict(stats), indent=2) if as_json else stats.to_text())
+
+
+def fastest_loader() -> Any:
+    """The loader with PyTorch's copies where PyTorch is installed, else the one that needs NumPy only."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        from reben_cloud.stream import RawLoader
+
+        return RawLoader
+    from reben_cloud.torch import StreamLoader
+
+    return StreamLoader
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from reben_cloud import grid
 from reben_cloud.build import FORMAT_VERSION, MANIFEST
 from reben_cloud.errors import NotFoundError, RebenError
+from reben_cloud.lmdb_root import find_lmdb_root
 from reben_cloud.metadata import COUNTRIES
 from reben_cloud.search import PatchTable, Selection, search
 from reben_cloud.store import Store, open_store
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
 
 
 def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Dataset:
-    """Open a published root.
+    """Open a published root, or a local folder with an exported (or rico-hdl's own) LMDB.
 
     Args:
-        url: Path or URL of the root: a folder, ``file://``, ``s3://bucket/prefix``, ``https://``.
+        url: Path or URL of the root: a folder, ``file://``, ``s3://bucket/prefix``, ``https://``; or
+            the folder of an LMDB, also as ``lmdb://PATH``.
         storage_options: Credentials and endpoint, as in `store.open_store`.
 
     Raises:
         NotFoundError: If there is no manifest, so no published dataset.
         StorageError: If the store cannot be reached or refuses.
     """
+    if (lmdb := find_lmdb_root(url)) is not None:
+        return Dataset(lmdb.store, lmdb.manifest, lmdb_folder=lmdb.folder)
     store = open_store(url, storage_options)
     try:
         text = bytes(store.get(MANIFEST))
@@ -53,13 +57,15 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
 
 
 class Dataset:
-    """A published root; made by `open`. Picklable."""
+    """A published root, or an LMDB that is read like one; made by `open`. Picklable."""
 
-    def __init__(self, store: Store, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, manifest: Mapping[str, Any], *, lmdb_folder: str | None = None) -> None:
         self.store = store
         """Where its objects lie."""
         self.manifest = manifest
         """What the root says of itself (``manifest.json``)."""
+        self.lmdb_folder = lmdb_folder
+        """The folder with ``data.mdb`` when payloads come from an LMDB; then there are no Zarr stores."""
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -128,6 +134,8 @@ class Dataset:
         import xarray as xr
         from zarr.storage import ObjectStore
 
+        if self.lmdb_folder is not None:
+            raise NotFoundError(f"{self.url} is an LMDB and has no Zarr stores; open the root for that")
         if product not in self.products:
             raise NotFoundError(
                 f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"

@@ -100,8 +100,11 @@ def _find_archives(store: Store) -> Source | None:
 
 
 def _recognise(folder: Path) -> Source:
+    from reben_cloud.formats.safetensors import SafetensorsSource, is_safetensors
     from reben_cloud.sources.folders import FolderSource, find_folders
 
+    if is_safetensors(folder):
+        return SafetensorsSource(os.fspath(folder))
     roots = find_folders(folder)
     try:
         from reben_cloud.formats import lmdb

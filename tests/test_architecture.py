@@ -23,6 +23,7 @@ LAYERS = (
     ("build.tasks",),
     ("build.executors", "build.publish"),
     ("build", "prepare", "search", "stream"),
+    ("lmdb_root",),
     ("dataset", "model_input"),
     ("torch", "models"),
     ("evaluate", "modelcard", "datamodule"),

@@ -31,7 +31,7 @@ _lock = threading.Lock()
 
 def _forget_lock() -> None:
     # Whoever held it in the parent does not exist here, and would hold it for ever.
-    global _lock  # noqa: PLW0603
+    global _lock
     _lock = threading.Lock()
 
 
@@ -135,7 +135,7 @@ def put_as_rico_hdl(
     pages = sum(pages_of(len(value)) + 2 for batch in batches for _, value in batch)
     room = (pages + 64) * PAGE_BYTES
     # Not the map size that is wanted: rico-hdl's 100 TiB cannot be mapped by every Python.
-    with lmdb.open(os.fspath(folder), map_size=room) as env:
+    with create_environment(folder, map_size=room) as env:
         for batch in batches:
             with env.begin(write=True) as txn:
                 for key, value in batch:
@@ -144,6 +144,11 @@ def put_as_rico_hdl(
     file = Path(folder) / "data.mdb"
     set_map_size(file, file.stat().st_size if map_size is None else map_size)
     return sum(len(batch) for batch in batches)
+
+
+def create_environment(folder: str | os.PathLike[str], *, map_size: int) -> Any:
+    """An environment to write to, with its ``lock.mdb``; a context manager that closes it."""
+    return lmdb.open(os.fspath(folder), map_size=map_size)
 
 
 def set_map_size(file: Path, map_size: int) -> None:

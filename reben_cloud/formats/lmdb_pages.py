@@ -8,6 +8,7 @@ many threads, and the file is the same whatever the order was. Format: LMDB 0.9'
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Layout:
         """The pages of the tree; they go to page `tree_page`."""
         pages = []
         number = self.tree_page
-        starts = []
+        starts: list[int] = []
         first_keys: list[bytes] = []
         for depth, level in enumerate(self.levels):
             below, starts = starts, []
@@ -135,7 +136,7 @@ def plan_pages(keys: Sequence[bytes], sizes: NDArray[np.int64]) -> Layout:
     """
     if not keys:
         raise ValueError("an LMDB file without records is not laid out")
-    if any(a >= b for a, b in zip(keys[:-1], keys[1:], strict=True)):
+    if any(a >= b for a, b in itertools.pairwise(keys)):
         raise ValueError("keys must be distinct and rise in byte order")
     if int(sizes.min()) < MIN_VALUE_BYTES:
         raise ValueError(f"values must have at least {MIN_VALUE_BYTES} bytes, got {int(sizes.min())}")

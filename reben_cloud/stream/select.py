@@ -57,13 +57,15 @@ class StoredSelection:
                 )
         wanted = tuple(m for m in MODALITIES if m in (modalities or there))
         # One call: a lazy selection reads its columns together.
+        # Only a root has checksums of its payloads for sure; an LMDB of rico-hdl has none.
+        summed = [m for m in wanted if f"reben:{m}_xxh3" in selection.table.names]
         table = selection.columns(
             [
                 "reben:shard_group",
                 "reben:shard",
                 "reben:shard_row",
                 "reben:labels",
-                *(f"reben:{m}_xxh3" for m in wanted),
+                *(f"reben:{m}_xxh3" for m in summed),
             ]
         )
         group = _combined(table.column("reben:shard_group").cast(pa.string())).dictionary_encode()
@@ -92,7 +94,7 @@ class StoredSelection:
                 shards=shards,
                 num_samples=np.array(sizes, np.int64),
                 checksums={
-                    m: table.column(f"reben:{m}_xxh3").to_numpy().astype(np.uint64)[order] for m in wanted
+                    m: table.column(f"reben:{m}_xxh3").to_numpy().astype(np.uint64)[order] for m in summed
                 },
             ),
         )

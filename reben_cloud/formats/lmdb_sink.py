@@ -1,0 +1,128 @@
+"""A new ``data.mdb`` in which every payload has its place from the start, filled in any order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from reben_cloud.errors import StorageError
+from reben_cloud.formats import lmdb
+from reben_cloud.formats.lmdb_pages import PAGE_BYTES, VALUE_OFFSET, plan_pages
+from reben_cloud.patch import PAYLOAD_BYTES, Buffer
+
+
+class Keyed(Protocol):
+    """What is to be stored: a key and a modality a record."""
+
+    @property
+    def keys(self) -> Sequence[bytes]:
+        """Keys, rising."""
+
+    @property
+    def modality(self) -> Sequence[str]:
+        """Modality of each."""
+
+
+class LmdbSink:
+    """The file of an export while it is made.
+
+    Args:
+        folder: Where ``data.mdb`` goes.
+        records: What goes in it.
+        map_size: What the file is to say of its map size, bytes; its own size by default.
+    """
+
+    def __init__(self, folder: Path, records: Keyed, *, map_size: int | None) -> None:
+        sizes = np.array([PAYLOAD_BYTES[m] for m in records.modality], np.int64)
+        self._layout = plan_pages(records.keys, sizes)
+        self._folder, self._records, self._map_size = folder, records, map_size
+        self._file: int | None = None
+        self.nbytes = self._layout.nbytes
+        """Size of the finished file."""
+
+    def present_bytes(self) -> int:
+        """What the file takes on the disk now."""
+        try:
+            return os.stat(self._path).st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    def open(self) -> None:
+        """Make the file, or open that of an earlier run."""
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._file, self.nbytes)
+
+    def write(self, number: int, payload: Buffer) -> None:
+        """Put a payload in its place; safe for many threads."""
+        assert self._file is not None
+        start = self._layout.value_offset(number) - VALUE_OFFSET
+        header = self._layout.value_header(number)
+        written = os.pwritev(self._file, [header, payload], start)
+        whole = VALUE_OFFSET + memoryview(payload).nbytes
+        if written < whole:  # a disk about to be full takes a part, and refuses the rest
+            _write_at(self._file, (header + bytes(payload))[written:], start + written)
+
+    def read(self, number: int) -> bytes | None:
+        """What lies in a payload's place; None when nothing was written there."""
+        assert self._file is not None
+        start = self._layout.value_offset(number)
+        if os.pread(self._file, VALUE_OFFSET, start - VALUE_OFFSET) != self._layout.value_header(number):
+            return None
+        return os.pread(self._file, int(self._layout.sizes[number]), start)
+
+    def finish(self) -> int:
+        """Write tree and meta pages, sync, and let LMDB itself look at the file.
+
+        Raises:
+            StorageError: If LMDB does not find what was written.
+        """
+        assert self._file is not None
+        _write_at(self._file, self._layout.tree(), self._layout.tree_page * PAGE_BYTES)
+        _write_at(self._file, self._layout.meta(self.nbytes), 0)
+        os.fsync(self._file)
+        self.close()
+        with lmdb.create_environment(self._folder, map_size=self.nbytes) as env:
+            if env.stat()["entries"] != len(self._records.keys):
+                raise StorageError(f"{self._path}: LMDB finds {env.stat()['entries']:,} records in it")
+            if all(self._records.modality.count(m) <= lmdb.TRANSACTION_RECORDS for m in PAYLOAD_BYTES):
+                self._rewrite(env)
+        size = self._path.stat().st_size
+        lmdb.set_map_size(self._path, size if self._map_size is None else self._map_size)
+        return size
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / "data.mdb"
+
+    def _rewrite(self, env: Any) -> None:
+        """Give a small file the bytes that rico-hdl's transactions would have given it."""
+        copy = self._folder / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        with env.begin(buffers=True) as txn:
+
+            def records_of(modality: str) -> Iterator[tuple[bytes, Buffer]]:
+                for key, one in zip(self._records.keys, self._records.modality, strict=True):
+                    if one == modality:
+                        yield key, txn.get(key)
+
+            lmdb.put_as_rico_hdl(copy, [records_of(m) for m in ("s1", "s2", "map")])
+        os.replace(copy / "data.mdb", self._path)
+        shutil.rmtree(copy)
+
+
+def _write_at(file: int, data: bytes, start: int) -> None:
+    view = memoryview(data)
+    while view.nbytes:
+        count = os.pwrite(file, view, start)
+        view, start = view[count:], start + count
