@@ -473,9 +473,8 @@ def stream(
         cache_dir=cache_dir,
         cache_bytes=cache_bytes,
     )
-    for epoch in range(epochs):
-        for _ in progress(loader, len(loader), f"epoch {epoch}", status=lambda: loader.stats().to_line()):
-            pass
+    for _ in with_stats(loader, epochs):
+        pass
     stats = loader.stats()
     typer.echo(json.dumps(asdict(stats), indent=2) if as_json else stats.to_text())
 
@@ -576,6 +575,26 @@ def step_progress() -> Iterator[Callable[[Any], None]]:
 def storage_options(endpoint_url: str | None) -> dict[str, Any]:
     """Storage options of the command line; the rest comes from the ``AWS_*`` variables."""
     return {"endpoint_url": endpoint_url} if endpoint_url else {}
+
+
+def with_stats(loader: Any, epochs: int) -> Iterator[Any]:
+    """The batches of some epochs, with the loader's figures on stderr: live, or every ten seconds."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    every_s = 0.5 if console.is_terminal else 10.0
+    told = time.monotonic()
+    with console.status("streaming") as status:
+        for epoch in range(epochs):
+            for number, batch in enumerate(loader, 1):
+                yield batch
+                if time.monotonic() - told >= every_s:
+                    told = time.monotonic()
+                    line = f"epoch {epoch}, batch {number} of {len(loader)}: {loader.stats().to_line()}"
+                    if console.is_terminal:
+                        status.update(line)
+                    else:
+                        print(line, file=sys.stderr)  # noqa: T201
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

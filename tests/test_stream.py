@@ -301,10 +301,10 @@ def threads():
 
 
 def test_leaving_the_loop_stops_every_thread(selection):
-    for batch in RawLoader(selection, batch_size=8):
+    for _batch in RawLoader(selection, batch_size=8):
         assert threads()
         break
-    del batch
+    del _batch
     gc.collect()
 
     assert not threads()
@@ -331,7 +331,7 @@ def test_an_error_ends_the_epoch_and_the_threads(root, tmp_path):
     victim = sorted(copy.glob("shards/*/s1/*.tar"))[0]
     victim.unlink()
 
-    with pytest.raises(NotFoundError, match="lost the shard .*tar; run `reben-cloud verify`"):
+    with pytest.raises(NotFoundError, match=r"lost the shard .*tar; run `reben-cloud verify`"):
         epoch_of(RawLoader(rc.open(copy).search()))
     gc.collect()
 

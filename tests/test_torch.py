@@ -1,5 +1,7 @@
 """The PyTorch face: tensors, DataLoader workers, resuming, distributed ranks, and the input of models."""
 
+# ruff: noqa: F811 - fixtures are imported from the tests of the raw loader
+
 import multiprocessing
 import os
 import shutil
@@ -281,7 +283,7 @@ def test_wrong_arguments_of_the_model_input(arguments, message):
 def test_a_batch_without_the_modality_is_refused(selection):
     batch = next(iter(StreamLoader(selection, batch_size=2, modalities=["s1"])))
 
-    with pytest.raises(ValueError, match="the batch has no s2_10m.*stream the modality too"):
+    with pytest.raises(ValueError, match=r"the batch has no s2_10m.*stream the modality too"):
         ModelInput("RGB")(batch)
 
 

@@ -73,6 +73,24 @@ class StreamStats:
         """Share of the time that the caller waited, in [0, 1]."""
         return self.wait_s / self.elapsed_s if self.elapsed_s else 0.0
 
+    def to_line(self) -> str:
+        """The rates, in one line."""
+        return (
+            f"{self.samples_per_s:,.0f} samples/s, {self.bytes_per_s / 1e6:,.0f} MB/s, "
+            f"waited {self.wait_share:.0%}, {self.retries} retries"
+        )
+
+    def to_text(self) -> str:
+        """A few lines for people."""
+        return "\n".join(
+            [
+                f"{self.samples:,} samples in {self.batches:,} batches, {self.elapsed_s:.2f} s: {self.to_line()}",
+                f"  read       {self.bytes_read / 1e6:,.1f} MB in {self.requests:,} requests",
+                f"  delivered  {self.bytes_delivered / 1e6:,.1f} MB of pixels",
+                f"  cache      {self.cache_hits:,} hits",
+            ]
+        )
+
 
 class RawLoader:
     """Iterable over the raw batches of one epoch after another.

@@ -196,20 +196,14 @@ def mosaicml(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
     return epoch
 
 
-def _bytes_of(sample: dict[str, bytes]) -> dict[str, bytes]:
-    return sample
-
-
 def litdata(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
     from litdata import StreamingDataset
     from litdata.streaming.cache import Cache
 
     def make(path: Path) -> None:
         cache = Cache(str(path), chunk_bytes="80MB")
-        index = 0
-        for _, payloads in payloads_of(root):
+        for index, (_, payloads) in enumerate(payloads_of(root)):
             cache._add_item(index, {m: bytes(p) for m, p in payloads.items()})
-            index += 1
         cache.done()
         cache.merge()
 
