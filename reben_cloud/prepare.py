@@ -201,7 +201,8 @@ def prepare_product(product: SafeProduct, folder: Path, recipe: Recipe) -> Repor
     """Do one product, unless its receipt says that it is done."""
     receipt = folder / JOURNAL / f"{product.name}.parquet"
     if receipt.exists():
-        return Report(**json.loads(pq.read_schema(receipt).metadata[b"report"]))
+        told = json.loads(pq.read_schema(receipt).metadata[b"report"])
+        return Report(**{**told, "failed_checks": tuple(told["failed_checks"])})
     if product.failed_checks:
         table, report = (
             OFFICIAL_SCHEMA.empty_table(),

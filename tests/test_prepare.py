@@ -1,0 +1,382 @@
+"""The recipe on made scenes over real ids: what comes out equals the official rows, pixel for pixel.
+
+The product, its squares, names, flags, countries and splits are real; the scene is made so that every
+pixel tells its band, row and column, and the land cover so that labels are the real ones.
+"""
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import shapely
+from rasterio.transform import from_origin
+
+import reben_cloud as rc
+from reben_cloud import grid
+from reben_cloud.bands import ARRAYS, BANDS
+from reben_cloud.build import build, make_plan
+from reben_cloud.country import load_countries
+from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.labels import representative_code
+from reben_cloud.prepare import Recipe, find_products, find_s1, prepare
+from reben_cloud.recognise import open_source
+from reben_cloud.reference_map import load_class_table
+from reben_cloud.sources.sentinel1 import open_scenes
+from reben_cloud.store import open_store
+from tests.scenes import band_pixels, make_clc, make_safe
+
+PRODUCT = "S2A_MSIL2A_20170704T112111_N9999_R037_T29SND"
+EPSG, LEFT, TOP = grid.tile_corner("29SND")
+SIZE = 3  # patches along the side of the made tile
+
+
+@pytest.fixture(scope="module")
+def official(shared):
+    """The real rows of the product's first squares."""
+    folder = shared / "data" / "bigearthnet_pipeline"
+    names = ("metadata", "metadata_for_patches_with_snow_cloud_or_shadow")
+    table = pa.concat_tables([pq.read_table(folder / f"{name}.parquet") for name in names])
+    ids = [f"{PRODUCT}_{x:02d}_{y:02d}" for x in range(SIZE) for y in range(SIZE)]
+    rows = table.filter(pa.compute.is_in(table["patch_id"], pa.array(ids))).sort_by("patch_id").to_pylist()
+    assert len(rows) > 4
+    return {row["patch_id"]: row for row in rows}
+
+
+def place(patch_id):
+    parsed = grid.parse_patch_id(patch_id)
+    return parsed.y, parsed.x
+
+
+def radar(y, x):
+    """Decibels that tell the pixel, at row y and column x of the tile."""
+    vv = -12 + (y % 97) / 100 + (x % 89) / 1000
+    return np.stack([vv, vv - 7]).astype(np.float32)
+
+
+def make_scenes(folder, rows):
+    """A scene for each that the rows name, with data on its own patches alone."""
+    folder.mkdir()
+    y, x = np.indices((120 * SIZE, 120 * SIZE))
+    for name in {row["s1_name"][:32] for row in rows}:
+        pixels = np.full((2, 120 * SIZE, 120 * SIZE), np.nan, np.float32)
+        for row in rows:
+            if row["s1_name"].startswith(name):
+                py, px = place(row["patch_id"])
+                inside = np.s_[:, 120 * py : 120 * py + 120, 120 * px : 120 * px + 120]
+                pixels[inside] = radar(y, x)[inside]
+        with rasterio.open(
+            folder / f"{name}_VV_VH.tif", "w", driver="GTiff", height=pixels.shape[1], width=pixels.shape[2], count=2,
+            dtype="float32", crs=f"EPSG:{EPSG}", transform=from_origin(LEFT, TOP, 10, 10), nodata=np.nan,
+        ) as file:  # fmt: skip
+            file.write(pixels)
+    return folder
+
+
+def make_land(path, rows):
+    """Stripes: each label of a patch takes an equal part of its columns."""
+    polygons, codes = [], []
+    for row in rows:
+        _, minx, miny, maxx, maxy = grid.footprint(row["patch_id"])
+        edges = np.round(np.linspace(0, 120, len(row["labels"]) + 1)) * 10 + minx
+        for label, west, east in zip(row["labels"], edges, edges[1:], strict=False):
+            polygons.append(shapely.box(west, miny, east, maxy))
+            codes.append(representative_code(label))
+        assert edges[-1] == maxx
+    # Straight edges in UTM stay within a hundredth of a pixel in EPSG:3035 when they are this short.
+    return make_clc(path, shapely.segmentize(polygons, 100), codes, epsg=EPSG)
+
+
+@pytest.fixture(scope="module")
+def inputs(official, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    rows = list(official.values())
+    return {
+        "safe": make_safe(folder, name=PRODUCT, side_m=1200 * SIZE + 600),
+        "clc": make_land(folder / "clc.gpkg", rows),
+        "scenes": make_scenes(folder / "S1", rows),
+    }
+
+
+@pytest.fixture(scope="module")
+def recipe(inputs, shared):
+    return Recipe(
+        clc=inputs["clc"],
+        countries=load_countries(),
+        v1=shared / "data" / "bigearthnet_pipeline",
+        s1_scenes=tuple(open_scenes([inputs["scenes"]])),
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(inputs, recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared") / "BigEarthNet"
+    (report,) = prepare([inputs["safe"]], folder, recipe)
+    return folder, report
+
+
+def read_rows(folder):
+    names = ("metadata", "metadata_for_patches_with_snow_cloud_or_shadow")
+    return [row for name in names for row in pq.read_table(folder / f"{name}.parquet").to_pylist()]
+
+
+def test_rows_are_the_official_ones(prepared, official):
+    folder, report = prepared
+
+    assert {row["patch_id"]: row for row in read_rows(folder)} == official
+    assert report.written == len(official)
+    assert report.candidates == SIZE**2
+
+
+def test_metadata_files_have_the_official_form(prepared, shared):
+    theirs = pq.ParquetFile(shared / "data" / "bigearthnet_pipeline" / "metadata.parquet")
+    ours = pq.ParquetFile(prepared[0] / "metadata.parquet")
+
+    assert ours.schema_arrow.remove_metadata() == theirs.schema_arrow.remove_metadata()
+    assert ours.metadata.format_version == theirs.metadata.format_version
+    for column in range(len(ours.schema)):
+        mine, real = (f.metadata.row_group(0).column(column) for f in (ours, theirs))
+        assert mine.path_in_schema == real.path_in_schema
+        assert mine.compression == real.compression == "ZSTD"
+        by_dictionary = [any("DICTIONARY" in e for e in c.encodings) for c in (mine, real)]
+        assert by_dictionary[0] == by_dictionary[1], mine.path_in_schema
+
+
+def test_folders_are_laid_out_as_the_official_ones(prepared, official):
+    folder, _ = prepared
+    want = set()
+    for row in official.values():
+        i, s = row["patch_id"], row["s1_name"]
+        want |= {f"BigEarthNet-S2/{PRODUCT}/{i}/{i}_{b}.tif" for b in BANDS if BANDS[b].sensor == "s2"}
+        want |= {f"BigEarthNet-S1/{s[:32]}/{s}/{s}_{p}.tif" for p in ("VV", "VH")}
+        want.add(f"Reference_Maps/{PRODUCT}/{i}/{i}_reference_map.tif")
+
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.tif")} == want
+
+
+def expected(patch_id):
+    """Every array of a patch, from the formulas that the scene was made with."""
+    y, x = place(patch_id)
+    arrays = {}
+    for array, bands in ARRAYS.items():
+        if array == "s1":
+            row, column = np.indices((120, 120))
+            arrays[array] = radar(row + 120 * y, column + 120 * x)
+            continue
+        side = BANDS[bands[0]].size_px
+        tile = (side * SIZE + 60 * side // 120,) * 2
+        part = np.s_[side * y : side * (y + 1), side * x : side * (x + 1)]
+        arrays[array] = np.stack([band_pixels(band, tile)[part] for band in bands])
+    return arrays
+
+
+@pytest.mark.slow
+def test_every_pixel_from_the_scene_to_the_batch(prepared, official, tmp_path):
+    """scene + land cover -> prepare -> build -> search -> stream."""
+    from reben_cloud.torch import StreamLoader
+
+    source, metadata = open_source(prepared[0])
+    build(make_plan(source, metadata, open_store(tmp_path / "root")))
+    dataset = rc.open(tmp_path / "root")
+    selection = dataset.search(country="Portugal")
+
+    seen = []
+    for batch in StreamLoader(selection, modalities=("s2", "s1", "map"), batch_size=4, seed=1):
+        for row, position in enumerate(batch["index"].tolist()):
+            if position < 0:
+                continue
+            patch_id = selection.patch_ids[position]
+            seen.append(patch_id)
+            for array, want in expected(patch_id).items():
+                np.testing.assert_array_equal(batch[array][row].numpy(), want, err_msg=f"{patch_id} {array}")
+            labels = official[patch_id]["labels"]
+            edges = np.round(np.linspace(0, 120, len(labels) + 1)).astype(int)
+            codes = np.repeat([representative_code(label) for label in labels], np.diff(edges))
+            np.testing.assert_array_equal(batch["map"][row].numpy(), np.tile(codes, (120, 1)))
+            assert batch["labels"][row].sum() == len(labels)
+    assert sorted(seen) == sorted(official)
+
+
+def bare(inputs, **options):
+    return Recipe(clc=inputs["clc"], countries=load_countries(), **options)
+
+
+def test_one_zero_pixel_in_any_band_rejects_the_patch(inputs, tmp_path):
+    spots = {"B02": (130, 5), "B8A": (70, 65), "B09": (19, 59)}  # patches (1, 0), (1, 1), (0, 2) as (y, x)
+
+    def pixels(name, shape):
+        found = band_pixels(name, shape)
+        if name in spots:
+            found[spots[name]] = 0
+        return found
+
+    safe = make_safe(tmp_path, name=PRODUCT, side_m=1200 * SIZE + 600, pixels=pixels)
+
+    (report,) = prepare([safe], tmp_path / "out", bare(inputs))
+
+    left_out = {(1, 0), (1, 1), (0, 2)}
+    assert report.nodata == 3
+    assert not left_out & {place(row["patch_id"]) for row in read_rows(tmp_path / "out")}
+
+
+def test_nodata_in_the_dropped_rest_rejects_nothing(inputs, tmp_path):
+    def pixels(name, shape):
+        found = band_pixels(name, shape)
+        found[:, shape[1] * 6 // 7 :] = 0  # the last 600 of 4,200 m
+        return found
+
+    safe = make_safe(tmp_path, name=PRODUCT, side_m=1200 * SIZE + 600, pixels=pixels)
+
+    (report,) = prepare([safe], tmp_path / "out", bare(inputs))
+
+    assert (report.candidates, report.nodata) == (SIZE**2, 0)
+
+
+def test_a_product_that_failed_a_check_gives_no_patch(inputs, tmp_path):
+    safe = make_safe(tmp_path, name=PRODUCT, side_m=1200, checks={"GEOMETRIC_QUALITY": "FAILED"})
+
+    (report,) = prepare([safe], tmp_path / "out", bare(inputs))
+
+    assert report.failed_checks == ("GEOMETRIC_QUALITY",)
+    assert "excluded, GEOMETRIC_QUALITY not PASSED" in str(report)
+    assert read_rows(tmp_path / "out") == []
+
+
+def test_a_killed_run_continues_and_gives_the_same_bytes(inputs, recipe, prepared, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(prepared[0], out)
+    (out / ".prepared" / f"{PRODUCT}.parquet").unlink()
+    (out / "metadata.parquet").unlink()
+    victim = sorted((out / "BigEarthNet-S2").rglob("*.tif"))[3]
+    victim.write_bytes(b"half a fi")
+    (victim.parent.parent / "no_such_patch").mkdir()
+
+    prepare([inputs["safe"]], out, recipe)
+
+    def contents(folder):
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    assert contents(out) == contents(prepared[0])
+    assert not (victim.parent.parent / "no_such_patch").exists()
+
+
+def test_done_products_are_skipped_and_new_ones_added(inputs, prepared, recipe, tmp_path):
+    out = shutil.copytree(prepared[0], tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.tif")}
+
+    reports = prepare([inputs["safe"]], out, recipe)
+
+    assert reports == [prepared[1]]
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.tif")} == before
+
+
+@pytest.mark.slow
+def test_products_in_parallel_give_what_one_process_gives(inputs, tmp_path):
+    other = PRODUCT.replace("20170704", "20171121")
+    products = [make_safe(tmp_path, name=name, side_m=1200) for name in (PRODUCT, other)]
+
+    one = prepare(products, tmp_path / "one", bare(inputs))
+    two = prepare(products, tmp_path / "two", bare(inputs), workers=2)
+
+    assert one == two
+    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "two")
+
+
+def test_another_recipe_in_the_same_folder_is_refused(inputs, prepared, tmp_path):
+    with pytest.raises(ConflictError, match="was begun with other inputs or options"):
+        prepare([inputs["safe"]], prepared[0], bare(inputs))
+
+
+def test_other_patch_sizes_and_classes_for_a_new_region(tmp_path):
+    """600 m patches of a square outside the dataset, with five classes; S2 alone."""
+    product = "S2C_MSIL2A_20250601T100601_N0511_R022_T32TPT"
+    epsg, left, top = grid.tile_corner("32TPT")
+    safe = make_safe(tmp_path, name=product, side_m=1260, offset=-1000)
+    clc = make_clc(tmp_path / "clc.gpkg", [shapely.box(left, top - 1260, left + 600, top)], [312], epsg=epsg)
+    recipe = Recipe(clc=clc, table=load_class_table("clc_level1"), countries=load_countries(), patch_m=600)
+
+    (report,) = prepare([safe], tmp_path / "out", recipe)
+
+    rows = read_rows(tmp_path / "out")
+    assert report.written == 2
+    assert [row["patch_id"] for row in rows] == [f"{product}_000_000", f"{product}_000_001"]
+    assert {(row["labels"][0], row["split"], row["s1_name"]) for row in rows} == {
+        ("Forest and semi-natural areas", "train", "")
+    }
+    path = tmp_path / "out" / "BigEarthNet-S2" / product / f"{product}_000_001" / f"{product}_000_001_B05.tif"
+    with rasterio.open(path) as file:
+        raw = band_pixels("B05", (63, 63))[30:60, :30].astype(int) - 1000
+        assert np.array_equal(file.read(1), np.clip(raw, 1, None))
+        assert (file.transform.c, file.transform.f) == (left, top - 600)
+
+
+def test_official_s1_patches_are_copied_as_they_are(inputs, shared, official, tmp_path):
+    root = tmp_path / "S1-v1"
+    names = [row["s1_name"] for row in official.values()]
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for polarization in ("VV", "VH"):
+            (root / name / f"{name}_{polarization}.tif").write_bytes(f"{name} {polarization}".encode())
+    v1_root, scenes = find_s1([root], [inputs["safe"]], tmp_path)
+
+    prepare(
+        [inputs["safe"]], tmp_path / "out",
+        bare(inputs, v1=shared / "data" / "bigearthnet_pipeline", s1_v1=v1_root, s1_scenes=scenes),
+    )  # fmt: skip
+
+    assert [row["s1_name"] for row in read_rows(tmp_path / "out")] == [
+        r["s1_name"] for r in official.values()
+    ]
+    for name in names:
+        path = tmp_path / "out" / "BigEarthNet-S1" / name[:32] / name / f"{name}_VH.tif"
+        assert path.read_bytes() == f"{name} VH".encode()
+
+
+def test_patches_that_no_scene_covers_are_left_out(inputs, official, recipe, tmp_path):
+    some = list(official.values())[:2]
+    scenes = tuple(open_scenes([make_scenes(tmp_path / "S1", some)]))
+
+    (report,) = prepare([inputs["safe"]], tmp_path / "out", bare(inputs, s1_scenes=scenes))
+
+    assert [row["patch_id"] for row in read_rows(tmp_path / "out")] == [row["patch_id"] for row in some]
+    assert report.without_s1 == len(official) - 2
+    assert len(list((tmp_path / "out" / "BigEarthNet-S2").rglob("*.tif"))) == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"patch_m": 1000}, "patch_m must be a multiple of 60 m", id="patch size"),
+        pytest.param({"s1_v1": "x"}, "paired by v1's lists: give their folder too", id="S1 without v1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(inputs, options, message):
+    with pytest.raises(ValueError, match=message):
+        bare(inputs, **options)
+
+
+def test_missing_inputs_are_named(inputs, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such land-cover file"):
+        Recipe(clc=tmp_path / "none.gpkg", countries=load_countries())
+    with pytest.raises(FileNotFoundError, match=r"no \.SAFE product there"):
+        find_products([tmp_path])
+    with pytest.raises(SourceError, match="given twice"):
+        prepare([inputs["safe"], inputs["safe"]], tmp_path / "out", bare(inputs))
+
+
+def test_the_command_does_it_all(inputs, official, shared, tmp_path, prepared):
+    from typer.testing import CliRunner
+
+    from reben_cloud.cli import app
+
+    arguments = [
+        "prepare", "--s2", inputs["safe"], "--clc", inputs["clc"], "--s1", inputs["scenes"],
+        "--v1", shared / "data" / "bigearthnet_pipeline", "--out", tmp_path / "out",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+    assert result.exit_code == 0
+    assert f"{PRODUCT}: {len(official)} of {SIZE**2} squares written" in result.stdout
+    assert read_rows(tmp_path / "out") == read_rows(prepared[0])
