@@ -298,9 +298,7 @@ def export(
     modality: Annotated[
         list[str] | None, typer.Option(help="s2, s1 or map; all by default.", show_default=False)
     ] = None,
-    form: Annotated[
-        Literal["lmdb", "safetensors"], typer.Option("--format", help="What to write.")
-    ] = "lmdb",
+    form: Annotated[Literal["lmdb", "safetensors"], typer.Option("--format", help="What to write.")] = "lmdb",
     map_size: Annotated[
         int | None,
         typer.Option(help="Map size that an LMDB is to name, bytes; its own by default.", show_default=False),
@@ -325,6 +323,34 @@ def export(
     else:
         report = exporting.export_safetensors(selection, dest, patches_per_file=patches_per_file, **options)
     typer.echo(json.dumps(asdict(report), indent=2) if as_json else report.to_text())
+
+
+@app.command()
+def search(
+    root: RootArgument,
+    bbox: BboxOption = None,
+    datetime: DatetimeOption = None,
+    label: LabelOption = None,
+    split: SplitOption = None,
+    country: CountryOption = None,
+    recommended: RecommendedOption = None,
+    limit: Annotated[int | None, typer.Option(help="Most patches to print.", show_default=False)] = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the patches that fit, one a line: id, time, country, split, labels."""
+    from reben_cloud.dataset import open as open_dataset
+
+    query = search_query(bbox, datetime, label, split, country, recommended)
+    selection = open_dataset(root, storage_options(endpoint_url)).search(**query)
+    frame = selection.to_pandas().head(len(selection) if limit is None else limit)
+    if as_json:
+        typer.echo(frame.to_json(orient="records", date_format="iso", date_unit="s", indent=2))
+    else:
+        for row in frame.itertuples():
+            time = row.datetime.strftime("%Y-%m-%dT%H:%M:%SZ")
+            typer.echo("\t".join([row.patch_id, time, row.country, row.split, "; ".join(row.labels)]))
+    typer.echo(f"{len(selection):,} of {len(selection.dataset):,} patches", err=True)
 
 
 @app.command()
