@@ -347,10 +347,99 @@ def search(
     if as_json:
         typer.echo(frame.to_json(orient="records", date_format="iso", date_unit="s", indent=2))
     else:
-        for row in frame.itertuples():
-            time = row.datetime.strftime("%Y-%m-%dT%H:%M:%SZ")
-            typer.echo("\t".join([row.patch_id, time, row.country, row.split, "; ".join(row.labels)]))
+        for row in frame.to_dict("records"):
+            time = row["datetime"].strftime("%Y-%m-%dT%H:%M:%SZ")
+            typer.echo(
+                "\t".join([row["patch_id"], time, row["country"], row["split"], "; ".join(row["labels"])])
+            )
     typer.echo(f"{len(selection):,} of {len(selection.dataset):,} patches", err=True)
+
+
+@app.command()
+def catalog(
+    metadata: Annotated[
+        list[Path], typer.Argument(help="The official metadata parquet files.", show_default=False)
+    ],
+    dest: Annotated[str, typer.Argument(help="Path or URL of the new catalog.", show_default=False)],
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Catalog the real dataset from its metadata alone: to search, to browse and to serve."""
+    from reben_cloud.build.publish import publish_metadata
+    from reben_cloud.metadata import read_official
+    from reben_cloud.store import open_store
+
+    store = open_store(dest, storage_options(endpoint_url))
+    manifest = publish_metadata(read_official(metadata), store)
+    num_products = len(manifest["products"])
+    typer.echo(f"catalogued {manifest['num_patches']:,} patches of {num_products} products at {store.url}")
+
+
+@app.command()
+def search(
+    root: RootArgument,
+    bbox: BboxOption = None,
+    intersects: Annotated[
+        str | None, typer.Option(help="WKT, GeoJSON, or @FILE with GeoJSON.", show_default=False)
+    ] = None,
+    datetime: DatetimeOption = None,
+    s1_datetime: Annotated[str | None, typer.Option(help="Sentinel-1 time.", show_default=False)] = None,
+    season: Annotated[
+        list[str] | None, typer.Option(help="spring, summer, fall, winter; repeat.", show_default=False)
+    ] = None,
+    label: LabelOption = None,
+    label_all: Annotated[
+        list[str] | None, typer.Option(help="Patches with all of these; repeat.", show_default=False)
+    ] = None,
+    split: SplitOption = None,
+    country: CountryOption = None,
+    product: Annotated[
+        list[str] | None, typer.Option(help="Sentinel-2 product; repeat.", show_default=False)
+    ] = None,
+    snow: Annotated[bool | None, typer.Option(help="With or without snow.")] = None,
+    cloud: Annotated[bool | None, typer.Option(help="With or without cloud or shadow.")] = None,
+    recommended: RecommendedOption = None,
+    cql2: Annotated[str | None, typer.Option(help="CQL2 text.", show_default=False)] = None,
+    sortby: Annotated[
+        list[str] | None, typer.Option(help="Column, -COLUMN for descending; repeat.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many.", show_default=False)] = None,
+    form: Annotated[
+        Literal["table", "ids", "geojson", "parquet", "stac"], typer.Option("--format", help="What to print.")
+    ] = "table",
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Find patches by area, time, label and more."""
+    from reben_cloud.dataset import open as open_dataset
+    from reben_cloud.search.output import render
+
+    if intersects and intersects.startswith("@"):
+        intersects = Path(intersects[1:]).read_text(encoding="utf-8")
+    more = {"intersects": intersects, "s1_datetime": s1_datetime, "season": season, "labels_all": label_all}
+    more |= {"product": product, "snow": snow, "cloud": cloud, "cql2": cql2, "sortby": sortby, "limit": limit}
+    query = search_query(bbox, datetime, label, split, country, recommended)
+    dataset = open_dataset(root, storage_options(endpoint_url))
+    try:
+        found = dataset.search(**query, **{name: value for name, value in more.items() if value is not None})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    for piece in render(found, form):
+        sys.stdout.buffer.write(piece)
+
+
+@app.command()
+def serve(
+    root: RootArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Serve a STAC API, and a page to look at the dataset, until interrupted."""
+    from reben_cloud.dataset import open as open_dataset
+    from reben_cloud.serve import serve as run_server
+
+    dataset = open_dataset(root, storage_options(endpoint_url))
+    typer.echo(f"http://{host}:{port}/  {len(dataset):,} patches of {dataset.url}; Ctrl-C ends", err=True)
+    run_server(dataset, host=host, port=port)
 
 
 @app.command()
