@@ -17,6 +17,7 @@ import attr
 import numpy as np
 from fastapi import FastAPI, Request
 from numpy.typing import NDArray
+from pydantic import model_validator
 from stac_fastapi.api.app import StacApi
 from stac_fastapi.api.models import (
     ItemCollectionUri,
@@ -33,7 +34,7 @@ from stac_fastapi.types.config import ApiSettings
 from stac_fastapi.types.core import BaseCoreClient
 from stac_fastapi.types.errors import InvalidQueryParameter, NotFoundError
 from stac_fastapi.types.requests import get_base_url
-from stac_fastapi.types.search import APIRequest
+from stac_fastapi.types.search import APIRequest, BaseSearchPostRequest
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -63,7 +64,13 @@ def create_api(dataset: Dataset) -> FastAPI:
     """The STAC API of a dataset."""
     extensions = [
         SearchFilterExtension(client=_Queryables()),
-        SearchSortExtension(),
+        SearchSortExtension(
+            conformance_classes=[
+                # pystac-client looks for the first, the second is the extension's own present one.
+                "https://api.stacspec.org/v1.0.0/item-search#sort",
+                "https://api.stacspec.org/v1.1.0/item-search#sort",
+            ]
+        ),
         FieldsExtension(),
         TokenPaginationExtension(),
     ]
@@ -88,7 +95,7 @@ def create_api(dataset: Dataset) -> FastAPI:
         client=client,
         extensions=extensions,
         search_get_request_model=create_get_request_model(extensions),
-        search_post_request_model=create_post_request_model(extensions),
+        search_post_request_model=create_post_request_model(extensions, base_model=_SearchBody),
         items_get_request_model=cast(
             type[APIRequest],
             create_request_model(
@@ -109,6 +116,19 @@ def create_api(dataset: Dataset) -> FastAPI:
         # So that the assets of a local root can be had over HTTP like those of a bucket.
         app.mount("/root", StaticFiles(directory=folder), name="root")
     return app
+
+
+class _SearchBody(BaseSearchPostRequest):
+    @model_validator(mode="before")
+    @classmethod
+    def _forgive(cls, body: Any) -> Any:
+        """A single collection needs no list; ``fields`` must not be null."""
+        if isinstance(body, dict):
+            if "fields" in body and body["fields"] is None:
+                raise ValueError("fields must not be null")
+            if isinstance(body.get("collections"), str):
+                return {**body, "collections": [body["collections"]]}
+        return body
 
 
 class _BodyLimit:
@@ -396,8 +416,20 @@ def _check_collection(collection_id: str) -> None:
         raise NotFoundError(_NOT_FOUND.format(what="collection", name=collection_id))
 
 
+_TITLES = {
+    "self": "This document",
+    "root": "BigEarthNet v2.0 (reBEN)",
+    "parent": "BigEarthNet v2.0 (reBEN)",
+    "collection": "BigEarthNet v2.0 (reBEN)",
+    "items": "Patches",
+    "next": "Next page",
+    "previous": "Previous page",
+    "http://www.opengis.net/def/rel/ogc/1.0/queryables": "What a filter may name",
+}
+
+
 def _link(rel: str, href: str, kind: str = "application/json") -> dict[str, Any]:
-    return {"rel": rel, "href": href, "type": kind}
+    return {"rel": rel, "href": href, "type": kind, "title": _TITLES[rel]}
 
 
 def _page_link(rel: str, position: int, request: Request, body: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -430,18 +462,19 @@ def _plain_field(field: str) -> str:
 
 
 def _with_fields(item: dict[str, Any], include: set[str], exclude: set[str]) -> dict[str, Any]:
-    """The fields extension: what is included, or all but what is excluded; nested names with a dot."""
-    if not include:
-        found = {name: value for name, value in item.items() if name not in exclude}
-    else:
-        top = {name.split(".")[0] for name in include} | {"id", "collection"}
-        found = {name: value for name, value in item.items() if name in top and name not in exclude}
-        nested = _nested(include)
-        if nested and "properties" not in include:
-            found["properties"] = {k: v for k, v in item["properties"].items() if k in nested}
-    dropped = _nested(exclude)
-    if dropped and "properties" in found:
-        found["properties"] = {k: v for k, v in found["properties"].items() if k not in dropped}
+    """The fields extension: what is included, or all but what is excluded; nested names with a dot.
+
+    A field that is both included and excluded is included.
+    """
+    properties = item["properties"]
+    if include:
+        found = {name: value for name, value in item.items() if name in include}
+        if "properties" not in include and (nested := _nested(include)):
+            found["properties"] = {name: value for name, value in properties.items() if name in nested}
+        return found
+    found = {name: value for name, value in item.items() if name not in exclude}
+    if "properties" in found and (dropped := _nested(exclude)):
+        found["properties"] = {name: value for name, value in properties.items() if name not in dropped}
     return found
 
 

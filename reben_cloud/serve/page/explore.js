@@ -55,10 +55,9 @@ async function load() {
   buildControls();
   view = { x: 0.5, y: 0.3, scale: 1000 };
   apply();
+  new ResizeObserver(draw).observe(canvas);
   // After the code box has its size: it takes its room from the map.
-  fit();
-  draw();
-  document.body.dataset.ready = "yes";
+  requestAnimationFrame(() => requestAnimationFrame(() => { fit(); draw(); document.body.dataset.ready = "yes"; }));
 }
 
 // -- filters ---------------------------------------------------------------------------------------
@@ -453,7 +452,6 @@ canvas.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-window.addEventListener("resize", draw);
 
 function click(px, py) {
   const x = ux(px), y = uy(py);
