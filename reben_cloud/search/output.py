@@ -1,0 +1,56 @@
+"""A selection as text or bytes: ids, a table for people, GeoJSON, STAC, GeoParquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Literal
+
+from reben_cloud.catalog import patch_items
+from reben_cloud.metadata import rfc3339, write_patches
+from reben_cloud.search.selection import Selection
+
+Form = Literal["table", "ids", "geojson", "stac", "parquet"]
+"""How `render` writes a selection."""
+
+_AT_ONCE = 2_000
+
+
+def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[bytes]:
+    """The bytes of a selection in a form, piece by piece.
+
+    Args:
+        selection: What was found.
+        form: ``table`` (for people, the first `max_rows`), ``ids`` (one a line), ``geojson`` (footprints
+            with the official columns), ``stac`` (an ItemCollection), ``parquet`` (stac-geoparquet).
+        max_rows: Rows of the table.
+    """
+    if form == "table":
+        yield _table(selection, max_rows).encode()
+    elif form == "ids":
+        yield "".join(f"{patch_id}\n" for patch_id in selection.patch_ids).encode()
+    elif form == "parquet":
+        yield write_patches(selection.to_arrow())
+    else:
+        yield b'{"type":"FeatureCollection","features":['
+        for start in range(0, len(selection), _AT_ONCE):
+            part = Selection(selection.dataset, selection.table, selection.rows[start : start + _AT_ONCE])
+            features = patch_items(part.to_arrow(), selection.dataset.url)
+            for number, item in enumerate(features, start):
+                if form == "geojson":
+                    item = {name: item[name] for name in ("type", "id", "geometry", "bbox", "properties")}
+                yield (b"," if number else b"") + b"\n" + json.dumps(item, ensure_ascii=False).encode()
+        yield b"\n]}\n"
+
+
+def _table(selection: Selection, max_rows: int) -> str:
+    part = Selection(selection.dataset, selection.table, selection.rows[:max_rows])
+    rows = part.columns(["id", "datetime", "reben:split", "reben:country", "reben:labels"]).to_pylist()
+    lines = [
+        f"{row['id']}  {rfc3339(row['datetime'])}  {row['reben:split']:10}  {row['reben:country']:11}  "
+        f"{'; '.join(row['reben:labels'])}"
+        for row in rows
+    ]
+    if len(selection) > len(rows):
+        lines.append(f"... and {len(selection) - len(rows):,} more (--format ids lists all)")
+    return "\n".join([*lines, f"{len(selection):,} of {len(selection.dataset):,} patches", ""])
