@@ -92,6 +92,6 @@ def run_demo(
     say(f"   {root}  the root: manifest, patches.parquet, catalog.json, zarr/, shards/")
     say(f"   {lmdb}  the LMDB")
     say("Next")
-    say(f"   reben-cloud search {root} --country Ireland --label 'Inland waters'")
+    say(f"   reben-cloud search {root} --country Finland --label 'Coniferous forest'")
     say(f"   reben-cloud verify {root}")
     say(f"   reben-cloud serve {root}")
