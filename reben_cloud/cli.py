@@ -326,36 +326,6 @@ def export(
 
 
 @app.command()
-def search(
-    root: RootArgument,
-    bbox: BboxOption = None,
-    datetime: DatetimeOption = None,
-    label: LabelOption = None,
-    split: SplitOption = None,
-    country: CountryOption = None,
-    recommended: RecommendedOption = None,
-    limit: Annotated[int | None, typer.Option(help="Most patches to print.", show_default=False)] = None,
-    endpoint_url: EndpointOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print the patches that fit, one a line: id, time, country, split, labels."""
-    from reben_cloud.dataset import open as open_dataset
-
-    query = search_query(bbox, datetime, label, split, country, recommended)
-    selection = open_dataset(root, storage_options(endpoint_url)).search(**query)
-    frame = selection.to_pandas().head(len(selection) if limit is None else limit)
-    if as_json:
-        typer.echo(frame.to_json(orient="records", date_format="iso", date_unit="s", indent=2))
-    else:
-        for row in frame.to_dict("records"):
-            time = row["datetime"].strftime("%Y-%m-%dT%H:%M:%SZ")
-            typer.echo(
-                "\t".join([row["patch_id"], time, row["country"], row["split"], "; ".join(row["labels"])])
-            )
-    typer.echo(f"{len(selection):,} of {len(selection.dataset):,} patches", err=True)
-
-
-@app.command()
 def catalog(
     metadata: Annotated[
         list[Path], typer.Argument(help="The official metadata parquet files.", show_default=False)
@@ -407,6 +377,7 @@ def search(
         Literal["table", "ids", "geojson", "parquet", "stac"], typer.Option("--format", help="What to print.")
     ] = "table",
     endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Find patches by area, time, label and more."""
     from reben_cloud.dataset import open as open_dataset
@@ -414,7 +385,12 @@ def search(
 
     if intersects and intersects.startswith("@"):
         intersects = Path(intersects[1:]).read_text(encoding="utf-8")
-    more = {"intersects": intersects, "s1_datetime": s1_datetime, "season": season, "labels_all": label_all}
+    more: dict[str, Any] = {
+        "intersects": intersects,
+        "s1_datetime": s1_datetime,
+        "season": season,
+        "labels_all": label_all,
+    }
     more |= {"product": product, "snow": snow, "cloud": cloud, "cql2": cql2, "sortby": sortby, "limit": limit}
     query = search_query(bbox, datetime, label, split, country, recommended)
     dataset = open_dataset(root, storage_options(endpoint_url))
@@ -422,7 +398,7 @@ def search(
         found = dataset.search(**query, **{name: value for name, value in more.items() if value is not None})
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    for piece in render(found, form):
+    for piece in render(found, "json" if as_json else form):
         sys.stdout.buffer.write(piece)
 
 

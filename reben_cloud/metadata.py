@@ -77,8 +77,8 @@ def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
         if name not in known:
             lower = {one.lower(): one for one in known}
             near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
-            hint = "did you mean " + " or ".join(repr(lower[n]) for n in near) if near else "known are "
-            raise ValueError(f"unknown {what} {name!r}; {hint}{'' if near else ', '.join(known)}")
+            hint = f"did you mean {' or '.join(repr(lower[n]) for n in near)}?" if near else ""
+            raise ValueError(f"unknown {what} {name!r}; {hint or 'known are ' + ', '.join(known)}")
 
 
 def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
@@ -115,7 +115,9 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
         raise SourceError("no metadata file was given")
     found = pa.concat_tables(tables).sort_by("patch_id").combine_chunks()
     for column in ("patch_id", "s1_name"):
-        counts = pc.value_counts(found.column(column))
+        # An empty S1 name, of a dataset made from Sentinel-2 alone, may come again and again.
+        named = found.column(column).filter(pc.not_equal(found.column(column), ""))
+        counts = pc.value_counts(named)
         twice = counts.filter(pc.greater(counts.field("counts"), 1))
         if len(twice):
             raise SourceError(
@@ -125,8 +127,8 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
     return found
 
 
-_PATCH_PATTERN = r"^S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[C-X][A-Z]{2}_([0-8]\d|90)_([0-8]\d|90)$"
-_S1_PATTERN = r"^S1[AB]_IW_GRDH_1SDV_\d{8}T\d{6}_\d{2}[A-Z]{3}_\d{1,2}_\d{1,2}$"
+_PATCH_PATTERN = r"^S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[C-X][A-Z]{2}_([0-8]\d|90)_([0-8]\d|90)$"
+_S1_PATTERN = r"^(S1[A-D]_IW_GRDH_1SDV_\d{8}T\d{6}_\d{2}[A-Z]{3}_\d{1,2}_\d{1,2})?$"
 
 
 def _check_rows(table: pa.Table, name: str) -> None:
@@ -142,7 +144,6 @@ def _check_rows(table: pa.Table, name: str) -> None:
     try:
         labels.check_labels(pc.unique(pc.list_flatten(table.column("labels"))).to_pylist())
         check_names(pc.unique(table.column("split")).to_pylist(), SPLITS, "split")
-        check_names(pc.unique(table.column("country")).to_pylist(), COUNTRIES, "country")
     except ValueError as error:
         raise SourceError(f"{name}: {error}") from error
 
@@ -194,7 +195,7 @@ def patches_table(official: pa.Table, placement: pa.Table | None = None) -> pa.T
         "reben:s1_name": official.column("s1_name"),
         "reben:s2v1_name": official.column("s2v1_name"),
         "platform": _mapped(
-            pc.utf8_slice_codeunits(patch_ids, 0, 3), {"S2A": "sentinel-2a", "S2B": "sentinel-2b"}
+            pc.utf8_slice_codeunits(patch_ids, 0, 3), {f"S2{x.upper()}": f"sentinel-2{x}" for x in "abcd"}
         ),
         "constellation": _constant("sentinel-2", count),
         "grid:code": pc.binary_join_element_wise(
@@ -308,9 +309,9 @@ def _dictionary_columns(table: pa.Table) -> list[str]:
 
 
 def _times(names: Column, start: int) -> Column:
-    """The UTC times that stand in `names` from character `start` as ``20170613T101031``."""
+    """The UTC times that stand in `names` from character `start` as ``20170613T101031``, null in an empty one."""
     text = pc.utf8_slice_codeunits(names, start, start + 15)
-    return pc.assume_timezone(pc.strptime(text, format="%Y%m%dT%H%M%S", unit="us"), "UTC")
+    return pc.assume_timezone(pc.strptime(text, format="%Y%m%dT%H%M%S", unit="us", error_is_null=True), "UTC")
 
 
 def _constant(value: str, count: int) -> Column:

@@ -10,7 +10,7 @@ from reben_cloud.catalog import patch_items
 from reben_cloud.metadata import rfc3339, write_patches
 from reben_cloud.search.selection import Selection
 
-Form = Literal["table", "ids", "geojson", "stac", "parquet"]
+Form = Literal["table", "ids", "json", "geojson", "stac", "parquet"]
 """How `render` writes a selection."""
 
 _AT_ONCE = 2_000
@@ -21,14 +21,17 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
 
     Args:
         selection: What was found.
-        form: ``table`` (for people, the first `max_rows`), ``ids`` (one a line), ``geojson`` (footprints
-            with the official columns), ``stac`` (an ItemCollection), ``parquet`` (stac-geoparquet).
+        form: ``table`` (for people, the first `max_rows`), ``ids`` (one a line), ``json`` (official
+            columns and times), ``geojson`` (footprints with their properties), ``stac`` (an ItemCollection), ``parquet`` (stac-geoparquet).
         max_rows: Rows of the table.
     """
     if form == "table":
         yield _table(selection, max_rows).encode()
     elif form == "ids":
         yield "".join(f"{patch_id}\n" for patch_id in selection.patch_ids).encode()
+    elif form == "json":
+        frame = selection.to_pandas()
+        yield frame.to_json(orient="records", date_format="iso", date_unit="s", indent=2).encode() + b"\n"
     elif form == "parquet":
         yield write_patches(selection.to_arrow())
     else:
