@@ -44,6 +44,7 @@ def table_of(num_patches: int, *, num_products: int = 3) -> pa.Table:
     names = pc.unique(products).to_pylist()
     chosen = names[:: len(names) // num_products][:num_products]
     rows = np.flatnonzero(pc.is_in(products, pa.array(chosen)).to_numpy())
+    assert num_patches <= len(rows), f"{len(rows)} patches in {num_products} products"
     return table.take(rows[np.arange(num_patches) * len(rows) // num_patches]).combine_chunks()
 
 

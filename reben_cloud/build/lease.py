@@ -26,6 +26,9 @@ DEAD_S = 90.0
 """Seconds without one after which a holder on another machine counts as dead; clocks must agree on this much."""
 
 _RELEASED = b"{}"
+_held: set[object] = (
+    set()
+)  # ids of the leases that this process holds: a release may fail and the process live on
 _SETTLE_S = 0.5  # longer than a small put takes: of two who take over at once, the later one stays
 
 
@@ -56,6 +59,7 @@ class Lease:
                 time.sleep(_SETTLE_S)
                 if (other := _read(self._store, self._path)).get("id") != self._id:
                     raise ConflictError(describe(self._store.url, other)) from None
+        _held.add(self._id)
         self._thread.start()
         return self
 
@@ -64,6 +68,7 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        _held.discard(self._id)
         if self._lost:
             return
         try:
@@ -113,6 +118,8 @@ def is_alive(holder: dict[str, object]) -> bool:
         return False
     pid = holder.get("pid")
     if holder.get("host") == _host() and isinstance(pid, int):
+        if pid == os.getpid():
+            return holder.get("id") in _held
         return _started(pid) == holder.get("started")
     beat = holder.get("time")
     return isinstance(beat, int | float) and time.time() - beat < DEAD_S

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from reben_cloud.bands import MODALITIES
+from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.build.spool import Spool
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import tar, zarr
@@ -272,10 +272,12 @@ class BuildPlan:
             for name in self.pixel_arrays()
         )
         num_zarr = sum(zarr.num_zarr_shards(n) for _, n in self.products.values())
+        # The eleven of `publish.product_objects`, and the band names of each array but the map.
+        num_coordinates = 11 + sum(name in ARRAYS for name in self.pixel_arrays())
         num_objects = (
             num_zarr * len(self.pixel_arrays())
             + len(self.shards) * len(self.modalities)
-            + len(self.products) * (1 + 17 + 2 * len(self.pixel_arrays()))
+            + len(self.products) * (1 + len(self.pixel_arrays()) + 2 * num_coordinates)
         )
         return Estimate(
             source=self.source.describe(),

@@ -144,7 +144,10 @@ def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
     }
     seconds = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
     times = np.array([grid.sensing_time(i).timestamp() for i in ids], np.int64)
-    s1_times = np.array([grid.s1_sensing_time(n).timestamp() for n in text["s1_name"]], np.int64)
+    s1_times = {}
+    if all(text["s1_name"]):  # A dataset made from Sentinel-2 alone has no such names and times.
+        stamps = [grid.s1_sensing_time(name).timestamp() for name in text["s1_name"]]
+        s1_times = {"s1_time": (("patch",), np.array(stamps, np.int64), seconds)}
     projected = CRS.from_epsg(int(epsg[0]))
     patch = ("patch",)
     coordinates: dict[str, Any] = {
@@ -157,7 +160,7 @@ def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
         "x0": (patch, x0, {"units": "m", "long_name": "west edge of the patch"}),
         "y0": (patch, y0, {"units": "m", "long_name": "north edge of the patch"}),
         "time": (patch, times, {"standard_name": "time", **seconds}),
-        "s1_time": (patch, s1_times, seconds),
+        **s1_times,
         "spatial_ref": ((), np.array(0, np.int64), projected.to_cf()),
         **zarr.band_coordinates(plan.pixel_arrays()),
     }
@@ -168,7 +171,7 @@ def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
         coordinates=coordinates,
         attributes={
             "title": f"BigEarthNet v2.0 patches of {product}",
-            "coordinates": "patch_id split country s1_name x0 y0 time s1_time spatial_ref",
+            "coordinates": " ".join([*text, "x0", "y0", "time", *s1_times, "spatial_ref"]),
             **zarr_cm.create_many(
                 {
                     "proj": {"proj:code": f"EPSG:{epsg[0]}"},

@@ -43,17 +43,20 @@ class Spool:
         """Make the (sparse) files, or leave those of an earlier run.
 
         Raises:
-            StorageError: If the disk has too little room for what is still to come.
+            StorageError: If the disk has too little room for what is still to come, or is not writable.
         """
         path = Path(self.folder)
-        path.mkdir(parents=True, exist_ok=True)
-        for modality in self.modalities:
-            for file, size in (
-                (self._records(modality), PAYLOAD_BYTES[modality]),
-                (self._sums(modality), _SUM_BYTES),
-            ):
+        sizes = {self._records(m): PAYLOAD_BYTES[m] for m in self.modalities}
+        sizes |= {self._sums(m): _SUM_BYTES for m in self.modalities}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            for file, size in sizes.items():
                 with open(file, "ab") as handle:
                     handle.truncate(self.num_rows * size)
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder}: cannot make the scratch folder ({error.strerror}); name another one (--scratch)"
+            ) from error
         present = sum(os.stat(file).st_blocks * 512 for file in path.iterdir())
         free = shutil.disk_usage(path).free
         if self.nbytes - present > free:

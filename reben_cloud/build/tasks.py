@@ -274,7 +274,8 @@ def sample_json(info: PatchInfo) -> dict[str, object]:
         "contains_seasonal_snow": info.contains_seasonal_snow,
         "contains_cloud_or_shadow": info.contains_cloud_or_shadow,
         "datetime": grid.sensing_time(info.patch_id).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "s1_datetime": grid.s1_sensing_time(info.s1_name).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        # None in a dataset made from Sentinel-2 alone.
+        "s1_datetime": metadata.rfc3339(grid.s1_sensing_time(info.s1_name)) if info.s1_name else None,
         "epsg": epsg,
         "bbox": bbox,
     }
