@@ -31,7 +31,6 @@ from reben_cloud.formats import zarr
 from reben_cloud.labels import CLASSES, CLC
 from reben_cloud.metadata import (
     COLLECTION_ID,
-    COUNTRIES,
     DESCRIPTION,
     LICENSE,
     REBEN_EXTENSION,
@@ -307,7 +306,7 @@ def _collection(
                 "proj:code": distinct("proj:code"),
                 "grid:code": distinct("grid:code"),
                 "reben:split": list(SPLITS),
-                "reben:country": [c for c in COUNTRIES if c in distinct("reben:country")],
+                "reben:country": sorted(distinct("reben:country")),
                 "reben:labels": list(CLASSES),
             },
             maxcount=200,
@@ -446,7 +445,11 @@ def _product_item(
             "reben:countries": sorted(
                 pc.unique(pc.cast(rows.column("reben:country"), pa.string())).to_pylist()
             ),
-            "reben:s1_interval": [rfc3339(s1_times["min"]), rfc3339(s1_times["max"])],
+            **(
+                {"reben:s1_interval": [rfc3339(s1_times["min"]), rfc3339(s1_times["max"])]}
+                if s1_times["min"]
+                else {}
+            ),
         },
     )
     names = ["projection", "grid", "sat"]

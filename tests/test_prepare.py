@@ -4,6 +4,7 @@ The product, its squares, names, flags, countries and splits are real; the scene
 pixel tells its band, row and column, and the land cover so that labels are the real ones.
 """
 
+import json
 import shutil
 
 import numpy as np
@@ -380,3 +381,34 @@ def test_the_command_does_it_all(inputs, official, shared, tmp_path, prepared):
     assert result.exit_code == 0
     assert f"{PRODUCT}: {len(official)} of {SIZE**2} squares written" in result.stdout
     assert read_rows(tmp_path / "out") == read_rows(prepared[0])
+
+
+@pytest.mark.slow
+def test_a_new_region_of_sentinel_2_alone_goes_all_the_way(tmp_path):
+    """A square, a satellite and a country that the dataset has not, without Sentinel-1: to a root and out of it."""
+    product = "S2C_MSIL2A_20250601T100601_N0511_R022_T32TPT"
+    epsg, left, top = grid.tile_corner("32TPT")
+    safe = make_safe(tmp_path, name=product, side_m=2400)
+    clc = make_clc(tmp_path / "clc.gpkg", [shapely.box(left, top - 2400, left + 2400, top)], [312], epsg=epsg)
+    ring = [[5, 40], [15, 40], [15, 50], [5, 50], [5, 40]]
+    countries = tmp_path / "c.geojson"
+    feature = {
+        "properties": {"NAME_LONG": "Elsewhere"},
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+    }
+    countries.write_text(json.dumps({"features": [feature]}))
+    recipe = Recipe(clc=clc, countries=load_countries(countries, names=None))
+
+    prepare([safe], tmp_path / "out", recipe)
+    source, metadata = open_source(tmp_path / "out")
+    build(make_plan(source, metadata, open_store(tmp_path / "root")))
+    dataset = rc.open(tmp_path / "root")
+    found = dataset.search(country="Elsewhere", labels=["Coniferous forest"])
+
+    assert sorted(found.patch_ids) == [f"{product}_{x:02d}_{y:02d}" for x in (0, 1) for y in (0, 1)]
+    assert dataset.manifest["modalities"] == ["s2", "map"]
+    stack = dataset.open_zarr(product)
+    for row, patch_id in enumerate(stack.patch_id.values.tolist()):
+        y, x = place(patch_id)
+        want = band_pixels("B09", (40, 40))[20 * y : 20 * y + 20, 20 * x : 20 * x + 20]
+        np.testing.assert_array_equal(stack.s2_60m.values[row, 1], want)

@@ -397,6 +397,7 @@ def manifest_of(plan: BuildPlan) -> dict[str, object]:
         },
         "shard_samples": plan.options.shard_samples,
         "zarr_shard_patches": zarr.PATCHES_PER_ZARR_SHARD,
+        "countries": sorted(pc.unique(plan.table.column("country")).to_pylist()),
         "order": {"kind": plan.options.order, "seed": plan.options.seed},
         "fingerprint": plan.fingerprint,
     }

@@ -87,6 +87,7 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
         "created_from": "metadata",
         "modalities": [],
         "num_patches": table.num_rows,
+        "countries": sorted(pc.unique(official.column("country")).to_pylist()),
         "products": sorted(pc.unique(pc.cast(table.column("reben:product"), pa.string())).to_pylist()),
         "groups": {},
         "order": {"kind": "none", "seed": 0},

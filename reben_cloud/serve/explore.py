@@ -20,7 +20,7 @@ from reben_cloud import grid
 from reben_cloud.dataset import Dataset
 from reben_cloud.errors import NotFoundError
 from reben_cloud.labels import CLASSES_ALPHABETICAL, CLC, encode_many, representative_code
-from reben_cloud.metadata import COUNTRIES, SPLITS, rfc3339
+from reben_cloud.metadata import SPLITS, rfc3339
 
 _ASSETS = {
     "explore.html": "text/html; charset=utf-8",
@@ -93,7 +93,7 @@ class _PageForBrowsers:
 
 def _index(dataset: Dataset) -> dict[str, Any]:
     """Names that the numbers of the footprints stand for."""
-    countries = [c for c in COUNTRIES if c in dataset.countries]
+    countries = dataset.countries
     return {
         "url": dataset.url,
         "num_patches": len(dataset),
@@ -188,7 +188,7 @@ def _describe(dataset: Dataset, patch_id: str) -> dict[str, Any]:
         "split": row["reben:split"],
         "country": row["reben:country"],
         "time": rfc3339(row["datetime"]),
-        "s1_time": rfc3339(row["reben:s1_datetime"]),
+        "s1_time": rfc3339(row["reben:s1_datetime"]) if row["reben:s1_datetime"] else None,
         "s1_name": row["reben:s1_name"],
         "crs": row["proj:code"],
         "bounds": row["proj:bbox"],

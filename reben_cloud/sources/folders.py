@@ -127,8 +127,8 @@ def is_patch(modality: str, name: str) -> bool:
     """Whether `name` looks like a patch id, or for ``s1`` like an S1 name."""
     parts = name.split("_")
     if modality == "s1":
-        return len(parts) == 8 and parts[0] in ("S1A", "S1B") and parts[1:3] == ["IW", "GRDH"]
-    return len(parts) == 8 and parts[0] in ("S2A", "S2B") and parts[1] == "MSIL2A"
+        return len(parts) == 8 and parts[0] in ("S1A", "S1B", "S1C", "S1D") and parts[1:3] == ["IW", "GRDH"]
+    return len(parts) == 8 and parts[0] in ("S2A", "S2B", "S2C", "S2D") and parts[1] == "MSIL2A"
 
 
 def _read_file(folder: str, name: str, tensor: str) -> tuple[str, bytes]:
