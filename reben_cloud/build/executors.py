@@ -24,6 +24,9 @@ from reben_cloud.errors import RebenError, StorageError, missing_extra
 Executor = Callable[[Iterable[Job]], Iterator[Receipt]]
 """Does jobs, yields receipts as they come."""
 
+SCHEDULER_S = 20.0
+"""Seconds to wait for a Dask scheduler."""
+
 
 def local(workers: int) -> Executor:
     """An executor of this machine: in this process for one worker, else so many processes.
@@ -104,7 +107,7 @@ def run_dask(jobs: Iterable[Job], *, address: str) -> Iterator[Receipt]:
     except ImportError as error:
         raise missing_extra("distributed", "dask") from error
     try:
-        client: Any = Client(address, timeout=20)  # type: ignore[no-untyped-call]
+        client: Any = Client(address, timeout=SCHEDULER_S)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError) as error:
         raise StorageError(f"no Dask scheduler at {address} ({error})") from error
     with client:
