@@ -80,7 +80,7 @@ class ExportReport:
 
     def to_text(self) -> str:
         """One line for people."""
-        done = "complete already" if not self.num_fetched else f"{self.num_fetched:,} payloads copied"
+        done = "nothing to copy" if not self.num_fetched else f"{self.num_fetched:,} payloads copied"
         return f"{self.path}: {self.num_patches:,} patches, {self.nbytes / 1e9:,.2f} GB, {done}"
 
 
@@ -520,7 +520,7 @@ def _read_rows(store: Any, task: _Task, records: Records) -> Iterator[tuple[int,
                     found = [data[o : o + size] for o in ((rows - first) * record).tolist()]
                 else:
                     # Another writer's tar may have its rows elsewhere: read it as a tar.
-                    found = list(tar.payloads(task.modality, store.get(task.path))[rows].data)
+                    found = [memoryview(p) for p in tar.payloads(task.modality, store.get(task.path))[rows]]
                 bad = [
                     n
                     for n, payload in zip(numbers.tolist(), found, strict=True)

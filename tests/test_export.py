@@ -1,0 +1,566 @@
+"""Exports: the same records whatever happens on the way, readers of others, kills, full disks, faults."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import lmdb as py_lmdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load, load_file
+
+import reben_cloud as rc
+from reben_cloud import export as exporting
+from reben_cloud.build import build, make_plan
+from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, StorageError
+from reben_cloud.metadata import OFFICIAL_SCHEMA, patch_infos
+from reben_cloud.patch import decode_payload, lmdb_key
+from reben_cloud.recognise import open_source
+from reben_cloud.sources.synthetic import SyntheticSource
+from reben_cloud.store import open_store
+from tests.faultproxy import Rule
+
+SUPPORT = Path(__file__).parent / "support"
+"""What lets torchvision be imported beside a CPU-only torch."""
+
+NUM_PATCHES = 600
+"""More than 512, so that the file is laid out and not put."""
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def records_of(folder):
+    """Key -> value of an LMDB, read by py-lmdb in a process that has it not open."""
+    with py_lmdb.open(str(folder), readonly=True, lock=False) as env, env.begin() as txn:
+        return {key.decode(): value for key, value in txn.cursor()}
+
+
+def truth(selection, modalities=("s2", "s1", "map")):
+    """What the records must be, from the source itself."""
+    return {
+        lmdb_key(modality, info): payload
+        for info in patch_infos(selection.official())
+        for modality, payload in synthetic(info).items()
+        if modality in modalities
+    }
+
+
+@functools.cache
+def synthetic(info):
+    return SyntheticSource(NUM_PATCHES).read(info, ("s2", "s1", "map")).payloads
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A root of synthetic patches."""
+    folder = tmp_path_factory.mktemp("export") / "root"
+    source, official = open_source(f"synthetic:{NUM_PATCHES}")
+    build(make_plan(source, official, open_store(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(built, tmp_path_factory):
+    """An uninterrupted export of all of it; only read."""
+    folder = tmp_path_factory.mktemp("whole") / "lmdb"
+    rc.open(built).search().export_lmdb(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(shared, tmp_path_factory):
+    """A root of the 24 real pairs."""
+    folder = tmp_path_factory.mktemp("real") / "root"
+    source, official = open_source(shared / "data" / "configilm_benv2_mock")
+    build(make_plan(source, official, open_store(folder)))
+    return folder
+
+
+def copy_to(bucket, built):
+    """The root in a bucket, object by object."""
+    store = open_store(f"{bucket.url}/root", bucket.storage_options)
+    here = open_store(built)
+    for path, _ in here.list():
+        if not path.startswith("zarr"):
+            store.put(path, here.get(path))
+    return store
+
+
+def test_every_record_is_there_and_right(built, whole):
+    assert records_of(whole) == truth(rc.open(built).search())
+    assert sorted(p.name for p in whole.iterdir()) == [
+        "data.mdb",
+        "export.json",
+        "lock.mdb",
+        "metadata.parquet",
+        "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
+        "patches.parquet",
+    ]
+    assert (whole / "lock.mdb").stat().st_size == 8192
+    assert (whole / "data.mdb").stat().st_size < 1.04 * sum(map(len, records_of(whole).values()))
+
+
+def test_the_metadata_is_the_official_one_restricted(built, whole):
+    official = rc.open(built).search().official()
+    extra = [bool(s or c) for s, c in zip(*(official.column(i).to_pylist() for i in (6, 7)), strict=True)]
+    kept = pq.read_table(whole / "metadata.parquet")
+    rest = pq.read_table(whole / "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+
+    assert kept.schema.remove_metadata() == OFFICIAL_SCHEMA
+    assert rest.schema.remove_metadata() == OFFICIAL_SCHEMA
+    assert rest == official.filter(np.array(extra))
+    assert kept == official.filter(~np.array(extra))
+
+
+@pytest.mark.parametrize("modalities", [("s2",), ("s1", "map")])
+def test_a_sparse_selection_in_some_modalities(built, tmp_path, modalities):
+    selection = rc.open(built).search(country="Ireland")
+    assert 0 < len(selection) < 200
+
+    report = selection.export_lmdb(tmp_path / "out", modalities=modalities)
+
+    assert report.num_records == len(selection) * len(modalities)
+    assert records_of(tmp_path / "out") == truth(selection, modalities)
+
+
+def test_a_sorted_selection_gives_the_same_bytes(built, whole, tmp_path):
+    rc.open(built).search(sortby="-id").export_lmdb(tmp_path / "out", threads=1)
+
+    for name in ("data.mdb", "patches.parquet", "metadata.parquet", "export.json"):
+        assert sha256(tmp_path / "out" / name) == sha256(whole / name)
+
+
+def test_small_exports_have_rico_hdls_own_bytes(real, tmp_path):
+    """The same records put by a few lines that do what rico-hdl does."""
+    rc.open(real).search().export_lmdb(tmp_path / "ours", map_size=2**30)
+
+    found = records_of(tmp_path / "ours")
+    with py_lmdb.open(str(tmp_path / "theirs"), map_size=2**30) as env:
+        for prefix in ("S1", "S2"):
+            with env.begin(write=True) as txn:
+                for key in sorted(k for k in found if k.startswith(prefix)):
+                    txn.put(key.encode(), found[key], overwrite=False)
+    assert sha256(tmp_path / "ours" / "data.mdb") == sha256(tmp_path / "theirs" / "data.mdb")
+
+
+def test_the_map_size_is_what_was_asked_for(built, whole, tmp_path):
+    asked = 100 * 2**40
+
+    rc.open(built).search().export_lmdb(tmp_path / "out", map_size=asked)
+
+    theirs, ours = ((f / "data.mdb").read_bytes() for f in (whole, tmp_path / "out"))
+    for start in (32, 4128):
+        assert int.from_bytes(ours[start : start + 8], "little") == asked
+        assert int.from_bytes(theirs[start : start + 8], "little") == len(theirs)
+        ours = ours[:start] + theirs[start : start + 8] + ours[start + 8 :]
+    assert ours == theirs
+
+
+# -- again, more, less -----------------------------------------------------------------------------------
+
+
+def test_a_finished_export_is_recognised(built, tmp_path):
+    selection = rc.open(built).search(split="test")
+    first = selection.export_lmdb(tmp_path / "out")
+    before = os.stat(tmp_path / "out" / "data.mdb")
+
+    again = selection.export_lmdb(tmp_path / "out")
+
+    assert first.num_fetched == first.num_records > 0
+    assert again.num_fetched == 0
+    assert os.stat(tmp_path / "out" / "data.mdb").st_mtime_ns == before.st_mtime_ns
+
+
+def test_update_adds_and_prune_drops_and_a_reader_keeps_what_it_reads(built, whole, tmp_path):
+    dataset, out = rc.open(built), tmp_path / "out"
+    train, test = dataset.search(split="train"), dataset.search(split="test")
+    train.export_lmdb(out)
+    reader = rc.open(out)
+    old = [batch["index"].copy() for batch in iterate(reader)]
+    with pytest.raises(ConflictError, match=r"holds another export of this root .* --update.* --prune"):
+        test.export_lmdb(out)
+
+    updated = test.export_lmdb(out, update=True)
+
+    assert updated.num_patches == len(train) + len(test)
+    assert updated.num_fetched == 3 * len(test)  # the others came from the folder itself
+    assert records_of_copy(out, tmp_path / "a") == truth(dataset.search(split=["train", "test"]))
+    assert len(rc.open(out).search()) == len(train) + len(test)
+    assert sum(map(len, old)) == len(train)
+
+    pruned = test.export_lmdb(out, prune=True)
+
+    assert (pruned.num_fetched, pruned.num_patches) == (0, len(test))
+    assert records_of_copy(out, tmp_path / "b") == truth(test)
+    test.export_lmdb(tmp_path / "fresh")
+    assert sha256(out / "data.mdb") == sha256(tmp_path / "fresh" / "data.mdb")
+    dataset.search().export_lmdb(out, update=True, prune=True)
+    assert sha256(out / "data.mdb") == sha256(whole / "data.mdb")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "fresh", "out"]
+
+
+def iterate(dataset):
+    from reben_cloud.stream import RawLoader
+
+    return RawLoader(dataset.search(), batch_size=64)
+
+
+def records_of_copy(folder, copy):
+    """`records_of`, for a folder that this process has open."""
+    shutil.copytree(folder, copy)
+    return records_of(copy)
+
+
+def test_what_is_no_export_is_never_touched(built, tmp_path):
+    selection = rc.open(built).search(split="test")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    selection.export_lmdb(tmp_path / "lmdb")
+
+    for update, prune in ((False, False), (True, True)):
+        with pytest.raises(ConflictError, match="mine exists and is no export"):
+            selection.export_lmdb(tmp_path / "mine", update=update, prune=prune)
+    with pytest.raises(ConflictError, match="export of another kind"):
+        exporting.export_safetensors(selection, tmp_path / "lmdb", update=True)
+    manifest = json.loads((tmp_path / "lmdb" / "export.json").read_text())
+    (tmp_path / "lmdb" / "export.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 16}))
+    with pytest.raises(ConflictError, match="export of another root"):
+        selection.export_lmdb(tmp_path / "lmdb", update=True)
+
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_wrong_arguments(built, tmp_path):
+    dataset = rc.open(built)
+    with pytest.raises(ValueError, match="nothing is selected"):
+        dataset.search(ids=["S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_99_99"]).export_lmdb(tmp_path / "x")
+    with pytest.raises(ValueError, match="modality 's3' is not in"):
+        dataset.search().export_lmdb(tmp_path / "x", modalities=["s3"])
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        dataset.search().export_lmdb(tmp_path / "x", threads=0)
+    with pytest.raises(ValueError, match="patches_per_file must be at least 1"):
+        exporting.export_safetensors(dataset.search(), tmp_path / "x", patches_per_file=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_exports_to_one_place_at_once(built, tmp_path):
+    selection = rc.open(built).search(split="test")
+    started, go_on = threading.Event(), threading.Event()
+
+    def slowly(items, total, what):
+        started.set()
+        go_on.wait(30)
+        return items
+
+    thread = threading.Thread(
+        target=selection.export_lmdb, args=(tmp_path / "x",), kwargs={"progress": slowly}
+    )
+    thread.start()
+    started.wait(30)
+    with pytest.raises(ConflictError, match="another process is exporting"):
+        selection.export_lmdb(tmp_path / "x")
+    go_on.set()
+    thread.join()
+
+    assert records_of(tmp_path / "x") == truth(selection)
+
+
+# -- the disk, the store -----------------------------------------------------------------------------------
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_written(built, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=50_000_000))
+
+    with pytest.raises(StorageError, match=r"needs 0\.1\d\d GB more and the disk of .* has 0\.050 GB"):
+        rc.open(built).search().export_lmdb(tmp_path / "out")
+
+    assert not list(tmp_path.rglob("data.mdb"))
+
+
+LIMITED = """
+import resource, sys
+import reben_cloud as rc
+from reben_cloud.errors import StorageError
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000_000, resource.RLIM_INFINITY))
+try:
+    rc.open(sys.argv[1]).search().export_lmdb(sys.argv[2])
+except StorageError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+def test_a_refused_write_says_so_and_the_next_run_continues(built, whole, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, built, tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 3, run.stderr
+    assert "cannot write the export" in run.stdout
+    assert "it continues" in run.stdout
+    assert not (tmp_path / "out").exists()
+
+    rc.open(built).search().export_lmdb(tmp_path / "out")
+
+    assert sha256(tmp_path / "out" / "data.mdb") == sha256(whole / "data.mdb")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 120 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=240m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_meanwhile(built, whole, small_disk):
+    """There is room at the start; something else then takes it."""
+    selection = rc.open(built).search()
+    other = small_disk / "other"
+
+    def fill(items, total, what):
+        if what == "export":
+            other.write_bytes(bytes(shutil.disk_usage(small_disk).free - 40_000_000))
+        return items
+
+    with pytest.raises(
+        StorageError, match="No space left on device; make room and run the same command again"
+    ):
+        selection.export_lmdb(small_disk / "out", progress=fill)
+    assert not (small_disk / "out").exists()
+    with pytest.raises(StorageError, match="GB more"):
+        selection.export_lmdb(small_disk / "out")
+    other.unlink()
+
+    report = selection.export_lmdb(small_disk / "out")
+
+    assert report.num_fetched < report.num_records
+    assert sha256(small_disk / "out" / "data.mdb") == sha256(whole / "data.mdb")
+
+
+def test_damaged_and_lost_shards_are_named(built, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(built, root)
+    shard = next(iter(sorted(root.glob("shards/test/s1/*.tar"))))
+    data = bytearray(shard.read_bytes())
+    data[5_000] ^= 1
+    shard.write_bytes(data)
+    selection = rc.open(root).search(split="test", recommended=True)
+
+    with pytest.raises(ChecksumError, match=rf"{shard.name}: the payload of S1.* is not the one"):
+        selection.export_lmdb(tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(NotFoundError, match=f"has lost the shard .*{shard.name}"):
+        selection.export_lmdb(tmp_path / "out")
+    report = selection.export_lmdb(tmp_path / "s2", modalities=["s2"])
+
+    assert not (tmp_path / "out").exists()
+    assert report.num_patches == len(selection)
+
+
+@pytest.mark.s3
+def test_flipped_bytes_on_the_way_from_s3_are_asked_for_again(built, whole, s3_bucket, fault_proxy, tmp_path):
+    copy_to(s3_bucket, built)
+    through = s3_bucket.through(fault_proxy.endpoint)
+    fault_proxy.rules.append(Rule(fault="corrupt", match="shards/", times=3))
+    fault_proxy.rules.append(Rule(fault="truncate", match="shards/train", times=2))
+
+    rc.open(f"{through.url}/root", through.storage_options).search().export_lmdb(tmp_path / "out")
+
+    assert sha256(tmp_path / "out" / "data.mdb") == sha256(whole / "data.mdb")
+
+
+EXPORT = """
+import sys
+import reben_cloud as rc
+selection = rc.open(sys.argv[1]).search()
+print("ready", flush=True)
+selection.export_lmdb(sys.argv[2], threads=2)
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["file", pytest.param("s3", marks=pytest.mark.s3)])
+def test_twenty_kills(built, whole, tmp_path, request, place):
+    url, environment = str(built), {}
+    if place == "s3":
+        bucket = request.getfixturevalue("s3_bucket")
+        url, environment = copy_to(bucket, built).url, bucket.environment
+    out, draw, kills, attempts = tmp_path / "out", random.Random(place), 0, 0
+
+    while kills < 20:
+        attempts += 1
+        assert attempts < 60
+        process = subprocess.Popen(
+            [sys.executable, "-c", EXPORT, url, out],
+            stdout=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(draw.expovariate(8))
+        process.send_signal(signal.SIGKILL)
+        finished = process.communicate()[0] == b"done\n"
+        if out.exists():
+            # Complete, or not there at all.
+            assert sha256(out / "data.mdb") == sha256(whole / "data.mdb")
+            assert len(pq.read_table(out / "patches.parquet")) == NUM_PATCHES
+            shutil.rmtree(out)
+        kills += not finished
+    last = subprocess.run(
+        [sys.executable, "-c", EXPORT, url, out],
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+    )
+
+    assert last.stdout == b"ready\ndone\n"
+    for name in ("data.mdb", "patches.parquet", "metadata.parquet", "export.json"):
+        assert sha256(out / name) == sha256(whole / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# -- readers of others -------------------------------------------------------------------------------------
+
+
+CONFIGILM = """
+import sys
+import numpy as np
+from configilm.extra.DataSets.BENv2_DataSet import BENv2DataSet
+folder, out = sys.argv[1:]
+found = {}
+dirs = {
+    "images_lmdb": folder,
+    "metadata_parquet": folder + "/metadata.parquet",
+    "metadata_snow_cloud_parquet": folder + "/metadata_for_patches_with_snow_cloud_or_shadow.parquet",
+}
+for channels in (2, 14):
+    data = BENv2DataSet(data_dirs=dirs, img_size=(channels, 120, 120), include_cloudy=True, include_snowy=True,
+                        return_extras=True)
+    for number in range(len(data)):
+        image, labels, patch_id = data[number]
+        found[f"{channels}/{patch_id}/image"] = image.numpy()
+        found[f"{channels}/{patch_id}/labels"] = np.asarray(labels)
+    data.BENv2Loader.env and data.BENv2Loader.env.close()
+np.savez(out, **found)
+"""
+
+
+def test_configilm_reads_the_real_pairs_unchanged(real, tmp_path):
+    from reben_cloud.bands import ARRAYS
+    from reben_cloud.stream import RawLoader
+
+    selection = rc.open(real).search()
+    selection.export_lmdb(tmp_path / "out")
+
+    run = subprocess.run(
+        [sys.executable, "-c", CONFIGILM, tmp_path / "out", tmp_path / "found.npz"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(SUPPORT)},
+    )
+
+    assert run.returncode == 0, run.stderr
+    found = np.load(tmp_path / "found.npz")
+    assert len(found.files) == 2 * 2 * 24
+    order = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+    for batch in RawLoader(rc.open(tmp_path / "out").search(), batch_size=24):
+        for row, index in enumerate(batch["index"].tolist()):
+            bands = {"VV": batch["s1"][row, 0], "VH": batch["s1"][row, 1]}
+            for array in ("s2_10m", "s2_20m", "s2_60m"):
+                for number, band in enumerate(ARRAYS[array]):
+                    image = batch[array][row, number]
+                    bands[band] = image.repeat(120 // len(image), 0).repeat(120 // len(image), 1)
+            want = np.stack([bands[b] for b in ("VV", "VH", *order)]).astype(np.float32)
+            patch_id = selection.patch_ids[index]
+            np.testing.assert_array_equal(found[f"14/{patch_id}/image"], want)
+            np.testing.assert_array_equal(found[f"2/{patch_id}/image"], want[:2])
+            np.testing.assert_array_equal(found[f"14/{patch_id}/labels"], batch["labels"][row])
+
+
+# -- safetensors -------------------------------------------------------------------------------------------
+
+
+def test_safetensors_and_back(built, tmp_path):
+    selection = rc.open(built).search(split="validation")
+
+    report = exporting.export_safetensors(selection, tmp_path / "out", patches_per_file=50)
+
+    assert exporting.export_safetensors(selection, tmp_path / "out", patches_per_file=50).num_fetched == 0
+    want = truth(selection)
+    ids = pq.read_table(tmp_path / "out" / "patches.parquet").column("id").to_pylist()
+    assert ids == selection.patch_ids
+    parts = sorted((tmp_path / "out").glob("part-*.safetensors"))
+    assert len(parts) == -(-len(ids) // 50)
+    assert sum(p.stat().st_size for p in parts) == report.nbytes
+    for number, path in enumerate(parts):
+        arrays = load_file(path)
+        for row, patch_id in enumerate(ids[number * 50 : number * 50 + 50]):
+            for name, array in decode_payload("s2", want[patch_id]).items():
+                np.testing.assert_array_equal(arrays[name][row], array)
+    source, official = open_source(tmp_path / "out")
+    assert official == selection.official()
+    for info in patch_infos(official.slice(3, 20)):
+        for modality, payload in source.read(info, ("s2", "s1", "map")).payloads.items():
+            assert payload == want[lmdb_key(modality, info)]
+
+
+# -- size --------------------------------------------------------------------------------------------------
+
+MEASURED = """
+import sys
+import reben_cloud as rc
+report = rc.open(sys.argv[1]).search().export_lmdb(sys.argv[2])
+with open("/proc/self/status") as file:
+    print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+def test_many_patches_value_by_value(tmp_path, shared):
+    """20,000 of them with REBEN_TEST_EXPORT_PATCHES=20000; fewer by default, so that the checks stay short."""
+    count = int(os.environ.get("REBEN_TEST_EXPORT_PATCHES", "1500"))
+    if shutil.disk_usage(tmp_path).free < count * 1_200_000:
+        pytest.skip("too little disk")
+    pipeline = shared / "data" / "bigearthnet_pipeline"
+    source, official = open_source(f"synthetic:{count}", metadata_paths=[pipeline / "metadata.parquet"])
+    build(make_plan(source, official, open_store(tmp_path / "root")))
+
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURED, tmp_path / "root", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert int(run.stdout) < 500_000, "kB of memory"
+    wrong = 0
+    with py_lmdb.open(str(tmp_path / "out"), readonly=True, lock=False) as env, env.begin() as txn:
+        assert env.stat()["entries"] == 3 * count
+        for info in patch_infos(official):
+            for modality, payload in source.read(info, ("s2", "s1", "map")).payloads.items():
+                wrong += txn.get(lmdb_key(modality, info).encode()) != payload
+        key = lmdb_key("s2", info)
+        assert load(txn.get(key.encode()))["B8A"].shape == (60, 60)
+    assert wrong == 0
