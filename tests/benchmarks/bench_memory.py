@@ -1,0 +1,131 @@
+"""How much memory an epoch of 50,000 samples takes: it must not grow with the dataset.
+
+    python -m tests.benchmarks.bench_memory [--samples 50000] [--remote]
+
+The samples are synthetic; their shards are hard links to a few that are built, so the disk holds a few
+hundred MB while the loader sees 15 GB. With --remote shards are downloaded into memory instead of mapped.
+Prints the largest resident set beside the bound: (window + prefetch) shards and 300 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import reben_cloud as rc
+from reben_cloud.formats.tar import shard_bytes, shard_path
+from reben_cloud.stream import RawLoader
+
+SHARD = 256
+MODALITIES = ("s2", "s1", "map")
+
+
+def repeat_root(root: Path, target: Path, samples: int) -> Path:
+    """A root whose train shards are the full train shards of `root`, over and over."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    table = pq.read_table(root / "patches.parquet")
+    num_full = manifest["groups"]["train"]["num_samples"] // SHARD
+    shard = table.column("reben:shard")
+    train = pc.equal(table.column("reben:shard_group").cast(pa.string()), "train")
+    table = table.filter(pc.and_(train, pc.less(shard, num_full)))
+    copies = -(-samples // table.num_rows)
+    position = table.column_names.index("reben:shard")
+    tables, objects = [], []
+    known = {row["path"]: row for row in pq.read_table(root / "objects.parquet").to_pylist()}
+    for copy in range(copies):
+        moved = pc.add(table.column("reben:shard"), pa.scalar(copy * num_full, pa.int32()))
+        tables.append(table.set_column(position, "reben:shard", moved))
+        for number in range(num_full):
+            for modality in MODALITIES:
+                old = shard_path("train", modality, number)
+                new = shard_path("train", modality, copy * num_full + number)
+                (target / new).parent.mkdir(parents=True, exist_ok=True)
+                os.link(root / old, target / new)
+                objects.append({**known[old], "path": new})
+    pq.write_table(pa.concat_tables(tables), target / "patches.parquet", row_group_size=16_384)
+    schema = pq.read_schema(root / "objects.parquet")
+    pq.write_table(pa.Table.from_pylist(objects, schema=schema), target / "objects.parquet")
+    num_samples = copies * table.num_rows
+    manifest["num_patches"] = num_samples
+    manifest["groups"] = {"train": {"num_samples": num_samples, "num_shards": copies * num_full}}
+    digest = hashlib.sha256((target / "objects.parquet").read_bytes())
+    manifest["objects_sha256"] = digest.hexdigest()
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
+
+
+def measure(root: str, remote: bool) -> None:
+    """One epoch in this process, and what it took."""
+    dataset = rc.open(root)
+    if remote:
+        dataset.store.__class__ = type(
+            "Remote", (type(dataset.store),), {"is_local": False, "local_path": _none}
+        )
+    loader = RawLoader(dataset.search(), batch_size=64)
+    process, largest, done = psutil.Process(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            largest[0] = max(largest[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    count = sum(len(batch["index"]) for batch in loader)
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    shards = loader._resident
+    bound = shards * sum(shard_bytes(m, SHARD) for m in MODALITIES) + 300e6
+    print(
+        f"{count:,} samples ({'downloaded' if remote else 'mapped'}) in {seconds:.1f} s: largest resident set "
+        f"{largest[0] / 1e6:,.0f} MB, bound for {shards} shards {bound / 1e6:,.0f} MB: "
+        f"{'kept' if largest[0] <= bound else 'BROKEN'}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--dir", type=Path, default=Path("/tmp/reben-bench"))
+    parser.add_argument("--remote", action="store_true")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        return measure(arguments.measure, arguments.remote)
+    arguments.dir.mkdir(parents=True, exist_ok=True)
+    from tests.benchmarks.bench_loader import make_root
+
+    small = make_root(arguments.dir, 4096).resolve()
+    target = Path(tempfile.mkdtemp(prefix="repeated-", dir=small.parent))
+    try:
+        root = repeat_root(small, target, arguments.samples)
+        # In a process of its own: what made the root must not count.
+        command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--measure", str(root)]
+        subprocess.run(command + ["--remote"] * arguments.remote, check=True)
+    finally:
+        shutil.rmtree(target)
+    return None
+
+
+def _none(*_: Any) -> None:
+    return None
+
+
+if __name__ == "__main__":
+    main()
