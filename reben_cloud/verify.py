@@ -293,7 +293,9 @@ class _ZarrShardUnit:
                     )
                 except FileNotFoundError:
                     problems.append(f"{path}: missing")
-                except (ChecksumError, StorageError, ValueError, RuntimeError) as error:
+                except ChecksumError as error:
+                    problems.append(str(error))  # names the object already
+                except (StorageError, ValueError, RuntimeError) as error:
                     problems.append(f"{path}: {error}")
             if len(stacks) < len(zarr.arrays_of(modality)):
                 continue

@@ -1,0 +1,219 @@
+"""Zarr: the bytes of zarr-python, read by zarr-python, xarray and TensorStore; damage is noticed."""
+
+import asyncio
+import json
+import warnings
+
+import numpy as np
+import pytest
+import tensorstore
+import xarray as xr
+import zarr as zarr_python
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from reben_cloud.errors import ChecksumError
+from reben_cloud.formats import zarr
+
+
+def pixels(array, count, seed=0):
+    spec = zarr.PIXEL_ARRAYS[array]
+    rng = np.random.default_rng(seed)
+    values = rng.integers(1, 10_000, (count, *spec.shape))
+    return (
+        values.astype(spec.dtype) / spec.dtype.type(7)
+        if spec.dtype.kind == "f"
+        else values.astype(spec.dtype)
+    )
+
+
+def reference(folder, array, patches):
+    """The same array written by zarr-python alone."""
+    spec = zarr.PIXEL_ARRAYS[array]
+    made = zarr_python.create_array(
+        str(folder / array),
+        shape=patches.shape,
+        chunks=(1, *spec.shape),
+        shards=(zarr.PATCHES_PER_ZARR_SHARD, *spec.shape),
+        dtype=spec.dtype,
+        compressors=[
+            BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=spec.dtype.itemsize),
+            Crc32cCodec(),
+        ],
+        fill_value=spec.fill_value,
+        config={"write_empty_chunks": True},
+        zarr_format=3,
+    )
+    made[...] = patches
+
+
+@pytest.mark.parametrize(
+    ("array", "count"), [*((a, n) for a in zarr.PIXEL_ARRAYS for n in (1, 5)), ("s2_60m", 257)]
+)
+def test_zarr_shards_have_the_bytes_of_zarr_python(array, count, tmp_path):
+    patches = pixels(array, count)
+    reference(tmp_path, array, patches)
+
+    for number in range(zarr.num_zarr_shards(count)):
+        part = slice(number * zarr.PATCHES_PER_ZARR_SHARD, (number + 1) * zarr.PATCHES_PER_ZARR_SHARD)
+        path = tmp_path / zarr.shard_path(array, number)
+        assert zarr.encode_shard(array, patches[part]) == path.read_bytes()
+
+
+def test_patches_of_zeros_are_written_too(tmp_path):
+    patches = np.zeros((3, 2, 20, 20), np.uint16)
+    reference(tmp_path, "s2_60m", patches)
+
+    assert zarr.encode_shard("s2_60m", patches) == (tmp_path / zarr.shard_path("s2_60m", 0)).read_bytes()
+
+
+@pytest.mark.parametrize("array", list(zarr.PIXEL_ARRAYS))
+def test_what_is_written_is_read(array):
+    patches = pixels(array, 4)
+    shard = zarr.encode_shard(array, patches)
+
+    np.testing.assert_array_equal(zarr.decode_shard(array, shard), patches)
+    rows = np.array([3, 0])
+    np.testing.assert_array_equal(zarr.decode_shard(array, shard, rows=rows), patches[[3, 0]])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A product's store on disk with all five arrays, 259 patches: two Zarr shards each."""
+    folder = tmp_path_factory.mktemp("zarr") / "product.zarr"
+    arrays = ("s2_60m", "s1")
+    count = 259
+    values = {name: pixels(name, count) for name in arrays}
+    ids = np.array([f"patch {i}" for i in range(count)], dtype=object)
+    objects = zarr.product_objects(
+        num_patches=count,
+        arrays=arrays,
+        coordinates={
+            "patch_id": (("patch",), ids, {}),
+            "x0": (("patch",), np.arange(count, dtype=np.float64), {"units": "m"}),
+            "spatial_ref": ((), np.array(0, np.int64), {"crs_wkt": "x"}),
+            **zarr.band_coordinates(arrays),
+        },
+        attributes={"title": "t", "coordinates": "patch_id x0 spatial_ref"},
+    )
+    for name, patches in values.items():
+        for number in range(2):
+            objects[zarr.shard_path(name, number)] = zarr.encode_shard(
+                name, patches[number * 256 : (number + 1) * 256]
+            )
+    for path, data in objects.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder, values, objects
+
+
+def test_xarray_reads_a_store_with_labels(store):
+    folder, values, _ = store
+
+    stack = xr.open_zarr(folder, zarr_format=3, consolidated=True)
+
+    assert stack.s1.dims == ("patch", "polarization", "y", "x")
+    assert stack.polarization.values.tolist() == ["VV", "VH"]
+    for name, patches in values.items():
+        np.testing.assert_array_equal(stack[name].values, patches)
+    np.testing.assert_array_equal(stack.s2_60m.sel(band60="B09")[258].values, values["s2_60m"][258, 1])
+    assert stack.s2_60m.dtype == np.uint16
+    assert stack.patch_id.values[258] == "patch 258"
+
+
+@pytest.mark.parametrize("array", ["s2_60m", "s1"])
+def test_tensorstore_reads_scattered_patches(store, array):
+    folder, values, _ = store
+    opened = tensorstore.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / array)}}, open=True
+    ).result()
+
+    rows = [258, 3, 256, 0]
+    np.testing.assert_array_equal(opened[rows].read().result(), values[array][rows])
+
+
+def test_metadata_is_consolidated_and_comes_last(store):
+    _, _, objects = store
+    paths = [path for path in objects if "/c/" not in path]
+    metadata = json.loads(objects["zarr.json"])
+
+    assert paths[-1] == "zarr.json"
+    assert metadata["consolidated_metadata"]["metadata"].keys() == {
+        path.removesuffix("/zarr.json") for path in paths if path.endswith("/zarr.json")
+    }
+    sharding = metadata["consolidated_metadata"]["metadata"]["s1"]["codecs"][0]
+    assert sharding["name"] == "sharding_indexed"
+    names = [codec["name"] for codec in sharding["configuration"]["codecs"]]
+    assert names == ["bytes", "blosc", "crc32c"]
+    blosc = sharding["configuration"]["codecs"][1]["configuration"]
+    assert (blosc["cname"], blosc["clevel"], blosc["shuffle"], blosc["typesize"]) == (
+        "zstd",
+        3,
+        "bitshuffle",
+        4,
+    )
+
+
+def test_the_same_product_gives_the_same_metadata():
+    options = {
+        "num_patches": 3,
+        "arrays": ("s1",),
+        "coordinates": zarr.band_coordinates(("s1",)),
+        "attributes": {},
+    }
+
+    assert zarr.product_objects(**options) == zarr.product_objects(**options)
+
+
+def test_metadata_can_be_made_where_an_event_loop_runs():
+    async def inside():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return zarr.product_objects(num_patches=1, arrays=("s1",), coordinates={}, attributes={})
+
+    assert "zarr.json" in asyncio.run(inside())
+
+
+# -- damage --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_flipped_bit_is_noticed(seed):
+    patches = pixels("s2_60m", 3)
+    shard = zarr.encode_shard("s2_60m", patches)
+    rng = np.random.default_rng(seed)
+    for at in rng.integers(0, len(shard), 60):
+        data = bytearray(shard)
+        data[at] ^= 1 << int(rng.integers(8))
+        with pytest.raises(
+            ChecksumError, match=r"object: (index|patch \d): the crc32c checksum does not match"
+        ):
+            zarr.decode_shard("s2_60m", bytes(data), name="object")
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, -1, -5000])
+def test_a_cut_shard_is_noticed(size):
+    shard = zarr.encode_shard("s2_60m", pixels("s2_60m", 3))
+
+    with pytest.raises(ChecksumError, match="object: "):
+        zarr.decode_shard("s2_60m", shard[:size], name="object")
+
+
+def test_a_row_that_is_not_there_is_named():
+    shard = zarr.encode_shard("s2_60m", pixels("s2_60m", 3))
+
+    with pytest.raises(ChecksumError, match="object: patch 3 is not in the Zarr shard"):
+        zarr.decode_shard("s2_60m", shard, rows=np.array([3]), name="object")
+
+
+@pytest.mark.parametrize(
+    ("patches", "message"),
+    [
+        (np.zeros((2, 2, 20, 20), np.int16), "s2_60m takes uint16"),
+        (np.zeros((2, 3, 20, 20), np.uint16), "s2_60m takes uint16"),
+        (np.zeros((0, 2, 20, 20), np.uint16), "1 to 256 patches, got 0"),
+        (np.zeros((257, 2, 20, 20), np.uint16), "1 to 256 patches, got 257"),
+    ],
+)
+def test_wrong_pixels_are_refused(patches, message):
+    with pytest.raises(ValueError, match=message):
+        zarr.encode_shard("s2_60m", patches)
