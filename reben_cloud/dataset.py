@@ -141,7 +141,8 @@ class Dataset:
                 f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"
             )
         store = ObjectStore(self.store.child(f"zarr/{product}.zarr").client, read_only=True)
-        return xr.open_zarr(store, zarr_format=3, consolidated=True)
+        stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
+        return stack
 
     def open_patch(self, patch_id: str) -> xr.Dataset:
         """One patch as a lazy xarray Dataset with x and y coordinates and CRS.

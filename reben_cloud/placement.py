@@ -100,7 +100,8 @@ def _groups(table: pa.Table) -> NDArray[np.int8]:
     extra = pc.or_(
         table.column("contains_seasonal_snow"), table.column("contains_cloud_or_shadow")
     ).to_numpy()
-    return (split + 3 * extra).astype(np.int8)
+    groups: NDArray[np.int8] = (split + 3 * extra).astype(np.int8)
+    return groups
 
 
 def _order(strata: NDArray[np.int32], options: PlacementOptions, *, stream: int) -> NDArray[np.int64]:

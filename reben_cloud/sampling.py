@@ -221,7 +221,8 @@ class EpochOrder:
         inside = self._ends[(self._ends > start) & (self._ends < stop)]
         # Lanes change their shards at different times: a steady flow, not a burst.
         inside = inside[lane % self._window :: self._window]
-        return np.concatenate([[start], inside, [stop] if stop > start else []]).astype(np.int64) - start
+        bounds: Ints = np.concatenate([[start], inside, [stop] if stop > start else []]).astype(np.int64) - start
+        return bounds
 
     def _make_block(self, lane: int, number: int) -> Block:
         start, stop = (int(p) for p in self._block_starts[lane][number : number + 2])
