@@ -33,7 +33,7 @@ JULY = "TIMESTAMP('2017-07-01T00:00:00Z')"
     [
         pytest.param("id = 'b'", "b", id="equal"),
         pytest.param("id <> 'b'", "acd", id="not equal"),
-        pytest.param('"reben:country" = \'Finland\'', "b", id="prefixed"),
+        pytest.param("\"reben:country\" = 'Finland'", "b", id="prefixed"),
         pytest.param("country = 'Finland'", "b", id="short name"),
         pytest.param("country <> 'Finland'", "ad", id="null is not different"),
         pytest.param("NOT country = 'Finland'", "ad", id="not null is null"),

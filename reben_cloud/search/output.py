@@ -22,7 +22,8 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
     Args:
         selection: What was found.
         form: ``table`` (for people, the first `max_rows`), ``ids`` (one a line), ``json`` (official
-            columns and times), ``geojson`` (footprints with their properties), ``stac`` (an ItemCollection), ``parquet`` (stac-geoparquet).
+            columns and times), ``geojson`` (footprints with their properties), ``stac`` (an
+            ItemCollection) or ``parquet`` (stac-geoparquet).
         max_rows: Rows of the table.
     """
     if form == "table":

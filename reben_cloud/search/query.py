@@ -356,6 +356,11 @@ def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[str]) -> N
             raise ValueError(f"cannot sort by {name!r}; columns are {', '.join(table.names)}")
         columns.append(found)
     part = table.take(rows, columns)
+    for number, field in enumerate(part.schema):
+        if pa.types.is_nested(field.type):
+            raise ValueError(f"cannot sort by {keys[number]!r}: it holds several values")
+        if pa.types.is_dictionary(field.type):  # which Arrow does not sort
+            part = part.set_column(number, field.name, pc.cast(part.column(number), field.type.value_type))
     # The row number last: equal keys keep the table's order.
     part = part.append_column("__row", pa.array(np.arange(len(rows))))
     order: list[Any] = [

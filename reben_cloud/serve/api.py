@@ -86,7 +86,6 @@ def create_api(dataset: Dataset) -> FastAPI:
         extensions=extensions,
         dataset=dataset,
         landing_page_id="reben",
-        stac_version="1.1.0",
         title=settings.stac_fastapi_title,
         description=settings.stac_fastapi_description,
     )
@@ -169,6 +168,7 @@ class _Client(BaseCoreClient):
     def landing_page(self, **kwargs: Any) -> Any:
         """The API's entry, with the collection as a child."""
         page = super().landing_page(**kwargs)
+        page["stac_version"] = "1.1.0"  # of the Items; stac-fastapi writes its own default
         page["links"].append(
             {
                 "rel": "child",

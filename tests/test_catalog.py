@@ -1,0 +1,183 @@
+"""The static catalog: valid offline, every link and asset there, the committed one regenerated."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import mlcroissant
+import pystac
+import pytest
+
+import reben_cloud as rc
+from reben_cloud.build import build, make_plan
+from reben_cloud.build.publish import publish_metadata
+from reben_cloud.errors import ConflictError
+from reben_cloud.labels import CLC
+from reben_cloud.metadata import read_official
+from reben_cloud.sources.synthetic import SyntheticSource
+from reben_cloud.store import open_store
+from tests.official import table_of
+from tests.stac import stac_errors
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A small root with pixels."""
+    folder = tmp_path_factory.mktemp("catalog") / "root"
+    rows = table_of(120, num_products=4)
+    build(make_plan(SyntheticSource(num_patches=120), rows, open_store(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(shared, tmp_path_factory):
+    """The catalog of all real patches."""
+    folder = tmp_path_factory.mktemp("real")
+    files = sorted((shared / "data" / "bigearthnet_pipeline").glob("metadata*.parquet"))
+    publish_metadata(read_official(files), open_store(folder))
+    return folder
+
+
+@pytest.fixture(params=["built", "real"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def documents(folder):
+    return {
+        path: document
+        for path in sorted(folder.rglob("*.json"))
+        if "zarr" not in path.parts and "_build" not in path.parts
+        if (document := json.loads(path.read_text(encoding="utf-8"))).get("type")
+        in ("Catalog", "Collection", "Feature")
+    }
+
+
+def test_every_document_is_valid(folder, shared):
+    found = documents(folder)
+
+    assert len(found) > 20
+    for path, document in found.items():
+        assert stac_errors(document, shared / "stac_schemas") == [], path
+
+
+def test_the_schemas_do_find_faults(built, shared):
+    item = next(d for d in documents(built).values() if "grid:code" in d.get("properties", {}))
+
+    item["properties"]["proj:code"] = 32633
+    item["properties"]["reben:split_counts"] = {"train": -1}
+
+    assert len(stac_errors(item, shared / "stac_schemas")) == 2
+
+
+def test_every_link_and_asset_is_there(built):
+    for path, document in documents(built).items():
+        places = [*document["links"], *document.get("assets", {}).values()]
+        for place in places:
+            if "://" not in place["href"]:
+                assert (path.parent / place["href"]).exists(), f"{path}: {place['href']}"
+
+
+def test_pystac_walks_it_from_a_folder_and_over_http(built):
+    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *args: None})
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(quiet, directory=built)
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            for href in (f"{built}/catalog.json", f"http://127.0.0.1:{server.server_port}/catalog.json"):
+                catalog = pystac.Catalog.from_file(href)
+                collection = catalog.get_child("bigearthnet-v2")
+                items = list(collection.get_items())
+                assert sum(i.properties["reben:num_patches"] for i in items) == 120
+                assert sorted(i.id for i in items) == rc.open(built).products
+        finally:
+            server.shutdown()
+
+
+def test_shards_have_the_checksums_of_their_bytes(built):
+    import hashlib
+
+    shards = [d for d in documents(built).values() if "reben:shard_group" in d.get("properties", {})]
+    assert len(shards) == 3 * len(rc.open(built).manifest["groups"])
+    for item in shards[:3]:
+        for asset in item["assets"].values():
+            path = built / "bigearthnet-v2-shards" / item["id"] / asset["href"]
+            data = path.read_bytes()
+            assert asset["file:checksum"] == "1220" + hashlib.sha256(data).hexdigest()
+            assert asset["file:size"] == len(data)
+            assert asset["type"] == "application/x-tar"
+
+
+def test_a_product_names_its_bands_dimensions_and_media_type(built):
+    product = rc.open(built).products[0]
+    item = json.loads((built / "bigearthnet-v2" / product / f"{product}.json").read_text())
+    asset = item["assets"]["zarr"]
+
+    assert asset["type"] == "application/vnd.zarr; version=3"
+    assert [b["name"] for b in asset["bands"]][:2] == ["s2_10m[band=B02]", "s2_10m[band=B03]"]
+    assert len(asset["bands"]) == 15
+    stack = rc.open(built).open_zarr(product)
+    for name, variable in asset["cube:variables"].items():
+        assert list(stack[name].dims) == variable["dimensions"]
+        for dim in variable["dimensions"]:
+            size = asset["cube:dimensions"][dim]
+            assert stack.sizes[dim] == (len(size["values"]) if "values" in size else size["extent"][1] + 1)
+
+
+def test_the_reference_maps_classes_have_names_and_colours(built):
+    collection = json.loads((built / "bigearthnet-v2" / "collection.json").read_text())
+
+    classes = collection["item_assets"]["zarr"]["classification:classes"]
+
+    assert [c["value"] for c in classes] == list(CLC)
+    assert len(classes) == 45
+    assert next(c for c in classes if c["value"] == 312)["color_hint"] == "00A600"
+
+
+@pytest.mark.filterwarnings("ignore:ConjunctiveGraph is deprecated")
+def test_mlcroissant_accepts_the_card(folder):
+    card = json.loads((folder / "bigearthnet-v2" / "croissant.json").read_text(encoding="utf-8"))
+
+    dataset = mlcroissant.Dataset(card)
+
+    assert dataset.metadata.issues.errors == set()
+    assert [r.name for r in dataset.metadata.record_sets] == ["patches"]
+
+
+def test_the_committed_catalog_is_what_the_real_metadata_gives(real):
+    def comparable(path):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "collection.json":
+            # Compressed bytes are the parquet library's; another version writes others.
+            for name in ("file:size", "file:checksum"):
+                document["assets"]["patches"].pop(name)
+        if path.name == "croissant.json":
+            for name in ("contentSize", "sha256"):
+                document["distribution"][0].pop(name)
+        return document
+
+    committed = REPOSITORY / "stac"
+    names = ["catalog.json", *(p.relative_to(real) for p in (real / "bigearthnet-v2").rglob("*.json"))]
+    assert len(names) == 1 + 1 + 1 + 115
+    for name in names:
+        assert comparable(real / name) == comparable(committed / name), name
+    kept = {p.relative_to(committed) for p in committed.rglob("*.json")} - {Path("reben/v1.0.0/schema.json")}
+    assert kept == set(map(Path, names))
+    assert sum(p.stat().st_size for p in committed.rglob("*") if p.is_file()) < 2e6
+
+
+def test_a_second_run_changes_nothing_and_another_dataset_is_refused(real, shared):
+    before = {p: p.read_bytes() for p in real.rglob("*") if p.is_file()}
+    files = sorted((shared / "data" / "bigearthnet_pipeline").glob("metadata*.parquet"))
+
+    with pytest.raises(ConflictError, match="another dataset"):
+        publish_metadata(read_official(files[1:]), open_store(real))
+
+    assert {p: p.read_bytes() for p in real.rglob("*") if p.is_file()} == before
