@@ -26,6 +26,8 @@ FOLDERS: Mapping[str, str] = {"s2": "BigEarthNet-S2", "s1": "BigEarthNet-S1", "m
 SUFFIXES = (".tif", ".tiff")
 """Endings of a GeoTIFF's name."""
 
+_READ_BYTES = 1 << 16  # the largest official file has 58,024 bytes
+
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
@@ -135,10 +137,17 @@ def _read_file(folder: str, name: str, tensor: str) -> tuple[str, bytes]:
     for suffix in SUFFIXES:
         path = f"{folder}/{name}_{file_part(tensor)}{suffix}"
         try:
-            with open(path, "rb", buffering=0) as file:
-                return path, file.read()
+            handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             continue
+        # One read where a file object takes five calls: there are 8.2 million files.
+        try:
+            data = os.read(handle, _READ_BYTES)
+            while len(data) % _READ_BYTES == 0 and (more := os.read(handle, _READ_BYTES)):
+                data += more
+        finally:
+            os.close(handle)
+        return path, data
     raise SourceError(
         f"{name}: {folder} has no file for {file_part(tensor)} ({name}_{file_part(tensor)}.tif)"
     )
