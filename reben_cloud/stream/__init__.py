@@ -444,16 +444,7 @@ class _Pipeline:
     def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> None:
         """Copy the samples into the slot; runs on a gather thread."""
         loader = self._loader
-        stored = np.empty(num_valid, np.int64)
-        addresses = {source: np.empty(num_valid, np.int64) for source in loader._reader.copies}
-        keep = []
-        for run in runs:
-            stored[run.rows] = run.fetched.block.samples[run.inside]
-            for future in run.fetched.parts:
-                part = future.result()
-                keep.append(part.keep)
-                for source, values in part.addresses.items():
-                    addresses[source][run.rows] = values[run.inside]
+        stored, addresses, keep = self._where(num_valid, runs)
         for source, copies in loader._reader.copies.items():
             loader._gather(addresses[source], copies, slot)
         arrays = slot.arrays
@@ -464,5 +455,25 @@ class _Pipeline:
             for name in arrays:
                 arrays[name][num_valid:] = 0
             arrays["index"][num_valid:] = -1
+        finished = sum(run.inside.stop == len(run.fetched.block.samples) for run in runs)
+        # Let go of the memory first: what is counted as free must be free.
+        runs.clear()
+        keep.clear()
         with self._lock:
-            self._in_use -= sum(run.inside.stop == len(run.fetched.block.samples) for run in runs)
+            self._in_use -= finished
+
+    def _where(
+        self, num_valid: int, runs: list[_Run]
+    ) -> tuple[Ints, dict[str, Ints], list[Sequence[object]]]:
+        """Stored position and addresses of each row of a batch, and what must live meanwhile."""
+        stored = np.empty(num_valid, np.int64)
+        addresses = {source: np.empty(num_valid, np.int64) for source in self._loader._reader.copies}
+        keep = []
+        for run in runs:
+            stored[run.rows] = run.fetched.block.samples[run.inside]
+            for future in run.fetched.parts:
+                part = future.result()
+                keep.append(part.keep)
+                for source, values in part.addresses.items():
+                    addresses[source][run.rows] = values[run.inside]
+        return stored, addresses, keep
