@@ -103,6 +103,12 @@ def build(
         ),
     ],
     root: RootArgument,
+    bbox: BboxOption = None,
+    datetime: DatetimeOption = None,
+    label: LabelOption = None,
+    split: SplitOption = None,
+    country: CountryOption = None,
+    recommended: RecommendedOption = None,
     metadata: MetadataOption = None,
     modality: Annotated[
         list[str] | None,
@@ -127,8 +133,9 @@ def build(
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a root from a source of patches; run again, it continues."""
+    """Build a root from a source of patches, or from what a search finds in a root; run again, it continues."""
     from reben_cloud import build as building
+    from reben_cloud.dataset import open as open_dataset
     from reben_cloud.placement import PlacementOptions
     from reben_cloud.recognise import default_scratch, open_source
     from reben_cloud.store import open_store
@@ -138,7 +145,11 @@ def build(
     options = PlacementOptions(order=order, seed=seed, shard_samples=shard_samples)  # type: ignore[arg-type]
     store = open_store(root, access)
     scratch = scratch or default_scratch(found)
-    plan = building.make_plan(found, official, store, modalities=modality, options=options, scratch=scratch)
+    query = search_query(bbox, datetime, label, split, country, recommended)
+    only = open_dataset(source, access).search(**query).patch_ids if query else None
+    plan = building.make_plan(
+        found, official, store, modalities=modality, options=options, scratch=scratch, only=only
+    )
     if dry_run:
         estimate = plan.estimate()
         typer.echo(json.dumps(asdict(estimate), indent=2) if as_json else estimate.to_text())

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.build import build, executors, make_plan
-from reben_cloud.errors import RebenError, SourceError, StorageError
+from reben_cloud.errors import NotFoundError, RebenError, SourceError, StorageError
 from reben_cloud.placement import PlacementOptions
 from reben_cloud.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
@@ -240,6 +240,19 @@ def test_build_and_verify_from_the_command_line(tmp_path):
     report = json.loads(text)
     assert report["ok"] is False
     assert re.fullmatch(r"shards/\S+\.tar: missing", report["problems"][0])
+
+
+def test_a_part_of_a_root_from_the_command_line(tmp_path):
+    store = open_store(tmp_path / "root")
+    build(plan_of(store))
+
+    code, _, _ = run("build", tmp_path / "root", tmp_path / "part", "--split", "test", "--modality", "s2")
+
+    part = rc.open(tmp_path / "part")
+    assert code == 0
+    assert sorted(part.search().patch_ids) == sorted(rc.open(store.url).search(split="test").patch_ids)
+    with pytest.raises(NotFoundError, match=r"no dataset is published there"):
+        run("build", "synthetic:3", tmp_path / "other", "--split", "test")
 
 
 def test_shares_from_the_command_line(tmp_path):
