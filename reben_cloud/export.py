@@ -206,15 +206,15 @@ class Records:
         sums = [f"reben:{m}_xxh3" for m in modalities]
         known = set(sums) <= set(chosen.table.names)
         table = chosen.columns(["id", "reben:s1_name", *(sums if known else ())])
-        ids = np.array(table.column("id").to_pylist(), "S")
-        names = {"s2": ids, "s1": np.array(table.column("reben:s1_name").to_pylist(), "S")}
-        names["map"] = np.char.add(ids, b"_reference_map")
-        keys = np.concatenate([names[m].astype("S64") for m in modalities])
+        ids = table.column("id")
+        maps = pc.binary_join_element_wise(ids, "_reference_map", "")
+        names = {"s2": ids, "s1": table.column("reben:s1_name"), "map": maps}
+        keys = np.concatenate([names[m].to_numpy().astype("S64") for m in modalities])
         order = np.argsort(keys, kind="stable")
         xxh3 = np.concatenate([table.column(c).to_numpy() for c in sums])[order] if known else None
         return cls(
             keys=keys[order].tolist(),
-            modality=np.repeat(np.array(modalities), len(ids))[order].tolist(),
+            modality=np.repeat(np.array(modalities, object), len(ids))[order].tolist(),
             patch=np.tile(np.arange(len(ids)), len(modalities))[order],
             xxh3=xxh3,
         )
@@ -608,10 +608,11 @@ def _write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) -
     ):
         pq.write_table(official.filter(rows), partial / name, compression="zstd")
         _sync(partial / name)
-    table = chosen.to_arrow()
     gone = {"assets", *(f"reben:{m}_xxh3" for m in MODALITIES if m not in modalities)}
-    table = table.drop_columns([name for name in table.column_names if name in gone])
-    _write_synced(partial / "patches.parquet", metadata.write_patches(table.combine_chunks()))
+    # A table of its own: what it reads of a whole root would otherwise stay in memory for good.
+    table = type(chosen.table)(chosen.table.store)
+    rows = table.take(chosen.rows, [name for name in table.names if name not in gone])
+    _write_synced(partial / "patches.parquet", metadata.write_patches(rows))
 
 
 def _manifest(

@@ -20,10 +20,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load, load_file
+from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud import export as exporting
 from reben_cloud.build import build, make_plan
+from reben_cloud.cli import app
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, StorageError
 from reben_cloud.metadata import OFFICIAL_SCHEMA, patch_infos
 from reben_cloud.patch import decode_payload, lmdb_key
@@ -540,7 +542,7 @@ with open("/proc/self/status") as file:
 @pytest.mark.slow
 def test_many_patches_value_by_value(tmp_path, shared):
     """20,000 of them with REBEN_TEST_EXPORT_PATCHES=20000; fewer by default, so that the checks stay short."""
-    count = int(os.environ.get("REBEN_TEST_EXPORT_PATCHES", "1500"))
+    count = int(os.environ.get("REBEN_TEST_EXPORT_PATCHES", "1000"))
     if shutil.disk_usage(tmp_path).free < count * 1_200_000:
         pytest.skip("too little disk")
     pipeline = shared / "data" / "bigearthnet_pipeline"
@@ -564,3 +566,21 @@ def test_many_patches_value_by_value(tmp_path, shared):
         key = lmdb_key("s2", info)
         assert load(txn.get(key.encode()))["B8A"].shape == (60, 60)
     assert wrong == 0
+
+
+def test_the_command(built, tmp_path):
+    runner = CliRunner()
+    out = str(tmp_path / "out")
+
+    first = runner.invoke(app, ["export", str(built), out, "--split", "test", "--modality", "map", "--json"])
+    again = runner.invoke(app, ["export", str(built), out, "--split", "test", "--modality", "map"])
+    parts = runner.invoke(
+        app, ["export", str(built), f"{out}-parts", "--country", "Ireland", "--format", "safetensors"]
+    )
+    other = runner.invoke(app, ["export", str(built), out, "--country", "Ireland"])
+
+    assert json.loads(first.stdout)["num_fetched"] == len(rc.open(built).search(split="test"))
+    assert again.stdout.endswith("nothing to copy\n")
+    assert parts.exit_code == 0
+    assert (tmp_path / "out-parts" / "part-00000.safetensors").exists()
+    assert isinstance(other.exception, ConflictError)
