@@ -583,3 +583,34 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path):
     with pytest.raises(StorageError, match="the store is gone"):
         ShardCache(tmp_path).add("a.tar", 1, 1000, fetch)
     assert list(tmp_path.iterdir()) == []
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+
+def test_the_command_streams_a_selection_and_sums_up(root):
+    import json
+
+    from typer.testing import CliRunner
+
+    from reben_cloud.cli import app
+
+    result = CliRunner().invoke(
+        app, ["stream", str(root), "--split", "train", "--modality", "s1", "--epochs", "2", "--json"]
+    )
+
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    num_train = len(rc.open(root).search(split="train"))
+    assert summary["samples"] == 2 * num_train
+    assert summary["bytes_delivered"] == 2 * num_train * 2 * 120 * 120 * 4
+    assert summary["retries"] == 0
+
+
+def test_the_same_batches_come_from_an_exported_lmdb(root, selection, tmp_path):
+    part = rc.open(root).search(split="train")
+    part.export_lmdb(tmp_path / "export")
+
+    exported = rc.open(f"lmdb://{tmp_path / 'export'}").search()
+
+    same(epoch_of(RawLoader(exported, batch_size=32)), epoch_of(RawLoader(part, batch_size=32)))
