@@ -70,6 +70,17 @@ def test_split_is_the_ring_that_the_centre_lies_in(x, y):
     assert grid.split(x, y) == want
 
 
+def test_the_rule_for_any_size_is_the_rule_for_1200_m():
+    x, y = np.meshgrid(np.arange(91), np.arange(91))
+
+    by_centre = grid.split_of_centres(600 + 1200.0 * x, 600 + 1200.0 * y)
+
+    assert np.array_equal(by_centre, grid.split(x, y))
+    assert dict(zip(*np.unique(by_centre, return_counts=True), strict=True)) == {
+        "train": 4056, "validation": 2109, "test": 2116,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("epsg", "rows"), [(32631, 14_937), (32632, 4_888)])
 def test_footprints_are_the_real_v1_squares(shared, official, epsg, rows):
     path = shared / "data" / "bigearthnet_pipeline" / f"bigearthnet_v1_spatial_{epsg}.parquet"
