@@ -1,0 +1,108 @@
+"""Search on all 549,488 real rows beside hand-written DuckDB; the API under load.
+
+    python tests/benchmarks/bench_search.py ../shared/data/bigearthnet_pipeline
+
+The root is made in a temporary folder. Medians of `ROUNDS` alternating runs, all warm.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+
+import reben_cloud as rc
+from reben_cloud.build.publish import publish_metadata
+from reben_cloud.metadata import read_official
+from reben_cloud.store import open_store
+
+ROUNDS = 15
+BOX = (-8.5, 38.2, -8.2, 38.4)
+MONTHS = "2017-06/2017-07"
+
+
+def ours(dataset: rc.Dataset) -> list[str]:
+    return dataset.search(bbox=BOX, datetime=MONTHS).patch_ids
+
+
+def by_duckdb(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
+    west, south, east, north = BOX
+    rows = connection.execute(
+        f"SELECT id FROM '{path}' WHERE bbox.xmin <= {east} AND bbox.xmax >= {west} AND bbox.ymin <= {north} "
+        f"AND bbox.ymax >= {south} AND datetime >= '2017-06-01T00:00:00Z' AND datetime < '2017-08-01T00:00:00Z'"
+    )
+    return [str(row[0]) for row in rows.fetchall()]
+
+
+def milliseconds(call: object) -> float:
+    start = time.perf_counter()
+    call()  # type: ignore[operator]
+    return 1000 * (time.perf_counter() - start)
+
+
+def main() -> None:
+    files = sorted(Path(sys.argv[1]).glob("metadata*.parquet"))
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        publish_metadata(read_official(files), open_store(folder))
+        print(f"catalog of all rows: {time.process_time() - start:.1f} core-seconds")
+        path = Path(folder) / "patches.parquet"
+        print(f"patches.parquet: {path.stat().st_size / 1e6:.1f} MB")
+        dataset, connection = rc.open(folder), duckdb.connect()
+        assert sorted(ours(dataset)) == sorted(by_duckdb(connection, path))
+        times: dict[str, list[float]] = {"warm": [], "new dataset": [], "duckdb": [], "items": []}
+        for _ in range(ROUNDS):
+            times["warm"].append(milliseconds(lambda: ours(dataset)))
+            times["new dataset"].append(milliseconds(lambda: ours(rc.open(folder))))
+            times["duckdb"].append(milliseconds(lambda: by_duckdb(connection, path)))
+            times["items"].append(
+                milliseconds(lambda: list(dataset.search(bbox=BOX, datetime=MONTHS).items()))
+            )
+        for name, values in times.items():
+            print(f"{name:12} {statistics.median(values):8.1f} ms  ({len(ours(dataset))} patches)")
+        load(dataset)
+
+
+def load(dataset: rc.Dataset, seconds: float = 10) -> None:
+    """Searches of 100 Items over HTTP, one after another, each with another box."""
+    import itertools
+    import threading
+
+    import httpx
+    import uvicorn
+
+    from reben_cloud.serve import create_app
+
+    server = uvicorn.Server(uvicorn.Config(create_app(dataset), port=8799, log_level="warning"))
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.05)
+    taken = []
+    with httpx.Client(base_url="http://127.0.0.1:8799", timeout=60) as client:
+        end = time.monotonic() + seconds
+        for number in itertools.count():
+            west, south = -9 + number * 0.37 % 38, 37 + number * 0.23 % 29
+            query = {
+                "bbox": [west, south, west + 2, south + 2],
+                "limit": 100,
+                "datetime": "2017-06-01T00:00:00Z/..",
+            }
+            taken.append(
+                milliseconds(lambda query=query: client.post("/search", json=query).raise_for_status())
+            )
+            if time.monotonic() > end:
+                break
+    server.should_exit = True
+    taken.sort()
+    print(
+        f"API: {1000 / statistics.mean(taken):.0f} searches/s, p50 {taken[len(taken) // 2]:.0f} ms, "
+        f"p99 {taken[int(len(taken) * 0.99)]:.0f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()
