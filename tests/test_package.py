@@ -1,12 +1,14 @@
 """What is published installs into a clean environment and works there, from wheel and from sdist."""
 
+import ast
 import email
+import re
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
-from pathlib import Path
+from importlib.metadata import packages_distributions
 
 import pytest
 
@@ -110,6 +112,29 @@ def test_versions_agree():
     assert f"## {reben_cloud.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text()
 
 
+def test_what_is_imported_is_required():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
+    required = {name_of(requirement) for requirement in wanted}
+    brought = {"botocore": "boto3"}  # part of it in all but name
+    distributions = packages_distributions()
+
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in {name.split(".")[0] for name in names} - {"reben_cloud"} - sys.stdlib_module_names:
+                found = {brought.get(d, d).lower().replace("_", "-") for d in distributions[module]}
+                assert found & required, f"{path.name} imports {module}, which no requirement brings"
+
+
+def name_of(requirement):
+    return re.split(r"[>=<\[; ]", requirement)[0].lower().replace("_", "-")
+
+
 def test_every_requirement_is_pinned_for_the_tests():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     pinned = {
@@ -122,9 +147,4 @@ def test_every_requirement_is_pinned_for_the_tests():
         *(r for extra in project["optional-dependencies"].values() for r in extra),
     ]
 
-    names = {
-        Path(r.split(">")[0].split("[")[0].split(";")[0].strip()).name.lower().replace("_", "-")
-        for r in wanted
-    }
-
-    assert names - {"reben-cloud"} <= pinned
+    assert {name_of(requirement) for requirement in wanted} - {"reben-cloud"} <= pinned
