@@ -190,7 +190,7 @@ def main() -> None:
 
     folders = folder / "tiffs"
     if not folders.exists():
-        tiffs.write_folders(folders, tiffs.table_of(TIFF_PATCHES, num_products=4))
+        tiffs.write_folders(folders, tiffs.table_of(TIFF_PATCHES, num_products=6))
     pairs = as_rico_hdl(folders, folder / "rico")
     found["rico_hdl_way_patches_s"] = pairs / best(lambda: as_rico_hdl(folders, folder / "rico"), 1)
     found["times_rico_hdl"] = found["export_patches_s"] / found["rico_hdl_way_patches_s"]
