@@ -240,6 +240,7 @@ def test_every_published_recipe_takes_two_steps(dataset, tmp_path, architecture)
     assert all(math.isfinite(info.loss) for info in steps)
 
 
+@pytest.mark.slow
 def test_maps_are_learned_where_they_are_labelled(dataset, tmp_path):
     config = recipe("epochs=3", "lr=3e-3", "bands=10m_20m", base="unet_resnet34")
 
@@ -483,7 +484,7 @@ def test_a_known_optimum_is_reached(tmp_path_factory, tmp_path):
     )
 
     # Recommended or not makes no difference here, and more patches learn more.
-    config = recipe("epochs=8", "batch_size=16", "lr=4e-3", "warmup_steps=20", "train.recommended=false")
+    config = recipe("epochs=6", "batch_size=16", "lr=4e-3", "warmup_steps=20", "train.recommended=false")
     result = train(config, dataset, tmp_path)
 
     assert result["macro"]["ap"] == pytest.approx(best["macro"]["ap"], abs=0.01)
