@@ -165,10 +165,6 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     make_data(folder, count)
     root = folder / "root"
-    floor = floors(folder)
-    both = floor["decode"] + floor["compress"]
-    print(f"floor, ms a patch: {', '.join(f'{k} {v * 1e3:.2f}' for k, v in floor.items())}")
-    print(f"floor (decode + compress): {1 / both:,.0f} patches/s of a core")
     runs = {
         "folders": run_build(folder / "folders", root),
         "folders, scratch": run_build(folder / "folders", root, scratch=folder / "scratch"),
@@ -176,6 +172,11 @@ def main() -> None:
         "archives": run_build(folder / "archives", root, scratch=folder / "scratch"),
         "LMDB": run_build(folder / "lmdb", root),
     }
+    # After the builds: a child's peak memory starts at its parent's.
+    floor = floors(folder)
+    both = floor["decode"] + floor["compress"]
+    print(f"floor, ms a patch: {', '.join(f'{k} {v * 1e3:.2f}' for k, v in floor.items())}")
+    print(f"floor (decode + compress): {1 / both:,.0f} patches/s of a core")
     for name, run in runs.items():
         print(
             f"{name:22} {count / run['wall_s']:7,.0f} patches/s, {count / run['cpu_s']:7,.0f} a core of processor time "
