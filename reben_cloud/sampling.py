@@ -221,7 +221,9 @@ class EpochOrder:
         inside = self._ends[(self._ends > start) & (self._ends < stop)]
         # Lanes change their shards at different times: a steady flow, not a burst.
         inside = inside[lane % self._window :: self._window]
-        bounds: Ints = np.concatenate([[start], inside, [stop] if stop > start else []]).astype(np.int64) - start
+        bounds: Ints = (
+            np.concatenate([[start], inside, [stop] if stop > start else []]).astype(np.int64) - start
+        )
         return bounds
 
     def _make_block(self, lane: int, number: int) -> Block:

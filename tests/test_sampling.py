@@ -186,7 +186,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_a_world_size_that_does_not_divide_the_lanes_is_refused_with_the_way_out():
     order = EpochOrder(np.array([4]), np.arange(4), lanes=8)
 
-    with pytest.raises(ValueError, match="pass lanes=12"):
+    with pytest.raises(ValueError, match="pass lanes=9"):
         order.schedule(0, 3)
 
 

@@ -35,6 +35,9 @@ _MISSING = 2**64 - 1
 
 _INDEX_ENTRY = np.dtype([("offset", "<u8"), ("nbytes", "<u8")])
 
+INDEX_BYTES = _INDEX_ENTRY.itemsize * PATCHES_PER_ZARR_SHARD + 4
+"""Size of the index at the end of a Zarr shard, checksum included."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelArray:
@@ -153,21 +156,48 @@ def decode_shard(
     Raises:
         ChecksumError: If the index or a chunk is damaged.
     """
-    spec = PIXEL_ARRAYS[array]
     data = memoryview(shard)
-    tail = _INDEX_ENTRY.itemsize * PATCHES_PER_ZARR_SHARD + 4
-    index = np.frombuffer(_without_crc32c(data[-tail:], f"{name or array}: index"), _INDEX_ENTRY)
+    index = decode_index(data[-INDEX_BYTES:], name=name or array)
     if rows is None:
         rows = np.flatnonzero(index["offset"] != _MISSING)
-    codec = _blosc()
+    spec = PIXEL_ARRAYS[array]
     out = np.empty((len(rows), *spec.shape), spec.dtype)
     for position, row in enumerate(rows.tolist()):
-        start, size = int(index["offset"][row]), int(index["nbytes"][row])
-        if start == _MISSING or start + size > data.nbytes:
-            raise ChecksumError(f"{name or array}: patch {row} is not in the Zarr shard")
-        chunk = _without_crc32c(data[start : start + size], f"{name or array}: patch {row}")
-        codec.decode(chunk, out=out[position])
+        start, size = chunk_range(index, row, name=name or array)
+        decode_chunk(array, data[start : start + size], out[position], name=f"{name or array}: patch {row}")
     return out
+
+
+def decode_index(tail: memoryview, *, name: str) -> NDArray[Any]:
+    """Where the chunks of a Zarr shard lie, from its last `INDEX_BYTES` bytes.
+
+    Raises:
+        ChecksumError: If the index is damaged.
+    """
+    if tail.nbytes != INDEX_BYTES:
+        raise ChecksumError(f"{name}: a Zarr shard of {tail.nbytes} bytes has no index, it is cut off")
+    return np.frombuffer(_without_crc32c(tail, f"{name}: index"), _INDEX_ENTRY)
+
+
+def chunk_range(index: NDArray[Any], row: int, *, name: str) -> tuple[int, int]:
+    """(First byte, bytes) of the chunk of the patch at `row` of its Zarr shard.
+
+    Raises:
+        ChecksumError: If it is not there.
+    """
+    start, size = int(index["offset"][row]), int(index["nbytes"][row])
+    if start == _MISSING:
+        raise ChecksumError(f"{name}: patch {row} is not in the Zarr shard")
+    return start, size
+
+
+def decode_chunk(array: str, chunk: memoryview, out: NDArray[Any], *, name: str) -> None:
+    """Decode one patch into `out`, contiguous, of the array's shape and dtype.
+
+    Raises:
+        ChecksumError: If the chunk is damaged.
+    """
+    _blosc().decode(_without_crc32c(chunk, name), out=out)
 
 
 def product_objects(
