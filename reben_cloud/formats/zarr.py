@@ -164,7 +164,7 @@ def decode_shard(
     out = np.empty((len(rows), *spec.shape), spec.dtype)
     for position, row in enumerate(rows.tolist()):
         start, size = chunk_range(index, row, name=name or array)
-        decode_chunk(array, data[start : start + size], out[position], name=f"{name or array}: patch {row}")
+        decode_chunk(data[start : start + size], out[position], name=f"{name or array}: patch {row}")
     return out
 
 
@@ -191,8 +191,8 @@ def chunk_range(index: NDArray[Any], row: int, *, name: str) -> tuple[int, int]:
     return start, size
 
 
-def decode_chunk(array: str, chunk: memoryview, out: NDArray[Any], *, name: str) -> None:
-    """Decode one patch into `out`, contiguous, of the array's shape and dtype.
+def decode_chunk(chunk: memoryview, out: NDArray[Any], *, name: str) -> None:
+    """Decode one patch into `out`, contiguous, of its array's shape and dtype.
 
     Raises:
         ChecksumError: If the chunk is damaged.

@@ -490,7 +490,7 @@ class ZarrReader:
             )
             out = np.empty((len(rows), *zarr.PIXEL_ARRAYS[part].shape), zarr.PIXEL_ARRAYS[part].dtype)
             for row, chunk, pixels in zip(rows.tolist(), chunks, out, strict=True):
-                zarr.decode_chunk(part, chunk, pixels, name=f"{name}: patch {row}")
+                zarr.decode_chunk(chunk, pixels, name=f"{name}: patch {row}")
             return out
 
         return persistently(attempt, self._counters)
