@@ -192,7 +192,7 @@ def main() -> None:
         hours = ALL_PATCHES * per_patch / cores / 3600
         rate = ALL_PATCHES * 530_000 / (hours * 3600) / 1e6
         print(
-            f"all {ALL_PATCHES:,} patches from folders on {cores} cores: {hours:.2f} h, bound by compression; "
+            f"all {ALL_PATCHES:,} patches from folders on {cores} cores: {hours:.2f} h, bound by processor time; "
             f"needs {rate:,.0f} MB/s of writing to the store"
         )
     if given.json:
