@@ -45,15 +45,25 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
             f"{store.url} has no {MANIFEST}, so no dataset is published there; "
             "check the URL, or finish the build (run `reben-cloud build` again)"
         ) from error
-    manifest = json.loads(text)
-    version = manifest.get("version")
-    if manifest.get("format") != "reben_cloud root" or not isinstance(version, int):
-        raise NotFoundError(f"{store.url}/{MANIFEST} is not the manifest of a reben_cloud root")
+    try:
+        manifest = json.loads(text)
+        version = manifest["version"]
+        complete = manifest["format"] == "reben_cloud root" and manifest.keys() >= _MANIFEST_KEYS
+    except (ValueError, TypeError, KeyError):
+        complete, version = False, 0
+    if not isinstance(version, int) or (not complete and version <= FORMAT_VERSION):
+        raise NotFoundError(
+            f"{store.url}/{MANIFEST} is not the manifest of a reben_cloud root, or it is damaged; "
+            "copy it again from where the root was made"
+        )
     if version > FORMAT_VERSION:
         raise RebenError(
             f"{store.url} has format version {version}, this reben_cloud reads up to {FORMAT_VERSION}; upgrade it"
         )
     return Dataset(store, manifest)
+
+
+_MANIFEST_KEYS = {"num_patches", "modalities", "products", "groups", "fingerprint", "objects_sha256"}
 
 
 class Dataset:

@@ -39,6 +39,9 @@ _CLIENT: Mapping[str, object] = {
     "timeout": "600s",
 }
 
+_first_pid: int | None = None
+"""The process that made the first client; a forked child inherits it and finds that it is another."""
+
 _MEMORY: dict[str, MemoryStore] = {}
 """``memory://name`` roots of this process, as in fsspec: a second open sees the same objects."""
 
@@ -89,7 +92,6 @@ class Store:
         self.storage_options = dict(storage_options)
         """The options it was opened with; may hold secrets, so never printed."""
         self._client: Any = None
-        self._pid: int | None = None
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -173,8 +175,7 @@ class Store:
         mode: Any = "create" if create else "overwrite"
         try:
             if (folder := self.local_path()) is not None:
-                # Made by the first write, not by opening: a typo in a read must leave no folder.
-                folder.mkdir(parents=True, exist_ok=True)
+                _make_folder(folder)
             obstore.put(self.client, path, data, mode=mode, use_multipart=False)
         except (obs_errors.BaseError, OSError) as error:
             raise self._translate(error, path, "write") from error
@@ -211,14 +212,16 @@ class Store:
         Raises:
             ForkError: In a child that was forked after the parent used the client.
         """
-        if self._client is None:
-            self._client, self._pid = _connect(self.url, self.storage_options), os.getpid()
-        elif self._pid != os.getpid():
+        global _first_pid  # the client's runtime belongs to the process, not to a store
+        if _first_pid not in (None, os.getpid()):
             raise ForkError(
-                f"{self.url} was opened before this process was forked, and its client would hang here; "
+                f"{self.url}: this process was forked from one that used a store, and any client would hang here; "
                 "start workers with multiprocessing_context='forkserver' or 'spawn', "
                 "or use StreamLoader without workers (it has threads of its own)"
             )
+        if self._client is None:
+            self._client = _connect(self.url, self.storage_options)
+            _first_pid = os.getpid()
         return self._client
 
     def _translate(self, error: Exception, path: str, verb: str) -> OSError:
@@ -247,6 +250,14 @@ class Store:
                 "check the endpoint (AWS_ENDPOINT_URL, --endpoint-url)"
             )
         return StorageError(f"cannot {verb} {name}: {cause}")
+
+
+def _make_folder(folder: Path) -> None:
+    """Made by the first write, not by opening: a typo in a read must leave no folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _first_line(text: str) -> str:

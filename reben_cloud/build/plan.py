@@ -320,10 +320,18 @@ def make_plan(
         only: Patch ids to build, of those that the source has; all by default.
 
     Raises:
-        SourceError: If a name in the source has no metadata row, a patch lacks a modality, or the
+        ValueError: If a modality is unknown.
+        SourceError: If the source is empty, a name in it has no metadata row, a patch lacks a modality, or the
             source needs a scratch folder and none is given.
     """
+    unknown = set(modalities or ()) - set(MODALITIES)
+    if unknown:
+        raise ValueError(
+            f"unknown modality {sorted(unknown)[0]!r}; it must be one of {', '.join(MODALITIES)}"
+        )
     names = source.names()
+    if not names:
+        raise SourceError(f"{source.describe()}: there is no patch in it")
     wanted = tuple(m for m in MODALITIES if m in (modalities or names))
     table = _matching_rows(names, official, wanted, source.describe())
     if only is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
         written.append(put(plan.store, path, data))
     objects = _objects_parquet(written)
     written.append(put(plan.store, "objects.parquet", objects))
-    _remove_staged(plan.store)
+    _remove_staged(plan.store, written)
     _check_presence(plan.store, written)
     return _commit(plan.store, manifest, objects)
 
@@ -123,12 +122,14 @@ def _check_presence(store: Store, written: Sequence[WrittenObject]) -> None:
             )
 
 
-def _remove_staged(store: Store) -> None:
-    """Remove the half-written files of killed processes (`<name>#<number>`), which no listing shows."""
+def _remove_staged(store: Store, written: Sequence[WrittenObject]) -> None:
+    """Remove what killed processes left of these objects (`<name>#<number>`), which no listing shows."""
     folder = store.local_path()
     if folder is not None:
+        ours = {one.path for one in written}
         for path in folder.rglob("*#*"):
-            if re.search(r"#\d+$", path.name):
+            name, _, number = path.relative_to(folder).as_posix().rpartition("#")
+            if name in ours and number.isdigit():
                 path.unlink(missing_ok=True)
 
 

@@ -71,6 +71,13 @@ def open_environment(folder: str | os.PathLike[str]) -> Any:
                 if "already open" in str(error):
                     hint = "; py-lmdb opens a folder once a process: close the other reader first"
                 raise SourceError(f"{path}: not a readable LMDB database ({error}){hint}") from error
+            expected = (_environments[key].info()["last_pgno"] + 1) * PAGE_BYTES
+            if status.st_size < expected:
+                # A page beyond the end of the file would end the process (SIGBUS), not raise.
+                _environments.pop(key).close()
+                raise SourceError(
+                    f"{path}/data.mdb is truncated: {status.st_size:,} bytes of {expected:,}; export or copy it again"
+                )
         return _environments[key]
 
 

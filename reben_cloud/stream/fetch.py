@@ -165,6 +165,7 @@ class ShardReader:
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._verified: set[tuple[object, ...]] = set()
         self._checked = {m: np.zeros(len(places.row), np.bool_) for m in modalities}
+        self._rows_of_file: dict[str, tuple[int, ...]] = {}
         self._lock = threading.Lock()
 
     def load(self, part: str, stored: Ints) -> Part:
@@ -274,8 +275,7 @@ class ShardReader:
                     self._mapped.popitem(last=False)
             self._counters.add(requests=1)
         if verify:
-            status = os.stat(file)
-            identity = (key, status.st_ino, status.st_size, status.st_mtime_ns)
+            identity = (key, *_identity(file))
             if identity not in self._verified:
                 try:
                     self._check(path, data)
@@ -296,6 +296,11 @@ class ShardReader:
         local = self._store.local_path(path)
         assert local is not None
         data = self._map(path, local, verify=False)
+        identity = _identity(local)
+        if self._rows_of_file.setdefault(path, identity) != identity:
+            # Another file than the one whose rows were verified.
+            self._checked[modality][self._places.shard == self._places.shard[stored[0]]] = False
+            self._rows_of_file[path] = identity
         starts = rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET
         for position in np.flatnonzero(~self._checked[modality][stored]).tolist():
             start = int(starts[position])
@@ -360,6 +365,12 @@ def _map_file(file: Path, url: str) -> NDArray[np.uint8]:
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise StorageError(f"cannot map {file}: {error}") from error
     return np.frombuffer(mapping, np.uint8)
+
+
+def _identity(file: Path) -> tuple[int, ...]:
+    """Changes when a file is replaced or written to."""
+    status = os.stat(file)
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class LmdbReader:

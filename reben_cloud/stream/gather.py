@@ -126,6 +126,9 @@ class Slot:
         """What a `Gather` wants to keep with the buffers."""
         self.number = 0
         """Number of the batch that was last put here, counted over all batches."""
+        # What a view refers to: the array itself, or, when it does not own its memory (pinned buffers
+        # do not), whatever NumPy takes for the owner.
+        self._owners = [array[:1].base for array in arrays.values()]
         self._at_rest = self._references()
 
     def in_use(self) -> bool:
@@ -133,7 +136,7 @@ class Slot:
         return self._references() != self._at_rest
 
     def _references(self) -> list[int]:
-        return [sys.getrefcount(a) for a in self.arrays.values()]
+        return [sys.getrefcount(owner) for owner in self._owners]
 
 
 class Ring:
