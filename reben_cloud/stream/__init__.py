@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from reben_cloud import labels
 from reben_cloud.errors import ForkError
+from reben_cloud.formats import tar
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
 from reben_cloud.stream.fetch import Counters, Part, Reader
 from reben_cloud.stream.gather import Arrays, BatchArray, Gather, Ring, Slot, arrays_of, gather_rows
@@ -190,7 +191,7 @@ class RawLoader:
             form=form,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
-            max_mapped=self._resident * len(stored.modalities),
+            max_mapped_bytes=self._resident * _shard_bytes(stored),
         )
         self._threads = (fetch_threads, gather_threads)
         self._gather = gather
@@ -304,6 +305,12 @@ class RawLoader:
             wait_s=self._wait_s,
             elapsed_s=self._elapsed_s,
         )
+
+
+def _shard_bytes(stored: StoredSelection) -> int:
+    """Bytes of the largest shard, all modalities together."""
+    samples = int(stored.places.num_samples.max(initial=0))
+    return sum(tar.shard_bytes(modality, samples) for modality in stored.modalities)
 
 
 def _make_arrays(

@@ -140,7 +140,7 @@ class ShardReader:
         modalities: What to read.
         counters: Where to count.
         cache: Disk cache of a remote root.
-        max_mapped: Most shard files that stay mapped without being in use.
+        max_mapped_bytes: Most bytes of shard files that stay mapped without being in use.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class ShardReader:
         counters: Counters,
         *,
         cache: ShardCache | None = None,
-        max_mapped: int = 16,
+        max_mapped_bytes: int = 2**30,
     ) -> None:
         self.copies = {m: PAYLOAD_COPIES[m] for m in modalities}
         self.parts = tuple(modalities)
@@ -161,9 +161,12 @@ class ShardReader:
         self._objects = objects
         self._counters = counters
         self._cache = None if store.is_local else cache
-        self._max_mapped = max_mapped
+        self._max_mapped_bytes = max_mapped_bytes
+        self._mapped_bytes = 0
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._verified: set[tuple[object, ...]] = set()
+        # Follows from a shard's bytes, and these from its checksum: found out once a shard.
+        self._strided: dict[str, bool] = {}
         self._checked = {m: np.zeros(len(places.row), np.bool_) for m in modalities}
         self._rows_of_file: dict[str, tuple[int, ...]] = {}
         self._lock = threading.Lock()
@@ -199,8 +202,9 @@ class ShardReader:
                     return self._load_rows(modality, path, stored, rows, sums)
                 return self._load_ranges(modality, path, ranges, rows, sums)
         data = self._whole(path)
-        view = tar.records(modality, data.data)
-        if view is None:
+        if path not in self._strided:
+            self._strided[path] = tar.records(modality, data.data) is not None
+        if not self._strided[path]:
             view = tar.payloads(modality, data.data)
             return address_of(view) + rows * PAYLOAD_BYTES[modality], view
         return address_of(data) + rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET, data
@@ -223,14 +227,20 @@ class ShardReader:
         if file is not None:
             try:
                 data = self._map(path, file)
-            except (ChecksumError, FileNotFoundError):
+            except (ChecksumError, FileNotFoundError, NotFoundError):
                 # Damaged on disk, or evicted by another process since: fetch it again.
                 file.unlink(missing_ok=True)
             else:
                 self._counters.add(cache_hits=1)
                 return data
         file, data_bytes = self._cache.add(path, checksum, nbytes, lambda: self._download(path))
-        return self._map(path, file) if file is not None else np.frombuffer(data_bytes or b"", np.uint8)
+        if file is not None:
+            try:
+                return self._map(path, file)
+            except (FileNotFoundError, NotFoundError):
+                # Evicted again already: the budget holds fewer shards than are in use.
+                data_bytes = self._download(path)
+        return np.frombuffer(data_bytes or b"", np.uint8)
 
     def _is_cached(self, path: str) -> bool:
         assert self._cache is not None
@@ -270,9 +280,10 @@ class ShardReader:
             if data.nbytes != self._objects[path][0]:
                 self._check(path, data)
             with self._lock:
+                self._mapped_bytes += data.nbytes - self._unmap(key)
                 self._mapped[key] = data
-                while len(self._mapped) > self._max_mapped:
-                    self._mapped.popitem(last=False)
+                while self._mapped_bytes > self._max_mapped_bytes and len(self._mapped) > 1:
+                    self._mapped_bytes -= self._unmap(next(iter(self._mapped)))
             self._counters.add(requests=1)
         if verify:
             identity = (key, *_identity(file))
@@ -281,11 +292,16 @@ class ShardReader:
                     self._check(path, data)
                 except ChecksumError:
                     with self._lock:
-                        self._mapped.pop(key, None)
+                        self._mapped_bytes -= self._unmap(key)
                     raise
                 self._counters.add(bytes_read=data.nbytes)
                 self._verified.add(identity)
         return data
+
+    def _unmap(self, key: str) -> int:
+        """Let a mapping go (whoever uses it keeps it), and say how many bytes it had."""
+        data = self._mapped.pop(key, None)
+        return 0 if data is None else data.nbytes
 
     # -- single rows -------------------------------------------------------------------------------
 
@@ -302,6 +318,8 @@ class ShardReader:
             self._checked[modality][self._places.shard == self._places.shard[stored[0]]] = False
             self._rows_of_file[path] = identity
         starts = rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET
+        if (str(local), *identity) in self._verified and self._strided.get(path):
+            return address_of(data) + starts, data
         for position in np.flatnonzero(~self._checked[modality][stored]).tolist():
             start = int(starts[position])
             payload = data[start : start + PAYLOAD_BYTES[modality]]

@@ -117,7 +117,7 @@ def open_reader(
     form: Form,
     cache_dir: str | os.PathLike[str] | None,
     cache_bytes: int | None,
-    max_mapped: int,
+    max_mapped_bytes: int,
 ) -> Reader:
     """The reader of the form in which the samples are wanted.
 
@@ -154,7 +154,7 @@ def open_reader(
         stored.modalities,
         counters,
         cache=cache,
-        max_mapped=max_mapped,
+        max_mapped_bytes=max_mapped_bytes,
     )
 
 
