@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 
 import lmdb
@@ -30,9 +31,11 @@ def mock(shared):
 
 
 @pytest.fixture(scope="module")
-def truth(mock):
-    """Name -> tensors, read with lmdb and safetensors alone."""
-    env = lmdb.open(str(mock / "BigEarthNet-V2-LMDB"), readonly=True, lock=False)
+def truth(mock, tmp_path_factory):
+    """Name -> tensors, read with lmdb and safetensors alone (from a copy: lmdb opens a folder once a process)."""
+    copy = tmp_path_factory.mktemp("truth") / "lmdb"
+    shutil.copytree(mock / "BigEarthNet-V2-LMDB", copy)
+    env = lmdb.open(str(copy), readonly=True, lock=False)
     with env.begin() as txn:
         found = {key.decode(): load(bytes(value)) for key, value in txn.cursor()}
     env.close()

@@ -161,10 +161,10 @@ def claim(plan: BuildPlan) -> dict[str, Any] | None:
             f"{plan.store.url} is published already, with other patches or options; a root never changes, "
             "build into a new one"
         )
-    stranger = next((path for path, _ in plan.store.list() if not path.startswith(f"{JOURNAL}/")), None)
-    if stranger is not None and not plan.store.exists(f"{JOURNAL}/plan.json"):
+    there = [path for path, _ in plan.store.list()]
+    if there and not any(path.startswith(f"{JOURNAL}/") for path in there):
         raise ConflictError(
-            f"{plan.store.url} is not empty: it holds {stranger}; a root has a folder or prefix of its own"
+            f"{plan.store.url} is not empty: it holds {min(there)}; a root has a folder or prefix of its own"
         )
     try:
         plan.store.put(f"{JOURNAL}/plan.json", plan.fingerprint.encode(), create=True)
