@@ -499,6 +499,7 @@ def _report(
 
 
 def _write(path: Path, data: bytes) -> None:
-    new = path.with_name(path.name + ".new")
+    # Ranks may write the same file at the same time: each has a name of its own until it is whole.
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_bytes(data)
     os.replace(new, path)
