@@ -86,7 +86,7 @@ class PatchTable:
             self._source.forget()
         chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
         schema = self._parquet.schema_arrow
-        return pa.table({n: _chunked(c, schema.field(n).type) for n, c in chunks.items()})
+        return pa.table({n: pa.chunked_array(c, schema.field(n).type) for n, c in chunks.items()})
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in the rows' order."""
@@ -115,10 +115,6 @@ class PatchTable:
                 start = column.dictionary_page_offset or column.data_page_offset
                 spans.append((start, start + column.total_compressed_size))
         return min(s for s, _ in spans), max(e for _, e in spans)
-
-
-def _chunked(chunks: Any, kind: Any) -> Any:
-    return pa.chunked_array(chunks, kind)
 
 
 class _Ranges(io.RawIOBase):
