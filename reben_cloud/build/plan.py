@@ -27,10 +27,8 @@ from reben_cloud.formats import tar, zarr
 from reben_cloud.placement import PlacementOptions, group_sizes, place
 from reben_cloud.sources import Source
 from reben_cloud.sources.archives import ArchiveSource
+from reben_cloud.sources.roots import MANIFEST as MANIFEST
 from reben_cloud.store import Store
-
-MANIFEST = "manifest.json"
-"""The commit point of a root."""
 
 JOURNAL = "_build"
 """Folder of the plan, the leases and the receipts; no part of the dataset."""

@@ -25,6 +25,7 @@ from reben_cloud.patch import PAYLOAD_BYTES, Patch, PatchInfo
 from reben_cloud.store import Store
 
 MANIFEST = "manifest.json"
+"""The commit point of a root: without it there is no dataset."""
 
 
 @dataclass(frozen=True, slots=True)
