@@ -163,7 +163,7 @@ class EpochOrder:
         self._block_starts = [self._cut(lane) for lane in range(lanes)]
         # Shared by all lanes: what they deliver at one time stays stratified together.
         words = random_words(2**_SCRAMBLED_BITS // 64, "scramble", *self._key)
-        self._flips = np.unpackbits(words.astype("<u8").view(np.uint8)).astype(np.uint32)
+        self._scramble = _scrambling(np.unpackbits(words.astype("<u8").view(np.uint8)).astype(np.uint32))
         self._block = lru_cache(maxsize=4 * lanes)(self._make_block)
 
     def take(self, numbers: Ints) -> Ints:
@@ -240,7 +240,8 @@ class EpochOrder:
         words = random_words(len(stored), "samples", *self._key, lane, number)
         by_stratum = np.lexsort((words, self._strata[stored]))
         turn = _reverse_bits(np.asarray(_lane_bits(lane, self.lanes)))
-        point = _scrambled_inverse(np.arange(start, stop, dtype=np.uint32) ^ turn, self._flips)
+        place = np.arange(start, stop, dtype=np.uint32) ^ turn
+        point = _reverse_bits(place ^ self._scramble[place & np.uint32(len(self._scramble) - 1)])
         samples = np.empty_like(stored)
         samples[np.argsort(point, kind="stable")] = stored[by_stratum]
         return Block(lane=lane, start=start, samples=samples)
@@ -328,16 +329,22 @@ def _radical_inverse(values: NDArray[np.integer]) -> NDArray[np.uint32]:
     return _reverse_bits(values.astype(np.uint32))
 
 
-def _scrambled_inverse(values: NDArray[np.uint32], flips: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Van der Corput's sequence under Owen's nested uniform scrambling (Owen 1995).
+def _scrambling(flips: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Owen's nested uniform scrambling (Owen 1995) of van der Corput's sequence, as a table.
 
-    Each bit is flipped or not by a random bit that depends on all bits before it.
+    A bit is flipped or not by a random bit that depends on all bits below it.
+
+    Args:
+        flips: A random 0 or 1 for each bit and each value of the bits below it: for bit `level`, those
+            from ``2**level`` on; shape (2**levels,).
+
+    Returns:
+        What the lowest bits of a number are to be XORed with, by these bits, shape (2**levels,).
     """
-    found = values.copy()
-    for level in range(_SCRAMBLED_BITS):
-        before = values & np.uint32((1 << level) - 1)
-        found ^= flips[before | np.uint32(1 << level)] << np.uint32(level)
-    return _reverse_bits(found)
+    table = np.zeros(1, np.uint32)
+    for level in range(len(flips).bit_length() - 1):
+        table = np.tile(table ^ flips[1 << level : 2 << level] << np.uint32(level), 2)
+    return table
 
 
 def _lane_bits(lane: int, lanes: int) -> np.uint32:

@@ -35,6 +35,9 @@ STATE_VERSION = 1
 HOLD_BATCHES = 2
 """Batches that are handed out before a buffer may be written again, even if nothing refers to it."""
 
+AHEAD_AT_ONCE = 2
+"""Blocks that are asked for ahead of need each time a batch is asked for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamStats:
@@ -397,9 +400,11 @@ class _Pipeline:
             self._queue.append((slot, num_valid, future))
             self._number += self._steps.global_batch
             self._left -= 1
-        # Ahead of need, but bounded: blocks that nobody will use again have left `_in_use`.
-        while self._schedule and not self._is_full():
-            self._fetch_next()
+        # Ahead of need, but bounded: blocks that nobody will use again have left `_in_use`. A few at a
+        # time, so that an epoch's first batch does not wait for the plans of what is needed much later.
+        for _ in range(AHEAD_AT_ONCE):
+            if self._schedule and not self._is_full():
+                self._fetch_next()
 
     def _is_full(self) -> bool:
         return self._in_use * self._loader._window >= self._loader._resident

@@ -81,11 +81,11 @@ class Reader(Protocol):
         """Source -> how its payloads become samples of batch arrays."""
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """What can be loaded independently of each other, e.g. modalities."""
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """Sources in groups: each group is loaded by one call, and calls may run at the same time."""
 
-    def load(self, part: str, stored: Ints) -> Part:
-        """Bring the samples at these stored positions into memory."""
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """Bring the payloads of these sources into memory, of the samples at these stored positions."""
 
 
 def plan_ranges(
@@ -155,7 +155,8 @@ class ShardReader:
         max_mapped_bytes: int = 2**30,
     ) -> None:
         self.copies = {m: PAYLOAD_COPIES[m] for m in modalities}
-        self.parts = tuple(modalities)
+        # Objects of a remote root come at the same time; mapping files costs less than handing it out.
+        self.parts = (tuple(modalities),) if store.is_local else tuple((m,) for m in modalities)
         self._store = store
         self._places = places
         self._objects = objects
@@ -164,6 +165,7 @@ class ShardReader:
         self._max_mapped_bytes = max_mapped_bytes
         self._mapped_bytes = 0
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
+        self._files: dict[str, str] = {}
         self._verified: set[tuple[object, ...]] = set()
         # Follows from a shard's bytes, and these from its checksum: found out once a shard.
         self._strided: dict[str, bool] = {}
@@ -171,37 +173,32 @@ class ShardReader:
         self._rows_of_file: dict[str, tuple[int, ...]] = {}
         self._lock = threading.Lock()
 
-    def load(self, part: str, stored: Ints) -> Part:
-        """Addresses of the payloads of modality `part`."""
-        addresses = np.empty(len(stored), np.int64)
-        keep: list[object] = []
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """Addresses of the payloads of these modalities."""
         shards = self._places.shard[stored]
-        for shard in np.unique(shards).tolist():
-            here = np.flatnonzero(shards == shard)
-            here = here[np.argsort(self._places.row[stored[here]], kind="stable")]
-            addresses[here], kept = self._load_shard(part, shard, stored[here])
-            keep.append(kept)
-        return Part({part: addresses}, keep)
+        numbers = np.unique(shards).tolist()
+        addresses = {modality: np.empty(len(stored), np.int64) for modality in part}
+        keep: list[object] = []
+        for shard in numbers:
+            here = np.flatnonzero(shards == shard) if len(numbers) > 1 else slice(None)
+            for modality in part:
+                addresses[modality][here], kept = self._load_shard(modality, shard, stored[here])
+                keep.append(kept)
+        return Part(addresses, keep)
 
     def _load_shard(self, modality: str, shard: int, stored: Ints) -> tuple[Addresses, object]:
-        """Addresses of some samples of one shard, rows rising."""
+        """Addresses of some samples of one shard."""
         group, number = self._places.shards[shard]
         path = tar.shard_path(group, modality, number)
         if path not in self._objects:
             raise NotFoundError(f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`")
+        data = self._whole_at_hand(path)
+        if data is None:
+            few = self._load_few(modality, path, int(self._places.num_samples[shard]), stored)
+            if few is not None:
+                return few
+            data = self._whole(path)
         rows = self._places.row[stored]
-        num_samples = int(self._places.num_samples[shard])
-        uses = 1 if self._cache is None else CACHED_USES
-        ranges = plan_ranges(rows, modality, num_samples, uses=uses)
-        if ranges is not None and not (self._cache and self._is_cached(path)):
-            sums = self._places.checksums[modality][stored]
-            # What does not verify is damaged, or another writer's tar with rows elsewhere: the whole
-            # shard's checksum tells which.
-            with suppress(ChecksumError):
-                if self._store.is_local:
-                    return self._load_rows(modality, path, stored, rows, sums)
-                return self._load_ranges(modality, path, ranges, rows, sums)
-        data = self._whole(path)
         if path not in self._strided:
             self._strided[path] = tar.records(modality, data.data) is not None
         if not self._strided[path]:
@@ -209,12 +206,51 @@ class ShardReader:
             return address_of(view) + rows * PAYLOAD_BYTES[modality], view
         return address_of(data) + rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET, data
 
+    def _load_few(
+        self, modality: str, path: str, num_samples: int, stored: Ints
+    ) -> tuple[Addresses, object] | None:
+        """The samples without the rest of their shard, where that costs less and its rows are as expected."""
+        if self._cache and self._is_cached(path):
+            return None
+        rising = np.argsort(self._places.row[stored], kind="stable")
+        stored = stored[rising]
+        rows = self._places.row[stored]
+        uses = 1 if self._cache is None else CACHED_USES
+        ranges = plan_ranges(rows, modality, num_samples, uses=uses)
+        if ranges is None:
+            return None
+        sums = self._places.checksums[modality][stored]
+        addresses = np.empty(len(rows), np.int64)
+        # What does not verify is damaged, or another writer's tar with rows elsewhere: the whole
+        # shard's checksum tells which.
+        with suppress(ChecksumError):
+            if self._store.is_local:
+                addresses[rising], kept = self._load_rows(modality, path, stored, rows, sums)
+            else:
+                addresses[rising], kept = self._load_ranges(modality, path, ranges, rows, sums)
+            return addresses, kept
+        return None
+
     # -- whole shards ------------------------------------------------------------------------------
+
+    def _whole_at_hand(self, path: str) -> NDArray[np.uint8] | None:
+        """All bytes of a local shard if it is mapped and was verified, and the file is still that one."""
+        file = self._files.get(path)
+        with self._lock:
+            data = self._mapped.get(file or "")
+            if file is None or data is None:
+                return None
+            self._mapped.move_to_end(file)
+        with suppress(FileNotFoundError):  # whoever maps it again says so
+            if (file, *_identity(file)) in self._verified:
+                return data
+        return None
 
     def _whole(self, path: str) -> NDArray[np.uint8]:
         """All bytes of a shard, verified."""
         local = self._store.local_path(path)
         if local is not None:
+            self._files[path] = str(local)
             return self._map(path, local)
         if self._cache is None:
             return np.frombuffer(self._download(path), np.uint8)
@@ -385,7 +421,7 @@ def _map_file(file: Path, url: str) -> NDArray[np.uint8]:
     return np.frombuffer(mapping, np.uint8)
 
 
-def _identity(file: Path) -> tuple[int, ...]:
+def _identity(file: str | os.PathLike[str]) -> tuple[int, ...]:
     """Changes when a file is replaced or written to."""
     status = os.stat(file)
     return status.st_ino, status.st_size, status.st_mtime_ns
@@ -413,7 +449,7 @@ class LmdbReader:
         counters: Counters,
     ) -> None:
         self.copies = {m: PAYLOAD_COPIES[m] for m in modalities}
-        self.parts = tuple(modalities)
+        self.parts = (tuple(modalities),)
         self._folder = folder
         keys = {"s2": patch_ids, "s1": s1_names, "map": [f"{p}_reference_map" for p in patch_ids]}
         self._keys = {m: keys[m] for m in modalities}
@@ -421,30 +457,33 @@ class LmdbReader:
         self._checked = {m: np.zeros(len(patch_ids), np.bool_) for m in modalities}
         self._counters = counters
 
-    def load(self, part: str, stored: Ints) -> Part:
-        """Addresses of the values of modality `part`."""
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """Addresses of the values of these modalities."""
         from reben_cloud.formats import lmdb
 
         transaction = lmdb.open_environment(self._folder).begin(buffers=True)
-        keys, header = self._keys[part], PAYLOAD_HEADER[part]
+        return Part({m: self._addresses(transaction, m, stored) for m in part}, [transaction])
+
+    def _addresses(self, transaction: Any, modality: str, stored: Ints) -> Addresses:
+        keys, header, checked = self._keys[modality], PAYLOAD_HEADER[modality], self._checked[modality]
         addresses = np.empty(len(stored), np.int64)
         for position, sample in enumerate(stored.tolist()):
             key = keys[sample]
             value = transaction.get(key.encode())
             if value is None:
                 raise NotFoundError(f"{self._folder}: no record {key!r}")
-            if not self._checked[part][sample]:
-                sums = self._checksums.get(part)
+            if not checked[sample]:
+                sums = self._checksums.get(modality)
                 if (
-                    len(value) != PAYLOAD_BYTES[part]
+                    len(value) != PAYLOAD_BYTES[modality]
                     or value[: len(header)] != header
                     or (sums is not None and xxhash.xxh3_64_intdigest(value) != sums[sample])
                 ):
                     raise ChecksumError(f"{self._folder}: record {key!r} is not the payload that was written")
-                self._checked[part][sample] = True
+                checked[sample] = True
                 self._counters.add(bytes_read=len(value), requests=1)
             addresses[position] = address_of(value)
-        return Part({part: addresses}, [transaction])
+        return addresses
 
 
 class ZarrReader:
@@ -474,29 +513,39 @@ class ZarrReader:
             for a, s in arrays_of(m).items()
         }
         self.copies = {z: (Copy(0, spec.nbytes, name, 0),) for z, (name, spec) in arrays.items()}
-        self.parts = tuple(arrays)
+        self.parts = tuple((a,) for a in arrays)
         self._store = store
         self._products = np.asarray(products)
         self._rows = np.asarray(rows, np.int64)
         self._sizes = sizes
         self._counters = counters
 
-    def load(self, part: str, stored: Ints) -> Part:
-        """Addresses of the decoded chunks of Zarr array `part`."""
-        out = np.empty((len(stored), *zarr.PIXEL_ARRAYS[part].shape), zarr.PIXEL_ARRAYS[part].dtype)
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """Addresses of the decoded chunks of these Zarr arrays."""
+        pixels = {array: self._pixels(array, stored) for array in part}
+        return Part(
+            {
+                array: address_of(values.reshape(-1).view(np.uint8))
+                + np.arange(len(stored)) * values[0].nbytes
+                for array, values in pixels.items()
+            },
+            list(pixels.values()),
+        )
+
+    def _pixels(self, array: str, stored: Ints) -> NDArray[Any]:
+        spec = zarr.PIXEL_ARRAYS[array]
+        out = np.empty((len(stored), *spec.shape), spec.dtype)
         product, rows = self._products[stored], self._rows[stored]
         shard = rows // zarr.PATCHES_PER_ZARR_SHARD
         order = np.lexsort((shard, product))
         cuts = np.flatnonzero((product[order][1:] != product[order][:-1]) | (np.diff(shard[order]) != 0)) + 1
         for group in np.split(order, cuts):
-            path = f"zarr/{product[group[0]]}.zarr/{zarr.shard_path(part, int(shard[group[0]]))}"
+            path = f"zarr/{product[group[0]]}.zarr/{zarr.shard_path(array, int(shard[group[0]]))}"
             inner = rows[group] % zarr.PATCHES_PER_ZARR_SHARD
-            out[group] = self._read(part, path, inner)
-        return Part(
-            {part: address_of(out.reshape(-1).view(np.uint8)) + np.arange(len(stored)) * out[0].nbytes}, [out]
-        )
+            out[group] = self._read(array, path, inner)
+        return out
 
-    def _read(self, part: str, path: str, rows: Ints) -> NDArray[Any]:
+    def _read(self, array: str, path: str, rows: Ints) -> NDArray[Any]:
         """Some patches of one Zarr shard: their chunks, or all of it when that is cheaper."""
         if path not in self._sizes:
             raise NotFoundError(f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`")
@@ -507,7 +556,7 @@ class ZarrReader:
                 if size < (len(rows) + 1) * REQUEST_BYTES:
                     data = self._store.get(path)
                     self._counters.add(requests=1, bytes_read=data.nbytes)
-                    return zarr.decode_shard(part, data, rows=rows, name=name)
+                    return zarr.decode_shard(array, data, rows=rows, name=name)
                 tail = self._store.get_range(path, size - zarr.INDEX_BYTES, zarr.INDEX_BYTES)
                 index = zarr.decode_index(tail, name=name)
                 places = [zarr.chunk_range(index, row, name=name) for row in rows.tolist()]
@@ -517,7 +566,7 @@ class ZarrReader:
             self._counters.add(
                 requests=1 + len(chunks), bytes_read=tail.nbytes + sum(c.nbytes for c in chunks)
             )
-            out = np.empty((len(rows), *zarr.PIXEL_ARRAYS[part].shape), zarr.PIXEL_ARRAYS[part].dtype)
+            out = np.empty((len(rows), *zarr.PIXEL_ARRAYS[array].shape), zarr.PIXEL_ARRAYS[array].dtype)
             for row, chunk, pixels in zip(rows.tolist(), chunks, out, strict=True):
                 zarr.decode_chunk(chunk, pixels, name=f"{name}: patch {row}")
             return out
