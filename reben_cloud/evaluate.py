@@ -86,6 +86,10 @@ def compute_context(precision: Precision = "fp32") -> Iterator[Compute]:
     ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     try:
         yield Compute(device=device, precision=precision, rank=ranks[0], world_size=ranks[1])
+        if started:
+            # Gloo's threads need the GIL to let go of the last tensors, and whoever drops the group's last
+            # reference joins them with the GIL held: for ever, if it comes first. Waiting gives them the GIL.
+            dist.barrier()
     finally:
         if started:
             dist.destroy_process_group()
