@@ -289,8 +289,10 @@ class Steps:
         """Refuse a resume position at which these ranks cannot begin.
 
         Raises:
-            ValueError: If it is not a multiple of the number of ranks.
+            ValueError: If it is outside the epoch, or not a multiple of the number of ranks.
         """
+        if not 0 <= start <= self.num_samples:
+            raise ValueError(f"the position must be in [0, {self.num_samples}], got {start}")
         if start % self.world_size and start < self.num_samples:
             raise ValueError(
                 f"{start} samples of the epoch were delivered, which {self.world_size} ranks cannot continue; "

@@ -157,7 +157,8 @@ def train(
         with _Log(folder, config, compute, run.progress.step) as log:
             while not _finished(run.progress, config):
                 model.train()
-                for raw in loader:
+                # Stopped after its last batch, an epoch has only its evaluation left.
+                for raw in loader if loader.epoch == run.progress.epoch else ():
                     torch.manual_seed(_step_seed(config.seed, run.progress.step, compute.rank))
                     batch = compute.to_device(raw)
                     lr = learning_rate(run.progress.step, config.lr, config.warmup_steps, num_steps)

@@ -190,6 +190,52 @@ def test_epochs_follow_each_other_and_set_epoch_goes_back(selection):
     same(epoch_of(loader), first)
 
 
+def test_an_epoch_is_over_with_its_last_batch_even_if_nobody_asks_for_more(selection):
+    loader = RawLoader(selection, batch_size=50, modalities=["map"])
+    iterator = iter(loader)
+    first = [next(iterator)["index"].copy() for _ in range(len(loader))]
+
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (1, 0)
+    second = [batch["index"].copy() for batch in loader]
+    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+
+
+@pytest.mark.parametrize("interfere", [iter, lambda loader: loader.set_epoch(3)], ids=["iter", "set_epoch"])
+def test_an_iterator_that_was_left_behind_says_so(selection, interfere):
+    loader = RawLoader(selection, batch_size=16, modalities=["map"])
+    iterator = iter(loader)
+    next(iterator)
+    interfere(loader)
+    state = loader.state_dict()
+
+    with pytest.raises(RuntimeError, match="left behind"):
+        next(iterator)
+
+    assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize("position", [-16, 10**6])
+def test_a_state_outside_the_epoch_is_refused(selection, position):
+    loader = RawLoader(selection, modalities=["map"])
+
+    with pytest.raises(ValueError, match=f"position must be in .*, got {position}"):
+        loader.load_state_dict({**loader.state_dict(), "position": position})
+
+
+def test_a_state_of_another_selection_of_the_same_size_is_refused(root):
+    dataset = rc.open(root)
+    ids = dataset.search().patch_ids
+    state = RawLoader(dataset.search(ids=ids[:40])).state_dict()
+
+    with pytest.raises(ValueError, match="same dataset, selection and order"):
+        RawLoader(dataset.search(ids=ids[40:80])).load_state_dict(state)
+
+
+def test_a_dataset_is_no_selection(root):
+    with pytest.raises(TypeError, match=r"not a Dataset: pass `dataset.search\(\)`"):
+        RawLoader(rc.open(root))
+
+
 def test_a_state_of_another_order_is_refused(selection):
     state = RawLoader(selection, seed=1).state_dict()
 
@@ -280,7 +326,7 @@ def test_a_view_keeps_its_batch_alone_and_the_rest_is_reused(selection, truth):
     copy = view.copy()
 
     places = {batch["s2_10m"].__array_interface__["data"][0] for _ in range(3) for batch in loader}
-    list(batches)
+    batches.close()
 
     np.testing.assert_array_equal(view, copy)
     assert len(places) <= 8, "buffers of batches that nobody holds are used again"
@@ -360,6 +406,7 @@ def test_a_flipped_bit_on_disk_is_found_and_named(root, tmp_path, part):
     ("options", "message"),
     [
         pytest.param({"modalities": ["s3"]}, "'s3' is not in .*which has s2, s1, map", id="modality"),
+        pytest.param({"modalities": "s2"}, r"must be a list of names, such as \['s2'\]", id="one name"),
         pytest.param({"batch_size": 0}, "batch_size must be at least 1", id="batch_size"),
         pytest.param({"world_size": 3, "rank": 0}, "must divide the lanes", id="world_size"),
         pytest.param({"rank": 1}, "rank must be in", id="rank"),

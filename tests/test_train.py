@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import timm
@@ -122,53 +123,45 @@ def test_evaluating_the_saved_model_gives_what_the_run_reported(finished, datase
 
 
 SCRIPT = """
-import os, signal, sys
+import json, os, signal, sys
 import reben_cloud as rc
+import reben_cloud.train
 from reben_cloud.recipe import config_from
 from reben_cloud.train import train
-import json
 
 url, folder, config, last_step = sys.argv[1:]
 
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def stop(info):
     if info.step == int(last_step):
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
 
-train(config_from(json.loads(config)), rc.open(url), folder, on_step=stop)
+if last_step == "evaluate":
+    reben_cloud.train.evaluate = die
+train(config_from(json.loads(config)), rc.open(url), folder, on_step=stop if last_step.isdigit() else None)
 """
 
 
 def run(*arguments, ranks=0, check=True):
+    """Run the script, with `ranks` under torchrun; a run that hangs is ended with all its processes."""
     launcher = []
     if ranks:
-        launcher = [
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(ranks),
-            "--master-port",
-            str(free_port()),
-        ]
+        ports = ["--nproc-per-node", str(ranks), "--master-port", str(free_port())]
+        launcher = ["-m", "torch.distributed.run", *ports]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, *launcher, *map(str, arguments)]
-    # Seen once in eight runs: two gloo processes that wait for each other for ever. They are given a
-    # second chance, in the same folder, where the run continues; a hang that comes back fails the test.
-    for last_chance in (not ranks, True):
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
-            out, err = process.communicate(timeout=100)
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            assert not last_chance, err
+            out, err = process.communicate(timeout=200)
+        except BaseException:
+            # Ranks have sessions of their own: killing the launcher's group would leave them holding the pipes.
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
+            raise
     done = subprocess.CompletedProcess(command, process.returncode, out, err)
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -181,19 +174,20 @@ def script(tmp_path_factory):
     return path
 
 
-def test_killed_and_started_again_a_run_ends_with_the_same_bits(root, script, tmp_path):
-    """Killed in the second epoch, a step after its checkpoint: batches, dropout, statistics, all must come again."""
-    config = recipe("modality_dropout=0.3")
+@pytest.mark.parametrize("moment", ["second epoch", "evaluate"])
+def test_killed_and_started_again_a_run_ends_with_the_same_bits(root, script, tmp_path, moment):
+    """Killed a step after a checkpoint, or between an epoch and its evaluation: all must come again, and once."""
+    config = recipe("modality_dropout=0.3", f"checkpoint_steps={1 if moment == 'evaluate' else 2}")
     # In a process of its own as well: the number of threads is part of the bits.
     whole, tmp_path = tmp_path / "whole", tmp_path / "killed"
     run(script, root, whole, config.to_json(), -1)
     steps = max(int(row["step"]) for row in log(whole))
-    killed_at = steps // 2 + 1 + (steps // 2) % 2
+    killed_at = moment if moment == "evaluate" else steps // 2 + 1 + (steps // 2) % 2
 
     died = run(script, root, tmp_path, config.to_json(), killed_at, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
     saved = torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["step"]
-    assert 0 < saved < killed_at
+    assert saved == steps // 2 if moment == "evaluate" else 0 < saved < killed_at
     done = run(script, root, tmp_path, config.to_json(), -1)
 
     assert done.returncode == 0

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
@@ -99,8 +100,10 @@ class StreamStats:
 class RawLoader:
     """Iterable over the raw batches of one epoch after another.
 
-    Each ``iter()`` runs one epoch; when it is through, the next one has the next number. A batch is
-    a dict of arrays: the pixel arrays of the modalities in native resolution (``s2_10m``
+    Each ``iter()`` runs one epoch, and ends an earlier one of this loader that was not through; with
+    its last batch, the loader is at the start of the next epoch.
+
+    A batch is a dict of arrays: the pixel arrays of the modalities in native resolution (``s2_10m``
     [B, 4, 120, 120], ``s2_20m`` [B, 6, 60, 60], ``s2_60m`` [B, 2, 20, 20] uint16, ``s1``
     [B, 2, 120, 120] float32 dB with VV first, ``map`` [B, 120, 120] uint16), ``labels`` [B, 19]
     float32 in alphabetical class order, ``index`` [B] int64 (position in the selection) and
@@ -134,6 +137,7 @@ class RawLoader:
         make_buffer: Allocates a batch array, e.g. in pinned memory.
 
     Raises:
+        TypeError: If `selection` is no selection, or `batch_size` no integer.
         ValueError: If an argument is out of range, or the selection lacks a modality.
     """
 
@@ -164,6 +168,7 @@ class RawLoader:
             raise ValueError(
                 f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}"
             )
+        batch_size = operator.index(batch_size)
         stored = StoredSelection.of(selection, modalities)
         self.modalities = stored.modalities
         """What the batches hold."""
@@ -173,6 +178,7 @@ class RawLoader:
         """Samples in an epoch, over all ranks."""
         self._order_key = {"seed": seed, "lanes": lanes, "window": window, "shuffle": shuffle}
         self._fingerprint = stored.fingerprint
+        self._digest = stored.digest
         self._stored = stored
         self._steps = Steps(
             num_samples=self.num_samples,
@@ -203,6 +209,7 @@ class RawLoader:
         self._sample_bytes = sum(spec.nbytes for spec in self._pixels.values())
         self._position = 0
         self._resume_at = 0
+        self._running: object = None
         self._samples = self._batches = 0
         self._wait_s = self._elapsed_s = 0.0
         self._pid = os.getpid()
@@ -220,16 +227,25 @@ class RawLoader:
                 "or use StreamLoader without workers (it has threads of its own)"
             )
         start, self._resume_at = self._resume_at, 0
-        return self._run(start)
-
-    def _run(self, start: int) -> Iterator[Arrays]:
-        begin, before = time.perf_counter(), self._elapsed_s
         self._position = start
+        self._running = running = object()
+        return self._run(start, running)
+
+    def _run(self, start: int, running: object) -> Iterator[Arrays]:
+        begin, before = time.perf_counter(), self._elapsed_s
         steps = self._steps
         # With one rank the last batch is simply short; ranks must agree on shapes and steps.
         pad = steps.world_size > 1
+        num_steps = steps.remaining(start)
+        if not num_steps:
+            self._go_to_next_epoch()
         with _Pipeline(self, start) as pipeline:
-            for _ in range(steps.remaining(start)):
+            for left in reversed(range(num_steps)):
+                if self._running is not running:
+                    raise RuntimeError(
+                        "this iterator was left behind: the loader was iterated again, or told to go to another epoch "
+                        "or position; make a second loader to run two epochs at the same time"
+                    )
                 asked = time.perf_counter()
                 slot, num_valid = pipeline.next()
                 now = time.perf_counter()
@@ -237,13 +253,18 @@ class RawLoader:
                 self._elapsed_s = before + now - begin
                 self._samples += num_valid
                 self._batches += 1
-                self._position += steps.global_batch
+                if left:
+                    self._position += steps.global_batch
+                else:  # now, because not everybody asks for a batch after the last one
+                    self._go_to_next_epoch()
                 self._ring.hand_out(slot)
                 shown = steps.batch_size if pad else num_valid
                 batch = {name: array[:shown] for name, array in slot.arrays.items()}
                 del slot
                 yield batch
                 del batch
+
+    def _go_to_next_epoch(self) -> None:
         self._position = 0
         self.epoch += 1
 
@@ -264,7 +285,7 @@ class RawLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next ``iter()`` runs; a resume position holds if it is the same one."""
         if epoch != self.epoch:
-            self.epoch, self._resume_at, self._position = epoch, 0, 0
+            self.epoch, self._resume_at, self._position, self._running = epoch, 0, 0, None
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader is, after the batch handed out last: a few integers."""
@@ -274,6 +295,7 @@ class RawLoader:
             "position": self._position,
             "num_samples": self.num_samples,
             "fingerprint": int(self._fingerprint or "0", 16) % 2**63,
+            "selection": self._digest,
             **{name: int(value) for name, value in self._order_key.items()},
         }
 
@@ -291,7 +313,7 @@ class RawLoader:
                     "resume with the same dataset, selection and order"
                 )
         self._steps.check_start(state["position"])
-        self.epoch = state["epoch"]
+        self.epoch, self._running = state["epoch"], None
         self._resume_at = self._position = state["position"]
 
     def stats(self) -> StreamStats:

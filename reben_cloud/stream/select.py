@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud import labels
@@ -41,15 +42,35 @@ class StoredSelection:
     places: Places
     """Where they lie in the shards; the order of an epoch follows from it, whatever form is read."""
 
+    @property
+    def digest(self) -> int:
+        """Names what is selected, and in which order: in [0, 2**63)."""
+        digest = xxhash.xxh3_64()
+        for values in (self.places.shard, self.places.row, self.index):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.intdigest() >> 1
+
     @classmethod
     def of(cls, selection: Any, modalities: Sequence[str] | None) -> StoredSelection:
         """Read the columns of a selection and sort them.
 
         Raises:
-            ValueError: If a modality is unknown, or the dataset has it not.
+            TypeError: If it is no selection.
+            ValueError: If a modality is unknown, or the dataset has it not, or no pixels at all.
         """
+        if not hasattr(selection, "dataset"):
+            raise TypeError(
+                f"a selection is streamed, not a {type(selection).__name__}: pass `dataset.search()` for all of it"
+            )
         manifest = selection.dataset.manifest
         there = tuple(manifest["modalities"])
+        if not there:
+            raise ValueError(
+                f"{selection.dataset.url} has metadata and no pixels, so there is nothing to stream; "
+                "make a root that has them with `reben-cloud build`"
+            )
+        if isinstance(modalities, str):
+            raise ValueError(f"modalities must be a list of names, such as [{modalities!r}], not a string")
         for modality in modalities or ():
             if modality not in there:
                 raise ValueError(
