@@ -369,7 +369,13 @@ def test_damaged_and_lost_shards_are_named(built, tmp_path):
     shard.write_bytes(data)
     selection = rc.open(root).search(split="test", recommended=True)
 
-    with pytest.raises(ChecksumError, match=rf"{shard.name}: the payload of S1.* is not the one"):
+    with pytest.raises(ChecksumError, match=rf"{shard.name}: the [\d,]+ bytes read are not the"):
+        selection.export_lmdb(tmp_path / "out")
+    os.truncate(shard, 1_000_000)
+    with pytest.raises(ChecksumError, match=rf"{shard.name}: the 1,000,000 bytes read are not the"):
+        selection.export_lmdb(tmp_path / "out")
+    os.truncate(shard, 0)
+    with pytest.raises(StorageError, match=rf"cannot map .*{shard.name}"):
         selection.export_lmdb(tmp_path / "out")
     shard.unlink()
     with pytest.raises(NotFoundError, match=f"has lost the shard .*{shard.name}"):

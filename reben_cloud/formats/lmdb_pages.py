@@ -8,9 +8,8 @@ many threads, and the file is the same whatever the order was. Format: LMDB 0.9'
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +50,8 @@ def pages_of(size: int) -> int:
 class Layout:
     """Which page everything lies on; made by `plan_pages`."""
 
-    keys: Sequence[bytes]
-    """Keys, rising."""
+    keys: NDArray[np.bytes_]
+    """Keys, rising, shape (n,)."""
     sizes: NDArray[np.int64]
     """Bytes of each value, shape (n,)."""
     first_page: NDArray[np.int64]
@@ -83,9 +82,8 @@ class Layout:
         """The page header of a value."""
         return _OVERFLOW.pack(int(self.first_page[number]), 0, _P_OVERFLOW, pages_of(int(self.sizes[number])))
 
-    def tree(self) -> bytes:
-        """The pages of the tree; they go to page `tree_page`."""
-        pages = []
+    def tree(self) -> Iterator[bytes]:
+        """The pages of the tree, one after the other; they go to page `tree_page`."""
         number = self.tree_page
         starts: list[int] = []
         first_keys: list[bytes] = []
@@ -102,10 +100,9 @@ class Layout:
                         _branch_node(below[n], below_keys[n] if n > first else b"") for n in range(first, end)
                     ]
                     first_keys.append(below_keys[first])
-                pages.append(_page(number, _P_BRANCH if depth else _P_LEAF, nodes))
+                yield _page(number, _P_BRANCH if depth else _P_LEAF, nodes)
                 starts.append(number)
                 number += 1
-        return b"".join(pages)
 
     def meta(self, map_size: int) -> bytes:
         """The two meta pages: an empty database, then, of transaction 1, this one."""
@@ -124,7 +121,7 @@ class Layout:
         return _even(node + key + int(self.first_page[number]).to_bytes(8, "little"))
 
 
-def plan_pages(keys: Sequence[bytes], sizes: NDArray[np.int64]) -> Layout:
+def plan_pages(keys: Sequence[bytes] | NDArray[np.bytes_], sizes: NDArray[np.int64]) -> Layout:
     """Lay records out: two meta pages, the values in the order of their keys, the tree.
 
     Args:
@@ -134,14 +131,15 @@ def plan_pages(keys: Sequence[bytes], sizes: NDArray[np.int64]) -> Layout:
     Raises:
         ValueError: If there is no record, the keys do not rise, or a value is too small.
     """
-    if not keys:
+    keys = np.asarray(keys)  # keys are text: that NumPy takes no zero bytes at the end is no loss
+    if not len(keys):
         raise ValueError("an LMDB file without records is not laid out")
-    if any(a >= b for a, b in itertools.pairwise(keys)):
+    if bool((keys[:-1] >= keys[1:]).any()):
         raise ValueError("keys must be distinct and rise in byte order")
     if int(sizes.min()) < MIN_VALUE_BYTES:
         raise ValueError(f"values must have at least {MIN_VALUE_BYTES} bytes, got {int(sizes.min())}")
     pages = -(-(VALUE_OFFSET + sizes) // PAGE_BYTES)
-    longest = len(max(keys, key=len)) + 1
+    longest = int(np.char.str_len(keys).max()) + 1
     room = PAGE_BYTES - _PAGE.size
     levels = [_share(len(keys), room // (_LEAF_NODE.size + longest + 8 + 2))]
     while len(levels[-1]) > 1:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reben_cloud.errors import StorageError
 from reben_cloud.formats import lmdb
@@ -20,12 +21,12 @@ class Keyed(Protocol):
     """What is to be stored: a key and a modality a record."""
 
     @property
-    def keys(self) -> Sequence[bytes]:
-        """Keys, rising."""
+    def keys(self) -> NDArray[np.bytes_]:
+        """Keys, rising, shape (n,)."""
 
     @property
-    def modality(self) -> Sequence[str]:
-        """Modality of each."""
+    def modality(self) -> NDArray[np.str_]:
+        """Modality of each, shape (n,)."""
 
 
 class LmdbSink:
@@ -38,7 +39,9 @@ class LmdbSink:
     """
 
     def __init__(self, folder: Path, records: Keyed, *, map_size: int | None) -> None:
-        sizes = np.array([PAYLOAD_BYTES[m] for m in records.modality], np.int64)
+        sizes = np.empty(len(records.keys), np.int64)
+        for modality in np.unique(records.modality).tolist():
+            sizes[records.modality == modality] = PAYLOAD_BYTES[modality]
         self._layout = plan_pages(records.keys, sizes)
         self._folder, self._records, self._map_size = folder, records, map_size
         self._file: int | None = None
@@ -82,14 +85,15 @@ class LmdbSink:
             StorageError: If LMDB does not find what was written.
         """
         assert self._file is not None
-        _write_at(self._file, self._layout.tree(), self._layout.tree_page * PAGE_BYTES)
+        for number, page in enumerate(self._layout.tree(), self._layout.tree_page):
+            _write_at(self._file, page, number * PAGE_BYTES)
         _write_at(self._file, self._layout.meta(self.nbytes), 0)
         os.fsync(self._file)
         self.close()
         with lmdb.create_environment(self._folder, map_size=self.nbytes) as env:
             if env.stat()["entries"] != len(self._records.keys):
                 raise StorageError(f"{self._path}: LMDB finds {env.stat()['entries']:,} records in it")
-            if all(self._records.modality.count(m) <= lmdb.TRANSACTION_RECORDS for m in PAYLOAD_BYTES):
+            if np.unique(self._records.modality, return_counts=True)[1].max() <= lmdb.TRANSACTION_RECORDS:
                 self._rewrite(env)
         size = self._path.stat().st_size
         lmdb.set_map_size(self._path, size if self._map_size is None else self._map_size)
@@ -112,9 +116,8 @@ class LmdbSink:
         with env.begin(buffers=True) as txn:
 
             def records_of(modality: str) -> Iterator[tuple[bytes, Buffer]]:
-                for key, one in zip(self._records.keys, self._records.modality, strict=True):
-                    if one == modality:
-                        yield key, txn.get(key)
+                for key in self._records.keys[self._records.modality == modality].tolist():
+                    yield key, txn.get(key)
 
             lmdb.put_as_rico_hdl(copy, [records_of(m) for m in ("s1", "s2", "map")])
         os.replace(copy / "data.mdb", self._path)

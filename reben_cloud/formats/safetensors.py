@@ -96,8 +96,8 @@ class Placed(Protocol):
     """What is to be stored: modality and patch of each record."""
 
     @property
-    def modality(self) -> Sequence[str]:
-        """Modality of each."""
+    def modality(self) -> NDArray[np.str_]:
+        """Modality of each, shape (n,)."""
 
     @property
     def patch(self) -> NDArray[np.int64]:
@@ -115,7 +115,7 @@ class SafetensorsSink:
 
     def __init__(self, folder: Path, records: Placed, *, patches_per_file: int) -> None:
         self._folder, self._records, self._step = folder, records, patches_per_file
-        self._modalities = tuple(m for m in MODALITIES if m in set(records.modality))
+        self._modalities = tuple(m for m in MODALITIES if m in records.modality)
         self._num_patches = int(records.patch.max()) + 1
         self._counts = [
             min(patches_per_file, self._num_patches - s)

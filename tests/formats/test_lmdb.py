@@ -71,7 +71,7 @@ def write_layout(folder, keys, values):
         file.truncate(layout.nbytes)
         file.write(layout.meta(layout.nbytes))
         file.seek(layout.tree_page * PAGE_BYTES)
-        file.write(layout.tree())
+        file.writelines(layout.tree())
         # In any order: that is what a layout is for.
         for number in random.Random(0).sample(range(len(keys)), len(keys)):
             file.seek(layout.value_offset(number) - 16)

@@ -1,0 +1,238 @@
+"""A selection as a folder on a local disk: an LMDB that rico-hdl's readers open, or safetensors files.
+
+Payloads are copied, never decoded, straight from the shards to the places where they are to lie
+(`formats.lmdb_pages`): in one pass, by several threads, without a temporary copy, and to the same
+bytes in whatever order they come. Nothing is remembered besides the unfinished file: a record is
+there when its checksum says so. So a killed export continues, and bytes that a crash lost are
+fetched again. The folder gets its name when all is in it and on the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reben_cloud.errors import ConflictError
+from reben_cloud.export.copying import Progress, Sink, copy_from, fetch, find_missing
+from reben_cloud.export.folder import (
+    check_room,
+    find_damage,
+    partial_folder,
+    put_in_place,
+    translated,
+    write_manifest,
+    write_tables,
+)
+from reben_cloud.export.plan import FORMAT as FORMAT
+from reben_cloud.export.plan import MANIFEST as MANIFEST
+from reben_cloud.export.plan import Records, afresh, existing, identity_of, modalities_of, reconcile
+
+if TYPE_CHECKING:
+    from reben_cloud.search import Selection
+
+logger = logging.getLogger(__name__)
+
+
+def _quiet(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:  # noqa: ARG001
+    return items
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What an export did."""
+
+    path: str
+    """The folder."""
+    num_patches: int
+    """Patches in it."""
+    num_records: int
+    """Payloads in it."""
+    num_fetched: int
+    """Payloads that were read from the dataset; the others were there."""
+    nbytes: int
+    """Size of the data, bytes."""
+    changed: bool
+    """Whether the folder is new, or another one than before."""
+
+    def to_text(self) -> str:
+        """One line for people."""
+        there = self.num_records - self.num_fetched
+        done = "complete already, nothing to copy"
+        if self.changed:
+            done = f"{self.num_fetched:,} payloads copied" + (f", {there:,} were there" if there else "")
+        return f"{self.path}: {self.num_patches:,} patches, {self.nbytes / 1e9:,.2f} GB, {done}"
+
+
+def export_lmdb(
+    selection: Selection,
+    path: str | os.PathLike[str],
+    *,
+    modalities: Sequence[str] | None = None,
+    map_size: int | None = None,
+    update: bool = False,
+    prune: bool = False,
+    threads: int = 6,
+    progress: Progress = _quiet,
+) -> ExportReport:
+    """Write a selection as an LMDB folder, with the metadata files that its readers need beside it.
+
+    Run again after a crash, it continues; when the folder is complete, it does nothing. An existing
+    export changes by `update` and `prune`: the new one is made beside it, from its payloads where it
+    has them, and takes its place at once, so that a reader sees one or the other.
+
+    Up to 512 patches (what rico-hdl puts in one transaction a modality), ``data.mdb`` has the very
+    bytes that rico-hdl would write; a larger one has the same records on other pages.
+
+    Args:
+        selection: What to export; sorted, in the order of the root's table.
+        path: The new folder, or an earlier export of the same root.
+        modalities: Of ``s2``, ``s1``, ``map``; all that the dataset has by default.
+        map_size: What the file says of its map size, bytes; its own size by default.
+        update: Add what an existing export lacks.
+        prune: Drop what is not selected from an existing export.
+        threads: Concurrent requests, at least 1.
+        progress: Wraps the iterable of finished parts.
+
+    Raises:
+        ValueError: If nothing is selected, or a modality is not there.
+        ConflictError: If `path` holds something else, or another process exports to it.
+        StorageError: If the disk has too little room, or a store fails.
+        ChecksumError: If the dataset is damaged.
+    """
+    from reben_cloud.formats.lmdb_sink import LmdbSink
+
+    return _export(
+        selection,
+        Path(path),
+        modalities,
+        kind="lmdb",
+        make_sink=lambda folder, records: LmdbSink(folder, records, map_size=map_size),
+        settings={"map_size": map_size},
+        update=update,
+        prune=prune,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def export_safetensors(
+    selection: Selection,
+    path: str | os.PathLike[str],
+    *,
+    modalities: Sequence[str] | None = None,
+    patches_per_file: int = 1000,
+    update: bool = False,
+    prune: bool = False,
+    threads: int = 6,
+    progress: Progress = _quiet,
+) -> ExportReport:
+    """Write a selection as plain safetensors files; the rest is as with `export_lmdb`.
+
+    ``part-00000.safetensors``, ... hold the arrays of `patches_per_file` patches each, stacked, in
+    the order of ``patches.parquet`` beside them: patch n is row n % patches_per_file of part
+    n // patches_per_file.
+
+    Raises:
+        ValueError: If nothing is selected, a modality is not there, or a part would be empty.
+        ConflictError: If `path` holds something else, or another process exports to it.
+        StorageError: If the disk has too little room, or a store fails.
+        ChecksumError: If the dataset is damaged.
+    """
+    from reben_cloud.formats.safetensors import SafetensorsSink
+
+    if patches_per_file < 1:
+        raise ValueError(f"patches_per_file must be at least 1, got {patches_per_file}")
+    return _export(
+        selection,
+        Path(path),
+        modalities,
+        kind="safetensors",
+        make_sink=lambda folder, records: SafetensorsSink(folder, records, patches_per_file=patches_per_file),
+        settings={"patches_per_file": patches_per_file},
+        update=update,
+        prune=prune,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def _export(
+    selection: Selection,
+    path: Path,
+    modalities: Sequence[str] | None,
+    *,
+    kind: str,
+    make_sink: Callable[[Path, Records], Sink],
+    settings: Mapping[str, Any],
+    update: bool,
+    prune: bool,
+    threads: int,
+    progress: Progress,
+) -> ExportReport:
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    path = Path(os.path.abspath(path))
+    wanted = modalities_of(selection, modalities)
+    there = existing(path, selection, kind)
+    chosen, wanted = reconcile(selection, wanted, path, there, update=update, prune=prune)
+    if not len(chosen):
+        raise ValueError("nothing is selected, so there is nothing to export")
+    identity = identity_of(chosen, wanted, kind, settings)
+    num_records = len(chosen) * len(wanted)
+    damage = None if there is None else find_damage(path, there)
+    if there is not None and there["identity"] == identity and damage is None:
+        return ExportReport(
+            path=str(path),
+            num_patches=len(chosen),
+            num_records=num_records,
+            num_fetched=0,
+            nbytes=int(there["nbytes"]),
+            changed=False,
+        )
+    if there is not None and there["identity"] != identity and not (update or prune):
+        raise ConflictError(
+            f"{path} holds another export of this root ({there['num_patches']:,} patches, "
+            f"{', '.join(there['modalities'])}); add what is selected with --update, drop what is not with --prune"
+        )
+    if damage is not None:
+        logger.warning("%s is damaged and made again: %s", path, damage)
+    records = Records.of(chosen, wanted)
+    with partial_folder(path, identity) as partial:
+        sink = make_sink(partial, records)
+        check_room(partial, sink, len(chosen))
+        try:
+            with translated(path):
+                sink.open()
+                missing = find_missing(sink, records, progress)
+                if there is not None and kind == "lmdb":
+                    missing = copy_from(path, sink, records, missing)
+                fetch(chosen, sink, records, missing, threads=threads, progress=progress)
+                nbytes = sink.finish()
+                chosen = afresh(chosen, chosen.rows)
+                write_tables(partial, chosen, wanted)
+                write_manifest(
+                    partial,
+                    chosen,
+                    {
+                        "kind": kind,
+                        "modalities": list(wanted),
+                        "settings": dict(settings),
+                        "identity": identity,
+                        "nbytes": nbytes,
+                    },
+                )
+                put_in_place(partial, path)
+        finally:
+            sink.close()
+    return ExportReport(
+        path=str(path),
+        num_patches=len(chosen),
+        num_records=num_records,
+        num_fetched=len(missing),
+        nbytes=nbytes,
+        changed=True,
+    )

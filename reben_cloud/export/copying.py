@@ -1,0 +1,138 @@
+"""Bring the payloads of an export to their places: what lies there already, what an earlier export has, the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud.export.plan import Records
+from reben_cloud.formats import tar
+from reben_cloud.patch import PAYLOAD_BYTES, Buffer
+from reben_cloud.stream.fetch import Counters
+from reben_cloud.stream.gather import MEMORY, MEMORY_START
+from reben_cloud.stream.select import StoredSelection, open_reader
+
+if TYPE_CHECKING:
+    from reben_cloud.search import Selection
+
+PIECE_BYTES = 16 * 1024 * 1024
+"""Most that is brought at once: with a few threads, memory stays far below 500 MB."""
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Called with an iterable, its length and what it is; gives the items on."""
+
+
+class Sink(Protocol):
+    """Files of known size in which every payload has its place."""
+
+    @property
+    def nbytes(self) -> int:
+        """Most that the files take on the disk while they are made."""
+
+    def present_bytes(self) -> int:
+        """What they take on the disk now."""
+
+    def open(self) -> None:
+        """Make the files, or open those of an earlier run."""
+
+    def write(self, number: int, payload: Buffer) -> None:
+        """Put a payload in its place; called by many threads."""
+
+    def read(self, number: int) -> Buffer | None:
+        """What lies in a payload's place; None when that is certainly not it."""
+
+    def finish(self) -> int:
+        """Bring all to the disk, close, check; the answer is the size of the data."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+def find_missing(sink: Sink, records: Records, progress: Progress) -> NDArray[np.int64]:
+    """Records that an earlier run did not bring to their place, or that cannot be checked."""
+    every = np.arange(len(records.keys))
+    if records.xxh3 is None or sink.present_bytes() < PAYLOAD_BYTES["map"]:
+        return every
+    found = []
+    for number in progress(range(len(every)), len(every), "look at what is there"):
+        payload = sink.read(number)
+        if payload is None or not records.check(number, payload):
+            found.append(number)
+    return np.array(found, np.int64)
+
+
+def copy_from(folder: Path, sink: Sink, records: Records, missing: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Copy what an earlier LMDB export has undamaged; the records that it has not."""
+    from reben_cloud.formats import lmdb
+
+    left = []
+    with lmdb.open_environment(folder).begin(buffers=True) as txn:
+        for number in missing.tolist():
+            payload = txn.get(records.keys[number])
+            if payload is not None and records.check(number, payload):
+                sink.write(number, payload)
+            else:
+                left.append(number)
+    return np.array(left, np.int64)
+
+
+class Piece(NamedTuple):
+    """Some rows of a shard that are brought together."""
+
+    modality: str
+    stored: NDArray[np.int64]
+    """Their positions in the stored selection, rising."""
+    numbers: NDArray[np.int64]
+    """Their records."""
+
+
+def fetch(
+    chosen: Selection,
+    sink: Sink,
+    records: Records,
+    missing: NDArray[np.int64],
+    *,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Copy the missing records from the dataset, each verified by the reader that streams it."""
+    stored = StoredSelection.of(chosen, records.modalities)
+    reader = open_reader(
+        stored, Counters(), form="shards", cache_dir=None, cache_bytes=None, max_mapped_bytes=PIECE_BYTES
+    )
+
+    def copy(piece: Piece) -> None:
+        part = reader.load((piece.modality,), piece.stored)
+        nbytes, addresses = PAYLOAD_BYTES[piece.modality], part.addresses[piece.modality] - MEMORY_START
+        for number, start in zip(piece.numbers.tolist(), addresses.tolist(), strict=True):
+            sink.write(number, MEMORY[start : start + nbytes].data)
+
+    pieces = list(plan_pieces(stored, records, missing))
+    with ThreadPoolExecutor(threads, "reben-export") as pool:
+        futures = [pool.submit(copy, piece) for piece in pieces]
+        try:
+            for future in progress(as_completed(futures), len(futures), "export"):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def plan_pieces(stored: StoredSelection, records: Records, missing: NDArray[np.int64]) -> Iterator[Piece]:
+    """The missing records by shard, at most `PIECE_BYTES` of it together."""
+    wanted = np.zeros(len(records.keys), np.bool_)
+    wanted[missing] = True
+    places = stored.places
+    for modality in records.modalities:
+        numbers = records.numbers(modality)[stored.index]
+        mine = np.flatnonzero(wanted[numbers])
+        piece = places.row[mine] // (PIECE_BYTES // tar.RECORD_BYTES[modality])
+        cuts = np.flatnonzero((np.diff(places.shard[mine]) != 0) | (np.diff(piece) != 0)) + 1
+        for part in np.split(mine, cuts):
+            if part.size:
+                yield Piece(modality, part, numbers[part])

@@ -1,0 +1,193 @@
+"""The folder of an export while it is made and when it is finished: room, tables, manifest, its name in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import glob
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from reben_cloud import metadata
+from reben_cloud.bands import MODALITIES
+from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.export.copying import Sink
+from reben_cloud.export.plan import FORMAT, MANIFEST
+
+if TYPE_CHECKING:
+    from reben_cloud.search import Selection
+
+
+@contextmanager
+def partial_folder(path: Path, identity: str) -> Iterator[Path]:
+    """The hidden folder beside `path` in which the export is made; one process at a time.
+
+    Its name says what is made. What earlier runs left that made something else is removed.
+    """
+    partial = path.parent / f".{path.name}.{identity[:16]}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        for folder in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.partial")):
+            try:
+                _lock(folder, locks)
+            except (BlockingIOError, FileNotFoundError):
+                raise ConflictError(f"another process is exporting to {path}; wait for it") from None
+            if folder != partial:
+                shutil.rmtree(folder)
+        yield partial
+
+
+def _lock(folder: Path, locks: ExitStack) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    locks.callback(os.close, handle)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not os.path.samestat(os.fstat(handle), os.stat(folder)):
+        raise BlockingIOError
+
+
+def check_room(partial: Path, sink: Sink, num_patches: int) -> None:
+    """Refuse before the start when the disk cannot hold the export."""
+    # The tables take about 300 bytes a patch.
+    need = sink.nbytes + 300 * num_patches + 65_536 - sink.present_bytes()
+    free = shutil.disk_usage(partial).free
+    if need > free:
+        raise StorageError(
+            f"the export needs {need / 1e9:,.3f} GB more and the disk of {partial.parent} has {free / 1e9:,.3f} GB; "
+            "make room, select fewer patches or modalities, or name a folder on another disk"
+        )
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """What the disk refuses, as a StorageError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, StorageError | ConflictError | FileNotFoundError):
+            raise
+        raise StorageError(
+            f"cannot write the export {path}: {error.strerror}; make room and run the same command again, it continues"
+        ) from error
+
+
+def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) -> None:
+    """The official metadata of the patches in both official files, and the table that searches need."""
+    official = chosen.official()
+    extra = pc.or_(official.column("contains_seasonal_snow"), official.column("contains_cloud_or_shadow"))
+    for name, rows in (
+        ("metadata.parquet", pc.invert(extra)),
+        ("metadata_for_patches_with_snow_cloud_or_shadow.parquet", extra),
+    ):
+        pq.write_table(official.filter(rows), partial / name, compression="zstd")
+        _sync(partial / name)
+    gone = {"assets", *(f"reben:{m}_xxh3" for m in MODALITIES if m not in modalities)}
+    names = [name for name in chosen.table.names if name not in gone]
+    rows = chosen.columns(names)
+    (partial / "patches.parquet").write_bytes(metadata.write_patches(rows))
+    _sync(partial / "patches.parquet")
+
+
+def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -> None:
+    """What the root says of itself, as far as it holds for the export; the order of streaming follows from it."""
+    table = chosen.columns(["reben:product", "reben:shard_group"])
+    counts = pc.value_counts(table.column("reben:shard_group").cast(pa.string())).to_pylist()
+    manifest = {
+        **chosen.dataset.manifest,
+        **facts,
+        "format": FORMAT,
+        "version": 1,
+        "num_patches": len(chosen),
+        "products": sorted(pc.unique(table.column("reben:product").cast(pa.string())).to_pylist()),
+        "exported_groups": {
+            one["values"]: one["counts"] for one in sorted(counts, key=lambda c: c["values"])
+        },
+        "files": {
+            file.name: [file.stat().st_size, _sketch(file)]
+            for file in sorted(partial.iterdir())
+            if file.name not in (_LOCK_FILE, MANIFEST)
+        },
+    }
+    (partial / MANIFEST).write_bytes(json.dumps(manifest, indent=2).encode())
+    _sync(partial / MANIFEST)
+
+
+def find_damage(path: Path, manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with the files of a finished export, as far as a glance tells; None when nothing is.
+
+    Sizes, and a sketch of the bytes. Every payload is compared by `reben-cloud verify`.
+    """
+    for name, (nbytes, sketch) in manifest.get("files", {}).items():
+        try:
+            size = (path / name).stat().st_size
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if size != nbytes:
+            return f"{name} has {size:,} bytes, must have {nbytes:,}"
+        if _sketch(path / name) != sketch:
+            return f"{name} is not the file that was written, its checksum differs"
+    return None
+
+
+def _sketch(file: Path) -> str:
+    """A checksum of a file of up to 64 MB; of a larger one, of both its ends and of pages between.
+
+    So it costs the same for the whole dataset, and still notices another file, a hole or an end that
+    did not reach the disk.
+    """
+    digest = xxhash.xxh3_64()
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size <= _SKETCH_BYTES:
+            digest.update(opened.read())
+        else:
+            for start in range(0, size - _SKETCH_STEP, size // _SKETCH_STEP):
+                digest.update(os.pread(opened.fileno(), 4096, start))
+            digest.update(os.pread(opened.fileno(), _SKETCH_STEP * 1024, size - _SKETCH_STEP * 1024))
+    return digest.hexdigest()
+
+
+_LOCK_FILE = "lock.mdb"  # LMDB's own: readers write to it
+_SKETCH_BYTES = 64 * 1024 * 1024
+_SKETCH_STEP = 256
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give the finished folder its name, in place of an earlier one if there is one, in one step."""
+    _sync(partial)
+    if path.exists() and any(path.iterdir()):
+        if not _exchange(partial, path):
+            # Not Linux, or a file system without: a reader may see neither for an instant.
+            old = path.parent / f".{path.name}.old"
+            os.rename(path, old)
+            os.rename(partial, path)
+            os.rename(old, partial)
+        _sync(path.parent)
+        shutil.rmtree(partial)
+        return
+    os.rename(partial, path)
+    _sync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two folders (renameat2 with RENAME_EXCHANGE); False where that is not possible."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
