@@ -260,7 +260,7 @@ def read_footprint(data):
 @pytest.mark.parametrize(
     ("pattern", "change", "message"),
     [
-        pytest.param("*_B09.tif", zero_pixel, "s2_60m has a zero pixel, which means nodata", id="nodata"),
+        pytest.param("*_B09.tif", zero_pixel, "band B09 has a zero pixel, which means nodata", id="nodata"),
         pytest.param(
             "*_reference_map.tif",
             flat_map,
@@ -285,14 +285,29 @@ def test_pixels_that_contradict_the_metadata_stop_the_build(copy, tmp_path, patt
     assert not (tmp_path / "root" / "manifest.json").exists()
 
 
-def test_swapped_polarizations_stop_the_build(copy, tmp_path):
-    for vv in copy.rglob("*_VV.tif"):
+def swap_polarizations(folder, s1_names):
+    for name in s1_names:
+        (vv,) = folder.rglob(f"{name}_VV.tif")
         vh, spare = vv.with_name(vv.name.replace("_VV", "_VH")), vv.with_suffix(".spare")
         vv.rename(spare)
         vh.rename(vv)
         spare.rename(vh)
 
+
+def test_swapped_polarizations_of_one_product_are_noticed_and_named(copy, tmp_path):
     source, table = open_source(copy)
+    infos = list(metadata.patch_infos(table))
+    product = infos[0].patch_id[:-6]
+    swap_polarizations(copy, [info.s1_name for info in infos if info.patch_id.startswith(product)])
+    plan = make_plan(source, table, open_store(tmp_path / "root"))
+
+    with pytest.raises(SourceError, match=f"mean VV .* the first is {infos[0].s1_name} of {product}_"):
+        build(plan)
+
+
+def test_swapped_polarizations_stop_the_build(copy, tmp_path):
+    source, table = open_source(copy)
+    swap_polarizations(copy, table.column("s1_name").to_pylist())
     with pytest.raises(SourceError, match="VV must be above VH, are the bands swapped"):
         build(make_plan(source, table, open_store(tmp_path / "root")))
 

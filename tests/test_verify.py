@@ -186,8 +186,8 @@ def test_a_damaged_zarr_chunk_is_named(root):
 
 def rewrite_shard(root, change):
     path = some(root, "train-s1-000000.tar")
-    samples = tar.iter_samples("s1", path.read_bytes())
-    path.write_bytes(tar.encode_shard("s1", change(samples)))
+    samples = change(tar.iter_samples("s1", path.read_bytes()))
+    path.write_bytes(tar.encode_shard("s1", samples, num_samples=len(samples)))
     relist(root)
     return path.relative_to(root)
 

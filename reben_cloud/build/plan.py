@@ -103,6 +103,8 @@ class Job:
     """Folder of the receipts, below the root."""
     spool: Spool | None
     """The scratch folder, if one is used."""
+    places: pa.Table | None
+    """Shard group, shard and row of each patch, where its payloads may be read again; None: they may not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,8 +138,9 @@ class Estimate:
 
     def to_text(self) -> str:
         """A few lines for people."""
+        readings = "one reading" if self.root.startswith("file://") else "two readings"
         scratch = (
-            f"{self.scratch_bytes / 1e9:,.2f} GB in {self.scratch}" if self.scratch else "none (two readings)"
+            f"{self.scratch_bytes / 1e9:,.2f} GB in {self.scratch}" if self.scratch else f"none ({readings})"
         )
         return "\n".join(
             [
@@ -174,7 +177,8 @@ class BuildPlan:
     options: PlacementOptions
     """Order, seed and shard size."""
     scratch: Path | None
-    """Where payloads may be kept from their first reading to their second; None: they are read twice."""
+    """Where payloads may be kept from their first use to their second; None: the second time they are read from
+    the shards of a local root, or from the source again."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -225,13 +229,13 @@ class BuildPlan:
 
     @cached_property
     def tasks(self) -> Sequence[Task]:
-        """Every task that writes objects, Zarr first."""
-        found: list[Task] = [
+        """Every task that writes objects, shards first: in a local root the others read them, not the source."""
+        found: list[Task] = [ShardTask(group=group, number=number) for group, number in self.shards]
+        return found + [
             ZarrTask(product=product, number=number)
             for product, (_, count) in self.products.items()
             for number in range(zarr.num_zarr_shards(count))
         ]
-        return found + [ShardTask(group=group, number=number) for group, number in self.shards]
 
     def rows_of(self, task: Task) -> NDArray[np.int64]:
         """Rows of `table` that a task writes, in the order in which it writes them."""
@@ -256,7 +260,15 @@ class BuildPlan:
                 modalities=self.modalities,
                 journal=f"{JOURNAL}/{self.fingerprint}",
                 spool=self.spool,
+                places=self._places(task, rows),
             )
+
+    def _places(self, task: Task, rows: NDArray[np.int64]) -> pa.Table | None:
+        """Where the payloads of a Zarr task lie in the root, if that is a disk; of S3 each would be a request."""
+        if not isinstance(task, ZarrTask) or not self.store.is_local:
+            return None
+        columns = ["reben:shard_group", "reben:shard", "reben:shard_row"]
+        return self.placement.select(columns).take(pa.array(rows))
 
     def pixel_arrays(self) -> tuple[str, ...]:
         """Names of the Zarr pixel arrays that the root has."""

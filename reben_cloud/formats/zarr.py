@@ -33,6 +33,11 @@ PATCHES_PER_ZARR_SHARD = 256
 _MISSING = 2**64 - 1
 """Offset and length of an absent chunk in a shard index (Zarr v3 sharding codec 1.0)."""
 
+_CRC = struct.Struct("<I")
+
+_BLOSC_HEADER_BYTES = 16
+"""How much longer than its input what blosc makes can be (BLOSC_MAX_OVERHEAD)."""
+
 _INDEX_ENTRY = np.dtype([("offset", "<u8"), ("nbytes", "<u8")])
 
 INDEX_BYTES = _INDEX_ENTRY.itemsize * PATCHES_PER_ZARR_SHARD + 4
@@ -108,7 +113,7 @@ def shard_path(array: str, number: int) -> str:
     return f"{array}/c/{number}{zeros}"
 
 
-def encode_shard(array: str, patches: NDArray[Any]) -> bytes:
+def encode_shard(array: str, patches: NDArray[Any]) -> memoryview:
     """A Zarr shard of up to 256 patches.
 
     Args:
@@ -128,15 +133,20 @@ def encode_shard(array: str, patches: NDArray[Any]) -> bytes:
         raise ValueError(f"a Zarr shard holds 1 to {PATCHES_PER_ZARR_SHARD} patches, got {len(patches)}")
     codec = _blosc()
     index = np.full(PATCHES_PER_ZARR_SHARD, _MISSING, _INDEX_ENTRY)
-    parts: list[bytes] = []
-    position = 0
+    # Room for patches that do not shrink at all; memory that is not written to is never taken.
+    most = patches.nbytes + len(patches) * (_BLOSC_HEADER_BYTES + _CRC.size) + INDEX_BYTES
+    shard, position = np.empty(most, np.uint8).data, 0
+
+    def append(data: bytes) -> int:
+        shard[position : position + len(data)] = data
+        end = position + len(data)
+        _CRC.pack_into(shard, end, google_crc32c.value(data))
+        return end + _CRC.size
+
     for row, patch in enumerate(np.ascontiguousarray(patches)):
-        chunk = _with_crc32c(bytes(codec.encode(patch)))
-        index[row] = (position, len(chunk))
-        position += len(chunk)
-        parts.append(chunk)
-    parts.append(_with_crc32c(index.tobytes()))
-    return b"".join(parts)
+        start, position = position, append(codec.encode(patch))
+        index[row] = (start, position - start)
+    return shard[: append(index.tobytes())]
 
 
 def decode_shard(
@@ -284,12 +294,8 @@ def _blosc() -> Blosc:
     return Blosc("zstd", 3, Blosc.BITSHUFFLE)
 
 
-def _with_crc32c(data: bytes) -> bytes:
-    return data + struct.pack("<I", google_crc32c.value(data))
-
-
 def _without_crc32c(data: memoryview, name: str) -> bytes:
     body = bytes(data[:-4])
-    if len(data) < 4 or struct.pack("<I", google_crc32c.value(body)) != data[-4:]:
+    if len(data) < 4 or _CRC.pack(google_crc32c.value(body)) != data[-4:]:
         raise ChecksumError(f"{name}: the crc32c checksum does not match, the bytes are damaged")
     return body

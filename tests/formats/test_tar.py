@@ -41,7 +41,7 @@ def samples_of(modality, count):
 def test_tarfile_reads_what_was_written(modality, count):
     samples = samples_of(modality, count)
 
-    shard = tar.encode_shard(modality, samples)
+    shard = tar.encode_shard(modality, samples, num_samples=len(samples))
 
     with tarfile.open(fileobj=io.BytesIO(shard)) as file:
         members = {m.name: file.extractfile(m).read() for m in file}
@@ -55,7 +55,7 @@ def test_tarfile_reads_what_was_written(modality, count):
 def test_webdataset_and_safetensors_read_it_with_no_help(modality, tmp_path):
     samples = samples_of(modality, 3)
     path = tmp_path / "train-000000.tar"
-    path.write_bytes(tar.encode_shard(modality, samples))
+    path.write_bytes(tar.encode_shard(modality, samples, num_samples=len(samples)))
 
     read = list(wds.WebDataset(str(path), shardshuffle=False))
 
@@ -68,7 +68,10 @@ def test_webdataset_and_safetensors_read_it_with_no_help(modality, tmp_path):
 
 def test_shard_bytes_are_fixed_for_good():
     """Users keep shards for years, and a resumed build must meet its own bytes."""
-    digests = {m: hashlib.sha256(tar.encode_shard(m, samples_of(m, 3))).hexdigest() for m in MODALITIES}
+    digests = {
+        m: hashlib.sha256(tar.encode_shard(m, samples_of(m, 3), num_samples=3)).hexdigest()
+        for m in MODALITIES
+    }
 
     assert tar.RECORD_BYTES == {"s2": 163_328, "s1": 117_760, "map": 31_232}
     assert digests == GOLDEN
@@ -84,7 +87,7 @@ GOLDEN = {
 @given(modality=st.sampled_from(MODALITIES), count=st.integers(0, 12))
 def test_records_are_a_view_of_every_sample(modality, count):
     samples = samples_of(modality, count)
-    shard = tar.encode_shard(modality, samples)
+    shard = tar.encode_shard(modality, samples, num_samples=len(samples))
 
     view = tar.records(modality, shard)
 
@@ -117,17 +120,20 @@ def test_a_shard_of_webdatasets_own_writer_is_read_the_slow_way(tmp_path):
     ],
 )
 def test_damage_to_the_structure_is_noticed(damage):
-    shard = bytes(tar.encode_shard("s1", samples_of("s1", 3)))
+    shard = bytes(tar.encode_shard("s1", samples_of("s1", 3), num_samples=3))
 
     assert tar.records("s1", damage(shard)) is None
 
 
 def test_wrong_payloads_are_refused():
     with pytest.raises(InvalidPatchError, match="patch-1: the s1 payload must have 115,344 bytes, got 3"):
-        tar.encode_shard("s1", [("patch-1", b"abc", {})])
+        tar.encode_shard("s1", [("patch-1", b"abc", {})], num_samples=1)
     wrong = b"?" * PAYLOAD_BYTES["map"]
     with pytest.raises(InvalidPatchError, match="another safetensors header"):
-        tar.encode_shard("map", [("patch-1", wrong, {})])
+        tar.encode_shard("map", [("patch-1", wrong, {})], num_samples=1)
+    for count in (2, 4):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            tar.encode_shard("map", samples_of("map", 3), num_samples=count)
     with pytest.raises(InvalidPatchError, match="takes 2012 bytes as JSON"):
         tar.encode_json({"x": "y" * 2004})
 
