@@ -155,12 +155,22 @@ def build(
         typer.echo(json.dumps(asdict(estimate), indent=2) if as_json else estimate.to_text())
         return
     run = building.dask(dask) if dask else building.local(workers)
-    if worker_index is None:
-        manifest: dict[str, Any] | None = building.build(plan, executor=run, progress=progress)
-    else:
-        manifest = building.build_share(
-            plan, worker_index=worker_index, workers_total=workers_total, executor=run, progress=progress
+    manifest: dict[str, Any] | None
+    try:
+        if worker_index is None:
+            manifest = building.build(plan, executor=run, progress=progress)
+        else:
+            manifest = building.build_share(
+                plan, worker_index=worker_index, workers_total=workers_total, executor=run, progress=progress
+            )
+    except KeyboardInterrupt:
+        typer.echo(
+            f"reben-cloud: stopped, {building.num_done(plan):,} of {len(plan.tasks):,} tasks are done and stay done; "
+            "the same command goes on from there",
+            err=True,
         )
+        # Not `sys.exit`, which waits for what is under way; worker processes end with this one.
+        os._exit(130)
     if as_json:
         typer.echo(json.dumps(manifest, indent=2))
     elif manifest is None:
@@ -700,7 +710,7 @@ def with_stats(loader: Any, epochs: int) -> Iterator[Any]:
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """`items`, with a bar on stderr when that is a terminal and one line every ten seconds when not."""
+    """`items`, with a bar on stderr when that is a terminal; when not, a line at once, after 2 s and every 10 s."""
     from rich import progress as bars
     from rich.console import Console
     from rich.text import Text
@@ -722,15 +732,16 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         with bars.Progress(*columns, console=console, transient=True) as bar:
             yield from bar.track(items, total=total, description=what)
         return
-    start = told = time.monotonic()
+    typer.echo(f"{what}: 0 of {total:,}", err=True)
+    start, due = time.monotonic(), 2.0
     for count, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - told >= 10:
+        if now - start >= due:
             rate = count / (now - start)
             left = timedelta(seconds=round((total - count) / rate))
             typer.echo(f"{what}: {count:,} of {total:,}, {rate:,.1f}/s, {left} left", err=True)
-            told = now
+            due = now - start + 10
 
 
 def main() -> None:

@@ -47,7 +47,10 @@ def run_demo(
 
     say(f"1. Build a root of {num_patches:,} patches (real ids, places and labels; computed pixels)")
     if (root / MANIFEST).exists():
-        say(f"   {root} is there already, and a root never changes: used as it is")
+        held = len(open_dataset(root))
+        say(f"   {root} is there already with {held:,} patches, and a root never changes: used as it is")
+        if held != num_patches:
+            say(f"   for one of {num_patches:,}, remove {folder} or name another folder (--root)")
     else:
         start = time.perf_counter()
         source, metadata = open_source(f"synthetic:{num_patches}")

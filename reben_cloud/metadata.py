@@ -98,9 +98,13 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
     for path in paths:
         name = os.fspath(path)
         try:
-            table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise SourceError(f"{name}: no parquet file ({error})") from error
+            table = pq.ParquetFile(path).read()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(
+                f"{name}: no parquet file, or a damaged one ({str(error).splitlines()[0]}); load it again"
+            ) from error
         missing = [column for column in OFFICIAL_SCHEMA.names if column not in table.column_names]
         if missing:
             raise SourceError(

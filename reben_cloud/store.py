@@ -67,9 +67,11 @@ def normalise_url(url: str | os.PathLike[str]) -> str:
     """`url` without a trailing slash; a path becomes an absolute ``file://`` URL.
 
     Raises:
-        ValueError: If the scheme is not file, s3, http, https or memory.
+        ValueError: If it is empty, or the scheme is not file, s3, http, https or memory.
     """
     text = os.fspath(url)
+    if not text.strip():
+        raise ValueError("cannot open '': name a folder or a URL; the current folder is '.'")
     if "://" not in text:
         return Path(text).expanduser().absolute().as_uri().rstrip("/")
     scheme = text.split("://", 1)[0]
@@ -281,8 +283,9 @@ def _connect(url: str, storage_options: Mapping[str, Any]) -> Any:
     config: Any = s3_config(storage_options)
     profile = config.pop("profile", None)
     provider = None
-    if profile and not config.get("skip_signature") and "access_key_id" not in config:
-        provider = _profile_credentials(profile)
+    signs = not config.get("skip_signature") and "access_key_id" not in config
+    if signs and (profile or not os.environ.get("AWS_ACCESS_KEY_ID")):
+        provider = _aws_credentials(profile)
     endpoint = str(config.get("endpoint", ""))
     client_options: Any = dict(_CLIENT, allow_http=endpoint.startswith("http://"))
     return S3Store(
@@ -349,10 +352,26 @@ def s3_config(storage_options: Mapping[str, Any], environ: Mapping[str, str] | N
     return config
 
 
-def _profile_credentials(profile: str) -> Any:
-    """Credentials of a profile in ``~/.aws``, refreshed by boto3."""
+def _aws_credentials(profile: str | None) -> Any:
+    """Credentials of ``~/.aws`` or of the machine's role, found and refreshed by boto3.
+
+    boto3 gives up on a machine without a role after seconds, obstore after a minute.
+
+    Raises:
+        StorageError: If there are none.
+    """
     import boto3
+    from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = boto3.Session(profile_name=profile)
+    try:
+        session = boto3.Session(profile_name=profile)
+        found = session.get_credentials()
+    except BotoCoreError as error:
+        raise StorageError(f"no S3 credentials: {error}") from error
+    if found is None:
+        raise StorageError(
+            "no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile "
+            "in ~/.aws; AWS_NO_SIGN_REQUEST=1 reads a public bucket without any"
+        )
     return Boto3CredentialProvider(session)

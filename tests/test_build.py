@@ -18,7 +18,7 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud.build import build, build_share, lease, make_plan
-from reben_cloud.build.plan import ShardTask
+from reben_cloud.build.plan import ShardTask, ZarrTask
 from reben_cloud.build.tasks import Receipt, run_job
 from reben_cloud.errors import ConflictError, RebenError, StorageError
 from reben_cloud.patch import PAYLOAD_BYTES
@@ -57,7 +57,7 @@ def uninterrupted(tmp_path_factory):
 def test_tasks_cover_every_patch_once_in_each_form(tmp_path):
     plan = plan_of(open_store(tmp_path), 100)
 
-    for kind in (ShardTask, type(plan.tasks[0])):
+    for kind in (ShardTask, ZarrTask):
         rows = np.concatenate([plan.rows_of(t) for t in plan.tasks if isinstance(t, kind)])
         assert sorted(rows.tolist()) == list(range(100))
     names = [task.name for task in plan.tasks]
@@ -141,6 +141,45 @@ def test_a_receipt_reads_back_and_another_thing_is_none():
     assert Receipt.from_json(receipt.to_json()) == receipt
     with pytest.raises(KeyError):
         Receipt.from_json(b"{}")
+
+
+class Counting(SyntheticSource):
+    """Counts what it is asked for."""
+
+    read_so_far = 0
+
+    def read(self, info, modalities):
+        type(self).read_so_far += len(modalities)
+        return super().read(info, modalities)
+
+
+@pytest.mark.parametrize(("url", "readings"), [("{}/root", 1), ("memory://counted", 2)])
+def test_a_local_root_takes_one_reading_of_the_source(tmp_path, url, readings, uninterrupted, monkeypatch):
+    monkeypatch.setattr(Counting, "read_so_far", 0)
+    store = open_store(url.format(tmp_path))
+
+    build(make_plan(Counting(48), official.table_of(48), store, options=OPTIONS))
+
+    assert Counting.read_so_far == 48 * 3 * readings
+    assert contents(store) == uninterrupted
+
+
+def test_a_zarr_task_reads_the_source_where_shards_are_missing_or_anothers(tmp_path, uninterrupted):
+    store = open_store(tmp_path / "root")
+    plan = plan_of(store)
+    shards = [job for job in plan.jobs(plan.tasks) if isinstance(job.task, ShardTask)]
+    for job in shards[:2]:
+        run_job(job)
+    first, second = sorted((tmp_path / "root").rglob("*-s1-*.tar"))
+    first.write_bytes(second.read_bytes())
+
+    for job in plan.jobs(plan.tasks):
+        if isinstance(job.task, ZarrTask):
+            run_job(job)
+
+    found = contents(store)
+    zarr = {path: data for path, data in uninterrupted.items() if path.startswith("zarr/") and "/c/" in path}
+    assert {path: found[path] for path in found if path.startswith("zarr/")}.items() <= zarr.items()
 
 
 def test_another_plan_does_not_touch_a_root(tmp_path):

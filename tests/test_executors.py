@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.build import build, executors, make_plan
-from reben_cloud.errors import NotFoundError, RebenError, SourceError, StorageError
+from reben_cloud.errors import ConflictError, NotFoundError, RebenError, SourceError, StorageError
 from reben_cloud.placement import PlacementOptions
 from reben_cloud.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
@@ -103,9 +104,9 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     code = (
         "import sys, time; sys.path[:0] = [p for p in sys.argv[1].split(':') if p]\n"
         "from concurrent.futures import ProcessPoolExecutor; from multiprocessing import get_context; import os\n"
-        "from reben_cloud.build.executors import _end_with\n"
+        "from reben_cloud.build.executors import _start_worker\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_end_with,"
+        "    pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_start_worker,"
         " initargs=(os.getpid(),))\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(60)\n"
@@ -264,12 +265,50 @@ def test_shares_from_the_command_line(tmp_path):
     assert second[1].startswith("published 3 patches")
 
 
-def test_progress_is_a_line_every_ten_seconds_when_nobody_watches(monkeypatch, capsys):
+def test_progress_is_a_line_at_once_and_then_every_ten_seconds_when_nobody_watches(monkeypatch, capsys):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
 
     assert list(cli.progress(iter("abcdefgh"), 8, "build")) == list("abcdefgh")
 
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "build: 3 of 8, 0.2/s, 0:00:20 left"
-    assert len(lines) == 2
+    assert lines[:2] == ["build: 0 of 8", "build: 1 of 8, 0.2/s, 0:00:28 left"]
+    assert [line.split()[1] for line in lines] == ["0", "1", "4", "7"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("group", [True, False], ids=["terminal", "kill -INT"])
+def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(tmp_path, workers, group):
+    command = [sys.executable, "-m", "reben_cloud.cli", "build", "synthetic:1500", tmp_path / "root"]
+    command += ["--shard-samples", "16", "--workers", str(workers)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    receipts = tmp_path / "root" / "_build"
+    wait_for(lambda: len(list(receipts.glob("*/shard-*.json"))) >= 3)
+
+    # A terminal sends it to the worker processes as well.
+    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    found = re.search(r"stopped, (\d+) of (\d+) tasks are done .* the same command goes on", err)
+    assert found, err
+    done, total = map(int, found.groups())
+    assert 3 <= done < total
+    assert len(list(receipts.glob("*/[sz]*-*.json"))) <= done + 2 * workers + 1  # at work, or handed over
+    assert not (tmp_path / "root" / "manifest.json").exists()
+    wait_for(lambda: not executors_of(process.pid))
+    plan = plan_of(open_store(tmp_path / "root"))
+    with pytest.raises(ConflictError, match="unfinished build of something else"):
+        build(plan)
+
+
+def executors_of(group):
+    """Processes of a group that still run."""
+    return [
+        line
+        for line in subprocess.run(
+            ["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        if line.split()[0] == str(group) and not line.split()[1].startswith("Z")
+    ]

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 import tifffile
 
 from reben_cloud import cli
+from reben_cloud.sources.synthetic import synthetic_metadata
 
 
 @pytest.fixture
@@ -156,6 +158,83 @@ def test_a_wrong_endpoint_is_named(run, monkeypatch):
     assert code == 1
     assert "no connection to the store" in err
     assert "not-to-be-seen" not in err
+
+
+def damaged(path, kind):
+    data = bytearray(path.read_bytes())
+    match kind:
+        case "cut":
+            del data[len(data) // 2 :]
+        case "page":
+            data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+        case "footer":
+            data[-400:-8] = bytes(392)
+        case "empty":
+            data.clear()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["cut", "page", "footer", "empty"])
+def test_damaged_tables_are_named(run, tmp_path, kind):
+    root, official = tmp_path / "root", tmp_path / "metadata.parquet"
+    assert run("build", "synthetic:3", root)[0] == 0
+    pq.write_table(synthetic_metadata(3), official)
+    damaged(official, kind)
+    damaged(root / "patches.parquet", kind)
+
+    copied = run("build", root, tmp_path / "copy")
+    anew = run("build", "synthetic:3", tmp_path / "other", "--metadata", official)
+
+    assert copied[0] == anew[0] == 1
+    assert f"{root}/patches.parquet: no parquet file, or a damaged one" in copied[2]
+    assert f"{official}: no parquet file, or a damaged one" in anew[2]
+    assert "Traceback" not in copied[2] + anew[2]
+
+
+def test_a_bucket_without_credentials_is_said_at_once(run, monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # as on a machine outside AWS
+    monkeypatch.setenv("HOME", str(tmp_path))
+    start = time.monotonic()
+
+    code, _, err = run("build", "synthetic:3", "s3://some-bucket/root")
+
+    assert code == 1
+    assert "no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in err
+    assert "169.254" not in err
+    assert time.monotonic() - start < 5
+
+
+def test_an_unknown_profile_is_said(run, monkeypatch, tmp_path):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+
+    code, _, err = run("info", "s3://some-bucket/root")
+
+    assert code == 1
+    assert "no S3 credentials: The config profile (nobody) could not be found" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["info", ""], ["build", "", "somewhere"], ["build", "synthetic:3", " "]]
+)
+def test_an_empty_name_is_not_the_current_folder(run, arguments):
+    code, _, err = run(*arguments)
+
+    assert code == 2
+    assert "cannot open '': name a folder or a URL; the current folder is '.'" in err
+
+
+def test_a_demo_of_another_size_says_that_it_is_not_made(run, tmp_path):
+    assert run("demo", "--root", tmp_path, "--patches", 40)[0] == 0
+
+    code, out, _ = run("demo", "--root", tmp_path, "--patches", 30)
+
+    assert code == 0
+    assert "is there already with 40 patches, and a root never changes: used as it is" in out
+    assert f"for one of 30, remove {tmp_path} or name another folder (--root)" in out
 
 
 @pytest.mark.s3

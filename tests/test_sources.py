@@ -1,5 +1,6 @@
 """Sources: folders and their TIFFs, a root as a source, and what a SOURCE argument is taken for."""
 
+import re
 import shutil
 import struct
 
@@ -10,6 +11,7 @@ import pytest
 import rasterio
 from safetensors.numpy import load
 
+import reben_cloud as rc
 from reben_cloud import grid, metadata
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, InvalidPatchError, SourceError
@@ -312,6 +314,22 @@ def test_swapped_polarizations_stop_the_build(copy, tmp_path):
         build(make_plan(source, table, open_store(tmp_path / "root")))
 
 
+def test_a_source_that_is_mended_needs_a_new_scratch_folder_and_is_told_so(copy, tmp_path):
+    band = next(copy.rglob("*_B09.tif"))
+    whole = band.read_bytes()
+    band.write_bytes(zero_pixel(whole))
+    source, table = open_source(copy)
+    plan = make_plan(source, table, open_store(tmp_path / "root"), scratch=tmp_path / "scratch")
+    with pytest.raises(SourceError, match="remove it once the source is mended") as caught:
+        build(plan)
+    band.write_bytes(whole)
+
+    shutil.rmtree(re.search(r"is in (.*): remove", str(caught.value)).group(1))
+    build(plan)
+
+    assert not verify(rc.open(tmp_path / "root"), deep=True).problems
+
+
 def test_a_corner_that_is_not_the_patches_names_the_file(copy, tmp_path):
     path = next(copy.rglob("*_B12.tif"))
     data = bytearray(path.read_bytes())
@@ -340,8 +358,6 @@ def test_a_root_can_be_cut_anew_and_copied(root, tmp_path):
     build(make_plan(source, table, open_store(tmp_path / "cut"), options=options))
     build(make_plan(source, table, open_store(tmp_path / "copy")))
 
-    import reben_cloud as rc
-
     assert isinstance(source, RootSource)
     report = verify(rc.open(tmp_path / "cut"), deep=True, against=SyntheticSource(60))
     assert report.problems == ()
@@ -353,7 +369,6 @@ def test_a_root_can_be_cut_anew_and_copied(root, tmp_path):
 
 
 def test_a_part_of_a_root_can_be_built_in_fewer_modalities(root, tmp_path):
-    import reben_cloud as rc
 
     wanted = rc.open(root).search(split="validation").patch_ids
     source, table = open_source(root)
@@ -386,8 +401,6 @@ def test_a_root_on_s3_is_a_source(root, s3_bucket, tmp_path):
 
     source, table = open_source(remote.url, storage_options=s3_bucket.storage_options)
     build(make_plan(source, table, open_store(tmp_path / "copy"), modalities=["map"]))
-
-    import reben_cloud as rc
 
     assert verify(rc.open(tmp_path / "copy"), deep=True, against=SyntheticSource(60)).ok
 

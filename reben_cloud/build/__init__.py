@@ -43,6 +43,7 @@ __all__ = [
     "dask",
     "local",
     "make_plan",
+    "num_done",
 ]
 
 logger = logging.getLogger(__name__)
@@ -142,6 +143,11 @@ def build_share(
     if plan.spool is not None:
         plan.spool.delete()
     return manifest
+
+
+def num_done(plan: BuildPlan) -> int:
+    """How many of a plan's tasks have left a receipt."""
+    return sum(1 for _ in plan.store.list(f"{JOURNAL}/{plan.fingerprint}"))
 
 
 def claim(plan: BuildPlan) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -51,30 +52,35 @@ def run_processes(jobs: Iterable[Job], *, workers: int) -> Iterator[Receipt]:
         RebenError: If a process is killed, e.g. for want of memory.
     """
     waiting, running = iter(jobs), set[Future[Receipt]]()
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
-    ) as pool:
-        try:
-            while True:
-                running |= {
-                    pool.submit(run_job, job) for job in itertools.islice(waiting, 2 * workers - len(running))
-                }
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise RebenError(
-                "a worker process was killed from outside, perhaps for want of memory (each takes up to 1 GB); "
-                "what is done stays done: run again, perhaps with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
+    )
+    patient = True
+    try:
+        while True:
+            running |= {
+                pool.submit(run_job, job) for job in itertools.islice(waiting, 2 * workers - len(running))
+            }
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise RebenError(
+            "a worker process was killed from outside, perhaps for want of memory (each takes up to 1 GB); "
+            "what is done stays done: run again, perhaps with fewer --workers"
+        ) from error
+    except KeyboardInterrupt:
+        patient = False
+        raise
+    finally:
+        pool.shutdown(wait=patient, cancel_futures=True)
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent: a killed build must leave nobody writing."""
+def _start_worker(parent: int) -> None:
+    """End this process soon after its parent, and quietly on Ctrl-C: a build that is no more leaves nobody writing."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from reben_cloud import grid, labels, metadata
 from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.build.plan import Job, ShardTask, UnpackTask, ZarrTask
-from reben_cloud.errors import SourceError
+from reben_cloud.errors import InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.patch import MAP_TENSOR, PAYLOAD_HEADER, Patch, PatchInfo, decode_tensors
 from reben_cloud.sources.archives import ArchiveSource
@@ -84,7 +84,17 @@ def run_job(job: Job) -> Receipt:
     done = read_receipt(job.store, path)
     if done is not None and all(_is_right(job.store, o) for o in done.objects):
         return done
-    receipt = _write_zarr(job, job.task) if isinstance(job.task, ZarrTask) else _write_shards(job, job.task)
+    try:
+        receipt = (
+            _write_zarr(job, job.task) if isinstance(job.task, ZarrTask) else _write_shards(job, job.task)
+        )
+    except (SourceError, InvalidPatchError) as error:
+        if job.spool is None:
+            raise
+        # Else a source that has been mended would go on failing, with what was read of it before.
+        raise type(error)(
+            f"{error}. What was read so far is in {job.spool.folder}: remove it once the source is mended"
+        ) from error
     job.store.put(path, receipt.to_json())
     return receipt
 

@@ -133,4 +133,11 @@ def _places(_url: str, store: Store) -> _Places:
 
 
 def _read(store: Store, columns: list[str]) -> pa.Table:
-    return pq.read_table(pa.BufferReader(store.get("patches.parquet")), columns=columns).select(columns)
+    data = store.get("patches.parquet")
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns).select(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(
+            f"{store.url}/patches.parquet: no parquet file, or a damaged one ({str(error).splitlines()[0]}); "
+            "`reben-cloud verify` says what else is wrong with the root"
+        ) from error

@@ -125,6 +125,16 @@ def test_damage_to_the_structure_is_noticed(damage):
     assert tar.records("s1", damage(shard)) is None
 
 
+def test_a_payload_is_cut_out_of_its_own_record_only():
+    shard = bytes(tar.encode_shard("map", samples_of("map", 2), num_samples=2))
+    size, (patch_id, payload, _) = tar.RECORD_BYTES["map"], samples_of("map", 2)[1]
+
+    assert tar.payload_of("map", shard[size : 2 * size], patch_id) == payload
+    assert tar.payload_of("map", shard[:size], patch_id) is None
+    assert tar.payload_of("map", shard[size : 2 * size - 1], patch_id) is None
+    assert tar.payload_of("map", shard[size : 2 * size], patch_id[:-1]) is None
+
+
 def test_wrong_payloads_are_refused():
     with pytest.raises(InvalidPatchError, match="patch-1: the s1 payload must have 115,344 bytes, got 3"):
         tar.encode_shard("s1", [("patch-1", b"abc", {})], num_samples=1)
