@@ -124,6 +124,9 @@ class Dataset:
             f"{name} {group['num_samples']:,} in {group['num_shards']} shards"
             for name, group in self.manifest["groups"].items()
         )
+        # An export keeps the root's groups, from which the order follows, beside what it has of them.
+        if exported := self.manifest.get("exported_groups"):
+            groups = ", ".join(f"{name} {count:,}" for name, count in exported.items())
         return "\n".join(
             [
                 f"{self.url}: {len(self):,} patches of {len(self.products)} products",

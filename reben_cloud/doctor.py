@@ -22,7 +22,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from reben_cloud.errors import StorageError
+from reben_cloud.errors import RebenError, StorageError
+from reben_cloud.export import find_damage
+from reben_cloud.lmdb_root import LmdbRoot, find_lmdb_root, is_export
 from reben_cloud.store import Store, open_store, s3_config
 
 Level = Literal["ok", "note", "warning", "problem"]
@@ -67,7 +69,7 @@ def diagnose(
     """Look at this machine, and at the store of `root` when one is given.
 
     Args:
-        root: Path or URL of a root, or of where one is to be.
+        root: Path or URL of a root, or of where one is to be, or the folder of an LMDB.
         storage_options: As in `open_store`.
         try_write: Also write, overwrite conditionally and delete one small object beside the root.
 
@@ -77,6 +79,14 @@ def diagnose(
     yield from _versions()
     yield from _machine(Path(root) if root and "://" not in root else Path.cwd())
     if root is None:
+        return
+    try:
+        lmdb = find_lmdb_root(root)
+    except RebenError as error:
+        yield Finding(level="problem", subject="root", detail=str(error))
+        return
+    if lmdb is not None:
+        yield from _lmdb(lmdb)
         return
     store = open_store(root, storage_options)
     if store.url.startswith("s3://"):
@@ -250,6 +260,27 @@ def _reading(store: Store) -> Iterator[Finding]:
         )
     else:
         yield Finding(level="ok", subject="range reads", detail="work")
+
+
+def _lmdb(root: LmdbRoot) -> Iterator[Finding]:
+    damage = find_damage(Path(root.folder), root.manifest) if is_export(root.folder) else None
+    try:
+        from reben_cloud.formats import lmdb
+
+        num_records = lmdb.num_records(root.folder)
+    except RebenError as error:
+        damage = damage or str(error)
+    if damage:
+        yield Finding(
+            level="problem",
+            subject="root",
+            detail=f"{root.folder}: {damage}",
+            advice="run the same reben-cloud export again, or copy the folder again",
+        )
+    else:
+        yield Finding(
+            level="ok", subject="root", detail=f"{root.folder} is an LMDB of {num_records:,} records"
+        )
 
 
 def _writing(store: Store) -> Iterator[Finding]:

@@ -60,7 +60,7 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
         if named:
             raise NotFoundError(f"{text} is not a folder with an LMDB")
         return None
-    if (folder / EXPORT).exists():
+    if is_export(folder):
         return _open_export(folder)
     # Not searched any deeper: what is opened is most often a folder of a million files, half built.
     found = sorted(file.parent for pattern in ("data.mdb", "*/data.mdb") for file in folder.glob(pattern))
@@ -70,6 +70,11 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
     if named:
         raise NotFoundError(f"{text}: no LMDB (data.mdb) in that folder")
     return None
+
+
+def is_export(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is an export, which knows the checksums of its payloads."""
+    return (Path(folder) / EXPORT).exists()
 
 
 def _local_folder(text: str) -> Path | None:

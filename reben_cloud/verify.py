@@ -1,4 +1,4 @@
-"""Check a root: its objects against its own list, its forms against each other, and against a source.
+"""Check a root or an LMDB: its objects against its own list, its forms against each other, and against a source.
 
 A finding is a sentence that names the object or the patch; a damaged root is a report, not an
 exception. What ties everything together is the xxh3-64 of each payload in ``patches.parquet``: the
@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,11 +29,13 @@ from reben_cloud.build import JOURNAL, MANIFEST
 from reben_cloud.build.tasks import sample_json
 from reben_cloud.dataset import Dataset
 from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, SourceError, StorageError
+from reben_cloud.export import MANIFEST as EXPORT
+from reben_cloud.export import find_damage
 from reben_cloud.formats import tar, zarr
-from reben_cloud.patch import MAP_TENSOR, encode_payload
+from reben_cloud.lmdb_root import is_export
+from reben_cloud.patch import MAP_TENSOR, check_payload, encode_payload, lmdb_key
 from reben_cloud.sources import Source
 from reben_cloud.sources.archives import ArchiveSource
-from reben_cloud.sources.roots import open_root
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps a stream of findings: the findings, how many units there are, what is done."""
@@ -57,6 +60,8 @@ class Report:
     """Their size."""
     num_patches: int
     """Patches of the root."""
+    has_checksums: bool
+    """Whether payloads have checksums to be compared with; an LMDB that is no export has none."""
     problems: tuple[str, ...]
     """One sentence a problem, each names the object or the patch."""
 
@@ -72,7 +77,8 @@ class Report:
     def to_text(self) -> str:
         """For people."""
         looked = {"quick": "presence and sizes", "full": "checksums", "deep": "checksums and every pixel"}
-        what = looked[self.level] + (f", compared with {self.against}" if self.against else "")
+        what = looked[self.level] if self.has_checksums else "records and their headers; it has no checksums"
+        what += f", compared with {self.against}" if self.against else ""
         verdict = "all right" if self.ok else f"{len(self.problems)} problems"
         last = (
             f"{self.url}: {self.num_patches:,} patches in {self.num_objects:,} objects, "
@@ -96,9 +102,10 @@ def verify(
     """Look for anything that is missing, damaged, foreign or mixed up.
 
     Args:
-        dataset: The opened root.
+        dataset: The opened root, or an LMDB opened like one.
         quick: Compare presence and sizes only: one listing.
-        deep: Also decode every Zarr store and shard, and compare them with the index.
+        deep: Also decode every Zarr store and shard, and compare them with the index. An LMDB has
+            neither: each of its records is compared without it.
         against: Also compare every patch with this source.
         progress: Wraps the findings as they come.
 
@@ -107,23 +114,35 @@ def verify(
 
     Raises:
         StorageError: If the store cannot be reached.
-        ValueError: If `quick` and `deep` are both wanted.
+        ValueError: If `quick` and `deep` are both wanted, or a source for an LMDB without checksums.
     """
     if quick and deep:
         raise ValueError("quick and deep exclude each other")
     level: Level = "quick" if quick else "deep" if deep else "full"
-    objects, problems = _listed_objects(dataset)
-    problems += _check_presence(dataset, objects)
+    lmdb = dataset.lmdb_folder
+    has_checksums = lmdb is None or is_export(lmdb)
+    if against is not None and not has_checksums:
+        raise ValueError(
+            f"{lmdb} has no checksums to compare a source with; build a root from it, and verify that"
+        )
+    readable = True
+    if lmdb is None:
+        objects, problems = _listed_objects(dataset)
+        problems += _check_presence(dataset, objects)
+    else:
+        objects, problems, readable = _lmdb_files(lmdb)
     units: list[tuple[str, Sequence[Callable[[], list[str]]]]] = []
-    if not quick:
+    if not quick and lmdb is None:
         units.append(("checksums", [_ChecksumUnit(dataset, row) for row in objects]))
-    if deep or against is not None:
+    if deep or against is not None or (lmdb is not None and not quick):
         try:
             index = _Index(dataset)
         except (FileNotFoundError, pa.ArrowInvalid, KeyError) as error:
             problems.append(f"patches.parquet: cannot be read ({error}); pixels were not compared")
         else:
-            if deep:
+            if lmdb is not None and readable:
+                units.append(("records", _lmdb_units(lmdb, index)))
+            elif lmdb is None and deep:
                 units.append(("pixels", [*_zarr_units(dataset, index), *_shard_units(dataset, index)]))
             if against is not None:
                 units.append(("source", _source_units(dataset, index, against)))
@@ -138,6 +157,7 @@ def verify(
         num_objects=len(objects),
         num_bytes=sum(row["bytes"] for row in objects),
         num_patches=len(dataset),
+        has_checksums=has_checksums,
         problems=tuple(dict.fromkeys(problems)),
     )
 
@@ -198,6 +218,59 @@ class _ChecksumUnit:
         return []
 
 
+# -- LMDBs -------------------------------------------------------------------------------------------
+
+
+def _lmdb_files(folder: str) -> tuple[list[dict[str, Any]], list[str], bool]:
+    """The files of an LMDB, what is wrong with them at a glance, and whether LMDB can open it."""
+    from reben_cloud.formats import lmdb
+
+    here = Path(folder)
+    damage = find_damage(here, json.loads((here / EXPORT).read_bytes())) if is_export(folder) else None
+    problems, readable = [damage] if damage else [], True
+    try:
+        lmdb.open_environment(folder)
+    except (NotFoundError, SourceError) as error:
+        problems, readable = problems or [str(error)], False
+    files = [{"path": file.name, "bytes": file.stat().st_size} for file in here.iterdir()]
+    return files, problems, readable
+
+
+def _lmdb_units(folder: str, index: _Index) -> list[Callable[[], list[str]]]:
+    cuts = list(range(_PATCHES_A_UNIT, len(index.ids), _PATCHES_A_UNIT))
+    return [_RecordsUnit(folder, index, rows) for rows in np.split(np.arange(len(index.ids)), cuts)]
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordsUnit:
+    """Read the records of some patches."""
+
+    folder: str
+    index: _Index
+    rows: NDArray[np.int64]
+
+    def __call__(self) -> list[str]:
+        from reben_cloud.formats import lmdb
+
+        problems = []
+        infos = metadata.patch_infos(self.index.official.take(pa.array(self.rows)))
+        with lmdb.open_environment(self.folder).begin(buffers=True) as txn:
+            for row, info in zip(self.rows.tolist(), infos, strict=True):
+                for modality in self.index.modalities:
+                    key = lmdb_key(modality, info)
+                    payload = txn.get(key.encode())
+                    if payload is None:
+                        problems.append(f"data.mdb: no record {key}")
+                        continue
+                    try:
+                        check_payload(modality, payload, name=f"record {key}")
+                    except InvalidPatchError as error:
+                        problems.append(f"data.mdb: {error}")
+                    else:
+                        problems += self.index.compare(modality, row, payload, f"data.mdb record {key}")
+        return problems
+
+
 # -- pixels ------------------------------------------------------------------------------------------
 
 
@@ -205,9 +278,7 @@ class _Index:
     """``patches.parquet`` in the order of ``patch_id``: what every payload must be, and where."""
 
     def __init__(self, dataset: Dataset) -> None:
-        opened = open_root(dataset.store)
-        assert opened is not None
-        self.official = opened[1]
+        self.official = dataset.selection.official()
         self.modalities = dataset.modalities
         table = pq.read_table(pa.BufferReader(dataset.store.get("patches.parquet"))).sort_by("id")
         self.ids: list[str] = table.column("id").to_pylist()
@@ -216,11 +287,14 @@ class _Index:
         self.group = np.array(table.column("reben:shard_group").to_pylist())
         self.shard = table.column("reben:shard").to_numpy()
         self.shard_row = table.column("reben:shard_row").to_numpy()
-        self.sums = {m: table.column(f"reben:{m}_xxh3").to_numpy() for m in self.modalities}
+        summed = [m for m in self.modalities if f"reben:{m}_xxh3" in table.column_names]
+        self.sums = {m: table.column(f"reben:{m}_xxh3").to_numpy() for m in summed}
         self._owner = {m: dict(zip(s.tolist(), self.ids, strict=True)) for m, s in self.sums.items()}
 
     def compare(self, modality: str, row: int, payload: bytes | memoryview, where: str) -> list[str]:
         """Findings about one payload that must be the one of `row`."""
+        if modality not in self.sums:
+            return []
         found = xxhash.xxh3_64_intdigest(payload)
         if found == int(self.sums[modality][row]):
             return []

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,12 +27,15 @@ import reben_cloud as rc
 from reben_cloud import export as exporting
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli import app
+from reben_cloud.doctor import diagnose
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, StorageError
+from reben_cloud.formats.lmdb import LmdbSource
 from reben_cloud.metadata import OFFICIAL_SCHEMA, patch_infos
 from reben_cloud.patch import decode_payload, lmdb_key
 from reben_cloud.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
+from reben_cloud.verify import verify
 from tests.faultproxy import Rule
 
 SUPPORT = Path(__file__).parent / "support"
@@ -187,6 +191,85 @@ def test_a_finished_export_is_recognised(built, tmp_path):
     assert os.stat(tmp_path / "out" / "data.mdb").st_mtime_ns == before.st_mtime_ns
 
 
+@pytest.mark.parametrize(
+    ("damage", "said", "fetched"),
+    [
+        (lambda out: (out / "data.mdb").unlink(), "data.mdb is missing", 501),
+        (lambda out: os.truncate(out / "data.mdb", 8192), r"data.mdb has 8,192 bytes, must have [\d,]+", 501),
+        (lambda out: flip(out / "data.mdb", 20), "data.mdb is not the file that was written", 501),
+        (lambda out: flip(out / "data.mdb", 9000), "data.mdb is not the file that was written", 1),
+        (lambda out: flip(out / "patches.parquet", 5000), "patches.parquet is not the file", 0),
+        (lambda out: (out / "metadata.parquet").unlink(), "metadata.parquet is missing", 0),
+    ],
+    ids=["lost", "truncated", "head", "values", "table", "official"],
+)
+def test_a_damaged_export_is_told_and_made_again(built, tmp_path, caplog, damage, said, fetched):
+    out = tmp_path / "out"
+    selection = rc.open(built).search(split="test")
+    selection.export_lmdb(out)
+    before = {p.name: sha256(p) for p in out.iterdir()}
+    damage(out)
+    dataset = rc.open(out)
+
+    (doctor,) = (f for f in diagnose(str(out)) if f.subject == "root")
+    assert doctor.level == "problem"
+    assert re.search(said, doctor.detail)
+    assert any(re.search(said, problem) for problem in verify(dataset, quick=True).problems)
+    assert not verify(dataset).ok
+
+    report = selection.export_lmdb(out)
+
+    assert re.search(f"out is damaged and made again: {said}", caplog.text)
+    assert report.changed
+    assert report.num_fetched == fetched
+    assert {p.name: sha256(p) for p in out.iterdir()} == before
+    assert verify(rc.open(out)).ok
+
+
+def flip(file, position):
+    """Change a byte, counted from the end when negative."""
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
+def test_verify_names_the_damaged_record_of_an_export(built, tmp_path):
+    out = tmp_path / "out"
+    selection = rc.open(built).search(split="test")
+    selection.export_lmdb(out)
+    assert verify(rc.open(out), deep=True).to_text().endswith(": all right")
+    keys = sorted(records_of_copy(out, tmp_path / "copy"))
+    shutil.copytree(out, tmp_path / "bad")
+    data = bytearray((out / "data.mdb").read_bytes())
+    payload = records_of(tmp_path / "copy")[keys[40]]
+    data[data.index(payload[:5000]) + 4000] ^= 1
+    (tmp_path / "bad" / "data.mdb").write_bytes(data)
+
+    report = verify(rc.open(tmp_path / "bad"))
+
+    assert [p for p in report.problems if keys[40] in p and "other pixels" in p], report.problems
+    assert len(report.problems) <= 2  # and that the file is not the one that was written
+    assert verify(rc.open(tmp_path / "copy"), against=LmdbSource(str(out))).ok
+
+
+def test_verify_reads_an_lmdb_of_rico_hdl(shared, tmp_path):
+    shutil.copytree(shared / "data" / "configilm_benv2_mock", tmp_path / "mock")
+    shutil.copytree(tmp_path / "mock", tmp_path / "bad")
+    dataset = rc.open(tmp_path / "mock")
+
+    assert verify(dataset).to_text().endswith("records and their headers; it has no checksums: all right")
+    with pytest.raises(ValueError, match="has no checksums to compare a source with"):
+        verify(dataset, against=LmdbSource(dataset.lmdb_folder))
+    (bad,) = (tmp_path / "bad").rglob("data.mdb")
+    with py_lmdb.open(str(bad.parent), map_size=2**30) as env, env.begin(write=True) as txn:
+        key, value = next(iter(txn.cursor()))
+        txn.put(key, value[:-1])
+
+    (wrong,) = verify(rc.open(tmp_path / "bad")).problems
+
+    assert re.search(f"record {key.decode()}: .* bytes", wrong)
+
+
 def test_update_adds_and_prune_drops_and_a_reader_keeps_what_it_reads(built, whole, tmp_path):
     dataset, out = rc.open(built), tmp_path / "out"
     train, test = dataset.search(split="train"), dataset.search(split="test")
@@ -207,12 +290,22 @@ def test_update_adds_and_prune_drops_and_a_reader_keeps_what_it_reads(built, who
     pruned = test.export_lmdb(out, prune=True)
 
     assert (pruned.num_fetched, pruned.num_patches) == (0, len(test))
+    assert f"0 payloads copied, {3 * len(test):,} were there" in pruned.to_text()
+    assert "complete already" in test.export_lmdb(out, update=True, prune=True).to_text()
+    assert (
+        f"groups       {', '.join(f'{g} {n}' for g, n in groups_of(out).items())}" in rc.open(out).summary()
+    )
     assert records_of_copy(out, tmp_path / "b") == truth(test)
     test.export_lmdb(tmp_path / "fresh")
     assert sha256(out / "data.mdb") == sha256(tmp_path / "fresh" / "data.mdb")
     dataset.search().export_lmdb(out, update=True, prune=True)
     assert sha256(out / "data.mdb") == sha256(whole / "data.mdb")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "fresh", "out"]
+
+
+def groups_of(out):
+    counts = pq.read_table(out / "patches.parquet").column("reben:shard_group").to_pylist()
+    return {group: counts.count(group) for group in sorted(set(counts))}
 
 
 def iterate(dataset):
@@ -256,6 +349,9 @@ def test_wrong_arguments(built, tmp_path):
         dataset.search().export_lmdb(tmp_path / "x", threads=0)
     with pytest.raises(ValueError, match="patches_per_file must be at least 1"):
         exporting.export_safetensors(dataset.search(), tmp_path / "x", patches_per_file=0)
+    for map_size in (-5, 0, 1, 2**20, 2**30 + 1, 2**48):
+        with pytest.raises(ValueError, match=r"map_size must be a multiple of 4,096 from [\d,]{9,} .* got"):
+            dataset.search().export_lmdb(tmp_path / "x", map_size=map_size)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -335,14 +431,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_fills_up_meanwhile(built, whole, small_disk):
-    """There is room at the start; something else then takes it."""
+def leave(folder, nbytes):
+    """Let something else take the disk, but for `nbytes`."""
+    (folder / "other").unlink(missing_ok=True)
+    (folder / "other").write_bytes(bytes(shutil.disk_usage(folder).free - nbytes))
+
+
+def test_what_else_fills_the_disk_meanwhile_does_not_take_the_room(built, whole, small_disk):
+    """The room is reserved at the start; only the tables need more, and say so."""
     selection = rc.open(built).search()
-    other = small_disk / "other"
 
     def fill(items, total, what):
-        if what == "export":
-            other.write_bytes(bytes(shutil.disk_usage(small_disk).free - 40_000_000))
+        leave(small_disk, 8192)
         return items
 
     with pytest.raises(
@@ -352,12 +452,33 @@ def test_a_disk_that_fills_up_meanwhile(built, whole, small_disk):
     assert not (small_disk / "out").exists()
     with pytest.raises(StorageError, match="GB more"):
         selection.export_lmdb(small_disk / "out")
-    other.unlink()
+    leave(small_disk, 2_000_000)
 
     report = selection.export_lmdb(small_disk / "out")
 
-    assert report.num_fetched < report.num_records
+    assert (report.num_fetched, report.changed) == (0, True)
+    assert report.to_text().endswith("0 payloads copied, 1,800 were there")
     assert sha256(small_disk / "out" / "data.mdb") == sha256(whole / "data.mdb")
+
+
+def test_a_disk_that_fills_up_before_the_last_rewrite(built, small_disk):
+    """Up to 512 patches are put again as rico-hdl puts them, which needs their room twice."""
+    selection = rc.open(built).search(split="test")
+
+    def fill(items, total, what):
+        leave(small_disk, 1_000_000)
+        return items
+
+    with pytest.raises(
+        StorageError,
+        match=r"cannot write .* with 0\.\d MB free on the disk; make room and run the same command again",
+    ):
+        selection.export_lmdb(small_disk / "out", progress=fill)
+    assert sorted(p.name for p in small_disk.rglob("*.mdb")) == ["data.mdb", "lock.mdb"]
+    (small_disk / "other").unlink()
+    selection.export_lmdb(small_disk / "out")
+
+    assert records_of(small_disk / "out") == truth(selection)
 
 
 def test_damaged_and_lost_shards_are_named(built, tmp_path):

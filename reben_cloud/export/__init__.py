@@ -20,13 +20,13 @@ from reben_cloud.errors import ConflictError
 from reben_cloud.export.copying import Progress, Sink, copy_from, fetch, find_missing
 from reben_cloud.export.folder import (
     check_room,
-    find_damage,
     partial_folder,
     put_in_place,
     translated,
     write_manifest,
     write_tables,
 )
+from reben_cloud.export.folder import find_damage as find_damage
 from reben_cloud.export.plan import FORMAT as FORMAT
 from reben_cloud.export.plan import MANIFEST as MANIFEST
 from reben_cloud.export.plan import Records, afresh, existing, identity_of, modalities_of, reconcile
@@ -98,7 +98,7 @@ def export_lmdb(
         progress: Wraps the iterable of finished parts.
 
     Raises:
-        ValueError: If nothing is selected, or a modality is not there.
+        ValueError: If nothing is selected, a modality is not there, or the map size holds less than the data.
         ConflictError: If `path` holds something else, or another process exports to it.
         StorageError: If the disk has too little room, or a store fails.
         ChecksumError: If the dataset is damaged.
@@ -206,7 +206,6 @@ def _export(
         check_room(partial, sink, len(chosen))
         try:
             with translated(path):
-                sink.open()
                 missing = find_missing(sink, records, progress)
                 if there is not None and kind == "lmdb":
                     missing = copy_from(path, sink, records, missing)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.export.plan import Records
 from reben_cloud.formats import tar
 from reben_cloud.patch import PAYLOAD_BYTES, Buffer
@@ -20,8 +21,8 @@ from reben_cloud.stream.select import StoredSelection, open_reader
 if TYPE_CHECKING:
     from reben_cloud.search import Selection
 
-PIECE_BYTES = 16 * 1024 * 1024
-"""Most that is brought at once: with a few threads, memory stays far below 500 MB."""
+PIECE_BYTES = 8 * 1024 * 1024
+"""Most that is brought at once. Measured: 4 MB and 16 MB are as fast, 64 MB takes twice the CPU (page faults)."""
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Called with an iterable, its length and what it is; gives the items on."""
@@ -37,14 +38,17 @@ class Sink(Protocol):
     def present_bytes(self) -> int:
         """What they take on the disk now."""
 
-    def open(self) -> None:
-        """Make the files, or open those of an earlier run."""
+    def open(self) -> bool:
+        """Make the files, or open those of an earlier run; whether there were any."""
 
     def write(self, number: int, payload: Buffer) -> None:
         """Put a payload in its place; called by many threads."""
 
     def read(self, number: int) -> Buffer | None:
         """What lies in a payload's place; None when that is certainly not it."""
+
+    def sync(self) -> None:
+        """Bring to the disk what was written so far, or a part of it; that is less for `finish`."""
 
     def finish(self) -> int:
         """Bring all to the disk, close, check; the answer is the size of the data."""
@@ -54,9 +58,9 @@ class Sink(Protocol):
 
 
 def find_missing(sink: Sink, records: Records, progress: Progress) -> NDArray[np.int64]:
-    """Records that an earlier run did not bring to their place, or that cannot be checked."""
+    """Open the sink; the records that no earlier run brought to their place, or that cannot be checked."""
     every = np.arange(len(records.keys))
-    if records.xxh3 is None or sink.present_bytes() < PAYLOAD_BYTES["map"]:
+    if not sink.open() or records.xxh3 is None:
         return every
     found = []
     for number in progress(range(len(every)), len(every), "look at what is there"):
@@ -70,8 +74,12 @@ def copy_from(folder: Path, sink: Sink, records: Records, missing: NDArray[np.in
     """Copy what an earlier LMDB export has undamaged; the records that it has not."""
     from reben_cloud.formats import lmdb
 
+    try:
+        environment = lmdb.open_environment(folder)
+    except (NotFoundError, SourceError):
+        return missing
     left = []
-    with lmdb.open_environment(folder).begin(buffers=True) as txn:
+    with environment.begin(buffers=True) as txn:
         for number in missing.tolist():
             payload = txn.get(records.keys[number])
             if payload is not None and records.check(number, payload):
@@ -118,6 +126,8 @@ def fetch(
         try:
             for future in progress(as_completed(futures), len(futures), "export"):
                 future.result()
+                # This thread has nothing else to do, and the disk works while the others fetch.
+                sink.sync()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

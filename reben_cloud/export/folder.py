@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,11 @@ def partial_folder(path: Path, identity: str) -> Iterator[Path]:
                 raise ConflictError(f"another process is exporting to {path}; wait for it") from None
             if folder != partial:
                 shutil.rmtree(folder)
-        yield partial
+        try:
+            yield partial
+        finally:
+            with suppress(OSError):  # something is in it, or it has its name
+                partial.rmdir()
 
 
 def _lock(folder: Path, locks: ExitStack) -> None:

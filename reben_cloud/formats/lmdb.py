@@ -7,13 +7,15 @@ twice. This module knows keys and bytes, not selections or metadata.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reben_cloud.errors import NotFoundError, SourceError, missing_extra
+from reben_cloud.errors import NotFoundError, SourceError, StorageError, missing_extra
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
 from reben_cloud.patch import Buffer, Patch, PatchInfo, lmdb_key
 
@@ -63,8 +65,16 @@ def open_environment(folder: str | os.PathLike[str]) -> Any:
     with _lock:
         if key not in _environments:
             try:
+                # The file, not its folder: of a folder py-lmdb also remembers the inode of ``lock.mdb``, which
+                # nobody holds open, and which the next export's may get once this one was replaced.
                 _environments[key] = lmdb.open(
-                    path, readonly=True, lock=False, readahead=False, meminit=False, max_readers=512
+                    os.path.join(path, "data.mdb"),
+                    subdir=False,
+                    readonly=True,
+                    lock=False,
+                    readahead=False,
+                    meminit=False,
+                    max_readers=512,
                 )
             except lmdb.Error as error:
                 hint = ""
@@ -86,6 +96,11 @@ def keys(folder: str | os.PathLike[str]) -> Iterator[str]:
     with open_environment(folder).begin() as txn:
         for key in txn.cursor().iternext(keys=True, values=False):
             yield bytes(key).decode()
+
+
+def num_records(folder: str | os.PathLike[str]) -> int:
+    """How many records it has."""
+    return int(open_environment(folder).stat()["entries"])
 
 
 def read_many(folder: str | os.PathLike[str], wanted: Iterable[str]) -> list[bytes]:
@@ -134,7 +149,7 @@ def put_as_rico_hdl(
         Number of records.
 
     Raises:
-        OSError: If the disk is full.
+        StorageError: If the disk is full.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     batches = [batch for records in passes for batch in _batches(records)]
@@ -153,9 +168,23 @@ def put_as_rico_hdl(
     return sum(len(batch) for batch in batches)
 
 
-def create_environment(folder: str | os.PathLike[str], *, map_size: int) -> Any:
-    """An environment to write to, with its ``lock.mdb``; a context manager that closes it."""
-    return lmdb.open(os.fspath(folder), map_size=map_size)
+@contextmanager
+def create_environment(folder: str | os.PathLike[str], *, map_size: int) -> Iterator[Any]:
+    """An environment to write to, with its ``lock.mdb``; closed at the end.
+
+    Raises:
+        StorageError: If LMDB cannot write, be it for want of room.
+    """
+    try:
+        with lmdb.open(os.fspath(folder), map_size=map_size) as env:
+            yield env
+    except lmdb.Error as error:
+        # On a full disk LMDB says "Input/output error" as often as "No space left on device".
+        free = shutil.disk_usage(folder).free / 1e6
+        raise StorageError(
+            f"cannot write {os.fspath(folder)}/data.mdb: {error}, with {free:,.1f} MB free on the disk; "
+            "make room and run the same command again"
+        ) from error
 
 
 def set_map_size(file: Path, map_size: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +17,9 @@ from reben_cloud.errors import StorageError
 from reben_cloud.formats import lmdb
 from reben_cloud.formats.lmdb_pages import PAGE_BYTES, VALUE_OFFSET, plan_pages
 from reben_cloud.patch import PAYLOAD_BYTES, Buffer
+
+MAX_MAP_SIZE = 2**47
+"""Address space of a process on x86-64; rico-hdl asks for 100 TiB of it."""
 
 
 class Keyed(Protocol):
@@ -36,6 +41,9 @@ class LmdbSink:
         folder: Where ``data.mdb`` goes.
         records: What goes in it.
         map_size: What the file is to say of its map size, bytes; its own size by default.
+
+    Raises:
+        ValueError: If LMDB could not open the file with that map size.
     """
 
     def __init__(self, folder: Path, records: Keyed, *, map_size: int | None) -> None:
@@ -45,8 +53,16 @@ class LmdbSink:
         self._layout = plan_pages(records.keys, sizes)
         self._folder, self._records, self._map_size = folder, records, map_size
         self._file: int | None = None
-        self.nbytes = self._layout.nbytes
-        """Size of the finished file."""
+        size = self._layout.nbytes
+        if map_size is not None and not (size <= map_size <= MAX_MAP_SIZE and map_size % PAGE_BYTES == 0):
+            raise ValueError(
+                f"map_size must be a multiple of {PAGE_BYTES:,} from {size:,} (what the data takes) to "
+                f"{MAX_MAP_SIZE:,} (what a process can map), got {map_size:,}"
+            )
+        counts = np.unique(records.modality, return_counts=True)[1]
+        self._as_rico_hdl = bool(counts.max() <= lmdb.TRANSACTION_RECORDS)
+        self.nbytes = size * (2 if self._as_rico_hdl else 1)
+        """Most that the file takes while it is made, with its copy."""
 
     def present_bytes(self) -> int:
         """What the file takes on the disk now."""
@@ -55,10 +71,12 @@ class LmdbSink:
         except FileNotFoundError:
             return 0
 
-    def open(self) -> None:
-        """Make the file, or open that of an earlier run."""
+    def open(self) -> bool:
+        """Make the file, or open that of an earlier run; whether there was one."""
+        there = self._path.exists()
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(self._file, self.nbytes)
+        _reserve(self._file, self._layout.nbytes)
+        return there
 
     def write(self, number: int, payload: Buffer) -> None:
         """Put a payload in its place; safe for many threads."""
@@ -78,22 +96,27 @@ class LmdbSink:
             return None
         return os.pread(self._file, int(self._layout.sizes[number]), start)
 
+    def sync(self) -> None:
+        """Bring what was written so far to the disk."""
+        assert self._file is not None
+        os.fsync(self._file)
+
     def finish(self) -> int:
         """Write tree and meta pages, sync, and let LMDB itself look at the file.
 
         Raises:
-            StorageError: If LMDB does not find what was written.
+            StorageError: If LMDB does not find what was written, or the disk is full.
         """
         assert self._file is not None
         for number, page in enumerate(self._layout.tree(), self._layout.tree_page):
             _write_at(self._file, page, number * PAGE_BYTES)
-        _write_at(self._file, self._layout.meta(self.nbytes), 0)
+        _write_at(self._file, self._layout.meta(self._layout.nbytes), 0)
         os.fsync(self._file)
         self.close()
-        with lmdb.create_environment(self._folder, map_size=self.nbytes) as env:
+        with lmdb.create_environment(self._folder, map_size=self._layout.nbytes) as env:
             if env.stat()["entries"] != len(self._records.keys):
                 raise StorageError(f"{self._path}: LMDB finds {env.stat()['entries']:,} records in it")
-            if np.unique(self._records.modality, return_counts=True)[1].max() <= lmdb.TRANSACTION_RECORDS:
+            if self._as_rico_hdl:
                 self._rewrite(env)
         size = self._path.stat().st_size
         lmdb.set_map_size(self._path, size if self._map_size is None else self._map_size)
@@ -112,16 +135,31 @@ class LmdbSink:
     def _rewrite(self, env: Any) -> None:
         """Give a small file the bytes that rico-hdl's transactions would have given it."""
         copy = self._folder / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
         with env.begin(buffers=True) as txn:
 
             def records_of(modality: str) -> Iterator[tuple[bytes, Buffer]]:
                 for key in self._records.keys[self._records.modality == modality].tolist():
                     yield key, txn.get(key)
 
-            lmdb.put_as_rico_hdl(copy, [records_of(m) for m in ("s1", "s2", "map")])
-        os.replace(copy / "data.mdb", self._path)
-        shutil.rmtree(copy)
+            try:
+                shutil.rmtree(copy, ignore_errors=True)
+                lmdb.put_as_rico_hdl(copy, [records_of(m) for m in ("s1", "s2", "map")])
+                os.replace(copy / "data.mdb", self._path)
+            finally:
+                shutil.rmtree(copy, ignore_errors=True)
+
+
+def _reserve(file: int, nbytes: int) -> None:
+    """Give a file its size, and its room on the disk where the file system can: nobody else takes it meanwhile.
+
+    Not `os.posix_fallocate`, which writes to every page where the file system cannot.
+    """
+    os.ftruncate(file, nbytes)
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
+    if fallocate and fallocate(file, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)):
+        number = ctypes.get_errno()
+        if number == errno.ENOSPC:
+            raise OSError(number, os.strerror(number))
 
 
 def _write_at(file: int, data: bytes, start: int) -> None:

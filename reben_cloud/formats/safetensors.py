@@ -128,8 +128,9 @@ class SafetensorsSink:
         """What the files take on the disk now."""
         return sum(path.stat().st_blocks * 512 for path in self._folder.glob("part-*.safetensors"))
 
-    def open(self) -> None:
-        """Make the files, or open those of an earlier run."""
+    def open(self) -> bool:
+        """Make the files, or open those of an earlier run; whether there were any."""
+        there = any(self._folder.glob("part-*.safetensors"))
         for number, count in enumerate(self._counts):
             part = _part(self._modalities, count)
             file = os.open(_path(self._folder, number), os.O_RDWR | os.O_CREAT, 0o644)
@@ -138,6 +139,7 @@ class SafetensorsSink:
                 os.pwrite(file, part.header, 0)
             finally:
                 os.close(file)
+        return there
 
     def write(self, number: int, payload: Buffer) -> None:
         """Put a payload's bands in their places; safe for many threads."""
@@ -162,6 +164,9 @@ class SafetensorsSink:
             return _gather(file, row, self._records.modality[number], pieces)
         finally:
             os.close(file)
+
+    def sync(self) -> None:
+        """Nothing: `finish` syncs one part after the other."""
 
     def finish(self) -> int:
         """Bring the files to the disk."""
