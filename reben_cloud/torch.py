@@ -29,6 +29,9 @@ __all__ = ["ModelInput", "StreamDataset", "StreamLoader"]
 
 Batch = dict[str, Tensor]
 
+HOLD_PINNED = 2
+"""Batches that are handed out before a pinned buffer is written again, even if nothing refers to it."""
+
 
 class StreamLoader:
     """Shuffled raw batches of a selection as tensors, exactly once an epoch; no DataLoader needed.
@@ -88,6 +91,7 @@ class StreamLoader:
             form=form,
             gather=gather_tensors,
             make_buffer=_pinned_zeros if pinned else np.zeros,
+            hold=HOLD_PINNED if pinned else 0,
         )
         self.batch_size = batch_size
         """Samples in a batch of this rank."""

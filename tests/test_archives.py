@@ -1,13 +1,10 @@
 """Archives: every official one, wherever it lies, and what each broken or hostile one is told."""
 
 import functools
-import http.server
 import io
 import os
 import tarfile
-import threading
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +22,7 @@ from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from reben_cloud.verify import verify
 from tests import official
+from tests.webserver import serve
 
 NUM_PATCHES = 24
 
@@ -107,40 +105,10 @@ def test_archives_without_scratch_are_refused(archives, tmp_path):
         make_plan(source, table, open_store(tmp_path / "root"))
 
 
-class _Ranged(http.server.SimpleHTTPRequestHandler):
-    """A plain web server that answers ranges."""
-
-    def do_GET(self):
-        path = self.translate_path(self.path)
-        if not os.path.isfile(path):
-            self.send_error(404)
-            return
-        data = Path(path).read_bytes()
-        start, end = 0, len(data) - 1
-        if wanted := self.headers.get("Range"):
-            first, last = wanted.removeprefix("bytes=").split("-")
-            start, end = int(first), min(int(last or end), end)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(end - start + 1))
-        self.end_headers()
-        self.wfile.write(data[start : end + 1])
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def web(archives):
-    handler = functools.partial(_Ranged, directory=str(archives))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serve(archives) as url:
+        yield url
 
 
 def test_archives_behind_http_are_streamed(web, truth, tmp_path):

@@ -109,9 +109,9 @@ class RawLoader:
     float32 in alphabetical class order, ``index`` [B] int64 (position in the selection) and
     ``valid`` [B] bool. Rows that are not valid are padding: zeros, with index -1.
 
-    A batch stays as it is for as long as anything refers to it or to a view of it, and at least
-    until two further batches were taken; then its memory is used again. Keep what you like (it
-    costs memory), but do not keep bare addresses.
+    A batch stays as it is for as long as anything refers to it or to a view of it, and with `hold` at
+    least until so many further batches were taken; then its memory is used again. Keep what you like
+    (it costs memory), but do not keep bare addresses.
 
     Args:
         selection: What to stream (`Dataset.search`).
@@ -135,6 +135,8 @@ class RawLoader:
         form: ``shards`` or ``zarr``; an LMDB export is always read as what it is.
         gather: How payloads are copied; `gather_rows` needs NumPy only.
         make_buffer: Allocates a batch array, e.g. in pinned memory.
+        hold: Batches that are handed out before a buffer is written again that nothing refers to any
+            more: a copy from pinned memory to a device may still run then.
 
     Raises:
         TypeError: If `selection` is no selection, or `batch_size` no integer.
@@ -163,6 +165,7 @@ class RawLoader:
         form: Form = "shards",
         gather: Gather = gather_rows,
         make_buffer: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = np.zeros,
+        hold: int = 0,
     ) -> None:
         if fetch_threads < 1 or gather_threads < 1:
             raise ValueError(
@@ -205,7 +208,7 @@ class RawLoader:
         self._threads = (fetch_threads, gather_threads)
         self._gather = gather
         self._pixels = {name: spec for m in stored.modalities for name, spec in arrays_of(m).items()}
-        self._ring = Ring(partial(_make_arrays, self._pixels, batch_size, make_buffer), hold=HOLD_BATCHES)
+        self._ring = Ring(partial(_make_arrays, self._pixels, batch_size, make_buffer), hold=hold)
         self._sample_bytes = sum(spec.nbytes for spec in self._pixels.values())
         self._position = 0
         self._resume_at = 0
@@ -482,8 +485,8 @@ class _Pipeline:
         for source, copies in loader._reader.copies.items():
             loader._gather(addresses[source], copies, slot)
         arrays = slot.arrays
-        np.take(loader._stored.labels, stored, axis=0, out=arrays["labels"][:num_valid], mode="clip")
-        np.take(loader._stored.index, stored, out=arrays["index"][:num_valid], mode="clip")
+        arrays["labels"][:num_valid] = loader._stored.labels[stored]
+        arrays["index"][:num_valid] = loader._stored.index[stored]
         arrays["valid"][:num_valid] = True
         if num_valid < len(arrays["index"]):
             for name in arrays:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -29,7 +30,7 @@ from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
 from reben_cloud.sampling import Ints
 from reben_cloud.store import Store
 from reben_cloud.stream.cache import ShardCache
-from reben_cloud.stream.gather import PAYLOAD_COPIES, Addresses, Copy, address_of, arrays_of
+from reben_cloud.stream.gather import PAYLOAD_COPIES, Addresses, BufferPool, Copy, address_of, arrays_of
 
 T = TypeVar("T")
 
@@ -140,7 +141,7 @@ class ShardReader:
         modalities: What to read.
         counters: Where to count.
         cache: Disk cache of a remote root.
-        max_mapped_bytes: Most bytes of shard files that stay mapped without being in use.
+        max_mapped_bytes: Shard files that nobody uses any more stay mapped up to so many bytes in all.
     """
 
     def __init__(
@@ -166,6 +167,9 @@ class ShardReader:
         self._mapped_bytes = 0
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._files: dict[str, str] = {}
+        # A group's last shard is smaller, and lies in the smallest buffer that holds it.
+        most = int(places.num_samples.max(initial=0))
+        self._pools = [BufferPool(size) for size in sorted(tar.shard_bytes(m, most) for m in modalities)]
         self._verified: set[tuple[object, ...]] = set()
         # Follows from a shard's bytes, and these from its checksum: found out once a shard.
         self._strided: dict[str, bool] = {}
@@ -283,24 +287,30 @@ class ShardReader:
         return self._cache.path(path, self._objects[path][1]).exists()
 
     def _download(self, path: str) -> memoryview:
+        nbytes, _ = self._objects[path]
+        # Another writer's tar may be larger than ours.
+        pool = next((p for p in self._pools if p.nbytes >= nbytes), None) or BufferPool(nbytes)
+
         def attempt() -> memoryview:
+            data = pool.take(nbytes)
             try:
-                data = self._store.get(path)
+                found = self._store.get_into(path, data)
             except FileNotFoundError as error:
                 raise NotFoundError(
                     f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`"
                 ) from error
-            self._counters.add(requests=1, bytes_read=data.nbytes)
-            self._check(path, data)
+            self._counters.add(requests=1, bytes_read=found)
+            self._check(path, data, found)
             return data
 
         return persistently(attempt, self._counters)
 
-    def _check(self, path: str, data: Any) -> None:
+    def _check(self, path: str, data: Any, found: int) -> None:
+        """See that `data` is the shard, of which `found` bytes came."""
         nbytes, checksum = self._objects[path]
-        if memoryview(data).nbytes != nbytes or xxhash.xxh3_64_intdigest(data) != checksum:
+        if found != nbytes or xxhash.xxh3_64_intdigest(data) != checksum:
             raise ChecksumError(
-                f"{self._store.url}/{path}: the {memoryview(data).nbytes:,} bytes read are not the {nbytes:,} "
+                f"{self._store.url}/{path}: the {found:,} bytes read are not the {nbytes:,} "
                 "that objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
             )
 
@@ -314,18 +324,22 @@ class ShardReader:
         if data is None:
             data = _map_file(file, self._store.url)
             if data.nbytes != self._objects[path][0]:
-                self._check(path, data)
+                self._check(path, data, data.nbytes)
             with self._lock:
                 self._mapped_bytes += data.nbytes - self._unmap(key)
                 self._mapped[key] = data
-                while self._mapped_bytes > self._max_mapped_bytes and len(self._mapped) > 1:
-                    self._mapped_bytes -= self._unmap(next(iter(self._mapped)))
+                for old in list(self._mapped):
+                    if self._mapped_bytes <= self._max_mapped_bytes:
+                        break
+                    # Only this call and the dict refer to it; to let go of one in use would free nothing.
+                    if sys.getrefcount(self._mapped[old]) == 2:
+                        self._mapped_bytes -= self._unmap(old)
             self._counters.add(requests=1)
         if verify:
             identity = (key, *_identity(file))
             if identity not in self._verified:
                 try:
-                    self._check(path, data)
+                    self._check(path, data, data.nbytes)
                 except ChecksumError:
                     with self._lock:
                         self._mapped_bytes -= self._unmap(key)

@@ -7,6 +7,7 @@ decoded Zarr chunks are gathered by the same code. Whoever passes addresses keep
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -99,6 +100,30 @@ MEMORY_START = 4096
 def address_of(buffer: Any) -> int:
     """Where a buffer lies. It must outlive every use of the address."""
     return int(np.frombuffer(buffer, np.uint8).__array_interface__["data"][0])
+
+
+class BufferPool:
+    """Memory that is used again once nobody refers to what was put there.
+
+    Fresh memory of this size costs a page fault for every 4 kB, and given back in another order than it
+    was taken it stays with the process.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        """Size of every buffer."""
+        self._buffers: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def take(self, nbytes: int) -> memoryview:
+        """`nbytes` bytes, at most the size of a buffer; theirs for as long as the view or one of it lives."""
+        with self._lock:
+            for buffer in self._buffers:
+                # The list, this loop and the call itself refer to it.
+                if sys.getrefcount(buffer) == 3:
+                    return buffer[:nbytes].data
+            self._buffers.append(np.empty(self.nbytes, np.uint8))
+            return self._buffers[-1][:nbytes].data
 
 
 Gather = Callable[[Addresses, Sequence[Copy], "Slot"], None]

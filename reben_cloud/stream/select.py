@@ -37,7 +37,7 @@ class StoredSelection:
     """Hex digits that name the root."""
     index: Ints
     """Position in the selection of each sample, shape (n,)."""
-    labels: NDArray[np.float32]
+    labels: NDArray[np.uint8]
     """Multi-hot labels, alphabetical, shape (n, 19)."""
     places: Places
     """Where they lie in the shards; the order of an epoch follows from it, whatever form is read."""
@@ -103,12 +103,12 @@ class StoredSelection:
         full = int(manifest["shard_samples"])
         in_group = [int(manifest["groups"][name]["num_samples"]) for name, _ in shards]
         sizes = [min(full, total - n * full) for total, (_, n) in zip(in_group, shards, strict=True)]
-        return cls(
+        stored = cls(
             selection=selection,
             modalities=wanted,
             fingerprint=str(manifest["fingerprint"]),
             index=order,
-            labels=labels.encode_many(table.column("reben:labels"))[order].astype(np.float32),
+            labels=labels.encode_many(table.column("reben:labels"))[order],
             places=Places(
                 shard=shard.astype(np.int64),
                 row=row[order],
@@ -119,6 +119,9 @@ class StoredSelection:
                 },
             ),
         )
+        del table
+        pa.default_memory_pool().release_unused()  # decoding took several times what is kept
+        return stored
 
     def values(self, name: str) -> list[Any]:
         """A column of the selection in stored order."""

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_memory [--samples 50000] [--remote]
 
 The samples are synthetic; their shards are hard links to a few that are built, so the disk holds a few
-hundred MB while the loader sees 15 GB. With --remote shards are downloaded into memory instead of mapped.
+hundred MB while the loader sees 15 GB. With --remote the shards are downloaded into memory, from a web
+server on this machine, instead of mapped.
 Prints the largest resident set beside the bound: (window + prefetch) shards and 300 MB.
 """
 
@@ -20,7 +21,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 import reben_cloud as rc
 from reben_cloud.formats.tar import shard_bytes, shard_path
 from reben_cloud.stream import RawLoader
+from tests.webserver import serve
 
 SHARD = 256
 MODALITIES = ("s2", "s1", "map")
@@ -69,13 +70,9 @@ def repeat_root(root: Path, target: Path, samples: int) -> Path:
     return target
 
 
-def measure(root: str, remote: bool) -> None:
+def measure(root: str) -> None:
     """One epoch in this process, and what it took."""
     dataset = rc.open(root)
-    if remote:
-        dataset.store.__class__ = type(
-            "Remote", (type(dataset.store),), {"is_local": False, "local_path": _none}
-        )
     loader = RawLoader(dataset.search(), batch_size=64)
     process, largest, done = psutil.Process(), [0], threading.Event()
 
@@ -92,8 +89,9 @@ def measure(root: str, remote: bool) -> None:
     watcher.join()
     shards = loader._resident
     bound = shards * sum(shard_bytes(m, SHARD) for m in MODALITIES) + 300e6
+    how = "mapped" if dataset.store.is_local else "downloaded"
     print(
-        f"{count:,} samples ({'downloaded' if remote else 'mapped'}) in {seconds:.1f} s: largest resident set "
+        f"{count:,} samples ({how}) in {seconds:.1f} s: largest resident set "
         f"{largest[0] / 1e6:,.0f} MB, bound for {shards} shards {bound / 1e6:,.0f} MB: "
         f"{'kept' if largest[0] <= bound else 'BROKEN'}"
     )
@@ -107,23 +105,23 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        return measure(arguments.measure, arguments.remote)
+        return measure(arguments.measure)
     arguments.dir.mkdir(parents=True, exist_ok=True)
     from tests.benchmarks.bench_loader import make_root
 
     small = make_root(arguments.dir, 4096).resolve()
     target = Path(tempfile.mkdtemp(prefix="repeated-", dir=small.parent))
     try:
-        root = repeat_root(small, target, arguments.samples)
-        # In a process of its own: what made the root must not count.
-        command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--measure", str(root)]
-        subprocess.run(command + ["--remote"] * arguments.remote, check=True)
+        url = str(repeat_root(small, target, arguments.samples))
+        # In a process of its own: what made the root, or serves it, must not count.
+        command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--measure"]
+        if not arguments.remote:
+            subprocess.run([*command, url], check=True)
+        else:
+            with serve(target) as address:
+                subprocess.run([*command, address], check=True)
     finally:
         shutil.rmtree(target)
-    return None
-
-
-def _none(*_: Any) -> None:
     return None
 
 

@@ -1,0 +1,52 @@
+"""A plain web server of a folder on this machine that answers ranges."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class _Ranged(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        path = self.translate_path(self.path)
+        if not os.path.isfile(path):
+            self.send_error(404)
+            return
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start, stop = 0, size
+            if wanted := self.headers.get("Range"):
+                first, last = wanted.removeprefix("bytes=").split("-")
+                start = int(first) if first else size - int(last)
+                stop = min(int(last) + 1, size) if first and last else size
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(stop - start))
+            self.end_headers()
+            file.seek(start)
+            while start < stop and (data := file.read(min(2**20, stop - start))):
+                self.wfile.write(data)
+                start += len(data)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it has
+        pass
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The URL of a server of `folder`, while the context lasts."""
+    handler = functools.partial(_Ranged, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
