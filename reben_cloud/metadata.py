@@ -237,7 +237,21 @@ EXTENSIONS = (
 
 def write_patches(table: pa.Table) -> bytes:
     """The bytes of ``patches.parquet``: GeoParquet 1.1.0, stac-geoparquet 1.1.0; same in, same out."""
-    bbox = table.column("bbox").combine_chunks()
+    out = io.BytesIO()
+    with patches_writer(out, table.schema, table.select(["bbox", "datetime"])) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    return out.getvalue()
+
+
+def patches_writer(out: Any, schema: pa.Schema, extents: pa.Table) -> pq.ParquetWriter:
+    """What writes ``patches.parquet``, row group by row group, for tables that are not held in memory.
+
+    Args:
+        out: A path, or a file.
+        schema: Columns of the table.
+        extents: ``bbox`` and ``datetime`` of all rows, which the file's metadata sums up.
+    """
+    bbox = extents.column("bbox").combine_chunks()
     bounds = [
         float(reduce(bbox.field(side)).as_py())
         for side, reduce in zip(
@@ -258,7 +272,7 @@ def write_patches(table: pa.Table) -> bytes:
             }
         },
     }
-    times = pc.min_max(table.column("datetime")).as_py()
+    times = pc.min_max(extents.column("datetime")).as_py()
     collection = {
         "type": "Collection",
         "stac_version": "1.1.0",
@@ -272,19 +286,16 @@ def write_patches(table: pa.Table) -> bytes:
         "links": [],
     }
     stac = {"version": "1.1.0", "collections": {COLLECTION_ID: collection}}
-    out = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata({"geo": json.dumps(geo), "stac-geoparquet": json.dumps(stac)}),
+    return pq.ParquetWriter(
         out,
+        schema.with_metadata({"geo": json.dumps(geo), "stac-geoparquet": json.dumps(stac)}),
         compression="zstd",
-        row_group_size=ROW_GROUP_ROWS,
-        use_dictionary=[*_dictionary_columns(table), "reben:labels.list.element"],
+        use_dictionary=[*_dictionary_columns(schema), "reben:labels.list.element"],
         column_encoding={
             **{f"bbox.{side}": "BYTE_STREAM_SPLIT" for side in ("xmin", "ymin", "xmax", "ymax")},
             **dict.fromkeys(("id", "reben:s1_name", "reben:s2v1_name"), "DELTA_BYTE_ARRAY"),
         },
     )
-    return out.getvalue()
 
 
 DESCRIPTION = (
@@ -303,10 +314,10 @@ def rfc3339(time: Any) -> str:
     return str(time.strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
-def _dictionary_columns(table: pa.Table) -> list[str]:
+def _dictionary_columns(schema: pa.Schema) -> list[str]:
     """Columns of few values; for the others a dictionary only costs time and a second page."""
     return (
-        [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+        [field.name for field in schema if pa.types.is_dictionary(field.type)]
         + [f"links.list.element.{name}" for name in ("rel", "href", "type", "title")]
         + ["stac_extensions.list.element", "datetime", "reben:s1_datetime", "assets.zarr.href"]
     )

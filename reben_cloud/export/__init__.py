@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reben_cloud.errors import ConflictError
-from reben_cloud.export.copying import Progress, Sink, copy_from, fetch, find_missing
+from reben_cloud.export.copying import Progress, Sink, copy_from, fetch, find_missing, open_origin
 from reben_cloud.export.folder import (
     check_room,
     partial_folder,
@@ -29,7 +29,7 @@ from reben_cloud.export.folder import (
 from reben_cloud.export.folder import find_damage as find_damage
 from reben_cloud.export.plan import FORMAT as FORMAT
 from reben_cloud.export.plan import MANIFEST as MANIFEST
-from reben_cloud.export.plan import Records, afresh, existing, identity_of, modalities_of, reconcile
+from reben_cloud.export.plan import Records, existing, identity_of, modalities_of, reconcile
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection
@@ -200,38 +200,42 @@ def _export(
         )
     if damage is not None:
         logger.warning("%s is damaged and made again: %s", path, damage)
-    records = Records.of(chosen, wanted)
-    with partial_folder(path, identity) as partial:
-        sink = make_sink(partial, records)
-        check_room(partial, sink, len(chosen))
-        try:
-            with translated(path):
-                missing = find_missing(sink, records, progress)
-                if there is not None and kind == "lmdb":
-                    missing = copy_from(path, sink, records, missing)
-                fetch(chosen, sink, records, missing, threads=threads, progress=progress)
-                nbytes = sink.finish()
-                chosen = afresh(chosen, chosen.rows)
-                write_tables(partial, chosen, wanted)
-                write_manifest(
-                    partial,
-                    chosen,
-                    {
-                        "kind": kind,
-                        "modalities": list(wanted),
-                        "settings": dict(settings),
-                        "identity": identity,
-                        "nbytes": nbytes,
-                    },
-                )
-                put_in_place(partial, path)
-        finally:
-            sink.close()
+    with partial_folder(path, identity) as partial, translated(path):
+        earlier = path if there is not None and kind == "lmdb" else None
+        nbytes, num_fetched = _copy(chosen, wanted, partial, earlier, make_sink, threads, progress)
+        write_tables(partial, chosen, wanted)
+        facts = {"kind": kind, "modalities": list(wanted), "settings": dict(settings), "identity": identity}
+        write_manifest(partial, chosen, {**facts, "nbytes": nbytes})
+        put_in_place(partial, path)
     return ExportReport(
         path=str(path),
         num_patches=len(chosen),
         num_records=num_records,
-        num_fetched=len(missing),
+        num_fetched=num_fetched,
         nbytes=nbytes,
         changed=True,
     )
+
+
+def _copy(
+    chosen: Selection,
+    modalities: tuple[str, ...],
+    partial: Path,
+    earlier: Path | None,
+    make_sink: Callable[[Path, Records], Sink],
+    threads: int,
+    progress: Progress,
+) -> tuple[int, int]:
+    """Fill the files of the partial folder; their size in bytes, and how many records were fetched."""
+    origin = open_origin(chosen, modalities)  # first: what it needs for a moment is gone before the keys come
+    records = Records.of(chosen, modalities)
+    sink = make_sink(partial, records)
+    check_room(partial, sink, len(chosen))
+    try:
+        missing = find_missing(sink, records, progress)
+        if earlier is not None:
+            missing = copy_from(earlier, sink, records, missing)
+        fetch(origin, sink, records, missing, threads=threads, progress=progress)
+        return sink.finish(), len(missing)
+    finally:
+        sink.close()

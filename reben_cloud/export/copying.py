@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.export.plan import Records
 from reben_cloud.formats import tar
 from reben_cloud.patch import PAYLOAD_BYTES, Buffer
-from reben_cloud.stream.fetch import Counters
+from reben_cloud.stream.fetch import Counters, Places, Reader
 from reben_cloud.stream.gather import MEMORY, MEMORY_START
 from reben_cloud.stream.select import StoredSelection, open_reader
 
@@ -89,18 +90,33 @@ def copy_from(folder: Path, sink: Sink, records: Records, missing: NDArray[np.in
     return np.array(left, np.int64)
 
 
-class Piece(NamedTuple):
-    """Some rows of a shard that are brought together."""
+class Origin(NamedTuple):
+    """Where payloads come from."""
 
-    modality: str
-    stored: NDArray[np.int64]
-    """Their positions in the stored selection, rising."""
-    numbers: NDArray[np.int64]
-    """Their records."""
+    reader: Reader
+    """Brings and verifies them, as it does for a loader."""
+    places: Places
+    """Where they lie, in stored order."""
+    patch: NDArray[np.int64]
+    """Patch of each stored position, counted in the order of the table, shape (num_patches,)."""
+
+
+def open_origin(chosen: Selection, modalities: Sequence[str]) -> Origin:
+    """The reader of a selection, and no more of it than copying needs."""
+    # A table of its own, which goes with its columns once they are read.
+    table = type(chosen.table)(chosen.table.store)
+    stored = StoredSelection.of(type(chosen)(chosen.dataset, table, chosen.rows), modalities)
+    reader = open_reader(
+        stored, Counters(), form="shards", cache_dir=None, cache_bytes=None, max_mapped_bytes=PIECE_BYTES
+    )
+    origin = Origin(reader, stored.places, stored.index)
+    del stored, table
+    pa.default_memory_pool().release_unused()  # a hundred megabytes, for the whole dataset
+    return origin
 
 
 def fetch(
-    chosen: Selection,
+    origin: Origin,
     sink: Sink,
     records: Records,
     missing: NDArray[np.int64],
@@ -108,21 +124,16 @@ def fetch(
     threads: int,
     progress: Progress,
 ) -> None:
-    """Copy the missing records from the dataset, each verified by the reader that streams it."""
-    stored = StoredSelection.of(chosen, records.modalities)
-    reader = open_reader(
-        stored, Counters(), form="shards", cache_dir=None, cache_bytes=None, max_mapped_bytes=PIECE_BYTES
-    )
+    """Copy the missing records to their places, by several threads."""
 
     def copy(piece: Piece) -> None:
-        part = reader.load((piece.modality,), piece.stored)
+        part = origin.reader.load((piece.modality,), piece.stored)
         nbytes, addresses = PAYLOAD_BYTES[piece.modality], part.addresses[piece.modality] - MEMORY_START
         for number, start in zip(piece.numbers.tolist(), addresses.tolist(), strict=True):
             sink.write(number, MEMORY[start : start + nbytes].data)
 
-    pieces = list(plan_pieces(stored, records, missing))
     with ThreadPoolExecutor(threads, "reben-export") as pool:
-        futures = [pool.submit(copy, piece) for piece in pieces]
+        futures = [pool.submit(copy, piece) for piece in plan_pieces(origin, records, missing)]
         try:
             for future in progress(as_completed(futures), len(futures), "export"):
                 future.result()
@@ -133,13 +144,23 @@ def fetch(
             raise
 
 
-def plan_pieces(stored: StoredSelection, records: Records, missing: NDArray[np.int64]) -> Iterator[Piece]:
+class Piece(NamedTuple):
+    """Some rows of a shard that are brought together."""
+
+    modality: str
+    stored: NDArray[np.int64]
+    """Their stored positions, rising."""
+    numbers: NDArray[np.int64]
+    """Their records."""
+
+
+def plan_pieces(origin: Origin, records: Records, missing: NDArray[np.int64]) -> Iterator[Piece]:
     """The missing records by shard, at most `PIECE_BYTES` of it together."""
     wanted = np.zeros(len(records.keys), np.bool_)
     wanted[missing] = True
-    places = stored.places
+    places = origin.places
     for modality in records.modalities:
-        numbers = records.numbers(modality)[stored.index]
+        numbers = records.numbers(modality)[origin.patch]
         mine = np.flatnonzero(wanted[numbers])
         piece = places.row[mine] // (PIECE_BYTES // tar.RECORD_BYTES[modality])
         cuts = np.flatnonzero((np.diff(places.shard[mine]) != 0) | (np.diff(piece) != 0)) + 1

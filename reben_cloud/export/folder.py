@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.export.copying import Sink
 from reben_cloud.export.plan import FORMAT, MANIFEST
+from reben_cloud.metadata import OFFICIAL_SCHEMA
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection
@@ -86,19 +88,43 @@ def translated(path: Path) -> Iterator[None]:
 
 def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) -> None:
     """The official metadata of the patches in both official files, and the table that searches need."""
-    official = chosen.official()
-    extra = pc.or_(official.column("contains_seasonal_snow"), official.column("contains_cloud_or_shadow"))
-    for name, rows in (
-        ("metadata.parquet", pc.invert(extra)),
-        ("metadata_for_patches_with_snow_cloud_or_shadow.parquet", extra),
-    ):
-        pq.write_table(official.filter(rows), partial / name, compression="zstd")
-        _sync(partial / name)
+    _write_official(partial, chosen)
     gone = {"assets", *(f"reben:{m}_xxh3" for m in MODALITIES if m not in modalities)}
     names = [name for name in chosen.table.names if name not in gone]
-    rows = chosen.columns(names)
-    (partial / "patches.parquet").write_bytes(metadata.write_patches(rows))
-    _sync(partial / "patches.parquet")
+    schema = chosen.table.take(chosen.rows[:1], names).schema
+    file = partial / "patches.parquet"
+    extents = chosen.columns(["bbox", "datetime"])
+    with metadata.patches_writer(file, schema, extents) as writer:
+        # Row groups of the root's size, but for those that the selection leaves smaller.
+        for part in chosen.table.parts(chosen.rows, names):
+            writer.write_table(part.cast(schema), row_group_size=metadata.ROW_GROUP_ROWS)
+    _sync(file)
+
+
+def _write_official(partial: Path, chosen: Selection) -> None:
+    """Both official files, sorted by patch; some rows at a time become a table."""
+    order = np.argsort(
+        np.concatenate(
+            [p.column("id").to_numpy().astype("S") for p in chosen.table.parts(chosen.rows, ["id"])]
+        )
+    )
+    files = {
+        "metadata.parquet": False,
+        "metadata_for_patches_with_snow_cloud_or_shadow.parquet": True,
+    }
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(pq.ParquetWriter(partial / name, OFFICIAL_SCHEMA, compression="zstd"))
+            for name in files
+        }
+        for start in range(0, len(order), metadata.ROW_GROUP_ROWS):
+            rows = chosen.rows[order[start : start + metadata.ROW_GROUP_ROWS]]
+            part = type(chosen)(chosen.dataset, chosen.table, rows).official()
+            extra = pc.or_(part.column("contains_seasonal_snow"), part.column("contains_cloud_or_shadow"))
+            for name, wanted in files.items():
+                writers[name].write_table(part.filter(extra if wanted else pc.invert(extra)))
+    for name in files:
+        _sync(partial / name)
 
 
 def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -> None:

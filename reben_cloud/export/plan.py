@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
@@ -27,9 +26,6 @@ MANIFEST = "export.json"
 
 FORMAT = "reben_cloud export"
 """Names that document."""
-
-PATCHES_AT_ONCE = 16_384
-"""Rows that become Python objects at a time."""
 
 
 def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -105,12 +101,9 @@ def reconcile(
         rows = np.union1d(old, rows) if update else np.intersect1d(old, rows)
         both = {*there["modalities"], *modalities} if update else {*there["modalities"]} & {*modalities}
         modalities = tuple(m for m in MODALITIES if m in both)
-    return afresh(selection, rows), modalities
-
-
-def afresh(selection: Selection, rows: NDArray[np.int64]) -> Selection:
-    """These rows, with a table of their own: what it reads is gone with it, and not in memory for good."""
-    return type(selection)(selection.dataset, type(selection.table)(selection.table.store), rows)
+    # A table of its own: what it reads is gone with it, and not in memory for good.
+    table = type(selection.table)(selection.table.store)
+    return type(selection)(selection.dataset, table, rows), modalities
 
 
 def identity_of(
@@ -119,10 +112,8 @@ def identity_of(
     """Names what the folder is to hold: the same name, the same bytes."""
     fingerprint = selection.dataset.manifest["fingerprint"]
     digest = hashlib.sha256(json.dumps([FORMAT, 1, kind, dict(settings), fingerprint, *modalities]).encode())
-    ids = selection.column("id")
-    for start in range(0, len(ids), PATCHES_AT_ONCE):
-        text = "\n".join(ids.slice(start, PATCHES_AT_ONCE).to_pylist())
-        digest.update(("\n" + text if start else text).encode())
+    for number, part in enumerate(selection.table.parts(selection.rows, ["id"])):
+        digest.update(("\n" * bool(number) + "\n".join(part.column("id").to_pylist())).encode())
     return digest.hexdigest()
 
 
@@ -134,16 +125,16 @@ class Records:
     """What every patch has."""
     keys: NDArray[np.bytes_]
     """LMDB keys, rising, shape (n,)."""
-    modality: NDArray[np.str_]
-    """Modality of each, shape (n,)."""
-    patch: NDArray[np.int64]
+    code: NDArray[np.uint8]
+    """Modality of each, counted in `modalities`, shape (n,)."""
+    patch: NDArray[np.int32]
     """Which patch, counted in the order of the table, shape (n,)."""
     xxh3: NDArray[np.uint64] | None
     """Checksum of each payload, shape (n,); None when the dataset has none."""
 
     def check(self, number: int, payload: Any) -> bool:
         """Whether these bytes are the payload of record `number`."""
-        modality = self.modality[number]
+        modality = self.modalities[self.code[number]]
         header = PAYLOAD_HEADER[modality]
         return (
             memoryview(payload).nbytes == PAYLOAD_BYTES[modality]
@@ -153,7 +144,7 @@ class Records:
 
     def numbers(self, modality: str) -> NDArray[np.int64]:
         """The record of each patch in a modality, shape (num_patches,)."""
-        mine = np.flatnonzero(self.modality == modality)
+        mine = np.flatnonzero(self.code == self.modalities.index(modality))
         found = np.empty_like(mine)
         found[self.patch[mine]] = mine
         return found
@@ -164,24 +155,28 @@ class Records:
         sums = [f"reben:{m}_xxh3" for m in modalities]
         known = set(sums) <= set(chosen.table.names)
         columns = {"s2": ("id", b""), "s1": ("reben:s1_name", b""), "map": ("id", b"_reference_map")}
-        table = chosen.columns(sorted({columns[m][0] for m in modalities} | set(sums if known else ())))
-        count = len(chosen)
-        width = max(
-            int(pc.max(pc.binary_length(table.column(name))).as_py() or 0) + len(suffix)
-            for name, suffix in (columns[m] for m in modalities)
-        )
-        keys = np.empty(count * len(modalities), f"S{width}")
-        for number, modality in enumerate(modalities):
-            name, suffix = columns[modality]
-            for start in range(0, count, PATCHES_AT_ONCE):
-                texts = table.column(name).slice(start, PATCHES_AT_ONCE).to_pylist()
-                first = number * count + start
-                keys[first : first + len(texts)] = [text.encode() + suffix for text in texts]
-        order = np.argsort(keys, kind="stable")
+        names = sorted({columns[m][0] for m in modalities} | set(sums if known else ()))
+        count, start = len(chosen), 0
+        keys: NDArray[np.bytes_] = np.empty((len(modalities), count), "S64")
+        xxh3 = np.empty((len(modalities), count if known else 0), np.uint64)
+        for part in chosen.table.parts(chosen.rows, names):
+            here = slice(start, start + part.num_rows)
+            for number, (modality, total) in enumerate(zip(modalities, sums, strict=True)):
+                name, suffix = columns[modality]
+                texts = np.array([text.encode() + suffix for text in part.column(name).to_pylist()])
+                if texts.itemsize > keys.itemsize:
+                    keys = keys.astype(texts.dtype)
+                keys[number, here] = texts
+                if known:
+                    xxh3[number, here] = part.column(total)
+            start = here.stop
+        order = np.argsort(keys, axis=None, kind="stable")
+        keys = keys.reshape(-1)
+        keys.sort()  # in place: a hundred megabytes less than taking them in order
         return cls(
             modalities=modalities,
-            keys=keys[order],
-            modality=np.array(modalities)[order // count],
-            patch=order % count,
-            xxh3=np.concatenate([table.column(c).to_numpy() for c in sums])[order] if known else None,
+            keys=keys,
+            code=(order // count).astype(np.uint8),
+            patch=(order % count).astype(np.int32),
+            xxh3=xxh3.reshape(-1)[order] if known else None,
         )

@@ -52,7 +52,7 @@ class Layout:
 
     keys: NDArray[np.bytes_]
     """Keys, rising, shape (n,)."""
-    sizes: NDArray[np.int64]
+    sizes: NDArray[np.integer]
     """Bytes of each value, shape (n,)."""
     first_page: NDArray[np.int64]
     """First page of each value, shape (n,)."""
@@ -121,7 +121,7 @@ class Layout:
         return _even(node + key + int(self.first_page[number]).to_bytes(8, "little"))
 
 
-def plan_pages(keys: Sequence[bytes] | NDArray[np.bytes_], sizes: NDArray[np.int64]) -> Layout:
+def plan_pages(keys: Sequence[bytes] | NDArray[np.bytes_], sizes: NDArray[np.integer]) -> Layout:
     """Lay records out: two meta pages, the values in the order of their keys, the tree.
 
     Args:
@@ -144,7 +144,9 @@ def plan_pages(keys: Sequence[bytes] | NDArray[np.bytes_], sizes: NDArray[np.int
     levels = [_share(len(keys), room // (_LEAF_NODE.size + longest + 8 + 2))]
     while len(levels[-1]) > 1:
         levels.append(_share(len(levels[-1]), room // (_BRANCH_NODE.size + longest + 2)))
-    return Layout(keys=keys, sizes=sizes, first_page=2 + np.cumsum(pages) - pages, levels=levels)
+    return Layout(
+        keys=keys, sizes=sizes, first_page=2 + np.cumsum(pages, dtype=np.int64) - pages, levels=levels
+    )
 
 
 def _share(count: int, capacity: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,12 +26,16 @@ class Keyed(Protocol):
     """What is to be stored: a key and a modality a record."""
 
     @property
+    def modalities(self) -> Sequence[str]:
+        """What there is."""
+
+    @property
     def keys(self) -> NDArray[np.bytes_]:
         """Keys, rising, shape (n,)."""
 
     @property
-    def modality(self) -> NDArray[np.str_]:
-        """Modality of each, shape (n,)."""
+    def code(self) -> NDArray[np.uint8]:
+        """Modality of each, counted in `modalities`, shape (n,)."""
 
 
 class LmdbSink:
@@ -47,9 +51,7 @@ class LmdbSink:
     """
 
     def __init__(self, folder: Path, records: Keyed, *, map_size: int | None) -> None:
-        sizes = np.empty(len(records.keys), np.int64)
-        for modality in np.unique(records.modality).tolist():
-            sizes[records.modality == modality] = PAYLOAD_BYTES[modality]
+        sizes = np.array([PAYLOAD_BYTES[m] for m in records.modalities], np.int32)[records.code]
         self._layout = plan_pages(records.keys, sizes)
         self._folder, self._records, self._map_size = folder, records, map_size
         self._file: int | None = None
@@ -59,8 +61,7 @@ class LmdbSink:
                 f"map_size must be a multiple of {PAGE_BYTES:,} from {size:,} (what the data takes) to "
                 f"{MAX_MAP_SIZE:,} (what a process can map), got {map_size:,}"
             )
-        counts = np.unique(records.modality, return_counts=True)[1]
-        self._as_rico_hdl = bool(counts.max() <= lmdb.TRANSACTION_RECORDS)
+        self._as_rico_hdl = bool(np.bincount(records.code).max() <= lmdb.TRANSACTION_RECORDS)
         self.nbytes = size * (2 if self._as_rico_hdl else 1)
         """Most that the file takes while it is made, with its copy."""
 
@@ -138,8 +139,10 @@ class LmdbSink:
         with env.begin(buffers=True) as txn:
 
             def records_of(modality: str) -> Iterator[tuple[bytes, Buffer]]:
-                for key in self._records.keys[self._records.modality == modality].tolist():
-                    yield key, txn.get(key)
+                if modality in self._records.modalities:
+                    mine = self._records.code == self._records.modalities.index(modality)
+                    for key in self._records.keys[mine].tolist():
+                        yield key, txn.get(key)
 
             try:
                 shutil.rmtree(copy, ignore_errors=True)

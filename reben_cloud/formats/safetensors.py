@@ -96,12 +96,16 @@ class Placed(Protocol):
     """What is to be stored: modality and patch of each record."""
 
     @property
-    def modality(self) -> NDArray[np.str_]:
-        """Modality of each, shape (n,)."""
+    def modalities(self) -> tuple[str, ...]:
+        """What there is."""
 
     @property
-    def patch(self) -> NDArray[np.int64]:
-        """Patch of each."""
+    def code(self) -> NDArray[np.uint8]:
+        """Modality of each, counted in `modalities`, shape (n,)."""
+
+    @property
+    def patch(self) -> NDArray[np.int32]:
+        """Patch of each, shape (n,)."""
 
 
 class SafetensorsSink:
@@ -115,13 +119,12 @@ class SafetensorsSink:
 
     def __init__(self, folder: Path, records: Placed, *, patches_per_file: int) -> None:
         self._folder, self._records, self._step = folder, records, patches_per_file
-        self._modalities = tuple(m for m in MODALITIES if m in records.modality)
         self._num_patches = int(records.patch.max()) + 1
         self._counts = [
             min(patches_per_file, self._num_patches - s)
             for s in range(0, self._num_patches, patches_per_file)
         ]
-        self.nbytes = sum(_part(self._modalities, count).nbytes for count in self._counts)
+        self.nbytes = sum(_part(self._records.modalities, count).nbytes for count in self._counts)
         """Size of all finished files."""
 
     def present_bytes(self) -> int:
@@ -132,7 +135,7 @@ class SafetensorsSink:
         """Make the files, or open those of an earlier run; whether there were any."""
         there = any(self._folder.glob("part-*.safetensors"))
         for number, count in enumerate(self._counts):
-            part = _part(self._modalities, count)
+            part = _part(self._records.modalities, count)
             file = os.open(_path(self._folder, number), os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 os.ftruncate(file, part.nbytes)
@@ -161,7 +164,7 @@ class SafetensorsSink:
         """The payload whose bands lie there; whether it is the right one is the caller's to check."""
         file, row, pieces = self._place(number, os.O_RDONLY)
         try:
-            return _gather(file, row, self._records.modality[number], pieces)
+            return _gather(file, row, self._modality(number), pieces)
         finally:
             os.close(file)
 
@@ -181,10 +184,13 @@ class SafetensorsSink:
     def close(self) -> None:
         """Nothing stays open."""
 
+    def _modality(self, number: int) -> str:
+        return self._records.modalities[int(self._records.code[number])]
+
     def _place(self, number: int, flags: int) -> tuple[int, int, Sequence[_Piece]]:
         """(Open file, row, pieces) of a record."""
         part, row = divmod(int(self._records.patch[number]), self._step)
-        pieces = _part(self._modalities, self._counts[part]).pieces[self._records.modality[number]]
+        pieces = _part(self._records.modalities, self._counts[part]).pieces[self._modality(number)]
         return os.open(_path(self._folder, part), flags), row, pieces
 
 

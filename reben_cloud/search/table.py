@@ -7,7 +7,7 @@ column that is wanted; what was read once is kept. This module knows nothing of 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -100,6 +100,14 @@ class PatchTable:
         if len(local) == table.num_rows and bool((np.diff(local) == 1).all()):
             return table
         return table.take(local)
+
+    def parts(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of rising rows, a row group at a time; what is read for that is not kept."""
+        for mine in np.split(rows, np.searchsorted(rows, self.group_starts[1:-1])):
+            if len(mine):
+                kept = dict(self._columns)
+                yield self.take(mine, columns)
+                self._columns = kept
 
     def _leaf(self, path: str) -> int:
         group = self._parquet.metadata.row_group(0)
