@@ -150,3 +150,60 @@ def make_clc(
         geometry_type="MultiPolygon", promote_to_multi=True,
     )  # fmt: skip
     return path
+
+
+def make_landscape(folder: Path, *, patches: int = 8) -> Path:
+    """A small product, a radar scene of the same days and land cover, which fit each other and look like something.
+
+    Args:
+        folder: Where ``s2/``, ``s1/`` and ``clc.gpkg`` go.
+        patches: Patches along the side.
+    """
+    rng = np.random.default_rng(7)
+    epsg, left, top = grid.tile_corner(PRODUCT[39:44])
+    side = patches * 120
+    # Land cover: cells around random points; water, forests, fields, a town.
+    codes = np.array([211, 211, 231, 312, 313, 311, 242, 112, 512])
+    centres = rng.uniform(0, side, (60, 2))
+    cover = rng.choice(codes, len(centres))
+    bounds = shapely.box(left, top - side * 10, left + side * 10, top)
+    points = shapely.multipoints(np.column_stack([left + centres[:, 0] * 10, top - centres[:, 1] * 10]))
+    cells = shapely.get_parts(shapely.voronoi_polygons(points, extend_to=bounds))
+    tree = shapely.STRtree(cells)
+    order = tree.query_nearest(shapely.get_parts(points), all_matches=False)[1]
+    polygons = shapely.intersection(cells[order], shapely.buffer(bounds, 500))
+    make_clc(folder / "clc.gpkg", shapely.segmentize(polygons, 100), cover, epsg=epsg)
+
+    y, x = np.indices((side, side), dtype=np.float32)
+    nearest = np.zeros((side, side), np.int64)
+    smallest = np.full((side, side), np.inf, np.float32)
+    for number, (cx, cy) in enumerate(centres.astype(np.float32)):
+        distance = (x - cx) ** 2 + (y - cy) ** 2
+        nearest[distance < smallest] = number
+        np.minimum(smallest, distance, out=smallest)
+    fields = (np.sin(x / 9 + nearest) * np.cos(y / 13 - nearest) > 0) * 0.25 + 0.9
+    noise = rng.normal(1, 0.05, (side, side))
+    # Reflectance * 10,000 in blue, green, red and near infrared, and backscatter in dB, of each cover.
+    looks = {
+        211: (700, 950, 1100, 2600, -11), 231: (450, 850, 500, 4200, -12), 311: (250, 550, 300, 4500, -9),
+        312: (200, 350, 220, 2600, -9), 313: (220, 450, 260, 3500, -9), 242: (600, 900, 850, 2900, -11),
+        112: (1100, 1200, 1300, 2100, -5), 512: (350, 300, 200, 120, -21),
+    }  # fmt: skip
+    by_cell = np.array([looks[code] for code in cover.tolist()], np.float32)
+    columns = {"B02": 0, "B03": 1, "B04": 2}
+
+    def pixels(band: str, shape: tuple[int, int]) -> np.ndarray:
+        step = side // shape[0]
+        value = by_cell[nearest, columns.get(band, 3)] * fields * noise
+        return np.clip(value[::step, ::step], 1, 10_000).astype(np.uint16)
+
+    (folder / "s2").mkdir()
+    make_safe(folder / "s2", side_m=side * 10, pixels=pixels)
+    (folder / "s1").mkdir()
+    vv = by_cell[nearest, 4] + rng.normal(0, 1.5, (side, side))
+    with rasterio.open(
+        folder / "s1" / "S1A_IW_GRDH_1SDV_20170613T165043_VV_VH.tif", "w", driver="GTiff", height=side, width=side,
+        count=2, dtype="float32", crs=f"EPSG:{epsg}", transform=from_origin(left, top, 10, 10), nodata=np.nan,
+    ) as file:  # fmt: skip
+        file.write(np.stack([vv, vv - 7]).astype(np.float32))
+    return folder
