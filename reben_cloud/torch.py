@@ -192,7 +192,11 @@ class StreamDataset(IterableDataset[Batch]):
         return iter(self._loader)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the next epoch; with persistent workers it does not reach them, and they count by themselves."""
+        """Choose the next epoch.
+
+        Workers that persist count by themselves, and it does not reach them. Without
+        ``persistent_workers`` they are made anew for every epoch: call this before each, or all are alike.
+        """
         self._epoch = epoch
         if self._loader is not None:
             self._loader.set_epoch(epoch)

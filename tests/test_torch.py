@@ -109,7 +109,7 @@ def test_rank_and_world_size_come_from_torch_distributed(selection, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata looks at every name of torch
 def test_a_stateful_dataloader_resumes_where_it_was(selection, workers):
-    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    from torchdata import stateful_dataloader as stateful
 
     def make():
         return stateful.StatefulDataLoader(
