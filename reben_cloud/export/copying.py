@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError, SourceError
-from reben_cloud.export.plan import Records
+from reben_cloud.export.plan import Records, afresh
 from reben_cloud.formats import tar
 from reben_cloud.patch import PAYLOAD_BYTES, Buffer
 from reben_cloud.stream.fetch import Counters, Places, Reader
@@ -103,14 +103,12 @@ class Origin(NamedTuple):
 
 def open_origin(chosen: Selection, modalities: Sequence[str]) -> Origin:
     """The reader of a selection, and no more of it than copying needs."""
-    # A table of its own, which goes with its columns once they are read.
-    table = type(chosen.table)(chosen.table.store)
-    stored = StoredSelection.of(type(chosen)(chosen.dataset, table, chosen.rows), modalities)
+    stored = StoredSelection.of(afresh(chosen, chosen.rows), modalities)
     reader = open_reader(
         stored, Counters(), form="shards", cache_dir=None, cache_bytes=None, max_mapped_bytes=PIECE_BYTES
     )
     origin = Origin(reader, stored.places, stored.index)
-    del stored, table
+    del stored
     pa.default_memory_pool().release_unused()  # a hundred megabytes, for the whole dataset
     return origin
 

@@ -23,7 +23,7 @@ from reben_cloud import metadata
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.export.copying import Sink
-from reben_cloud.export.plan import FORMAT, MANIFEST
+from reben_cloud.export.plan import FORMAT, MANIFEST, afresh
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) ->
 
 
 def _write_official(partial: Path, chosen: Selection) -> None:
-    """Both official files, sorted by patch; some rows at a time become a table."""
+    """Both official files, sorted by patch."""
     order = np.argsort(
         np.concatenate(
             [p.column("id").to_numpy().astype("S") for p in chosen.table.parts(chosen.rows, ["id"])]
@@ -118,8 +118,9 @@ def _write_official(partial: Path, chosen: Selection) -> None:
             for name in files
         }
         for start in range(0, len(order), metadata.ROW_GROUP_ROWS):
-            rows = chosen.rows[order[start : start + metadata.ROW_GROUP_ROWS]]
-            part = type(chosen)(chosen.dataset, chosen.table, rows).official()
+            rows = np.sort(chosen.rows[order[start : start + metadata.ROW_GROUP_ROWS]])
+            # Neighbours by name are neighbours in the table, but for products: read anew, not kept.
+            part = afresh(chosen, rows).official()
             extra = pc.or_(part.column("contains_seasonal_snow"), part.column("contains_cloud_or_shadow"))
             for name, wanted in files.items():
                 writers[name].write_table(part.filter(extra if wanted else pc.invert(extra)))

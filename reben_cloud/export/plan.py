@@ -101,9 +101,12 @@ def reconcile(
         rows = np.union1d(old, rows) if update else np.intersect1d(old, rows)
         both = {*there["modalities"], *modalities} if update else {*there["modalities"]} & {*modalities}
         modalities = tuple(m for m in MODALITIES if m in both)
-    # A table of its own: what it reads is gone with it, and not in memory for good.
-    table = type(selection.table)(selection.table.store)
-    return type(selection)(selection.dataset, table, rows), modalities
+    return afresh(selection, rows), modalities
+
+
+def afresh(selection: Selection, rows: NDArray[np.int64]) -> Selection:
+    """These rows, with a table of their own: what it reads is gone with it, and not in memory for good."""
+    return type(selection)(selection.dataset, type(selection.table)(selection.table.store), rows)
 
 
 def identity_of(
