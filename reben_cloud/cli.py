@@ -257,11 +257,12 @@ def train(
     """Train a model by a recipe, or go on where it was interrupted; under torchrun, on several GPUs."""
     from reben_cloud.dataset import open as open_dataset
     from reben_cloud.recipe import load_recipe
-    from reben_cloud.train import train as run_train
 
     config = load_recipe(recipe, overrides=change or ())
     folder = out or Path("runs") / Path(recipe).stem
     dataset = open_dataset(root, storage_options(endpoint_url))
+    from reben_cloud.train import train as run_train  # takes seconds; a typo above is told at once
+
     with step_progress() as on_step:
         result = run_train(config, dataset, folder, on_step=on_step, cache_dir=cache_dir)
     if os.environ.get("RANK", "0") == "0":

@@ -6,6 +6,7 @@ write, which leaves nothing behind. It knows nothing of what a root holds beyond
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -22,7 +23,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from reben_cloud.errors import RebenError, StorageError
+from reben_cloud.errors import TORCHVISION_ADVICE, RebenError, StorageError
 from reben_cloud.export import find_damage
 from reben_cloud.lmdb_root import LmdbRoot, find_lmdb_root, is_export
 from reben_cloud.store import Store, open_store, s3_config
@@ -123,10 +124,26 @@ def _versions() -> Iterator[Finding]:
                 detail=f"{', '.join(absent)} not installed",
                 advice=f"pip install 'reben-cloud[{extra}]', if you need it",
             )
+        elif extra == "train" and (why := _why_not("timm")):
+            yield Finding(
+                level="warning",
+                subject=f"extra {extra}",
+                detail=f"timm {_version('timm')} does not load: {why}",
+                advice=TORCHVISION_ADVICE,
+            )
         else:
             yield Finding(
                 level="ok", subject=f"extra {extra}", detail=", ".join(f"{n} {_version(n)}" for n in packages)
             )
+
+
+def _why_not(module: str) -> str:
+    """Why a module cannot be imported, or nothing."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:
+        return str(error)
+    return ""
 
 
 def _version(package: str) -> str | None:

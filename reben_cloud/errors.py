@@ -54,6 +54,18 @@ class MissingExtraError(RebenError, ImportError):
     """An optional dependency is not installed."""
 
 
-def missing_extra(package: str, extra: str) -> MissingExtraError:
-    """The error to raise when `package` cannot be imported, with the line that installs it."""
+TORCHVISION_ADVICE = "timm and torchmetrics need torchvision, whose build must fit that of torch: reinstall both from the same index"
+"""What to do when torchvision does not find its operators in torch."""
+
+
+def missing_extra(package: str, extra: str, cause: Exception | None = None) -> MissingExtraError:
+    """The error to raise when `package` cannot be imported, with what to do about it.
+
+    Args:
+        package: What was imported.
+        extra: Which extra brings it.
+        cause: What the import raised; a RuntimeError is torchvision's, of a build that does not fit.
+    """
+    if isinstance(cause, RuntimeError):
+        return MissingExtraError(f"{package} does not load: {cause}; {TORCHVISION_ADVICE}")
     return MissingExtraError(f"{package} is not installed; it comes with: pip install 'reben-cloud[{extra}]'")

@@ -22,8 +22,8 @@ try:
     import torch
     from torch import Tensor
     from torchmetrics.functional import classification
-except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
-    raise missing_extra("torchmetrics", "train") from error
+except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
+    raise missing_extra("torchmetrics", "train", error) from error
 
 NUM_CLASSES = len(CLASSES_ALPHABETICAL)
 

@@ -26,8 +26,8 @@ try:
     from safetensors.torch import load_file, save_file
     from torch import Tensor, nn
     from torch.nn import functional
-except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
-    raise missing_extra("timm", "train") from error
+except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
+    raise missing_extra("timm", "train", error) from error
 
 IMAGE_PX = PATCH_M // 10
 """Height and width of a model's input: every band at 10 m."""

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from reben_cloud.doctor import diagnose
+from reben_cloud.errors import missing_extra
 from reben_cloud.store import open_store
 
 
@@ -77,3 +78,12 @@ def test_refused_credentials_are_a_problem_and_the_secret_is_not_shown(s3_bucket
     assert "credentials" in found["root"]["detail"]
     assert found["credentials"]["detail"] == "found by env"
     assert "not-the-secret" not in result.stdout + result.stderr
+
+
+def test_a_torchvision_that_does_not_fit_is_told_from_a_missing_package():
+    assert str(missing_extra("timm", "train")).endswith("pip install 'reben-cloud[train]'")
+
+    found = str(missing_extra("timm", "train", RuntimeError("operator torchvision::nms does not exist")))
+
+    assert found.startswith("timm does not load: operator torchvision::nms does not exist; ")
+    assert found.endswith("reinstall both from the same index")
