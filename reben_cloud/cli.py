@@ -750,7 +750,7 @@ def main() -> None:
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     try:
         app(standalone_mode=True)
-    except (RebenError, OSError) as error:
+    except (RebenError, OSError, MemoryError) as error:
         if verbose:
             raise
         typer.echo(f"reben-cloud: {error}", err=True)

@@ -54,7 +54,9 @@ class MissingExtraError(RebenError, ImportError):
     """An optional dependency is not installed."""
 
 
-TORCHVISION_ADVICE = "timm and torchmetrics need torchvision, whose build must fit that of torch: reinstall both from the same index"
+TORCHVISION_ADVICE = (
+    "timm and torchmetrics need torchvision, whose build must fit that of torch: reinstall both from the same index"
+)
 """What to do when torchvision does not find its operators in torch."""
 
 

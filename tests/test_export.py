@@ -320,6 +320,31 @@ def records_of_copy(folder, copy):
     return records_of(copy)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_loader_gives_the_roots_batches_bit_for_bit(built, tmp_path, world_size):
+    pytest.importorskip("torch")
+    from reben_cloud.torch import StreamLoader
+
+    rc.open(built).search(split=["train", "test"]).export_lmdb(tmp_path / "out")
+    query = {"recommended": True, "split": "train"}
+    options = {"batch_size": 32, "seed": 5, "world_size": world_size}
+
+    for rank in range(world_size):
+        theirs = StreamLoader(rc.open(built).search(**query), rank=rank, **options)
+        ours = StreamLoader(rc.open(tmp_path / "out").search(**query), rank=rank, **options)
+        for epoch in range(2):
+            theirs.set_epoch(epoch)
+            ours.set_epoch(epoch)
+            count = 0
+            for one, other in zip(ours, theirs, strict=True):
+                assert one.keys() == other.keys()
+                for name in one:
+                    assert one[name].dtype == other[name].dtype
+                    assert one[name].numpy().tobytes() == other[name].numpy().tobytes(), name
+                count += len(one["index"])
+            assert count > 100 / world_size
+
+
 def test_what_is_no_export_is_never_touched(built, tmp_path):
     selection = rc.open(built).search(split="test")
     (tmp_path / "mine").mkdir()
