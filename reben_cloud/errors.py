@@ -55,7 +55,8 @@ class MissingExtraError(RebenError, ImportError):
 
 
 TORCHVISION_ADVICE = (
-    "timm and torchmetrics need torchvision, whose build must fit that of torch: reinstall both from the same index"
+    "timm and torchmetrics need torchvision, whose build must fit that of torch: "
+    "reinstall both from the same index"
 )
 """What to do when torchvision does not find its operators in torch."""
 
