@@ -279,11 +279,12 @@ class Steps:
         return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
 
     def numbers(self, start: int) -> Ints:
-        """Global numbers of this rank's samples in the step that begins at `start`, shape (batch_size,).
+        """Global numbers of this rank's samples in the step that begins at `start`.
 
-        Numbers from `num_samples` on are padding; only the last step has any.
+        There are `batch_size` of them, and fewer where the epoch ends.
         """
-        return start + self.rank + self.world_size * np.arange(self.batch_size)
+        stop = min(start + self.global_batch, self.num_samples)
+        return np.arange(start + self.rank, stop, self.world_size)
 
     def check_start(self, start: int) -> None:
         """Refuse a resume position at which these ranks cannot begin.

@@ -415,11 +415,23 @@ def test_a_flipped_bit_on_disk_is_found_and_named(root, tmp_path, part):
         pytest.param({"form": "lance"}, "form must be", id="form"),
         pytest.param({"cache_bytes": 5}, "cache_dir, which is not given", id="cache"),
         pytest.param({"gather_threads": 0}, "at least 1", id="threads"),
+        pytest.param(
+            {"batch_size": 10**9, "world_size": 2},
+            r"takes .* GB a batch.*this machine has .* GB",
+            id="memory",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_when_the_loader_is_made(selection, options, message):
     with pytest.raises(ValueError, match=message):
         RawLoader(selection, **options)
+
+
+def test_a_batch_larger_than_the_epoch_is_the_epoch(selection):
+    (everything,) = epoch_of(RawLoader(selection, batch_size=10**9, seed=1))
+
+    assert np.array_equal(np.sort(everything["index"]), np.arange(len(selection)))
+    assert everything["valid"].all()
 
 
 def test_an_empty_selection_is_an_empty_epoch(root):
@@ -535,9 +547,11 @@ def test_a_small_cache_is_kept_within_its_budget(s3_root, tmp_path, selection):
 @pytest.mark.s3
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [1, 7], ids=["whole shards", "ranges"])
-def test_an_epoch_through_faults_is_the_undisturbed_epoch(s3_root, fault_proxy, part):
+def test_an_epoch_through_faults_is_the_undisturbed_epoch(s3_root, fault_proxy, part, monkeypatch):
+    from reben_cloud import store
     from tests.faultproxy import RandomRule
 
+    monkeypatch.setitem(store._CLIENT, "read_timeout", "2s")  # a stall is found out sooner
     url, options = s3_root
     calm = rc.open(url, options).search()
     calm = type(calm)(calm.dataset, calm.table, calm.rows[::part])
@@ -546,13 +560,15 @@ def test_an_epoch_through_faults_is_the_undisturbed_epoch(s3_root, fault_proxy, 
     stormy = type(stormy)(stormy.dataset, stormy.table, stormy.rows[::part])
     loader = RawLoader(stormy, batch_size=16)
     faults = ["503", "delay", "reset-before", "reset-mid", "truncate", "corrupt", "slow"]
-    fault_proxy.rules.append(
-        RandomRule(faults=faults, rate=0.3, match=".tar", max_times=2, seconds=0.2, bytes_per_s=2e7)
-    )
+    fault_proxy.rules += [
+        RandomRule(faults=["stall"], rate=0.1, seed=1, match=".tar", max_times=1, seconds=60),
+        RandomRule(faults=faults, rate=0.3, match=".tar", max_times=2, seconds=0.2, bytes_per_s=2e7),
+    ]
 
     same(epoch_of(loader), expected)
 
     assert fault_proxy.num_faults() > 5
+    assert "stall" in [fault for _, fault in fault_proxy.log]
 
 
 @pytest.mark.s3

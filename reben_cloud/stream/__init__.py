@@ -33,9 +33,6 @@ __all__ = ["Form", "RawLoader", "StreamStats"]
 STATE_VERSION = 1
 """Version of `RawLoader.state_dict`; it goes up when an order changes."""
 
-HOLD_BATCHES = 2
-"""Batches that are handed out before a buffer may be written again, even if nothing refers to it."""
-
 AHEAD_AT_ONCE = 2
 """Blocks that are asked for ahead of need each time a batch is asked for."""
 
@@ -208,8 +205,11 @@ class RawLoader:
         self._threads = (fetch_threads, gather_threads)
         self._gather = gather
         self._pixels = {name: spec for m in stored.modalities for name, spec in arrays_of(m).items()}
-        self._ring = Ring(partial(_make_arrays, self._pixels, batch_size, make_buffer), hold=hold)
         self._sample_bytes = sum(spec.nbytes for spec in self._pixels.values())
+        # Ranks must agree on shapes; one alone never needs more rows than there are samples.
+        rows = batch_size if world_size > 1 else min(batch_size, self.num_samples)
+        _check_memory(rows * self._sample_bytes, gather_threads + 2 + hold, batch_size)
+        self._ring = Ring(partial(_make_arrays, self._pixels, rows, make_buffer), hold=hold)
         self._position = 0
         self._resume_at = 0
         self._running: object = None
@@ -341,6 +341,16 @@ def _shard_bytes(stored: StoredSelection) -> int:
     return sum(tar.shard_bytes(modality, samples) for modality in stored.modalities)
 
 
+def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
+    """Refuse batches that this machine cannot hold: memory is given on paper, and the machine dies of it later."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if nbytes * batches > memory:
+        raise ValueError(
+            f"batch_size={batch_size} takes {nbytes / 1e9:,.1f} GB a batch, and {batches} are in memory at a time; "
+            f"this machine has {memory / 1e9:,.1f} GB: take a smaller batch_size"
+        )
+
+
 def _make_arrays(
     pixels: Mapping[str, BatchArray],
     batch_size: int,
@@ -416,13 +426,12 @@ class _Pipeline:
     def _top_up(self) -> None:
         while self._left and len(self._queue) < self._depth:
             numbers = self._steps.numbers(self._number)
-            num_valid = int(np.count_nonzero(numbers < self._steps.num_samples))
-            if self._queue and self._is_full() and self._lacks_blocks(numbers[:num_valid]):
+            if self._queue and self._is_full() and self._lacks_blocks(numbers):
                 break  # the batches that are being filled give blocks back first
-            runs = self._plan(numbers[:num_valid])
+            runs = self._plan(numbers)
             slot = self._loader._ring.take()
-            future = self._gatherers.submit(self._fill, slot, num_valid, runs)
-            self._queue.append((slot, num_valid, future))
+            future = self._gatherers.submit(self._fill, slot, len(numbers), runs)
+            self._queue.append((slot, len(numbers), future))
             self._number += self._steps.global_batch
             self._left -= 1
         # Ahead of need, but bounded: blocks that nobody will use again have left `_in_use`. A few at a
