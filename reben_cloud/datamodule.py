@@ -12,6 +12,9 @@ from reben_cloud.recipe import Subset
 from reben_cloud.torch import Batch, StreamLoader
 
 try:
+    from reben_cloud.torchvision_ops import load_torchvision
+
+    load_torchvision()
     from lightning import LightningDataModule
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("lightning", "train") from error

@@ -23,7 +23,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from reben_cloud.errors import TORCHVISION_ADVICE, RebenError, StorageError
+from reben_cloud.errors import RebenError, StorageError
 from reben_cloud.export import find_damage
 from reben_cloud.lmdb_root import LmdbRoot, find_lmdb_root, is_export
 from reben_cloud.store import Store, open_store, s3_config
@@ -124,13 +124,8 @@ def _versions() -> Iterator[Finding]:
                 detail=f"{', '.join(absent)} not installed",
                 advice=f"pip install 'reben-cloud[{extra}]', if you need it",
             )
-        elif extra == "train" and (why := _why_not("timm")):
-            yield Finding(
-                level="warning",
-                subject=f"extra {extra}",
-                detail=f"timm {_version('timm')} does not load: {why}",
-                advice=TORCHVISION_ADVICE,
-            )
+        elif extra == "train" and (why := _why_not("reben_cloud.models")):
+            yield Finding(level="warning", subject=f"extra {extra}", detail=why)
         else:
             yield Finding(
                 level="ok", subject=f"extra {extra}", detail=", ".join(f"{n} {_version(n)}" for n in packages)

@@ -54,13 +54,6 @@ class MissingExtraError(RebenError, ImportError):
     """An optional dependency is not installed."""
 
 
-TORCHVISION_ADVICE = (
-    "timm and torchmetrics need torchvision, whose build must fit that of torch: "
-    "reinstall both from the same index"
-)
-"""What to do when torchvision does not find its operators in torch."""
-
-
 def missing_extra(package: str, extra: str, cause: Exception | None = None) -> MissingExtraError:
     """The error to raise when `package` cannot be imported, with what to do about it.
 
@@ -70,5 +63,8 @@ def missing_extra(package: str, extra: str, cause: Exception | None = None) -> M
         cause: What the import raised; a RuntimeError is torchvision's, of a build that does not fit.
     """
     if isinstance(cause, RuntimeError):
-        return MissingExtraError(f"{package} does not load: {cause}; {TORCHVISION_ADVICE}")
+        return MissingExtraError(
+            f"{package} does not load: {cause}; timm and torchmetrics need torchvision, whose build must fit "
+            "that of torch: reinstall both from the same index"
+        )
     return MissingExtraError(f"{package} is not installed; it comes with: pip install 'reben-cloud[{extra}]'")

@@ -21,6 +21,10 @@ from reben_cloud.labels import CLASSES_ALPHABETICAL
 try:
     import torch
     from torch import Tensor
+
+    from reben_cloud.torchvision_ops import load_torchvision
+
+    load_torchvision()
     from torchmetrics.functional import classification
 except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
     raise missing_extra("torchmetrics", "train", error) from error

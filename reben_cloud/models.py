@@ -21,8 +21,12 @@ from reben_cloud.errors import NotFoundError, missing_extra
 from reben_cloud.labels import CLASSES
 
 try:
-    import timm
     import torch
+
+    from reben_cloud.torchvision_ops import load_torchvision
+
+    load_torchvision()
+    import timm
     from safetensors.torch import load_file, save_file
     from torch import Tensor, nn
     from torch.nn import functional

@@ -33,6 +33,7 @@ NUM_EXAMPLES = 6
 _WHITE_AT = 2800
 """Digital number shown as white: most land is below a reflectance of 0.28."""
 
+_METRIC_NAMES = {"ap": "AP", "iou": "IoU", "f1": "F1"}
 _SHORT = tuple(name if len(name) <= 28 else name[:26].rstrip() + " …" for name in CLASSES_ALPHABETICAL)
 _COLORS = tuple(CLC[representative_code(name)].color for name in CLASSES_ALPHABETICAL)
 
@@ -87,7 +88,7 @@ def per_class_bars(metrics: Mapping[str, Any]) -> Figure:
             values,
             0.38,
             color=color,
-            label=f"{name.upper()} (macro {metrics['macro'][name] or 0:.3f})",
+            label=f"{_METRIC_NAMES[name]} (macro {metrics['macro'][name] or 0:.3f})",
         )
     count = "num_positives" if first == "ap" else "num_pixels"
     numbers = [metrics["per_class"][label][count] for label in CLASSES_ALPHABETICAL]

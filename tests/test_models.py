@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -241,3 +243,15 @@ def validator(folder: Path, url: str):
 
     registry = referencing.Registry(retrieve=retrieve)
     return jsonschema.Draft7Validator(retrieve(url).contents, registry=registry)
+
+
+def test_models_load_beside_a_torchvision_whose_operators_do_not():
+    """Where torch is a CPU build and torchvision the ordinary wheel, as on most test machines; anywhere else too."""
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = "import reben_cloud.models, reben_cloud.metrics, timm, torchvision; print(torchvision.__name__)"
+
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=alone, capture_output=True, text=True, check=False
+    )
+
+    assert result.stdout == "torchvision\n", result.stderr

@@ -528,13 +528,18 @@ def test_the_real_pairs_can_be_learned_by_heart(shared, tmp_path_factory, tmp_pa
         for name in ("train", "validation", "test")
         for key in ("split=''", "recommended=false")
     ]
-    short = ["epochs=40", "batch_size=8", "lr=3e-3", "flips=false", "patience=40", "drop_path_rate=0.0"]
-    config = recipe(*short, *everything)
+    gentle = [
+        "flips=false",
+        "drop_rate=0.0",
+        "drop_path_rate=0.0",
+    ]  # nothing that keeps from learning by heart
+    short = ["epochs=60", "patience=60", "batch_size=8", "lr=3e-3", "warmup_steps=10"]
+    config = recipe(*short, *gentle, *everything)
 
     result = train(config, dataset, tmp_path)
 
     assert result["num_patches"] == 24
-    assert result["macro"]["ap"] > 0.99
+    assert result["macro"]["ap"] == pytest.approx(1.0, abs=1e-6)
 
 
 def command(*arguments):

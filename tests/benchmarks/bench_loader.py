@@ -21,7 +21,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -371,24 +370,6 @@ LOADERS: dict[str, Callable[..., Callable[[], int]]] = {
 }
 
 
-_libraries: list[Any] = []
-
-
-def allow_import_without_torchvision_ops() -> None:
-    """Peers import torchvision; where its build has no operators for this torch, declare the two it names."""
-    with suppress(Exception):
-        import torchvision  # noqa: F401
-
-        return
-    for name in [n for n in sys.modules if n.startswith("torchvision")]:
-        del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
-    _libraries.append(library)  # its definitions go when it goes
-    for name in ("nms", "qnms"):
-        with suppress(RuntimeError):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=4096)
@@ -400,7 +381,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)
     root = make_root(arguments.dir, arguments.samples, arguments.metadata)
-    allow_import_without_torchvision_ops()
+    from reben_cloud.torchvision_ops import load_torchvision
+
+    load_torchvision()  # two peers import it
     epochs: dict[str, Callable[[], int]] = {}
     for name, make in LOADERS.items():
         if arguments.only and not any(part in name for part in arguments.only):

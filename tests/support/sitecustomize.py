@@ -1,8 +1,7 @@
-"""Lets torchvision's ordinary wheel load beside a CPU-only torch, where its compiled operators do not.
+"""Does what `reben_cloud.torchvision_ops` does for programs that import timm or lightning first.
 
-timm imports torchvision. Only two operator schemas are needed for that, and no test calls the
-operators. Put on ``PYTHONPATH`` for subprocesses (Python runs a module of this name at start).
-It acts when torchvision is first imported, so that nothing else gets slower.
+Put on ``PYTHONPATH`` for subprocesses (Python runs a module of this name at start). It acts when
+torchvision is first imported, so that nothing else gets slower.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import importlib.machinery
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-
-_LIBRARIES = []
 
 
 class _BeforeTorchvision:
@@ -23,20 +20,17 @@ class _BeforeTorchvision:
     ) -> importlib.machinery.ModuleSpec | None:
         if name == "torchvision":
             sys.meta_path.remove(self)
-            declare()
+            _declare()
         return None
 
 
-def declare() -> None:
-    """Declare the operators, unless the real ones can be had."""
+def _declare() -> None:
     import torch
 
-    if torch.version.cuda is not None:
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARIES.append(library)
+    if torch.version.cuda is None:
+        from reben_cloud.torchvision_ops import declare_operators
+
+        declare_operators()
 
 
 if not any(type(finder).__name__ == "_BeforeTorchvision" for finder in sys.meta_path):
