@@ -88,6 +88,8 @@ class Buffers:
     def add(self, **payloads: Any) -> bool:
         """Put one sample in; True when the batch is full."""
         for modality, payload in payloads.items():
+            if modality == "map" and self.image is not None:
+                continue  # no part of the image
             data = np.frombuffer(payload, np.uint8)
             for c in self.copies[modality]:
                 self.flat[c.array][self.row, c.target : c.target + c.nbytes] = data[
@@ -252,12 +254,13 @@ _lmdb: Any = None
 def lmdb_zero_copy(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
     env, numbers = _lmdb_folder(root, folder)
     buffers, rng = Buffers(floats=floats), np.random.default_rng(0)
+    modalities = ("s2", "s1") if floats else ("s2", "s1", "map")
 
     def epoch() -> int:
         with env.begin(buffers=True) as txn:
             for i in rng.permutation(numbers).tolist():
                 key = f"{i:08d}"
-                buffers.add(**{m: txn.get(f"{key}-{m}".encode()) for m in ("s2", "s1", "map")})
+                buffers.add(**{m: txn.get(f"{key}-{m}".encode()) for m in modalities})
         return len(numbers)
 
     return epoch

@@ -3,19 +3,22 @@
     python -m tests.benchmarks.bench_s3 [--root ROOT] [--rounds 5]
 
 Starts Ceph's gateway (as the tests do), uploads a root, and prints medians of interleaved rounds: bytes/s of
-`StreamLoader` without a cache, of obstore GETs with the same number of threads, and of webdataset reading through
-curl. Then: bytes read for 1 %, 10 % and 50 % of the patches, as a share of a full epoch.
+`StreamLoader` without a cache, of obstore GETs with the same number of threads, of webdataset reading through curl,
+and of MosaicML Streaming and LitData where they are installed; those two keep what they fetch in a folder, which is
+new each round. Then: bytes read for 1 %, 10 % and 50 % of the patches, as a share of a full epoch.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ import numpy as np
 
 import reben_cloud as rc
 from reben_cloud.torch import StreamLoader
-from tests.benchmarks.bench_loader import BATCH, Buffers, make_root, webdataset
+from reben_cloud.torchvision_ops import load_torchvision
+from tests.benchmarks.bench_loader import BATCH, Buffers, litdata, make_root, mosaicml, webdataset
 from tests.conftest import CEPH_SCRIPT, start_ceph
 
 THREADS = 8
@@ -77,6 +81,50 @@ def webdataset_through_curl(client: Any, names: list[str]) -> Callable[[], int]:
     return epoch
 
 
+def mosaicml_from_s3(server: Any) -> Callable[[], int]:
+    from streaming import StreamingDataset
+
+    os.environ["S3_ENDPOINT_URL"] = server.endpoint  # it takes no options
+    os.environ.update(AWS_ACCESS_KEY_ID=server.key, AWS_SECRET_ACCESS_KEY=server.secret)
+    buffers = Buffers(floats=False)
+
+    def epoch() -> int:
+        with tempfile.TemporaryDirectory() as local:
+            dataset = StreamingDataset(
+                remote="s3://bench/mds", local=local, shuffle=True, batch_size=BATCH, num_canonical_nodes=1
+            )
+            return sum(_put(buffers, sample) for sample in dataset)
+
+    return epoch
+
+
+def litdata_from_s3(server: Any) -> Callable[[], int]:
+    from litdata import StreamingDataset
+    from litdata.streaming import downloader
+
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # it has no option for a server without TLS
+    buffers = Buffers(floats=False)
+    options = {
+        "endpoint_url": server.endpoint,
+        "aws_access_key_id": server.key,
+        "aws_secret_access_key": server.secret,
+    }
+
+    def epoch() -> int:
+        with tempfile.TemporaryDirectory() as local:
+            dataset = StreamingDataset(
+                "s3://bench/lit", cache_dir=local, storage_options=options, shuffle=True, batch_decode=0
+            )
+            return sum(_put(buffers, sample) for sample in dataset)
+
+    return epoch
+
+
+def _put(buffers: Buffers, sample: Mapping[str, bytes]) -> int:
+    buffers.add(**sample)
+    return sum(len(payload) for payload in sample.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path)
@@ -101,6 +149,17 @@ def main() -> None:
             "reben_cloud": ours(dataset.search()),
             "webdataset, curl": webdataset_through_curl(client, tars),
         }
+        for name, form, write, read in (
+            ("MosaicML streaming", "mds", mosaicml, mosaicml_from_s3),
+            ("LitData", "lit", litdata, litdata_from_s3),
+        ):
+            try:
+                load_torchvision()  # both import it
+                write(root, arguments.dir, floats=False)
+                upload(client, arguments.dir / form, form)
+                epochs[name] = read(server)
+            except ImportError as error:
+                print(f"{name}: left out ({error})", file=sys.stderr)
         rates: dict[str, list[float]] = {name: [] for name in epochs}
         for number in range(arguments.rounds + 1):
             for name, epoch in epochs.items():
