@@ -37,6 +37,7 @@ from reben_cloud.metadata import (
     SPLITS,
     rfc3339,
 )
+from reben_cloud.picture import BRIGHTEST, GAMMA, TRUE_COLOR
 
 SHARDS_ID = f"{COLLECTION_ID}-shards"
 """Id of the collection of training shards."""
@@ -147,6 +148,11 @@ def root_documents(
     card = croissant_card(summary.bbox, summary.interval, objects.get("patches.parquet"))
     documents[f"{COLLECTION_ID}/croissant.json"] = _dump(card)
     return documents
+
+
+def thumbnail_path(product: str) -> str:
+    """Where the true-colour picture of a product lies in a root."""
+    return f"{COLLECTION_ID}/{product}/thumbnail.png"
 
 
 def patch_items(table: pa.Table, url: str | None = None) -> Iterator[dict[str, Any]]:
@@ -459,12 +465,14 @@ def _product_item(
         # rel "store" points at the store's root, which here is the asset's group itself.
         item.add_link(pystac.Link("store", f"../../zarr/{product}.zarr", ZARR_TYPE, "Zarr store"))
     if "s2" in modalities:
+        bands = [band["name"] for band in zarr_bands(modalities)]
         item.properties["renders"] = {
             "true-color": {
                 "title": "True colour",
                 "assets": ["zarr"],
-                "bidx": [3, 2, 1],
-                "rescale": [[0, 2500], [0, 2500], [0, 2500]],
+                "bidx": [bands.index(f"s2_10m[band={band}]") + 1 for band in TRUE_COLOR],
+                "rescale": [[0, BRIGHTEST]] * 3,
+                "color_formula": f"gamma RGB {GAMMA}",
             }
         }
         names.append("render")
@@ -476,7 +484,7 @@ def _product_item(
             "sar:polarizations": ["VV", "VH"],
         }
         names.append("sar")
-    thumbnail = f"{COLLECTION_ID}/{product}/thumbnail.png"
+    thumbnail = thumbnail_path(product)
     if thumbnail in objects:
         item.add_asset(
             "thumbnail",

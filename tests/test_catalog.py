@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 
 import mlcroissant
+import numpy as np
+import pyarrow.parquet as pq
 import pystac
 import pytest
 
@@ -129,6 +131,36 @@ def test_a_product_names_its_bands_dimensions_and_media_type(built):
         for dim in variable["dimensions"]:
             size = asset["cube:dimensions"][dim]
             assert stack.sizes[dim] == (len(size["values"]) if "values" in size else size["extent"][1] + 1)
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_a_product_has_a_true_colour_thumbnail_and_the_recipe_of_one(built):
+    rasterio = pytest.importorskip("rasterio")
+    dataset = rc.open(built)
+    product = dataset.products[0]
+    item = pystac.Item.from_file(built / "bigearthnet-v2" / product / f"{product}.json")
+    asset, render = item.assets["thumbnail"], item.properties["renders"]["true-color"]
+
+    with rasterio.open(asset.get_absolute_href()) as image:
+        pixels = image.read()
+
+    red, green, blue = (item.assets["zarr"].extra_fields["bands"][n - 1] for n in render["bidx"])
+    assert [b["eo:common_name"] for b in (red, green, blue)] == ["red", "green", "blue"]
+    raster = dataset.mosaic(product, bands=["B04", "B03", "B02"]).values
+    height, width = item.properties["proj:shape"]
+    assert raster.shape[1:] == (height, width)
+    assert pixels.shape == (4, height // 30, width // 30)
+    means = raster.reshape(3, height // 30, 30, width // 30, 30).mean(axis=(2, 4))
+    (_, white), gamma = render["rescale"][0], float(render["color_formula"].removeprefix("gamma RGB "))
+    want = 255 * np.clip(means / white, 0, 1) ** (1 / gamma)
+    inside = pixels[3] == 255
+    assert inside.sum() == item.properties["reben:num_patches"] * 16
+    assert np.abs(pixels[:3, inside] - want[:, inside]).max() <= 1.5
+    assert not pixels[:, ~inside].any()
+    assert asset.roles == ["thumbnail"]
+    listed = pq.read_table(built / "objects.parquet").to_pylist()
+    row = next(o for o in listed if o["path"] == f"bigearthnet-v2/{product}/thumbnail.png")
+    assert asset.extra_fields["file:checksum"] == f"1220{row['sha256']}"
 
 
 def test_the_reference_maps_classes_have_names_and_colours(built):

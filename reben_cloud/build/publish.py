@@ -6,10 +6,11 @@ start after a crash, and ends in the same bytes.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ import pyarrow.parquet as pq
 import zarr_cm
 from pyproj import CRS
 
-from reben_cloud import catalog, grid, labels, metadata
-from reben_cloud.build.plan import FORMAT_VERSION, MANIFEST, BuildPlan, ShardTask, manifest_of
+from reben_cloud import catalog, grid, labels, metadata, picture
+from reben_cloud.build.plan import FORMAT_VERSION, MANIFEST, BuildPlan, ShardTask, ZarrTask, manifest_of
 from reben_cloud.build.tasks import Receipt, WrittenObject, put
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
@@ -45,6 +46,8 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     for product in plan.products:
         for path, data in product_objects(plan, product).items():
             written.append(put(plan.store, f"zarr/{product}.zarr/{path}", data))
+    for product, data in _thumbnails(plan, receipts):
+        written.append(put(plan.store, catalog.thumbnail_path(product), data))
     placement = plan.placement
     for modality in plan.modalities:
         placement = placement.append_column(f"reben:{modality}_xxh3", _checksums(plan, receipts, modality))
@@ -182,6 +185,21 @@ def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
             ),
         },
     )
+
+
+def _thumbnails(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, bytes]]:
+    """Products and their thumbnails, from what the Zarr tasks saw; none without Sentinel-2."""
+    if "s2" not in plan.modalities:
+        return
+    tiny: dict[str, list[bytes]] = {product: [] for product in plan.products}
+    for task in sorted((t for t in plan.tasks if isinstance(t, ZarrTask)), key=lambda t: t.number):
+        tiny[task.product].append(base64.b64decode(receipts[task.name].tiny))
+    side = picture.THUMBNAIL_PX
+    for product, (start, count) in plan.products.items():
+        pixels = np.frombuffer(b"".join(tiny[product]), np.uint8).reshape(count, side, side, 3)
+        ids = plan.table.column("patch_id").slice(start, count).to_pylist()
+        _, x0, _, _, y0 = (np.asarray(values, np.float64) for values in grid.footprints(ids))
+        yield product, picture.thumbnail(pixels, x0, y0)
 
 
 def _checksums(plan: BuildPlan, receipts: Mapping[str, Receipt], modality: str) -> pa.Array:

@@ -5,6 +5,7 @@ A task is idempotent: a receipt whose objects are all there with their checksums
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from reben_cloud.build.plan import Job, ShardTask, UnpackTask, ZarrTask
 from reben_cloud.errors import InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.patch import MAP_TENSOR, PAYLOAD_HEADER, Patch, PatchInfo, decode_tensors
+from reben_cloud.picture import tiny_true_color
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.store import Store
 
@@ -51,6 +53,8 @@ class Receipt:
     """The objects."""
     payloads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Modality -> xxh3-64 of each payload in row order (shard tasks only)."""
+    tiny: str = ""
+    """`tiny_true_color` of the patches in row order, base64 (Zarr tasks with Sentinel-2 only)."""
 
     def to_json(self) -> bytes:
         """The receipt as it is stored."""
@@ -68,6 +72,7 @@ class Receipt:
             task=value["task"],
             objects=tuple(WrittenObject(**o) for o in value["objects"]),
             payloads={m: tuple(sums) for m, sums in value["payloads"].items()},
+            tiny=value["tiny"],
         )
 
 
@@ -290,7 +295,8 @@ def _write_zarr(job: Job, task: ZarrTask) -> Receipt:
         put(job.store, f"zarr/{task.product}.zarr/{zarr.shard_path(name, task.number)}", shard)
         for name, shard in ((name, zarr.encode_shard(name, stack)) for name, stack in stacks.items())
     )
-    return Receipt(task=task.name, objects=written)
+    tiny = tiny_true_color(stacks["s2_10m"]).tobytes() if "s2_10m" in stacks else b""
+    return Receipt(task=task.name, objects=written, tiny=base64.b64encode(tiny).decode())
 
 
 def _write_shards(job: Job, task: ShardTask) -> Receipt:

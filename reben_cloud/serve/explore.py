@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import struct
-import zlib
 from importlib.resources import files
 from typing import Any
 
@@ -21,15 +19,13 @@ from reben_cloud.dataset import Dataset
 from reben_cloud.errors import NotFoundError
 from reben_cloud.labels import CLASSES_ALPHABETICAL, CLC, encode_many, representative_code
 from reben_cloud.metadata import SPLITS, rfc3339
+from reben_cloud.picture import GAMMA, TRUE_COLOR, encode_png, true_color
 
 _ASSETS = {
     "explore.html": "text/html; charset=utf-8",
     "explore.css": "text/css",
     "explore.js": "text/javascript",
 }
-
-_BRIGHTEST = 2_500
-"""Digital number (reflectance 0.25) that is white in a true-colour picture."""
 
 
 def add_explorer(app: FastAPI, dataset: Dataset) -> None:
@@ -206,8 +202,7 @@ def _picture(dataset: Dataset, patch_id: str, picture: str) -> NDArray[np.uint8]
     except (NotFoundError, FileNotFoundError) as error:
         raise HTTPException(404, str(error)) from error
     if picture == "true-color" and "s2_10m" in patch:
-        bands = patch.s2_10m.sel(band=["B04", "B03", "B02"]).values.astype(np.float32)
-        return _stretched(bands / _BRIGHTEST)
+        return true_color(patch.s2_10m.sel(band=list(TRUE_COLOR)).values)
     if picture == "radar" and "s1" in patch:
         vv, vh = patch.s1.sel(polarization=["VV", "VH"]).values
         # VV from -25 to 0 dB, VH from -32 to -5 dB, their ratio from 0 to 15 dB.
@@ -222,18 +217,5 @@ def _picture(dataset: Dataset, patch_id: str, picture: str) -> NDArray[np.uint8]
 
 def _stretched(bands: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Values in [0, 1], (3, y, x), as (y, x, 3) bytes with a gamma that lifts the shadows."""
-    values = np.clip(np.nan_to_num(bands), 0, 1) ** (1 / 1.5)
+    values = np.clip(np.nan_to_num(bands), 0, 1) ** (1 / GAMMA)
     return np.ascontiguousarray(np.round(values * 255).astype(np.uint8).transpose(1, 2, 0))
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG of 8-bit red, green, blue pixels (y, x, 3)."""
-    height, width, _ = pixels.shape
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(lines.tobytes(), 6)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
