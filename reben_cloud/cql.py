@@ -7,7 +7,8 @@ found when the filter is true. Only the columns that a filter names are asked fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,41 +23,61 @@ from reben_cloud.errors import missing_extra
 Expression = Any
 """A CQL2 JSON expression: a literal, a property, or an operator with arguments."""
 
+MAX_OPERATORS = 250
+"""Most operators and parentheses of a filter. The parser recurses: a text with some thousands overflows
+the stack, which ends the process."""
+
 
 def parse(query: str | Mapping[str, Any]) -> Expression:
     """A CQL2 filter, text or JSON, as CQL2 JSON.
 
     Raises:
-        ValueError: If it is no CQL2.
+        ValueError: If it is no CQL2, or has more than `MAX_OPERATORS`.
         MissingExtraError: If the ``cql2`` package is not installed.
     """
     try:
         import cql2
     except ImportError as error:
         raise missing_extra("cql2", "stac") from error
+    if isinstance(query, str):
+        _check_size(len(_NESTING.findall(_NO_NESTING.sub("", query))))
     try:
         parsed = cql2.parse_text(query) if isinstance(query, str) else cql2.parse_json(json.dumps(query))
-        return parsed.to_json()
+        expression = parsed.to_json()
     except (cql2.ParseError, cql2.ValidationError, ValueError, TypeError) as error:
         raise ValueError(f"the CQL2 filter cannot be understood: {str(error).splitlines()[0]}") from error
+    _check_size(sum("op" in node for node in _nodes(expression)))
+    return expression
+
+
+_NO_NESTING = re.compile(r"'[^']*'|-?\d+(?:\.\d+)? +-?\d+(?:\.\d+)? *(?=[,)])")
+"""Literals, and pairs of coordinates, whose signs are no operators."""
+
+_NESTING = re.compile(r"[(+*/^=<>-]|\bnot\b", re.IGNORECASE)
+
+
+def _check_size(num_operators: int) -> None:
+    if num_operators > MAX_OPERATORS:
+        raise ValueError(
+            f"the CQL2 filter has {num_operators:,} operators and parentheses, {MAX_OPERATORS} is the most; "
+            "use IN (...) for many values, and a GeoJSON geometry for a large area"
+        )
+
+
+def _nodes(expression: Expression) -> Iterator[Mapping[str, Any]]:
+    """The objects of an expression, whatever they are."""
+    if isinstance(expression, Mapping):
+        yield expression
+        expression = list(expression.values())
+    if isinstance(expression, list):
+        for child in expression:
+            yield from _nodes(child)
 
 
 def columns(expression: Expression, known: Sequence[str]) -> list[str]:
     """The known columns that an expression reads."""
-    found: set[str] = set()
-
-    def visit(node: Expression) -> None:
-        if isinstance(node, Mapping):
-            if "property" in node:
-                found.update(_column(node["property"], known))
-            for child in node.get("args", ()):
-                visit(child)
-        elif isinstance(node, list):
-            for child in node:
-                visit(child)
-
-    visit(expression)
-    return sorted(found)
+    names = [node["property"] for node in _nodes(expression) if "property" in node]
+    return sorted({column for name in names for column in _column(name, known)})
 
 
 def evaluate(expression: Expression, table: pa.Table) -> NDArray[np.bool_]:

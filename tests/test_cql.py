@@ -73,6 +73,16 @@ def test_a_filter_finds_what_it_means(text, want):
     assert "".join(TABLE.column("id").filter(pa.array(found)).to_pylist()) == want
 
 
+def test_a_filter_of_the_largest_size_works():
+    names = ", ".join(f"'({n})'" for n in range(1_000))
+    corners = ", ".join(f"-{n / 1000} -{n * n / 1e6:.6f}" for n in range(1_000))
+    wide = f"id IN ({names}) OR S_WITHIN(geometry, POLYGON(({corners}, 0 0)))"
+
+    for text in (" OR ".join(["id = 'b'"] * 249), "NOT " * 200 + "id = 'b'", wide + " OR id = 'b'"):
+        found = cql.evaluate(cql.parse(text), TABLE)
+        assert TABLE.column("id").filter(pa.array(found)).to_pylist() == ["b"], text[:40]
+
+
 def test_only_the_columns_that_a_filter_names_are_read():
     expression = cql.parse("(country = 'Finland' OR NOT zarr_row IN (1, 2)) AND height IS NULL")
 
@@ -88,6 +98,13 @@ def test_only_the_columns_that_a_filter_names_are_read():
         pytest.param({"op": "fly", "args": [1]}, "'fly'", id="unknown operator"),
         pytest.param("S_INTERSECTS(id, POINT(0 0))", "it is 'geometry'", id="no geometry"),
         pytest.param("5", "where a condition must stand", id="no condition"),
+        # Each of these would overflow the parser's stack, and end the process.
+        pytest.param("(" * 20_000 + "id = 'a'" + ")" * 20_000, "250 is the most", id="20,000 parentheses"),
+        pytest.param("NOT " * 20_000 + "id = 'a'", "250 is the most", id="20,000 times not"),
+        pytest.param("-" * 20_000 + "1 = 1", "250 is the most", id="20,000 signs"),
+        pytest.param("1" + "^1" * 20_000 + " = 1", "250 is the most", id="20,000 powers"),
+        pytest.param("id" + " = id" * 20_000, "250 is the most", id="20,000 comparisons"),
+        pytest.param(" OR ".join(["casei(id) LIKE 'a'"] * 126), "250 is the most", id="too much work"),
     ],
 )
 def test_what_cannot_be_done_is_said(query, message):

@@ -7,15 +7,18 @@ result; a root never changes, so it stays good for ever.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
 import attr
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from numpy.typing import NDArray
 from pydantic import model_validator
 from stac_fastapi.api.app import StacApi
@@ -45,7 +48,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from reben_cloud.catalog import patch_items
 from reben_cloud.dataset import Dataset
 from reben_cloud.labels import CLASSES
-from reben_cloud.metadata import COLLECTION_ID, COUNTRIES, SPLITS
+from reben_cloud.metadata import COLLECTION_ID, SPLITS
 from reben_cloud.search import Selection
 
 MAX_BODY_BYTES = 1_000_000
@@ -57,13 +60,19 @@ MAX_LIMIT = 1_000
 _CACHED_RESULTS = 64
 """Results kept as row numbers, at most 4.4 MB each, so that the next page costs no search."""
 
+MAX_SEARCH_S = 20.0
+"""Longest that a search may take; then the answer is 503. All patches by a usual filter take 0.1 s."""
+
+_RUNNING_SEARCHES = max(2, os.cpu_count() or 1)
+"""Searches at a time. One that takes too long cannot be stopped, but others find a thread."""
+
 _NOT_FOUND = "no such {what}: {name}"
 
 
 def create_api(dataset: Dataset) -> FastAPI:
     """The STAC API of a dataset."""
     extensions = [
-        SearchFilterExtension(client=_Queryables()),
+        SearchFilterExtension(client=_Queryables(countries=dataset.countries)),
         SearchSortExtension(
             conformance_classes=[
                 # pystac-client looks for the first, the second is the extension's own present one.
@@ -164,6 +173,10 @@ class _Client(BaseCoreClient):
     dataset: Dataset = attr.ib(kw_only=True)
     _results: OrderedDict[str, NDArray[np.int64]] = attr.ib(factory=OrderedDict, init=False)
     _lock: threading.Lock = attr.ib(factory=threading.Lock, init=False)
+    _searches: ThreadPoolExecutor = attr.ib(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._searches = ThreadPoolExecutor(_RUNNING_SEARCHES, thread_name_prefix="search")
 
     def landing_page(self, **kwargs: Any) -> Any:
         """The API's entry, with the collection as a child."""
@@ -243,11 +256,12 @@ class _Client(BaseCoreClient):
             "cql2": filter_,
             "sortby": kwargs.get("sortby"),
         }
-        fields = kwargs.get("fields") or []
-        wanted = (
-            {f.removeprefix("+") for f in fields if not f.startswith("-")},
-            {f[1:] for f in fields if f.startswith("-")},
-        )
+        wanted = None
+        if "fields" in kwargs["request"].query_params:
+            names = kwargs.get("fields") or []
+            include = {name.lstrip("+ ") for name in names if not name.startswith("-")}
+            exclude = {name[1:] for name in names if name.startswith("-")}
+            wanted = _fields(include, exclude, whole=bool(exclude))
         return self._page(
             query, kwargs["request"], limit=limit, token=kwargs.get("token"), fields=wanted, body=None
         )
@@ -255,7 +269,6 @@ class _Client(BaseCoreClient):
     def post_search(self, search_request: Any, **kwargs: Any) -> Any:
         """A page of a search, from a JSON body."""
         body = search_request.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
-        fields = body.get("fields") or {}
         query = {
             "collections": body.get("collections"),
             "ids": body.get("ids"),
@@ -267,7 +280,13 @@ class _Client(BaseCoreClient):
                 ("-" if s["direction"] == "desc" else "") + s["field"] for s in body.get("sortby", ())
             ],
         }
-        wanted = (set(fields.get("include") or ()), set(fields.get("exclude") or ()))
+        wanted = None
+        if "fields" in search_request.model_fields_set:
+            given = search_request.fields.model_dump(exclude_unset=True)
+            body["fields"] = {name: sorted(values or ()) for name, values in given.items()}
+            include, exclude = set(given.get("include") or ()), set(given.get("exclude") or ())
+            whole = bool(exclude) and "include" not in given
+            wanted = _fields(include, exclude, whole=whole)
         return self._page(
             query,
             kwargs["request"],
@@ -286,7 +305,7 @@ class _Client(BaseCoreClient):
         *,
         limit: int | None,
         token: str | None,
-        fields: tuple[set[str], set[str]] | None,
+        fields: _Fields | None,
         body: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         rows = self._rows({name: value for name, value in query.items() if value})
@@ -295,8 +314,8 @@ class _Client(BaseCoreClient):
         base = get_base_url(request)
         selection = Selection(self.dataset, self.dataset.patch_table, rows[start:end])
         items = self._items(selection, base, request)
-        if fields is not None and any(fields):
-            items = [_with_fields(item, *fields) for item in items]
+        if fields is not None:
+            items = [_with_fields(item, fields) for item in items]
         links = [_link("root", base), _link("self", str(request.url), "application/geo+json")]
         if request.url.path.endswith("/items"):
             links.append(_link("collection", f"{base}collections/{COLLECTION_ID}"))
@@ -323,8 +342,13 @@ class _Client(BaseCoreClient):
         if collections and COLLECTION_ID not in collections:
             return np.empty(0, np.int64)
         sort = [_plain_field(field) for field in query.pop("sortby", ())]
+        search = self._searches.submit(self.dataset.search, **query, sortby=sort or None)
         try:
-            rows = self.dataset.search(**query, sortby=sort or None).rows
+            rows = search.result(timeout=MAX_SEARCH_S).rows
+        except FutureTimeout:
+            search.cancel()
+            text = f"the search took more than {MAX_SEARCH_S:g} s: take a simpler filter or area, or come again later"
+            raise HTTPException(503, text, headers={"Retry-After": "60"}) from None
         except ValueError as error:
             raise InvalidQueryParameter(str(error)) from error
         with self._lock:
@@ -380,6 +404,8 @@ class _Client(BaseCoreClient):
 
 @attr.s
 class _Queryables(BaseFiltersClient):
+    countries: list[str] = attr.ib(kw_only=True)
+
     def get_queryables(self, collection_id: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """What a filter may name: the same in every collection, there is one."""
         del collection_id
@@ -401,7 +427,7 @@ class _Queryables(BaseFiltersClient):
                 "proj:code": {"title": "UTM zone", **text},
                 "reben:labels": {"title": "Labels", "type": "array", "items": {"enum": list(CLASSES)}},
                 "reben:split": {"title": "Split", "enum": list(SPLITS)},
-                "reben:country": {"title": "Country", "enum": list(COUNTRIES)},
+                "reben:country": {"title": "Country", "enum": list(self.countries)},
                 "reben:product": {"title": "Sentinel-2 product", **text},
                 "reben:s1_datetime": {"title": "Sentinel-1 acquisition", **time},
                 "reben:s1_name": {"title": "Sentinel-1 patch", **text},
@@ -461,20 +487,45 @@ def _plain_field(field: str) -> str:
     return sign + field.lstrip("+-").removeprefix("properties.")
 
 
-def _with_fields(item: dict[str, Any], include: set[str], exclude: set[str]) -> dict[str, Any]:
-    """The fields extension: what is included, or all but what is excluded; nested names with a dot.
+class _Fields(NamedTuple):
+    """What a client wants of each Item; nested names have a dot."""
 
-    A field that is both included and excluded is included.
-    """
-    properties = item["properties"]
-    if include:
-        found = {name: value for name, value in item.items() if name in include}
-        if "properties" not in include and (nested := _nested(include)):
-            found["properties"] = {name: value for name, value in properties.items() if name in nested}
-        return found
-    found = {name: value for name, value in item.items() if name not in exclude}
+    include: set[str] | frozenset[str] | None
+    """Nothing but these; None: everything."""
+    exclude: set[str]
+    """Not these; a field that is in both is included."""
+
+
+_DEFAULT_FIELDS = frozenset(
+    ("type", "stac_version", "id", "geometry", "bbox", "links", "assets", "properties.datetime")
+)
+"""What the fields extension recommends when `fields` names nothing to include."""
+
+_ALWAYS = frozenset(("type", "stac_version", "id", "collection"))
+"""Short and there whatever is asked for, as the extension allows: what makes an answer a STAC Item of something."""
+
+
+def _fields(include: set[str], exclude: set[str], *, whole: bool) -> _Fields:
+    """What is wanted; when nothing is included, `whole` Items or what the extension recommends, less `exclude`."""
+    return _Fields(include or (None if whole else _DEFAULT_FIELDS - exclude), exclude)
+
+
+def _with_fields(item: dict[str, Any], fields: _Fields) -> dict[str, Any]:
+    """The fields extension."""
+    include = fields.include
+    exclude = fields.exclude - (include or set()) - _ALWAYS
+    found = {
+        name: value
+        for name, value in item.items()
+        if name not in exclude and (include is None or name in include or name in _ALWAYS)
+    }
+    nested = _nested(include or ())
+    if nested and "properties" not in found:
+        found["properties"] = {name: value for name, value in item["properties"].items() if name in nested}
     if "properties" in found and (dropped := _nested(exclude)):
-        found["properties"] = {name: value for name, value in properties.items() if name not in dropped}
+        found["properties"] = {
+            name: value for name, value in found["properties"].items() if name not in dropped
+        }
     return found
 
 
