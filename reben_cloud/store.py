@@ -231,6 +231,19 @@ class Store:
         root = Path(unquote(urlsplit(self.url).path))
         return root / path if path else root
 
+    @property
+    def s3_location(self) -> dict[str, str] | None:
+        """``bucket``, ``region`` and, unless it is AWS, ``endpoint`` of an S3 store: nothing secret; else None."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "s3":
+            return None
+        config = s3_config(self.storage_options)
+        place = {"bucket": parts.netloc, "region": str(config["region"])}
+        if config.get("endpoint"):
+            server = urlsplit(str(config["endpoint"]))
+            place["endpoint"] = f"{server.scheme}://{server.netloc.rpartition('@')[2]}"
+        return place
+
     def child(self, prefix: str) -> Store:
         """The store of everything below the folder `prefix`."""
         return Store(f"{self.url}/{prefix.strip('/')}", self.storage_options)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import threading
 from pathlib import Path
 
+import fsspec
 import mlcroissant
 import numpy as np
 import pyarrow.parquet as pq
 import pystac
 import pytest
+import xarray as xr
+from starlette.testclient import TestClient
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
@@ -20,8 +20,10 @@ from reben_cloud.build.publish import publish_metadata
 from reben_cloud.errors import ConflictError
 from reben_cloud.labels import CLC
 from reben_cloud.metadata import read_official
+from reben_cloud.serve import create_app
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
+from tests import webserver
 from tests.official import table_of
 from tests.stac import stac_errors
 
@@ -78,29 +80,118 @@ def test_the_schemas_do_find_faults(built, shared):
     assert len(stac_errors(item, shared / "stac_schemas")) == 2
 
 
-def test_every_link_and_asset_is_there(built):
-    for path, document in documents(built).items():
-        places = [*document["links"], *document.get("assets", {}).values()]
-        for place in places:
-            if "://" not in place["href"]:
-                assert (path.parent / place["href"]).exists(), f"{path}: {place['href']}"
+class FsspecIO(pystac.StacIO):
+    """Reads wherever fsspec reads, as pystac's own documentation has it for S3."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def read_text(self, source, *args, **kwargs):
+        with fsspec.open(str(source), encoding="utf-8", **self.options) as file:
+            return file.read()
+
+    def write_text(self, dest, txt, *args, **kwargs):
+        raise NotImplementedError
 
 
-def test_pystac_walks_it_from_a_folder_and_over_http(built):
-    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *args: None})
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(quiet, directory=built)
-    ) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            for href in (f"{built}/catalog.json", f"http://127.0.0.1:{server.server_port}/catalog.json"):
-                catalog = pystac.Catalog.from_file(href)
-                collection = catalog.get_child("bigearthnet-v2")
-                items = list(collection.get_items())
-                assert sum(i.properties["reben:num_patches"] for i in items) == 120
-                assert sorted(i.id for i in items) == rc.open(built).products
-        finally:
-            server.shutdown()
+@pytest.fixture(params=["folder", "http", pytest.param("s3", marks=pytest.mark.s3)])
+def published(request, built):
+    """The root, where users find it: its URL, and fsspec's options."""
+    if request.param == "folder":
+        yield str(built), {}
+    elif request.param == "http":
+        with webserver.serve(built) as url:
+            yield url, {}
+    else:
+        bucket = request.getfixturevalue("s3_bucket")
+        store = open_store(f"{bucket.url}/reben", bucket.storage_options)
+        for path in built.rglob("*"):
+            if path.is_file() and "_build" not in path.parts:
+                store.put(path.relative_to(built).as_posix(), path.read_bytes())
+        yield store.url, bucket.storage_options
+
+
+def test_every_link_and_asset_resolves(published, built):
+    url, options = published
+    catalog = pystac.Catalog.from_file(f"{url}/catalog.json", stac_io=FsspecIO(**options))
+
+    num_documents, hrefs = 0, set()
+    for parent, _, items in catalog.walk():
+        for document in (parent, *items):
+            num_documents += 1
+            hrefs.update(link.get_absolute_href() for link in document.links)
+            if not isinstance(document, pystac.Catalog) or isinstance(document, pystac.Collection):
+                hrefs.update(asset.get_absolute_href() for asset in document.assets.values())
+
+    assert num_documents == len(documents(built))
+    inside = {href for href in hrefs if href.startswith(url)}
+    assert hrefs - inside == {
+        "https://cdla.dev/permissive-1-0/",
+        "https://doi.org/10.5281/zenodo.10891137",
+        "https://bigearth.net",
+    }
+    kinds = {href.rpartition(".")[2] for href in inside}
+    assert kinds == {"json", "zarr", "tar", "parquet", "png"}
+    for href in sorted(inside):
+        # A Zarr asset is a group: over HTTP a folder is nothing that can be had.
+        what = f"{href}/zarr.json" if href.endswith(".zarr") else href
+        with fsspec.open(what, **options) as file:
+            assert len(file.read(4)) == 4, href
+
+
+def test_pystac_finds_the_products_and_xarray_opens_their_assets(published, built):
+    url, options = published
+    catalog = pystac.Catalog.from_file(f"{url}/catalog.json", stac_io=FsspecIO(**options))
+
+    items = list(catalog.get_child("bigearthnet-v2").get_items())
+
+    assert sum(item.properties["reben:num_patches"] for item in items) == 120
+    assert sorted(item.id for item in items) == rc.open(built).products
+    href = items[0].assets["zarr"].get_absolute_href()
+    stack = xr.open_zarr(href, storage_options=options or None)
+    assert stack.sizes["patch"] == items[0].properties["reben:num_patches"]
+
+
+@pytest.mark.s3
+def test_items_of_a_root_on_s3_say_which_server_has_them_and_nothing_secret(built, s3_bucket, shared):
+    store = open_store(f"{s3_bucket.url}/reben", s3_bucket.storage_options)
+    for path in built.rglob("*"):
+        if path.is_file() and "_build" not in path.parts:
+            store.put(path.relative_to(built).as_posix(), path.read_bytes())
+    dataset = rc.open(store.url, s3_bucket.storage_options)
+
+    item = next(dataset.search().items()).to_dict()
+
+    assert stac_errors(item, shared / "stac_schemas") == []
+    assert item["properties"]["storage:schemes"] == {
+        "root": {
+            "type": "custom-s3",
+            "platform": s3_bucket.endpoint,
+            "bucket": s3_bucket.name,
+            "region": s3_bucket.region,
+        }
+    }
+    for asset in item["assets"].values():
+        assert asset["storage:refs"] == ["root"]
+        assert asset["href"].startswith(f"{store.url}/")
+    assert s3_bucket.secret not in json.dumps(item)
+    assert s3_bucket.key not in json.dumps(item)
+    with TestClient(create_app(dataset)) as client:
+        for path in ("/collections/bigearthnet-v2", f"/collections/bigearthnet-v2/items/{item['id']}"):
+            document = client.get(path).json()
+            assert stac_errors(document, shared / "stac_schemas") == []
+            assert "storage:schemes" in {**document, **document.get("properties", {})}
+
+
+def test_the_server_of_a_store_is_told_without_its_password():
+    def location(**options):
+        return open_store("s3://images/reben", options).s3_location
+
+    assert location(region="eu-west-3") == {"bucket": "images", "region": "eu-west-3"}
+    found = location(endpoint_url="https://me:word@minio.example:9000/path?x=1", key="k", secret="s")
+    assert found == {"bucket": "images", "region": "us-east-1", "endpoint": "https://minio.example:9000"}
+    assert open_store("memory://x").s3_location is None
 
 
 def test_shards_have_the_checksums_of_their_bytes(built):

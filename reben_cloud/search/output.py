@@ -39,7 +39,9 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
         yield b'{"type":"FeatureCollection","features":['
         for start in range(0, len(selection), _AT_ONCE):
             part = Selection(selection.dataset, selection.table, selection.rows[start : start + _AT_ONCE])
-            features = patch_items(part.to_arrow(), selection.dataset.url)
+            features = patch_items(
+                part.to_arrow(), selection.dataset.url, selection.dataset.store.s3_location
+            )
             for number, item in enumerate(features, start):
                 if form == "geojson":
                     item = {name: item[name] for name in ("type", "id", "geometry", "bbox", "properties")}

@@ -45,7 +45,7 @@ from starlette.responses import JSONResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reben_cloud.catalog import patch_items
+from reben_cloud.catalog import add_storage, patch_items
 from reben_cloud.dataset import Dataset
 from reben_cloud.labels import CLASSES
 from reben_cloud.metadata import COLLECTION_ID, SPLITS
@@ -358,7 +358,8 @@ class _Client(BaseCoreClient):
         return rows
 
     def _items(self, selection: Selection, base: str, request: Request) -> list[dict[str, Any]]:
-        items = list(patch_items(selection.to_arrow(), self._assets_url(request)))
+        where = self.dataset.store.s3_location
+        items = list(patch_items(selection.to_arrow(), self._assets_url(request), where))
         collection = f"{base}collections/{COLLECTION_ID}"
         for item in items:
             item["links"] = [
@@ -399,6 +400,9 @@ class _Client(BaseCoreClient):
                 else (f"{COLLECTION_ID}/{asset['href'].removeprefix('./')}")
             )
             asset["href"] = f"{self._assets_url(request)}/{path}"
+        where = self.dataset.store.s3_location
+        if where is not None:
+            add_storage(document, document, where)
         return document
 
 
