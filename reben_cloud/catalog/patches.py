@@ -1,0 +1,95 @@
+"""Rows of ``patches.parquet`` as STAC Items, plain dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from reben_cloud.catalog.terms import extension
+from reben_cloud.metadata import rfc3339
+
+SQUARE = np.dtype([("head", "V13"), ("ring", "<f8", (5, 2))])
+"""WKB of a patch's footprint, as `metadata` writes it: one ring of five points."""
+
+
+def patch_items(
+    table: pa.Table, url: str | None = None, s3_location: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of ``patches.parquet`` as STAC Items, plain dictionaries.
+
+    Args:
+        table: All columns of the rows.
+        url: Where the table lies; links and assets are then absolute.
+        s3_location: `Store.s3_location`, when `url` is in a bucket; assets then say how to reach it.
+
+    Yields:
+        An Item a row, in order. 64-bit checksums become 16 hex digits, which JSON can hold.
+    """
+    rings = wkb_rings(table.column("geometry"))
+    fixed = {"id", "geometry", "bbox", "links", "assets", "stac_version", "stac_extensions", "collection"}
+    properties = table.drop_columns([name for name in table.column_names if name in fixed])
+    parts = table.select([name for name in table.column_names if name in fixed - {"geometry"}])
+    for part, values, ring in zip(parts.to_pylist(), properties.to_pylist(), rings.tolist(), strict=True):
+        assets = part.get("assets") or {}
+        item = {
+            "type": "Feature",
+            "stac_version": part["stac_version"],
+            "stac_extensions": part["stac_extensions"],
+            "id": part["id"],
+            "collection": part["collection"],
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "bbox": [part["bbox"][side] for side in ("xmin", "ymin", "xmax", "ymax")],
+            "properties": {name: _plain(name, v) for name, v in values.items() if v is not None},
+            "links": [_absolute(link, url) for link in part["links"]],
+            "assets": {name: _absolute(asset, url) for name, asset in assets.items()},
+        }
+        if s3_location is not None:
+            add_storage(item, item["properties"], s3_location)
+        yield item
+
+
+def add_storage(document: dict[str, Any], fields: dict[str, Any], s3_location: Mapping[str, str]) -> None:
+    """Say in a document with absolute ``s3://`` assets which server has them (storage extension).
+
+    The documents of a root do not: their assets are relative, and a root has the same bytes wherever it lies.
+
+    Args:
+        document: An Item or a Collection; changed.
+        fields: Where its fields stand: an Item's properties, or the Collection itself.
+        s3_location: `Store.s3_location`.
+    """
+    custom = "endpoint" in s3_location
+    fields["storage:schemes"] = {
+        "root": {
+            "type": "custom-s3" if custom else "aws-s3",
+            "platform": s3_location.get("endpoint", "https://{bucket}.s3.{region}.amazonaws.com"),
+            "bucket": s3_location["bucket"],
+            "region": s3_location["region"],
+        }
+    }
+    document["stac_extensions"] = [*document["stac_extensions"], extension("storage")]
+    for asset in document["assets"].values():
+        asset["storage:refs"] = ["root"]
+
+
+def wkb_rings(geometry: Any) -> NDArray[np.float64]:
+    """Corners of a geometry column of ``patches.parquet``, (n, 5, 2) longitude and latitude."""
+    data = b"".join(geometry.to_pylist())
+    return np.ascontiguousarray(np.frombuffer(data, SQUARE)["ring"])
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    return f"{value:016x}" if name.endswith("_xxh3") else value
+
+
+def _absolute(link: Mapping[str, Any], url: str | None) -> dict[str, Any]:
+    if url is None:
+        return dict(link)
+    return {**link, "href": f"{url}/{str(link['href']).removeprefix('./')}"}

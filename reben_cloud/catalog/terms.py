@@ -1,0 +1,84 @@
+"""What the catalog's documents have in common: names, DOI and citation, media types, extensions, checksums."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from reben_cloud.metadata import COLLECTION_ID
+
+SHARDS_ID = f"{COLLECTION_ID}-shards"
+"""Id of the collection of training shards."""
+
+TITLE = "BigEarthNet v2.0 (reBEN)"
+"""Title of the collection."""
+
+DOI = "10.5281/zenodo.10891137"
+"""DOI of the published archives."""
+
+CITATION = (
+    "K. Clasen, L. Hackel, T. Burgert, G. Sumbul, B. Demir, V. Markl: reBEN: Refined BigEarthNet Dataset for "
+    "Remote Sensing Image Analysis. IEEE International Geoscience and Remote Sensing Symposium (IGARSS), 2025."
+)
+"""How the authors ask to be cited."""
+
+LINEAGE = (
+    "Sentinel-2 L1C processed to L2A with sen2cor, Sentinel-1 GRD terrain-corrected to sigma nought in dB, "
+    "CORINE Land Cover 2018 rasterised; cut into patches of 1200 m, split by place."
+)
+"""How the dataset was made."""
+
+ZARR_TYPE = "application/vnd.zarr; version=3"
+PARQUET_TYPE = "application/vnd.apache.parquet"
+TAR_TYPE = "application/x-tar"
+
+LICENSE_URL = "https://cdla.dev/permissive-1-0/"
+"""Text of the dataset's licence."""
+
+_VERSIONS = {
+    "classification": "2.0.0",
+    "datacube": "2.3.0",
+    "eo": "2.0.0",
+    "file": "2.1.0",
+    "grid": "1.1.0",
+    "processing": "1.2.0",
+    "projection": "2.0.0",
+    "raster": "2.0.0",
+    "render": "2.0.0",
+    "sar": "1.3.0",
+    "sat": "1.2.0",
+    "scientific": "1.0.0",
+    "storage": "2.0.0",
+    "table": "1.2.0",
+    "version": "1.2.0",
+    "zarr": "1.1.0",
+}
+
+
+class Written(Protocol):
+    """What is known of an object of a root."""
+
+    @property
+    def path(self) -> str:
+        """Path below the root."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest."""
+        ...
+
+
+def extension(name: str) -> str:
+    """URL of a STAC extension's schema, in the version used here."""
+    return f"https://stac-extensions.github.io/{name}/v{_VERSIONS[name]}/schema.json"
+
+
+def file_fields(written: Written | None) -> dict[str, Any]:
+    """Size and checksum of an asset's object, if they are known."""
+    # 1220: multihash prefix of sha2-256 with 32 bytes.
+    return {} if written is None else {"file:size": written.nbytes, "file:checksum": f"1220{written.sha256}"}
