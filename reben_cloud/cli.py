@@ -586,10 +586,17 @@ def stream(
         cache_dir=cache_dir,
         cache_bytes=cache_bytes,
     )
-    for _ in with_stats(loader, epochs):
-        pass
+    stopped = False
+    try:
+        for _ in with_stats(loader, epochs):
+            pass
+    except KeyboardInterrupt:
+        stopped = True
+        typer.echo("reben-cloud: stopped; so far:", err=True)
     stats = loader.stats()
     typer.echo(json.dumps(asdict(stats), indent=2) if as_json else stats.to_text())
+    if stopped:
+        raise typer.Exit(130)
 
 
 def fastest_loader() -> Any:
@@ -691,18 +698,18 @@ def storage_options(endpoint_url: str | None) -> dict[str, Any]:
 
 
 def with_stats(loader: Any, epochs: int) -> Iterator[Any]:
-    """The batches of some epochs, with the loader's figures on stderr: live, or every ten seconds."""
+    """The batches of some epochs, with the loader's figures on stderr: live, or after 2 s and every 10 s."""
     from rich.console import Console
 
     console = Console(stderr=True)
     every_s = 0.5 if console.is_terminal else 10.0
-    told = time.monotonic()
+    due = time.monotonic() + min(every_s, 2.0)
     with console.status("streaming") as status:
         for epoch in range(epochs):
             for number, batch in enumerate(loader, 1):
                 yield batch
-                if time.monotonic() - told >= every_s:
-                    told = time.monotonic()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + every_s
                     line = f"epoch {epoch}, batch {number} of {len(loader)}: {loader.stats().to_line()}"
                     if console.is_terminal:
                         status.update(line)

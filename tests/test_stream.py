@@ -2,7 +2,11 @@
 
 import gc
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -678,3 +682,21 @@ def test_the_same_batches_come_from_an_exported_lmdb(root, selection, tmp_path):
     exported = rc.open(f"lmdb://{tmp_path / 'export'}").search()
 
     same(epoch_of(RawLoader(exported, batch_size=32)), epoch_of(RawLoader(part, batch_size=32)))
+
+
+def test_the_command_sums_up_what_was_streamed_when_it_is_stopped(root):
+    streaming = subprocess.Popen(
+        [sys.executable, "-m", "reben_cloud.cli", "stream", root, "--batch-size", "4", "--epochs", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    live = streaming.stderr.readline()  # it is at work
+    streaming.send_signal(signal.SIGINT)
+    text, errors = streaming.communicate(timeout=60)
+
+    assert live.startswith("epoch ")
+    assert streaming.returncode == 130
+    assert "stopped; so far:" in errors
+    assert re.match(r"[\d,]+ samples in [\d,]+ batches", text)
