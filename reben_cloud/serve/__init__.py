@@ -24,6 +24,8 @@ def create_app(dataset: Dataset) -> FastAPI:
     Raises:
         MissingExtraError: If stac-fastapi is not installed.
     """
+    # It advises against its own defaults while it is imported, before anybody can set anything.
+    logging.getLogger("stac_fastapi.types.config").setLevel(logging.ERROR)
     try:
         import stac_fastapi.extensions  # noqa: F401
     except ImportError as error:

@@ -45,6 +45,7 @@ from starlette.responses import JSONResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reben_cloud import __version__
 from reben_cloud.catalog import add_storage, patch_items
 from reben_cloud.dataset import Dataset
 from reben_cloud.labels import CLASSES
@@ -87,6 +88,7 @@ def create_api(dataset: Dataset) -> FastAPI:
         stac_fastapi_title="BigEarthNet v2.0 (reBEN)",
         stac_fastapi_description=f"{len(dataset):,} patches; STAC Items of {dataset.url}",
         stac_fastapi_landing_id="reben",
+        stac_fastapi_version=__version__,
         enable_response_models=False,
         openapi_url="/api",
         docs_url="/api.html",
@@ -211,7 +213,7 @@ class _Client(BaseCoreClient):
     def get_item(self, item_id: str, collection_id: str, **kwargs: Any) -> Any:
         """The Item of a patch."""
         _check_collection(collection_id)
-        found = self.dataset.search(ids=[item_id])
+        found = self.dataset.search(ids=item_id, missing_ok=True)
         if not len(found):
             raise NotFoundError(_NOT_FOUND.format(what="patch", name=item_id))
         return self._items(found, get_base_url(kwargs["request"]), kwargs["request"])[0]
@@ -342,7 +344,7 @@ class _Client(BaseCoreClient):
         if collections and COLLECTION_ID not in collections:
             return np.empty(0, np.int64)
         sort = [_plain_field(field) for field in query.pop("sortby", ())]
-        search = self._searches.submit(self.dataset.search, **query, sortby=sort or None)
+        search = self._searches.submit(self.dataset.search, **query, missing_ok=True, sortby=sort or None)
         try:
             rows = search.result(timeout=MAX_SEARCH_S).rows
         except FutureTimeout:

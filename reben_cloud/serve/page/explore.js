@@ -264,6 +264,7 @@ function paint() {
     const [w, s, e, n] = filter.area;
     box(sx(toX(w)), sy(mercator(n)), sx(toX(e)), sy(mercator(s)));
   }
+  $("legend").hidden = size < 0.9;
   $("hint").textContent = size < 0.9 ? "products and their matching patches; zoom in for the patches" : size < 4 ? "patches, coloured by split" : "click a patch";
 }
 
@@ -305,12 +306,13 @@ function places() {
   return [...found.values()];
 }
 
+// In a colour that no split has: a place has patches of all three.
 function products() {
   for (const { ring, count, total } of places()) {
     trace(ring);
-    pen.fillStyle = count ? `rgba(47,109,181,${0.15 + (0.65 * count) / total})` : "rgba(120,130,140,.12)";
+    pen.fillStyle = count ? `rgba(72,132,120,${0.15 + (0.65 * count) / total})` : "rgba(120,130,140,.12)";
     pen.fill();
-    pen.strokeStyle = count ? "#24558f" : "#aab4bc";
+    pen.strokeStyle = count ? "#2c5f55" : "#aab4bc";
     pen.stroke();
   }
   pen.textAlign = "center";
@@ -318,8 +320,8 @@ function products() {
   for (const { ring, count } of places()) {
     const x = sx((ring[0][0] + ring[2][0]) / 2), y = sy((ring[0][1] + ring[2][1]) / 2);
     const wide = Math.abs(sx(ring[1][0]) - sx(ring[0][0]));
-    if (!count || wide < 26) continue;
-    pen.font = `${wide < 44 ? 10 : 12}px system-ui, sans-serif`;
+    if (!count || wide < 17) continue;
+    pen.font = `${wide < 26 ? 9 : wide < 44 ? 10 : 12}px system-ui, sans-serif`;
     pen.lineWidth = 3;
     pen.strokeStyle = "#fffc";
     const text = wide < 44 && count >= 1000 ? `${Math.round(count / 1000)}k` : number(count);
@@ -331,16 +333,19 @@ function products() {
 }
 
 function outlines() {
-  pen.strokeStyle = "#5f7384";
-  pen.lineWidth = 1;
   for (const { ring, square } of places()) {
+    pen.strokeStyle = "#5f7384";
+    pen.lineWidth = 1;
     trace(ring);
     pen.stroke();
     pen.font = "11px system-ui, sans-serif";
     pen.textAlign = "left";
     pen.textBaseline = "top";
-    pen.fillStyle = "#33475a";
-    pen.fillText(square, sx(ring[0][0]) + 3, sy(ring[0][1]) + 3);
+    pen.lineWidth = 3;
+    pen.strokeStyle = "#fffc";
+    pen.strokeText(square, sx(ring[0][0]) + 4, sy(ring[0][1]) + 4);
+    pen.fillStyle = "#12273c";
+    pen.fillText(square, sx(ring[0][0]) + 4, sy(ring[0][1]) + 4);
   }
 }
 
