@@ -6,6 +6,7 @@ nothing in a root.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -71,7 +72,9 @@ def create_bucket(
     Raises:
         ConflictError: If the name belongs to somebody else.
         StorageError: If the store refuses or cannot be reached.
+        ValueError: If the name can be no bucket's.
     """
+    _check_bucket(name)
     client = s3_client(storage_options)
     done = []
     with _translated(f"make the bucket {name!r}"):
@@ -103,6 +106,14 @@ def create_bucket(
     return done
 
 
+def _check_bucket(name: str) -> None:
+    # Wider than the rules of today, which some old buckets do not keep (what is refused, the store tells).
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,254}", name) is None:
+        raise ValueError(
+            f"{name!r} can be no bucket's name: give letters, digits, dots and hyphens, without s3:// or a prefix"
+        )
+
+
 def access_policy(
     name: str, access: Access, *, prefix: str = "", principals: Iterable[str] = ()
 ) -> dict[str, Any]:
@@ -122,8 +133,9 @@ def access_policy(
         A policy document, ready for ``json.dumps``.
 
     Raises:
-        ValueError: If there is no such access.
+        ValueError: If there is no such access, or the name can be no bucket's.
     """
+    _check_bucket(name)
     if access not in ACTIONS:
         raise ValueError(f"access must be one of {', '.join(ACTIONS)}, got {access!r}")
     on_bucket, on_objects = ACTIONS[access]

@@ -644,11 +644,7 @@ def search_query(
     recommended: bool | None,
 ) -> dict[str, Any]:
     """The search options as arguments of `Dataset.search`."""
-    try:
-        box = [float(part) for part in bbox.split(",")] if bbox else None
-    except ValueError:
-        raise typer.BadParameter(f"--bbox is west,south,east,north in degrees, got {bbox!r}") from None
-    given = {"bbox": box, "datetime": datetime, "labels": label, "split": split, "country": country}
+    given = {"bbox": bbox, "datetime": datetime, "labels": label, "split": split, "country": country}
     return {name: value for name, value in {**given, "recommended": recommended}.items() if value is not None}
 
 

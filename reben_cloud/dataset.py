@@ -16,7 +16,7 @@ from reben_cloud.build import FORMAT_VERSION, MANIFEST
 from reben_cloud.errors import NotFoundError, RebenError
 from reben_cloud.lmdb_root import find_lmdb_root
 from reben_cloud.metadata import COUNTRIES
-from reben_cloud.search import PatchTable, Selection, search
+from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
 from reben_cloud.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -165,30 +165,33 @@ class Dataset:
         """
         from reben_cloud import raster
 
-        selection = self.search(ids=[patch_id])
-        if not len(selection):
-            raise NotFoundError(f"{self.url} has no patch {patch_id!r}")
-        row = selection.column("reben:zarr_row")[0].as_py()
+        if not isinstance(patch_id, str):
+            raise TypeError(
+                f"open_patch takes one patch id, got {patch_id!r}; see Selection.to_xarray for several"
+            )
+        row = self.search(ids=patch_id).column("reben:zarr_row")[0].as_py()
         return raster.patch_view(self.open_zarr(grid.product_of(patch_id)), row)
 
     def mosaic(
         self,
         product: str,
         *,
-        bands: Sequence[str] = ("B04", "B03", "B02"),
-        bbox: Sequence[float] | None = None,
+        bands: str | Sequence[str] = ("B04", "B03", "B02"),
+        bbox: str | Sequence[float] | None = None,
     ) -> xr.DataArray:
         """The patches of a product as one georeferenced raster (band, y, x), lazy.
 
         Args:
             product: Name of the product.
-            bands: Bands of one pixel size, or ``reference_map`` alone.
+            bands: One or several bands of one pixel size, or ``reference_map`` alone.
             bbox: West, south, east, north in degrees, to have less of it.
 
         Raises:
-            ValueError: If the bands have several pixel sizes.
+            ValueError: If the bands have several pixel sizes, or the box cannot be understood.
             NotFoundError: If there is no such product, band, or patch in the box.
         """
         from reben_cloud import raster
 
-        return raster.mosaic(self.store, product, self.open_zarr(product), bands=bands, bbox=bbox)
+        box = None if bbox is None else parse_box(bbox)
+        names = parse_names(bands, "bands")
+        return raster.mosaic(self.store, product, self.open_zarr(product), bands=names, bbox=box)

@@ -78,7 +78,8 @@ def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
             lower = {one.lower(): one for one in known}
             near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(repr(lower[n]) for n in near)}?" if near else ""
-            raise ValueError(f"unknown {what} {name!r}; {hint or 'known are ' + ', '.join(known)}")
+            some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+            raise ValueError(f"unknown {what} {name!r}; {hint or 'known are ' + some}")
 
 
 def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:

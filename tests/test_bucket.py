@@ -165,6 +165,14 @@ def test_the_client_speaks_of_aws_when_no_endpoint_is_given():
     assert "amazonaws.com" in s3_client({"region": "eu-central-1"}).meta.endpoint_url
 
 
+@pytest.mark.parametrize("name", ["", "s3://b", "b/p", "-b"])
+def test_what_can_be_no_bucket_is_refused(name):
+    with pytest.raises(ValueError, match="can be no bucket's name"):
+        access_policy(name, "reader")
+    with pytest.raises(ValueError, match="can be no bucket's name"):
+        create_bucket(name)
+
+
 def test_the_policies_allow_what_the_store_does_and_no_more():
     policy = access_policy("b", "builder", prefix="/p/")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import shapely
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from reben_cloud import grid
 from reben_cloud.dataset import Dataset
+from reben_cloud.errors import NotFoundError
 from reben_cloud.metadata import patches_table, read_official, write_patches
 from reben_cloud.search import parse_interval
 from reben_cloud.store import open_store
@@ -171,11 +173,103 @@ def test_cql2_text_and_json_agree_with_arguments(everything):
         pytest.param({"sortby": "height"}, "cannot sort by 'height'", id="sort"),
         pytest.param({"limit": 0}, "at least 1", id="limit"),
         pytest.param({"cql2": "no such ("}, "cannot be", id="cql2"),
+        pytest.param({"country": ""}, "unknown country ''", id="empty text"),
+        pytest.param({"country": "finland"}, "did you mean 'Finland'", id="lower case"),
+        pytest.param({"product": "S2A"}, "unknown product 'S2A'", id="product"),
+        pytest.param({"season": "autumn"}, "unknown season 'autumn'; known are spring", id="season"),
+        pytest.param({"split": []}, "split is an empty list", id="no split"),
+        pytest.param({"labels_all": ()}, "labels_all is an empty list", id="no labels"),
+        pytest.param({"bbox": "a,b,c,d"}, "west,south,east,north in degrees", id="words for a box"),
+        pytest.param({"bbox": ""}, "west,south,east,north in degrees", id="empty box"),
+        pytest.param({"bbox": (8, 50, 9, None)}, "west,south,east,north in degrees", id="None in a box"),
+        pytest.param({"bbox": (8, 51, 9, 50)}, "latitudes must rise", id="box upside down"),
+        pytest.param({"datetime": ""}, "leave it out", id="empty time"),
+        pytest.param({"datetime": "20170613"}, "such as 2017-06-13T", id="time without hyphens"),
+        pytest.param({"datetime": pd.NaT}, "'NaT' is no RFC 3339", id="not a time"),
+        pytest.param({"datetime": ("2017", "2018", "2019")}, "an instant or A/B", id="three times"),
+        pytest.param(
+            {"s1_datetime": (date(2018, 1, 2), date(2018, 1, 1))}, "s1_datetime .* before", id="dates"
+        ),
+        pytest.param({"sortby": "labels"}, "holds several values", id="sort by a list"),
+        pytest.param({"sortby": "-"}, "cannot sort by ''", id="sort by nothing"),
+        pytest.param({"limit": -3}, "at least 1", id="negative limit"),
     ],
 )
 def test_wrong_queries_say_what_is_wrong(everything, query, message):
     with pytest.raises(ValueError, match=message):
         everything.search(**query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param({"snow": "no"}, id="a word for a flag"),
+        pytest.param({"recommended": "False"}, id="a text for a flag"),
+        pytest.param({"cloud": 2}, id="a number for a flag"),
+        pytest.param({"split": 1}, id="a number for a name"),
+        pytest.param({"labels": ["Pastures", None]}, id="None among names"),
+        pytest.param({"ids": b"S2A"}, id="bytes for an id"),
+        pytest.param({"datetime": 2017}, id="a number for a time"),
+        pytest.param({"bbox": shapely.box(8, 50, 9, 51)}, id="a geometry for a box"),
+        pytest.param({"intersects": 5}, id="a number for a geometry"),
+        pytest.param({"limit": "5"}, id="a text for a limit"),
+        pytest.param({"limit": 2.0}, id="a float for a limit"),
+        pytest.param({"limit": True}, id="a flag for a limit"),
+    ],
+)
+def test_arguments_of_another_type_are_named(everything, query):
+    with pytest.raises(TypeError, match=next(iter(query))):
+        everything.search(**query)
+
+
+@pytest.mark.parametrize(
+    ("query", "same"),
+    [
+        pytest.param({"labels_all": "Pastures"}, {"labels": ["Pastures"]}, id="one text is one label"),
+        pytest.param({"split": {"test"}}, {"split": "test"}, id="a set of splits"),
+        pytest.param({"country": pd.Series(["Kosovo"])}, {"country": "Kosovo"}, id="a column of pandas"),
+        pytest.param({"snow": np.True_}, {"snow": True}, id="NumPy's flag"),
+        pytest.param({"datetime": date(2017, 6, 13)}, {"datetime": "2017-06-13"}, id="a date is a day"),
+        pytest.param({"datetime": np.datetime64("2017-06")}, {"datetime": "2017-06"}, id="NumPy's month"),
+        pytest.param(
+            {"datetime": (pd.Timestamp("2018-02-01"), None)}, {"datetime": "2018-02-01/.."}, id="pandas"
+        ),
+        pytest.param({"bbox": "8,45,10,48"}, {"bbox": np.array([8, 45, 10, 48])}, id="a box as text"),
+        pytest.param({"bbox": (8, 45, 0, 10, 48, 900)}, {"bbox": (8, 45, 10, 48)}, id="a box with heights"),
+        pytest.param({"split": "test", "limit": np.int64(7)}, {"split": "test", "limit": 7}, id="NumPy's 7"),
+    ],
+)
+def test_what_means_the_same_finds_the_same(everything, query, same):
+    found = everything.search(**query).rows
+
+    assert len(found)
+    np.testing.assert_array_equal(found, everything.search(**same).rows)
+
+
+def test_ids_that_are_not_there_are_named(everything):
+    here = everything.search(limit=1).patch_ids[0]
+    gone = [here[:-5] + "99_99", "S2A"]
+
+    assert everything.search(ids=here).patch_ids == [here]
+    assert len(everything.search(ids=[])) == 0
+    assert (
+        len(everything.search(ids=here, split="train")) + len(everything.search(ids=here, split="test")) <= 1
+    )
+    with pytest.raises(NotFoundError, match="99_99', 'S2A'; search"):
+        everything.search(ids=[gone[0], here, gone[1]])
+    assert everything.search(ids=[*gone, here], missing_ok=True).patch_ids == [here]
+
+
+def test_equal_keys_keep_the_order_of_the_table(everything):
+    rows = everything.search(country="Kosovo", sortby=["-split", "contains_seasonal_snow"]).rows
+
+    frame = everything.search(country="Kosovo").to_pandas()
+    frame["row"] = everything.search(country="Kosovo").rows
+    frame["split"] = frame.split.astype(str)
+    want = frame.sort_values(
+        ["split", "contains_seasonal_snow", "row"], ascending=[False, True, True]
+    ).row.tolist()
+    assert rows.tolist() == want
 
 
 def test_partial_dates_mean_all_of_it():

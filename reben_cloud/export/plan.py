@@ -92,7 +92,7 @@ def reconcile(
                 f"{path} is damaged: patches.parquet cannot be read ({error}), so nothing says what it holds; "
                 "select all that it is to hold and give both --update and --prune"
             ) from error
-        old = selection.dataset.search(ids=ids).rows
+        old = selection.dataset.search(ids=ids, missing_ok=True).rows
         if update and len(old) < len(ids):
             raise ConflictError(
                 f"{path} has {len(ids) - len(old):,} patches that {selection.dataset.url} lacks; "

@@ -14,8 +14,21 @@ import shapely
 from numpy.typing import NDArray
 
 from reben_cloud import cql
-from reben_cloud.labels import check_labels
-from reben_cloud.metadata import SPLITS, check_names
+from reben_cloud.errors import NotFoundError
+from reben_cloud.labels import CLASSES
+from reben_cloud.metadata import SPLITS
+from reben_cloud.search.arguments import (
+    Box,
+    Instant,
+    Interval,
+    parse_box,
+    parse_flag,
+    parse_geometry,
+    parse_interval,
+    parse_known,
+    parse_limit,
+    parse_names,
+)
 from reben_cloud.search.selection import Selection
 from reben_cloud.search.table import PatchTable
 
@@ -25,32 +38,27 @@ if TYPE_CHECKING:
 SEASONS = {"spring": (3, 4, 5), "summer": (6, 7, 8), "fall": (9, 10, 11), "winter": (12, 1, 2)}
 """Season -> calendar months of the Sentinel-2 acquisition, UTC."""
 
-Box = tuple[float, float, float, float]
-"""West, south, east, north in degrees."""
-
-Interval = tuple[datetime | None, datetime | None]
-"""Both ends, included; None where it is open."""
-
 
 def search(
     dataset: Dataset,
     *,
-    bbox: Sequence[float] | None = None,
+    bbox: str | Sequence[float] | None = None,
     intersects: Any = None,
-    datetime: str | datetime | Sequence[str | datetime | None] | None = None,
-    labels: str | Sequence[str] | None = None,
-    labels_all: Sequence[str] | None = None,
-    split: str | Sequence[str] | None = None,
-    country: str | Sequence[str] | None = None,
-    product: str | Sequence[str] | None = None,
-    ids: Sequence[str] | None = None,
-    s1_datetime: str | datetime | Sequence[str | datetime | None] | None = None,
-    season: str | Sequence[str] | None = None,
+    datetime: Instant | Sequence[Instant | None] | None = None,
+    labels: str | Iterable[str] | None = None,
+    labels_all: str | Iterable[str] | None = None,
+    split: str | Iterable[str] | None = None,
+    country: str | Iterable[str] | None = None,
+    product: str | Iterable[str] | None = None,
+    ids: str | Iterable[str] | None = None,
+    missing_ok: bool = False,
+    s1_datetime: Instant | Sequence[Instant | None] | None = None,
+    season: str | Iterable[str] | None = None,
     snow: bool | None = None,
     cloud: bool | None = None,
     recommended: bool | None = None,
     cql2: str | Mapping[str, Any] | None = None,
-    sortby: str | Sequence[str] | None = None,
+    sortby: str | Iterable[str] | None = None,
     limit: int | None = None,
 ) -> Selection:
     """The patches that fit every condition given.
@@ -61,49 +69,59 @@ def search(
             antimeridian) is refused: the dataset lies between 9° W and 32° E.
         intersects: A GeoJSON geometry or Feature, shapely geometry or WKT, in degrees; exact.
         datetime: Sentinel-2 acquisition: an instant, or an interval ``A/B`` with ``..`` for an
-            open end (RFC 3339; ``2017-06`` and ``2017-06-13`` mean all of it). Ends are included.
+            open end (RFC 3339; ``2017-06`` and ``2017-06-13`` mean all of it); or a date, datetime or
+            pandas Timestamp, or two of them, None for an open end. Ends are included.
         labels: Patches with at least one of these of the 19 class names.
         labels_all: Patches with all of these.
         split: ``train``, ``validation``, ``test``; one or several.
         country: English names; one or several.
         product: Product names; one or several.
-        ids: Patch ids.
+        ids: Patch ids; an empty list finds nothing.
+        missing_ok: Leave ids that the dataset lacks out, instead of an error.
         s1_datetime: Sentinel-1 acquisition, written as `datetime`.
         season: ``spring``, ``summer``, ``fall``, ``winter`` of the Sentinel-2 acquisition.
         snow: With (True) or without (False) seasonal snow.
         cloud: With or without cloud or shadow.
         recommended: True leaves out snow, cloud and shadow, as training recipes do; False keeps
             only those.
-        cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra).
+        cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra). A property that
+            no Item has is null, as the specification has it, so a comparison with it finds nothing.
         sortby: Columns, a leading ``-`` for descending order.
         limit: At most so many, at least 1.
 
     Raises:
+        NotFoundError: If the dataset lacks one of `ids`.
+        TypeError: If an argument is of a type that it does not take.
         ValueError: If a condition cannot be understood; unknown names come with the nearest ones.
     """
-    boxes = [] if bbox is None else [_box(bbox)]
-    shape = None if intersects is None else _geometry(intersects)
+    boxes = [] if bbox is None else [parse_box(bbox)]
+    shape = None if intersects is None else parse_geometry(intersects)
     if shape is not None:
-        boxes.append(_box(shape.bounds))
+        boxes.append(parse_box(shape.bounds))
     time = None if datetime is None else parse_interval(datetime)
     conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
-    s1_time = None if s1_datetime is None else parse_interval(s1_datetime)
+    s1_time = None if s1_datetime is None else parse_interval(s1_datetime, "s1_datetime")
     conditions += _in_times({"datetime": time, "reben:s1_datetime": s1_time})
-    conditions += _one_of("reben:split", split, SPLITS, "split")
-    conditions += _one_of("reben:country", country, dataset.countries, "country")
-    conditions += _one_of("reben:product", product, dataset.products, "product")
-    conditions += _with_labels(labels, np.logical_or) + _with_labels(labels_all, np.logical_and)
-    conditions += _flagged(snow, cloud, recommended)
-    if ids is not None:
-        wanted = pa.array(list(ids), pa.string())
-        conditions.append(Condition(("id",), lambda column: pc.is_in(column, wanted)))
+    conditions += _one_of("split", split, SPLITS)
+    conditions += _one_of("country", country, dataset.countries)
+    conditions += _one_of("product", product, dataset.products)
+    conditions += _with_labels(labels, np.logical_or, "labels")
+    conditions += _with_labels(labels_all, np.logical_and, "labels_all")
+    conditions += _flagged(
+        parse_flag(snow, "snow"), parse_flag(cloud, "cloud"), parse_flag(recommended, "recommended")
+    )
     if season is not None:
-        months = pa.array([m for s in _known(season, SEASONS, "season") for m in SEASONS[s]])
+        months = pa.array([m for s in parse_known(season, "season", SEASONS) for m in SEASONS[s]])
         conditions.append(Condition(("datetime",), lambda column: pc.is_in(pc.month(column), months)))
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+    limit = parse_limit(limit)
 
     table = dataset.patch_table
+    if ids is not None:
+        wanted = pa.array(parse_names(ids, "ids"), pa.string())
+        if not missing_ok:
+            _check_ids(dataset, wanted)
+        conditions.append(Condition(("id",), lambda column: pc.is_in(column, wanted)))
+    keys = None if sortby is None else _sort_keys(table, parse_names(sortby, "sortby"))
     if cql2 is not None:
         conditions.append(_filtered(cql2, table.names))
     rows = _matching(table, _prune(table, boxes, time), conditions)
@@ -115,8 +133,8 @@ def search(
         expression = cql.parse(cql2)
         needed = cql.columns(expression, table.names) or ["datetime"]
         rows = rows[cql.evaluate(expression, table.take(rows, needed))]
-    if sortby is not None and len(rows):
-        rows = rows[_order(table, rows, [sortby] if isinstance(sortby, str) else sortby)]
+    if keys:
+        rows = rows[_order(table, rows, keys)]
     return Selection(dataset, table, rows[:limit])
 
 
@@ -137,19 +155,29 @@ def _in_times(intervals: Mapping[str, Interval | None]) -> list[Condition]:
     ]
 
 
-def _one_of(
-    column: str, value: str | Sequence[str] | None, known: Iterable[str], what: str
-) -> list[Condition]:
+def _one_of(name: str, value: str | Iterable[str] | None, known: Iterable[str]) -> list[Condition]:
     if value is None:
         return []
-    names = pa.array(_known(value, known, what))
-    return [Condition((column,), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
+    names = pa.array(parse_known(value, name, known))
+    return [Condition((f"reben:{name}",), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
+
+
+def _check_ids(dataset: Dataset, wanted: pa.Array[Any]) -> None:
+    table = dataset.patch_table
+    there = table.read(range(len(table.group_starts) - 1), ["id"]).column("id")
+    missing = wanted.filter(pc.invert(pc.is_in(wanted, there))).to_pylist()
+    if missing:
+        more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+        raise NotFoundError(
+            f"{dataset.url} has no patch {', '.join(map(repr, missing[:3]))}{more}; "
+            "search(ids=..., missing_ok=True) leaves such ids out"
+        )
 
 
 def _flagged(snow: bool | None, cloud: bool | None, recommended: bool | None) -> list[Condition]:
     columns = ("reben:contains_seasonal_snow", "reben:contains_cloud_or_shadow")
     found = [
-        Condition((column,), partial(pc.equal, pa.scalar(bool(flag))))
+        Condition((column,), partial(pc.equal, pa.scalar(flag)))
         for column, flag in zip(columns, (snow, cloud), strict=True)
         if flag is not None
     ]
@@ -158,11 +186,10 @@ def _flagged(snow: bool | None, cloud: bool | None, recommended: bool | None) ->
     return found
 
 
-def _with_labels(names: str | Sequence[str] | None, combine: np.ufunc) -> list[Condition]:
+def _with_labels(names: str | Iterable[str] | None, combine: np.ufunc, argument: str) -> list[Condition]:
     if names is None:
         return []
-    chosen = [names] if isinstance(names, str) else list(names)
-    check_labels(chosen)
+    chosen = parse_known(names, argument, CLASSES)
 
     def fits(column: Any) -> NDArray[np.bool_]:
         lists = column.combine_chunks()
@@ -196,105 +223,6 @@ def _matching(table: PatchTable, groups: Sequence[int], conditions: Sequence[Con
     for condition in conditions:
         mask &= np.asarray(condition.fits(*(read.column(name) for name in condition.columns)))
     return rows[mask]
-
-
-def parse_interval(
-    value: str | datetime | Sequence[str | datetime | None],
-) -> Interval:
-    """Both ends, included, of an instant or interval; None where it is open.
-
-    A text is an instant, or two ends with ``/`` between, ``..`` or nothing for an open end (STAC
-    API, RFC 3339 section 5.6). A date, month or year means all of it. No time zone means UTC.
-
-    Raises:
-        ValueError: If it is not one of these, or ends before it starts.
-    """
-    if isinstance(value, str):
-        ends: list[Any] = value.split("/")
-    elif isinstance(value, datetime):
-        ends = [value]
-    else:
-        ends = list(value)
-    if len(ends) not in (1, 2):
-        raise ValueError(f"datetime must be an instant or A/B, got {value!r}")
-    start, end = (_instant(e, last=last) for e, last in ((ends[0], False), (ends[-1], True)))
-    if start is None and end is None:
-        raise ValueError(f"datetime {value!r} is open at both ends; leave it out instead")
-    if start is not None and end is not None and end < start:
-        raise ValueError(f"datetime {value!r} ends before it starts")
-    return start, end
-
-
-def _instant(value: Any, *, last: bool) -> datetime | None:
-    if value is None or value in ("", ".."):
-        return None
-    if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    text = str(value).strip()
-    for form, step in (("%Y", "year"), ("%Y-%m", "month"), ("%Y-%m-%d", "day")):
-        try:
-            start = datetime.strptime(text, form).replace(tzinfo=UTC)
-        except ValueError:
-            continue
-        if not last:
-            return start
-        if step == "year":
-            after = start.replace(year=start.year + 1)
-        elif step == "month":
-            after = (start.replace(day=28) + timedelta(days=4)).replace(day=1)
-        else:
-            after = start + timedelta(days=1)
-        return after - timedelta(microseconds=1)
-    try:
-        found = datetime.fromisoformat(text.replace("z", "Z"))
-    except ValueError as error:
-        raise ValueError(f"datetime {text!r} is no RFC 3339 time, date, month or year") from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _box(bbox: Sequence[float]) -> Box:
-    if len(bbox) not in (4, 6):
-        raise ValueError(f"bbox must be west,south,east,north, got {len(bbox)} numbers")
-    values = [float(v) for v in bbox]
-    west, south, east, north = values if len(values) == 4 else (*values[:2], *values[3:5])
-    if not all(np.isfinite(values)) or not (-180 <= west <= 180 and -180 <= east <= 180):
-        raise ValueError(f"bbox longitudes must be in [-180, 180], got {west} and {east}")
-    if not -90 <= south <= north <= 90:
-        raise ValueError(f"bbox latitudes must rise and be in [-90, 90], got {south} and {north}")
-    if west > east:
-        raise ValueError(
-            f"bbox {west},{south},{east},{north} goes over the antimeridian; the dataset lies between 9° W and "
-            "32° E, so no such box is needed (is it in another order than west,south,east,north?)"
-        )
-    return west, south, east, north
-
-
-def _geometry(value: Any) -> Any:
-    """A shapely geometry from shapely, GeoJSON (a geometry or Feature) or WKT."""
-    if isinstance(value, shapely.Geometry):
-        shape = value
-    elif isinstance(value, str):
-        try:
-            shape = shapely.from_geojson(value) if value.lstrip().startswith("{") else shapely.from_wkt(value)
-        except shapely.errors.ShapelyError as error:
-            raise ValueError(f"intersects is neither GeoJSON nor WKT: {error}") from error
-    elif isinstance(value, Mapping):
-        from shapely.geometry import shape as from_mapping
-
-        try:
-            shape = from_mapping(value.get("geometry", value))
-        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-            raise ValueError(f"intersects is no GeoJSON geometry: {error}") from error
-    elif hasattr(value, "__geo_interface__"):
-        return _geometry(value.__geo_interface__)
-    else:
-        raise ValueError(f"intersects must be GeoJSON, WKT or a shapely geometry, got {type(value).__name__}")
-    if shape.is_empty:
-        raise ValueError("intersects is an empty geometry")
-    if not shape.is_valid:
-        raise ValueError(f"intersects is not a valid geometry: {shapely.is_valid_reason(shape)}")
-    _box(shape.bounds)
-    return shape
 
 
 def _prune(table: PatchTable, boxes: Sequence[Box], time: Interval | None) -> list[int]:
@@ -341,29 +269,24 @@ def _in_interval(times: Any, interval: Interval) -> NDArray[np.bool_]:
     return mask
 
 
-def _known(value: str | Sequence[str], known: Iterable[str], what: str) -> list[str]:
-    chosen = [value] if isinstance(value, str) else list(value)
-    check_names(chosen, list(known), what)
-    return chosen
-
-
-def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[str]) -> NDArray[np.int64]:
-    names = [k.lstrip("+-") for k in keys]
-    columns = []
+def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Column and direction of each ``NAME`` or ``-NAME``, without or with ``reben:`` before it."""
+    keys = []
     for name in names:
-        found = next((n for n in (name, f"reben:{name}") if n in table.names), None)
+        plain = name.removeprefix("-") if name.startswith("-") else name.removeprefix("+")
+        found = next((n for n in (plain, f"reben:{plain}") if n in table.names), None)
         if found is None:
-            raise ValueError(f"cannot sort by {name!r}; columns are {', '.join(table.names)}")
-        columns.append(found)
-    part = table.take(rows, columns)
+            raise ValueError(f"cannot sort by {plain!r}; columns are {', '.join(table.names)}")
+        if pa.types.is_nested(table.schema.field(found).type):
+            raise ValueError(f"cannot sort by {plain!r}: it holds several values")
+        keys.append((found, "descending" if name.startswith("-") else "ascending"))
+    return keys
+
+
+def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
+    part = table.take(rows, list(dict(keys)))
     for number, field in enumerate(part.schema):
-        if pa.types.is_nested(field.type):
-            raise ValueError(f"cannot sort by {keys[number]!r}: it holds several values")
         if pa.types.is_dictionary(field.type):  # which Arrow does not sort
             part = part.set_column(number, field.name, pc.cast(part.column(number), field.type.value_type))
-    # The row number last: equal keys keep the table's order.
-    part = part.append_column("__row", pa.array(np.arange(len(rows))))
-    order: list[Any] = [
-        (c, "descending" if k.startswith("-") else "ascending") for c, k in zip(columns, keys, strict=True)
-    ]
-    return np.asarray(pc.sort_indices(part, sort_keys=order).to_numpy())
+    # Arrow's sort is stable: equal keys keep the table's order.
+    return np.asarray(pc.sort_indices(part, sort_keys=list(keys)).to_numpy())

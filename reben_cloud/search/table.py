@@ -55,10 +55,15 @@ class PatchTable:
         sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+        return self._parquet.schema_arrow
+
     @property
     def names(self) -> list[str]:
         """Names of the columns."""
-        return list(self._parquet.schema_arrow.names)
+        return list(self.schema.names)
 
     def bounds(self, group: int, leaf: str) -> tuple[Any, Any] | None:
         """Smallest and largest value of a leaf column in a row group; None when not recorded."""
@@ -74,7 +79,8 @@ class PatchTable:
         """
         for name in columns:
             if name not in self.names:
-                raise KeyError(f"{self.store.url}/{PATCHES} has no column {name!r}")
+                text = f"{self.store.url}/{PATCHES} has no column {name!r}; it has {', '.join(self.names)}"
+                raise KeyError(text)
         wanted = [g for g in groups if any((g, c) not in self._columns for c in columns)]
         missing = [c for c in columns if any((g, c) not in self._columns for g in groups)]
         if wanted:
@@ -85,8 +91,7 @@ class PatchTable:
                     self._columns[group, name] = found.column(name)
             self._source.forget()
         chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
-        schema = self._parquet.schema_arrow
-        return pa.table({n: pa.chunked_array(c, schema.field(n).type) for n, c in chunks.items()})
+        return pa.table({n: pa.chunked_array(c, self.schema.field(n).type) for n, c in chunks.items()})
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in the rows' order."""

@@ -351,7 +351,7 @@ class _Client(BaseCoreClient):
             search.cancel()
             text = f"the search took more than {MAX_SEARCH_S:g} s: take a simpler filter or area, or come again later"
             raise HTTPException(503, text, headers={"Retry-After": "60"}) from None
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InvalidQueryParameter(str(error)) from error
         with self._lock:
             self._results[key] = rows

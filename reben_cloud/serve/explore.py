@@ -149,7 +149,7 @@ def _codes(column: Any, names: list[str]) -> NDArray[np.uint8]:
 
 
 def _row(dataset: Dataset, patch_id: str) -> dict[str, Any]:
-    found = dataset.search(ids=[patch_id])
+    found = dataset.search(ids=patch_id, missing_ok=True)
     if not len(found):
         raise HTTPException(404, f"no such patch: {patch_id}")
     row: dict[str, Any] = found.to_arrow().drop_columns(["geometry"]).to_pylist()[0]

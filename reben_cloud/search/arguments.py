@@ -1,0 +1,205 @@
+"""What a caller may write for a condition, as one checked value: names, flags, boxes, shapes, intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import shapely
+
+from reben_cloud.metadata import check_names
+
+Box = tuple[float, float, float, float]
+"""West, south, east, north in degrees."""
+
+Interval = tuple[datetime | None, datetime | None]
+"""Both ends, included; None where it is open."""
+
+Instant = str | date | np.datetime64
+"""A time, or a date, month or year for all of it; datetimes and pandas timestamps are dates too."""
+
+
+def parse_names(value: str | Iterable[str], argument: str) -> list[str]:
+    """One text, or several, as a list.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
+        found = list(value)
+        if all(isinstance(name, str) for name in found):
+            return found
+    raise TypeError(f"{argument} must be a text or a list of texts, got {value!r}")
+
+
+def parse_known(value: str | Iterable[str], argument: str, known: Iterable[str]) -> list[str]:
+    """One or several of the known names.
+
+    Raises:
+        TypeError: If it is neither a text nor a list of texts.
+        ValueError: If there is none, or an unknown one; the message has the nearest names.
+    """
+    found = parse_names(value, argument)
+    if not found:
+        raise ValueError(f"{argument} is an empty list, which no patch fits; leave it out to have all")
+    check_names(found, list(known), argument)
+    return found
+
+
+def parse_flag(value: bool | None, argument: str) -> bool | None:
+    """True, False or None; a text such as "no" would count as true.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    raise TypeError(f"{argument} must be True, False or None, got {value!r}")
+
+
+def parse_limit(value: int | None) -> int | None:
+    """A whole number of at least 1, or None.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is less than 1.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"limit must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"limit must be at least 1, got {value}; leave it out to have all")
+    return int(value)
+
+
+def parse_interval(
+    value: Instant | Sequence[Instant | None],
+    argument: str = "datetime",
+) -> Interval:
+    """Both ends, included, of an instant or interval; None where it is open.
+
+    A text is an instant, or two ends with ``/`` between, ``..`` or nothing for an open end (STAC
+    API, RFC 3339 section 5.6). A date, month or year means all of it. No time zone means UTC.
+
+    Raises:
+        TypeError: If it is neither a time nor two of them.
+        ValueError: If it is not one of these, or ends before it starts.
+    """
+    if isinstance(value, str):
+        ends: list[Any] = value.split("/")
+    elif isinstance(value, date | np.datetime64):
+        ends = [value]
+    elif isinstance(value, Iterable) and not isinstance(value, Mapping):
+        ends = list(value)
+    else:
+        raise TypeError(f"{argument} must be a time, date or text such as '2017-06', or two, got {value!r}")
+    if len(ends) not in (1, 2):
+        raise ValueError(f"{argument} must be an instant or A/B, got {value!r}")
+    start, end = (_instant(e, argument, last=last) for e, last in ((ends[0], False), (ends[-1], True)))
+    if start is None and end is None:
+        raise ValueError(f"{argument} {value!r} is open at both ends; leave it out instead")
+    if start is not None and end is not None and end < start:
+        raise ValueError(f"{argument} {value!r} ends before it starts")
+    return start, end
+
+
+def _instant(value: Any, argument: str, *, last: bool) -> datetime | None:
+    if value is None or (isinstance(value, str) and value in ("", "..")):
+        return None
+    # pandas' NaT is a datetime that does not even equal itself.
+    if isinstance(value, datetime) and value == value:
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    if not isinstance(value, str | date | np.datetime64):
+        raise TypeError(f"{argument} must be a time, date or text such as '2017-06', got {value!r}")
+    text = str(value).strip()
+    for form, step in (("%Y", "year"), ("%Y-%m", "month"), ("%Y-%m-%d", "day")):
+        try:
+            start = datetime.strptime(text, form).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        return _end(start, step) if last else start
+    try:
+        # The standard library also takes 20170613 and 2017-W24, and means their first instant.
+        found = datetime.fromisoformat(text.replace("z", "Z")) if ":" in text else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise ValueError(
+            f"{argument} {text!r} is no RFC 3339 time, date, month or year, such as 2017-06-13T10:10:31Z, "
+            "2017-06-13, 2017-06 or 2017"
+        )
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _end(start: datetime, step: str) -> datetime:
+    """The last instant of the day, month or year that begins at `start`."""
+    if step == "day":
+        return start + timedelta(days=1, microseconds=-1)
+    last_month = start.replace(month=12) if step == "year" else start
+    return (last_month.replace(day=28) + timedelta(days=4)).replace(day=1) - timedelta(microseconds=1)
+
+
+def parse_box(bbox: str | Sequence[float]) -> Box:
+    """West, south, east, north; heights (six numbers) are dropped.
+
+    Raises:
+        TypeError: If it is no list of numbers.
+        ValueError: If it has another length, is turned round, or lies beyond the globe.
+    """
+    if isinstance(bbox, shapely.Geometry | Mapping):
+        raise TypeError("bbox must be west,south,east,north in degrees; a geometry goes to intersects")
+    try:
+        values = [float(v) for v in (bbox.split(",") if isinstance(bbox, str) else bbox)]
+    except (TypeError, ValueError):
+        raise ValueError(f"bbox must be west,south,east,north in degrees, got {bbox!r}") from None
+    if len(values) not in (4, 6):
+        raise ValueError(f"bbox must be west,south,east,north, got {len(values)} numbers")
+    west, south, east, north = values if len(values) == 4 else (*values[:2], *values[3:5])
+    if not all(np.isfinite(values)) or not (-180 <= west <= 180 and -180 <= east <= 180):
+        raise ValueError(f"bbox longitudes must be in [-180, 180], got {west} and {east}")
+    if not -90 <= south <= north <= 90:
+        raise ValueError(f"bbox latitudes must rise and be in [-90, 90], got {south} and {north}")
+    if west > east:
+        raise ValueError(
+            f"bbox {west},{south},{east},{north} goes over the antimeridian; the dataset lies between 9° W and "
+            "32° E, so no such box is needed (is it in another order than west,south,east,north?)"
+        )
+    return west, south, east, north
+
+
+def parse_geometry(value: Any) -> Any:
+    """A shapely geometry from shapely, GeoJSON (a geometry or Feature) or WKT.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If it is not valid, empty, or beyond the globe.
+    """
+    if isinstance(value, shapely.Geometry):
+        shape = value
+    elif isinstance(value, str):
+        try:
+            shape = shapely.from_geojson(value) if value.lstrip().startswith("{") else shapely.from_wkt(value)
+        except shapely.errors.ShapelyError as error:
+            raise ValueError(f"intersects is neither GeoJSON nor WKT: {error}") from error
+    elif isinstance(value, Mapping):
+        from shapely.geometry import shape as from_mapping
+
+        try:
+            shape = from_mapping(value.get("geometry", value))
+        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+            raise ValueError(f"intersects is no GeoJSON geometry: {error}") from error
+    elif hasattr(value, "__geo_interface__"):
+        return parse_geometry(value.__geo_interface__)
+    else:
+        raise TypeError(f"intersects must be GeoJSON, WKT or a shapely geometry, got {type(value).__name__}")
+    if shape.is_empty:
+        raise ValueError("intersects is an empty geometry")
+    if not shape.is_valid:
+        raise ValueError(f"intersects is not a valid geometry: {shapely.is_valid_reason(shape)}")
+    parse_box(shape.bounds)
+    return shape
