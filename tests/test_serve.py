@@ -227,6 +227,8 @@ def test_items_are_valid_and_their_assets_open(client, shared):
         pytest.param(("GET", "/search?token=next:3"), 400, id="foreign token"),
         pytest.param(("GET", "/search?token=9999999"), 400, id="token beyond the end"),
         pytest.param(("GET", "/search?intersects={"), 400, id="broken geometry"),
+        pytest.param(("GET", "/search?intersects=[5]"), 400, id="a list for a geometry"),
+        pytest.param(("GET", "/search?ids=none"), 200, id="no such ids"),
         pytest.param(("GET", "/search?limit=100000"), 200, id="huge limit"),
         pytest.param(("GET", "/collections/none"), 404, id="no collection"),
         pytest.param(("GET", "/collections/bigearthnet-v2/items/none"), 404, id="no item"),
