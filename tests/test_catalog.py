@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -23,6 +24,7 @@ from reben_cloud.metadata import read_official
 from reben_cloud.serve import create_app
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
+from reben_cloud.verify import verify
 from tests import webserver
 from tests.official import table_of
 from tests.stac import stac_errors
@@ -252,6 +254,29 @@ def test_a_product_has_a_true_colour_thumbnail_and_the_recipe_of_one(built):
     listed = pq.read_table(built / "objects.parquet").to_pylist()
     row = next(o for o in listed if o["path"] == f"bigearthnet-v2/{product}/thumbnail.png")
     assert asset.extra_fields["file:checksum"] == f"1220{row['sha256']}"
+
+
+def test_a_damaged_thumbnail_is_found(built, tmp_path):
+    shutil.copytree(built, tmp_path / "root")
+    path = next((tmp_path / "root").rglob("thumbnail.png"))
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+
+    report = verify(rc.open(tmp_path / "root"))
+
+    assert report.problems == (f"{path.relative_to(tmp_path / 'root')}: damaged, its sha256 differs",)
+
+
+@pytest.mark.parametrize("modality", ["s2", "s1", "map"])
+def test_a_root_of_one_modality_is_valid_and_has_pictures_of_sentinel_2_only(modality, tmp_path, shared):
+    source = SyntheticSource(num_patches=6)
+    build(make_plan(source, table_of(6), open_store(tmp_path / "root"), modalities=(modality,)))
+
+    assert bool(list((tmp_path / "root").rglob("thumbnail.png"))) == (modality == "s2")
+    for path, document in documents(tmp_path / "root").items():
+        assert stac_errors(document, shared / "stac_schemas") == [], path
+        assert modality == "s2" or "renders" not in document.get("properties", {})
 
 
 def test_the_reference_maps_classes_have_names_and_colours(built):

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pystac
 import shapely
 
-from reben_cloud.catalog.products import Summary, zarr_definition
+from reben_cloud.catalog.products import Summary, band_extensions, zarr_definition
 from reben_cloud.catalog.terms import (
     CITATION,
     DOI,
@@ -37,6 +37,7 @@ def dataset_collection(
     def distinct(name: str) -> list[str]:
         return sorted(pc.unique(table.column(name).combine_chunks().dictionary_decode()).to_pylist())
 
+    kinds = modalities or ("s2", "s1", "map")
     patches = pystac.Asset(
         "../patches.parquet",
         title="Every patch as a STAC Item (stac-geoparquet)",
@@ -102,21 +103,13 @@ def dataset_collection(
             "sci:doi": DOI,
             "sci:citation": CITATION,
             "sci:publications": [{"doi": "10.48550/arXiv.2407.03653", "citation": CITATION}],
-            "item_assets": {"zarr": zarr_definition(modalities or ("s2", "s1", "map"))},
+            "item_assets": {"zarr": zarr_definition(kinds)},
         },
     )
-    names = (
-        "classification",
-        "eo",
-        "file",
-        "processing",
-        "projection",
-        "raster",
-        "scientific",
-        "table",
-        "version",
-    )
-    collection.stac_extensions = [*map(extension, names), REBEN_EXTENSION]
+    names = ["file", "processing", "projection", "scientific", "table", "version", *band_extensions(kinds)]
+    if "map" in kinds:
+        names.append("classification")
+    collection.stac_extensions = [*map(extension, sorted(names)), REBEN_EXTENSION]
     for rel, href, title in (
         (
             "license",

@@ -106,7 +106,7 @@ def product_item(
     names = ["projection", "grid", "sat"]
     if modalities:
         item.add_asset("zarr", _zarr_asset(product, rows.num_rows, modalities))
-        names += ["datacube", "eo", "raster", "zarr"]
+        names += ["datacube", "zarr", *band_extensions(modalities)]
         # rel "store" points at the store's root, which here is the asset's group itself.
         item.add_link(pystac.Link("store", f"../../zarr/{product}.zarr", ZARR_TYPE, "Zarr store"))
     if "s2" in modalities:
@@ -215,6 +215,13 @@ def clc_classes() -> list[dict[str, Any]]:
         }
         for entry in CLC.values()
     ]
+
+
+def band_extensions(modalities: Sequence[str]) -> list[str]:
+    """The extensions of the fields that `zarr_bands` of these have; one too many is invalid."""
+    return sorted(
+        {name for m in modalities for name in {"s2": ("eo", "raster"), "s1": ("raster",)}.get(m, ())}
+    )
 
 
 def zarr_bands(modalities: Sequence[str]) -> list[dict[str, Any]]:
