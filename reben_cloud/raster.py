@@ -6,7 +6,7 @@ it, so rioxarray, GDAL and QGIS agree where a pixel is. Nothing is read before v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from xarray.core import indexing
 from reben_cloud.bands import ARRAYS, BANDS, PATCH_M
 from reben_cloud.errors import NotFoundError
 from reben_cloud.formats import zarr
+from reben_cloud.metadata import check_names
 from reben_cloud.store import Store
 
 _AXES = {60: ("y60", "x60"), 20: ("y20", "x20"), 10: ("y", "x")}
@@ -39,6 +40,85 @@ def patch_view(stack: xr.Dataset, row: int) -> xr.Dataset:
             count = PATCH_M // step
             coordinates |= _pixel_centres(x0, y0, count, count, step, (y, x))
     return patch.assign_coords(coordinates)
+
+
+def patches_view(
+    stacks: Mapping[str, xr.Dataset],
+    products: Sequence[str],
+    rows: NDArray[np.int64],
+    *,
+    bands: Sequence[str] | None,
+) -> xr.Dataset:
+    """Patches of several products along one dimension, lazy.
+
+    A coordinate named as its dimension can only have that one, and each patch has its own: the pixel
+    centres are ``easting`` (patch, x) and ``northing`` (patch, y), of 20 m ``easting20``, of 60 m
+    ``easting60``, metres in the CRS that ``crs`` (patch) names.
+
+    Args:
+        stacks: Product -> its opened store.
+        products: Product of each patch, (n,).
+        rows: Row of each patch in its product's store, (n,).
+        bands: Bands, polarizations and ``reference_map`` that are wanted; all when None.
+
+    Raises:
+        ValueError: If a band is unknown, or comes twice.
+        NotFoundError: If the stores lack one.
+    """
+    names = np.asarray(products)
+    places = {product: np.flatnonzero(names == product) for product in stacks}
+    parts = []
+    for product, stack in stacks.items():
+        mine = _with_bands(stack, bands).isel(patch=rows[places[product]])
+        crs = np.full(mine.sizes["patch"], stack.attrs["proj:code"], object)
+        parts.append(mine.drop_vars("spatial_ref").assign_coords(crs=("patch", crs)))
+    found = xr.concat(
+        parts,
+        "patch",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="exact",
+        combine_attrs="drop",
+    )
+    found = found.isel(patch=np.argsort(np.concatenate(list(places.values())), kind="stable"))
+    for variable in found.variables.values():
+        variable.attrs.pop("grid_mapping", None)
+        variable.encoding.pop("grid_mapping", None)
+    coordinates: dict[str, Any] = {}
+    for step, (y, x) in _AXES.items():
+        if x in found.dims:
+            centres = (np.arange(PATCH_M // step) + 0.5) * step
+            suffix = x.removeprefix("x")
+            units = {"units": "m"}
+            coordinates[f"easting{suffix}"] = (("patch", x), found.x0.values[:, None] + centres, units)
+            coordinates[f"northing{suffix}"] = (("patch", y), found.y0.values[:, None] - centres, units)
+    return found.assign_coords(coordinates)
+
+
+def _with_bands(stack: xr.Dataset, bands: Sequence[str] | None) -> xr.Dataset:
+    """A product's store with these bands only, in this order; an array without any is left out."""
+    if bands is None:
+        return stack
+    known = (*BANDS, zarr.REFERENCE_MAP)
+    check_names(bands, known, "band")
+    if len(set(bands)) < len(bands) or not bands:
+        raise ValueError(f"bands must be one or more different names, got {', '.join(bands) or 'none'}")
+    chosen = {array: [band for band in bands if band in names] for array, names in ARRAYS.items()}
+    chosen[zarr.REFERENCE_MAP] = [band for band in bands if band == zarr.REFERENCE_MAP]
+    for array, names in chosen.items():
+        if names and array not in stack:
+            raise NotFoundError(f"the dataset has no {array}, so no {', '.join(names)}")
+    stack = stack.drop_vars([array for array, names in chosen.items() if not names], errors="ignore")
+    wanted = {
+        str(stack[array].dims[1]): names
+        for array, names in chosen.items()
+        if names and array != zarr.REFERENCE_MAP
+    }
+    unused = {
+        str(d) for d in stack.coords if d in ("band", "band20", "band60", "polarization")
+    } - wanted.keys()
+    return stack.drop_vars(unused).sel(wanted)
 
 
 def _pixel_centres(

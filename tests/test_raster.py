@@ -145,3 +145,62 @@ def test_what_cannot_be_laid_out_is_said(root):
         root.mosaic(product, bands=["B10"])
     with pytest.raises(NotFoundError, match="no patch"):
         root.open_patch(f"{product}_90_90")
+
+
+@pytest.fixture(scope="module")
+def scattered(tmp_path_factory):
+    """A few patches of several products and UTM zones."""
+    url = tmp_path_factory.mktemp("scattered") / "root"
+    source, metadata = open_source("synthetic:40")
+    build(make_plan(source, metadata, open_store(url)))
+    return rc.open(url)
+
+
+def test_a_selection_stacks_what_open_patch_gives_one_by_one(scattered):
+    selection = scattered.search(sortby="-id", limit=12)
+
+    stack = selection.to_xarray()
+
+    assert len({grid.footprint(i)[0] for i in selection.patch_ids}) > 1
+    assert stack.patch_id.values.tolist() == selection.patch_ids
+    for row, patch_id in enumerate(selection.patch_ids):
+        mine, alone = stack.isel(patch=row), scattered.open_patch(patch_id)
+        assert mine.crs.item() == f"EPSG:{grid.footprint(patch_id)[0]}"
+        for name in ("s2_10m", "s2_20m", "s2_60m", "s1", "reference_map", "labels"):
+            assert mine[name].dims == alone[name].dims
+            np.testing.assert_array_equal(mine[name].values, alone[name].values)
+        for axis, utm in (("x", "easting"), ("y60", "northing60")):
+            np.testing.assert_array_equal(mine[utm].values, alone[axis].values)
+        assert mine.time.values == alone.time.values
+
+
+def test_a_stack_has_the_bands_asked_for_in_their_order(scattered):
+    selection = scattered.search(limit=3)
+
+    stack = selection.to_xarray(bands=["B08", "VH", "B02", "reference_map"])
+
+    assert {n for n in stack.data_vars if n != "labels"} == {"s2_10m", "s1", "reference_map"}
+    assert stack.band.values.tolist() == ["B08", "B02"]
+    assert stack.s2_10m.shape == (3, 2, 120, 120)
+    assert stack.s1.shape == (3, 1, 120, 120)
+    want = scattered.open_patch(selection.patch_ids[2]).s2_10m.sel(band="B08")
+    np.testing.assert_array_equal(stack.s2_10m.sel(band="B08").isel(patch=2).values, want.values)
+    assert list(selection.to_xarray("B11").s2_20m.dims) == ["patch", "band20", "y20", "x20"]
+    # Nothing of the pixels is in memory before it is asked for.
+    assert stack.s2_10m.chunks is not None
+
+
+def test_what_cannot_be_stacked_is_said(scattered, monkeypatch):
+    selection = scattered.search()
+
+    with pytest.raises(ValueError, match="unknown band 'B10'"):
+        selection.to_xarray(["B10"])
+    with pytest.raises(ValueError, match="different names, got B02, B02"):
+        selection.to_xarray(["B02", "B02"])
+    with pytest.raises(NotFoundError, match="the selection is empty"):
+        scattered.search(ids=[]).to_xarray()
+    monkeypatch.setattr("reben_cloud.search.selection.MAX_XARRAY", 10)
+    with pytest.raises(ValueError, match="10 at most, and these are 40: search with limit="):
+        selection.to_xarray()
+    with pytest.raises(TypeError, match="takes one patch id"):
+        scattered.open_patch(selection.patch_ids[:2])

@@ -14,15 +14,22 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
+from reben_cloud.errors import NotFoundError
 from reben_cloud.metadata import OFFICIAL_SCHEMA, SPLITS
+from reben_cloud.search.arguments import parse_names
 from reben_cloud.search.table import PatchTable
 
 if TYPE_CHECKING:
     import geopandas
     import pandas as pd
     import pystac
+    import xarray as xr
 
     from reben_cloud.dataset import Dataset
+
+
+MAX_XARRAY = 1_000
+"""Most patches of `Selection.to_xarray`: 0.3 GB in memory, and as many chunks of each array for Dask."""
 
 
 class Selection:
@@ -89,6 +96,39 @@ class Selection:
 
         geometry = shapely.from_wkb(self.column("geometry").to_numpy())
         return geopandas.GeoDataFrame(self.to_pandas(), geometry=geometry, crs="EPSG:4326")
+
+    def to_xarray(self, bands: str | Iterable[str] | None = None) -> xr.Dataset:
+        """The pixels of a handful of patches, stacked along ``patch`` in order; lazy where Dask is installed.
+
+        Variables and dimensions are those of a product's store (`Dataset.open_zarr`), ``s2_10m``
+        (patch, band, y, x) and so on. Besides the store's coordinates (``patch_id``, ``time``,
+        ``x0``, ...) each patch has ``easting`` (patch, x) and ``northing`` (patch, y), metres, in the
+        CRS that ``crs`` (patch) names. `Dataset.open_patch` is for rioxarray, which takes one CRS.
+
+        Args:
+            bands: Bands, polarizations or ``reference_map``; all by default.
+
+        Raises:
+            NotFoundError: If nothing was found, or the dataset lacks a band.
+            ValueError: If there are more than `MAX_XARRAY` patches, or a band is unknown.
+        """
+        from reben_cloud import raster
+
+        names = None if bands is None else parse_names(bands, "bands")
+        if len(self) > MAX_XARRAY:
+            raise ValueError(
+                f"to_xarray is for a handful of patches, {MAX_XARRAY:,} at most, and these are {len(self):,}: "
+                "search with limit=, open whole products with Dataset.open_zarr, or stream batches (StreamLoader)"
+            )
+        if not len(self):
+            raise NotFoundError("the selection is empty, so there is nothing to stack; search for more")
+        table = self.columns(["id", "reben:product", "reben:zarr_row"])
+        products = [str(name) for name in table.column("reben:product").to_pylist()]
+        stacks = {product: self.dataset.open_zarr(product) for product in sorted(set(products))}
+        rows = table.column("reben:zarr_row").to_numpy().astype(np.int64)
+        return raster.patches_view(stacks, products, rows, bands=names).assign_coords(
+            patch_id=("patch", np.array(table.column("id").to_pylist(), object))
+        )
 
     def items(self) -> Iterable[pystac.Item]:
         """A pystac Item a patch, links and assets absolute."""
