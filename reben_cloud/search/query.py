@@ -129,10 +129,6 @@ def search(
         shapely.prepare(shape)
         squares = shapely.from_wkb(table.take(rows, ["geometry"]).column("geometry").to_numpy())
         rows = rows[shapely.intersects(shape, squares)]
-    if cql2 is not None and len(rows):
-        expression = cql.parse(cql2)
-        needed = cql.columns(expression, table.names) or ["datetime"]
-        rows = rows[cql.evaluate(expression, table.take(rows, needed))]
     if keys:
         rows = rows[_order(table, rows, keys)]
     return Selection(dataset, table, rows[:limit])
