@@ -1,8 +1,10 @@
-"""Search on all 549,488 real rows beside hand-written DuckDB; the API under load.
+"""Search on all 549,488 real rows beside hand-written DuckDB and rustac's client; the API under load.
 
-    python tests/benchmarks/bench_search.py ../shared/data/bigearthnet_pipeline
+    python tests/benchmarks/bench_search.py ../shared/data/bigearthnet_pipeline [EXTENSIONS]
 
-The root is made in a temporary folder. Medians of `ROUNDS` alternating runs, all warm.
+The root is made in a temporary folder. Medians of `ROUNDS` alternating runs, all warm. rustac takes part
+where it can be imported; it loads DuckDB's spatial and icu extensions, from the folder EXTENSIONS where
+they cannot be fetched.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -39,6 +42,21 @@ def by_duckdb(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
     return [str(row[0]) for row in rows.fetchall()]
 
 
+def rustac_client() -> Any | None:
+    """rustac's DuckDB client; None, and a line that says why, where there is none."""
+    try:
+        import rustac
+
+        if len(sys.argv) > 2:
+            return rustac.DuckdbClient(install_extensions=False, extension_directory=Path(sys.argv[2]))
+        return rustac.DuckdbClient()
+    except ImportError:
+        print("rustac: not installed, left out")
+    except rustac.RustacError as error:
+        print(f"rustac: left out, {str(error).splitlines()[0]}")
+    return None
+
+
 def milliseconds(call: object) -> float:
     start = time.perf_counter()
     call()  # type: ignore[operator]
@@ -57,6 +75,12 @@ def main() -> None:
         assert ours(dataset), "a search that finds nothing measures nothing"
         assert sorted(ours(dataset)) == sorted(by_duckdb(connection, path))
         times: dict[str, list[float]] = {"warm": [], "new dataset": [], "duckdb": [], "items": []}
+        rustac = rustac_client()
+        by_rustac = {"bbox": list(BOX), "datetime": "2017-07-01T00:00:00Z/2017-08-31T23:59:59Z"}
+        if rustac is not None:
+            times["rustac items"] = []
+            items = rustac.search(str(path), **by_rustac)
+            assert sorted(item["id"] for item in items) == sorted(ours(dataset))
         for _ in range(ROUNDS):
             times["warm"].append(milliseconds(lambda: ours(dataset)))
             times["new dataset"].append(milliseconds(lambda: ours(rc.open(folder))))
@@ -64,6 +88,8 @@ def main() -> None:
             times["items"].append(
                 milliseconds(lambda: list(dataset.search(bbox=BOX, datetime=MONTHS).items()))
             )
+            if rustac is not None:
+                times["rustac items"].append(milliseconds(lambda: rustac.search(str(path), **by_rustac)))
         for name, values in times.items():
             print(f"{name:12} {statistics.median(values):8.1f} ms  ({len(ours(dataset))} patches)")
         load(dataset)
