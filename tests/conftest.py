@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -27,6 +28,9 @@ from tests.faultproxy import FaultProxy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CEPH_SCRIPT = REPOSITORY / "infra" / "s3" / "ceph-rgw.sh"
+
+# A background job of a shell starts with Ctrl-C ignored, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # timm, in this process and in those that tests start: see tests/support/sitecustomize.py.
 SUPPORT = REPOSITORY / "tests" / "support"

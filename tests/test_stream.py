@@ -690,7 +690,6 @@ def test_the_command_sums_up_what_was_streamed_when_it_is_stopped(root):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     live = streaming.stderr.readline()  # it is at work
     streaming.send_signal(signal.SIGINT)
