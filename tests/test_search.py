@@ -80,22 +80,26 @@ longitudes, latitudes = st.floats(-12, 34), st.floats(35, 70)
 times = st.datetimes(datetime(2017, 5, 1), datetime(2018, 7, 1), timezones=st.just(UTC))
 
 
-@given(x=st.tuples(longitudes, longitudes), y=st.tuples(latitudes, latitudes), when=st.tuples(times, times))
-def test_boxes_and_intervals_find_what_brute_force_finds(everything, frame, x, y, when):
+@given(
+    x=st.tuples(longitudes, longitudes),
+    y=st.tuples(latitudes, latitudes),
+    when=st.tuples(times, times),
+    open_end=st.sampled_from(["none", "start", "end"]),
+)
+def test_boxes_and_intervals_find_what_brute_force_finds(everything, frame, x, y, when, open_end):
     box = (min(x), min(y), max(x), max(y))
     start, end = sorted(when)
+    interval = (None if open_end == "start" else start, None if open_end == "end" else end)
 
-    found = set(everything.search(bbox=box, datetime=(start, end)).patch_ids)
+    found = set(everything.search(bbox=box, datetime=interval).patch_ids)
 
-    bounds = frame.geometry.bounds
-    want = frame[
-        (bounds.minx <= box[2])
-        & (bounds.maxx >= box[0])
-        & (bounds.miny <= box[3])
-        & (bounds.maxy >= box[1])
-        & (frame.datetime >= start)
-        & (frame.datetime <= end)
-    ]
+    # A search by box looks at the patches' own boxes, as STAC has it.
+    mask = shapely.intersects(shapely.box(*frame.geometry.bounds.to_numpy().T), shapely.box(*box))
+    if interval[0] is not None:
+        mask &= frame.datetime >= start
+    if interval[1] is not None:
+        mask &= frame.datetime <= end
+    want = frame[mask]
     assert found & set(frame.patch_id) == set(want.patch_id)
 
 
