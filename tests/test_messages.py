@@ -237,6 +237,17 @@ def test_a_demo_of_another_size_says_that_it_is_not_made(run, tmp_path):
     assert f"for one of 30, remove {tmp_path} or name another folder (--root)" in out
 
 
+def test_empty_and_misspelt_conditions_are_refused(run, tmp_path):
+    assert run("build", "synthetic:5", tmp_path / "root")[0] == 0
+
+    for option, text in {"--bbox": "", "--datetime": "", "--country": "", "--season": "autumn"}.items():
+        code, out, err = run("search", tmp_path / "root", option, text)
+        assert code == 2, option
+        assert out == ""
+        assert option.lstrip("-") in err
+    assert run("bucket", "policy", "")[0] == 2
+
+
 @pytest.mark.s3
 def test_refused_credentials_are_said(run, s3_bucket, monkeypatch):
     for name, value in s3_bucket.environment.items():

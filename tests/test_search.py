@@ -324,5 +324,8 @@ def test_a_selection_describes_itself(everything):
     assert "1,616 patches" in selection._repr_html_()
     axes = selection.plot()
     assert len(axes.collections) == 3
+    empty = everything.search(ids=[])
+    assert not empty.plot().collections
+    assert empty._repr_html_().startswith("<b>0 patches</b>")
     labels = selection.to_pandas().labels
     assert np.mean([len(names) for names in labels]) > 1

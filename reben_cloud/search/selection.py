@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
+from reben_cloud.country import load_countries
 from reben_cloud.errors import NotFoundError
 from reben_cloud.metadata import OFFICIAL_SCHEMA, SPLITS
 from reben_cloud.search.arguments import parse_names
@@ -153,26 +154,36 @@ class Selection:
 
     def _repr_html_(self) -> str:
         parts = [f"<b>{len(self):,} patches</b> of {len(self.dataset):,} in {html.escape(self.dataset.url)}"]
-        for title, counts in self.statistics.items():
+        for title, counts in self.statistics.items() if len(self) else ():
             rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:,}</td></tr>" for k, v in counts.items())
             parts.append(f"<details><summary>{title}</summary><table>{rows}</table></details>")
         return "".join(parts)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the footprints on a map, coloured by split; returns the matplotlib axes."""
+        """Draw the footprints on a map, coloured by split; returns the matplotlib axes.
+
+        Where they lie far apart the coarse outlines of the ten countries are drawn below them.
+        """
         import matplotlib.pyplot as plt
         from matplotlib.collections import PolyCollection
 
         if ax is None:
-            ax = plt.subplots(figsize=(7, 7))[1]
+            ax = plt.subplots(figsize=(8, 7), layout="tight")[1]
         bbox: Any = self.column("bbox").combine_chunks()
         west, south, east, north = (bbox.field(s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
         corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
         splits = self.column("reben:split").to_numpy()
+        wide = not len(self) or np.ptp(corners[..., 1]) > 5
         # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
-        edge = 2.5 if 0 < len(self) < 100_000 and np.ptp(corners[..., 1]) > 5 else 0.5
+        edge = 0.5 if not wide else 4 if len(self) < 5_000 else 2.5
+        if wide:
+            for outline in load_countries().polygons.values():
+                for ring in shapely.get_parts(shapely.boundary(outline)):
+                    ax.plot(*shapely.get_coordinates(ring).T, color="#bbbbbb", linewidth=0.8, zorder=0)
         for split, color in zip(SPLITS, ("#4477aa", "#ccaa22", "#cc3355"), strict=True):
             mine = corners[splits == split]
+            if not len(mine):
+                continue
             ax.add_collection(
                 PolyCollection(
                     mine, facecolor=color, edgecolor=color, linewidth=edge, label=f"{split} ({len(mine):,})"
@@ -181,7 +192,9 @@ class Selection:
         ax.autoscale_view()
         ax.set_aspect(1 / np.cos(np.deg2rad(np.mean(ax.get_ylim()))))
         ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title=f"{len(self):,} patches")
-        ax.legend(loc="best")
+        if len(self):
+            # Beside the map, where it covers no patch.
+            ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
         return ax
 
     def export_lmdb(self, path: str | os.PathLike[str], **options: Any) -> Any:
