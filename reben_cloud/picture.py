@@ -23,8 +23,8 @@ BRIGHTEST = 2_500
 GAMMA = 1.5
 """Lifts the shadows."""
 
-THUMBNAIL_PX = 4
-"""Pixels of a patch in its product's thumbnail, along each side: 364 for a whole MGRS square."""
+THUMBNAIL_PX = 8
+"""Pixels of a patch in its product's thumbnail, along each side: 728 for a whole MGRS square."""
 
 _SHADES = np.round(255 * np.linspace(0, 1, BRIGHTEST + 1) ** (1 / GAMMA)).astype(np.uint8)
 

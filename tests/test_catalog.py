@@ -242,12 +242,12 @@ def test_a_product_has_a_true_colour_thumbnail_and_the_recipe_of_one(built):
     raster = dataset.mosaic(product, bands=["B04", "B03", "B02"]).values
     height, width = item.properties["proj:shape"]
     assert raster.shape[1:] == (height, width)
-    assert pixels.shape == (4, height // 30, width // 30)
-    means = raster.reshape(3, height // 30, 30, width // 30, 30).mean(axis=(2, 4))
+    assert pixels.shape == (4, height // 15, width // 15)
+    means = raster.reshape(3, height // 15, 15, width // 15, 15).mean(axis=(2, 4))
     (_, white), gamma = render["rescale"][0], float(render["color_formula"].removeprefix("gamma RGB "))
     want = 255 * np.clip(means / white, 0, 1) ** (1 / gamma)
     inside = pixels[3] == 255
-    assert inside.sum() == item.properties["reben:num_patches"] * 16
+    assert inside.sum() == item.properties["reben:num_patches"] * 8**2
     assert np.abs(pixels[:3, inside] - want[:, inside]).max() <= 1.5
     assert not pixels[:, ~inside].any()
     assert asset.roles == ["thumbnail"]

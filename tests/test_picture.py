@@ -38,7 +38,7 @@ def test_a_patch_in_few_pixels_has_the_means_of_red_green_and_blue():
 
 
 def test_a_thumbnail_lays_patches_out_north_up_and_is_transparent_between():
-    tiny = np.arange(3 * THUMBNAIL_PX**2 * 3, dtype=np.uint8).reshape(3, THUMBNAIL_PX, THUMBNAIL_PX, 3)
+    tiny = np.random.default_rng(3).integers(0, 256, (3, THUMBNAIL_PX, THUMBNAIL_PX, 3), np.uint8)
     x0 = np.array([0.0, 2 * PATCH_M, 0.0]) + 500_000
     y0 = np.array([0.0, 0.0, -PATCH_M]) + 4_000_000
 

@@ -191,12 +191,15 @@ def _thumbnails(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Iterator[tu
     """Products and their thumbnails, from what the Zarr tasks saw; none without Sentinel-2."""
     if "s2" not in plan.modalities:
         return
-    tiny: dict[str, list[bytes]] = {product: [] for product in plan.products}
-    for task in sorted((t for t in plan.tasks if isinstance(t, ZarrTask)), key=lambda t: t.number):
-        tiny[task.product].append(base64.b64decode(receipts[task.name].tiny))
+    tasks: dict[str, list[ZarrTask]] = {product: [] for product in plan.products}
+    for task in plan.tasks:
+        if isinstance(task, ZarrTask):
+            tasks[task.product].append(task)
     side = picture.THUMBNAIL_PX
     for product, (start, count) in plan.products.items():
-        pixels = np.frombuffer(b"".join(tiny[product]), np.uint8).reshape(count, side, side, 3)
+        parts = sorted(tasks[product], key=lambda t: t.number)
+        tiny = b"".join(base64.b64decode(receipts[part.name].tiny) for part in parts)
+        pixels = np.frombuffer(tiny, np.uint8).reshape(count, side, side, 3)
         ids = plan.table.column("patch_id").slice(start, count).to_pylist()
         _, x0, _, _, y0 = (np.asarray(values, np.float64) for values in grid.footprints(ids))
         yield product, picture.thumbnail(pixels, x0, y0)
