@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,6 +52,15 @@ MetadataOption = Annotated[
     typer.Option("--metadata", help="Official metadata parquet; may be given twice.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+
+# Where work runs: the same for all that takes hours.
+DaskOption = Annotated[
+    str | None, typer.Option(help="Dask scheduler to use, tcp://HOST:PORT.", show_default=False)
+]
+WorkerIndexOption = Annotated[
+    int | None, typer.Option(help="Do this share of the work only, from 0.", show_default=False)
+]
+WorkersTotalOption = Annotated[int, typer.Option(help="Number of shares.")]
 
 # Search options: the same wherever a selection is meant.
 BboxOption = Annotated[
@@ -117,14 +127,10 @@ def build(
     order: Annotated[str, typer.Option(help="stratified or shuffled.")] = "stratified",
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     shard_samples: Annotated[int, typer.Option(help="Samples in a shard.")] = 256,
-    workers: Annotated[int, typer.Option(help="Local processes.")] = 1,
-    dask: Annotated[
-        str | None, typer.Option(help="Dask scheduler to use, tcp://HOST:PORT.", show_default=False)
-    ] = None,
-    worker_index: Annotated[
-        int | None, typer.Option(help="Do this share of the work only, from 0.", show_default=False)
-    ] = None,
-    workers_total: Annotated[int, typer.Option(help="Number of shares.")] = 1,
+    workers: Annotated[int, typer.Option(help="Local processes, up to 1 GB each.")] = 1,
+    dask: DaskOption = None,
+    worker_index: WorkerIndexOption = None,
+    workers_total: WorkersTotalOption = 1,
     scratch: Annotated[
         Path | None,
         typer.Option(help="Folder for payloads between their two uses; see --dry-run.", show_default=False),
@@ -181,21 +187,41 @@ def build(
 
 @app.command()
 def prepare(
-    out: Annotated[
-        Path, typer.Option(help="Folder for the official layout and metadata.", show_default=False)
+    clc: Annotated[
+        Path, typer.Option(help="CORINE vector file (.gpkg).", resolve_path=True, show_default=False)
     ],
-    clc: Annotated[Path, typer.Option(help="CORINE vector file (.gpkg).", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the official layout and metadata.", resolve_path=True, show_default=False
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            help="Root to build from that, path or URL; without --out the folder is removed then.",
+            show_default=False,
+        ),
+    ] = None,
     s2: Annotated[
-        list[Path] | None, typer.Option(help="Level-2A .SAFE, or a folder of them; repeat.")
+        list[Path] | None,
+        typer.Option(help="Level-2A .SAFE, or a folder of them; repeat.", resolve_path=True),
     ] = None,
     l1c: Annotated[
-        list[Path] | None, typer.Option(help="Level-1C .SAFE, made Level-2A first; repeat.")
+        list[Path] | None,
+        typer.Option(help="Level-1C .SAFE, made Level-2A first; repeat.", resolve_path=True),
     ] = None,
     s1: Annotated[
         list[Path] | None,
-        typer.Option(help="Official S1 patches, terrain-corrected dB scenes, or GRD products; repeat."),
+        typer.Option(
+            help="Official S1 patches, terrain-corrected dB scenes, or GRD products; repeat.",
+            resolve_path=True,
+        ),
     ] = None,
-    v1: Annotated[Path | None, typer.Option(help="Folder of the v1 lists; keeps only squares of v1.")] = None,
+    v1: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the v1 lists; keeps only squares of v1.", resolve_path=True),
+    ] = None,
     countries: Annotated[Path | None, typer.Option(help="Natural Earth GeoJSON; the ten by default.")] = None,
     any_country: Annotated[bool, typer.Option(help="All countries of the file, not the ten.")] = False,
     classes: Annotated[str, typer.Option(help="reben19, clc_level1, or a TOML of classes.")] = "reben19",
@@ -204,20 +230,42 @@ def prepare(
     sen2cor: Annotated[str, typer.Option(help="L2A_Process of sen2cor 2.11.")] = "L2A_Process",
     gpt: Annotated[str, typer.Option(help="gpt of ESA SNAP, for GRD products.")] = "gpt",
     dem: Annotated[str, typer.Option(help="Elevation model for SNAP.")] = "SRTM 1Sec HGT",
-    workers: Annotated[int, typer.Option(help="Products at a time, up to 3 GB each.")] = 1,
+    workers: Annotated[int, typer.Option(help="Products at a time, up to 2 GB each.")] = 1,
+    dask: DaskOption = None,
+    worker_index: WorkerIndexOption = None,
+    workers_total: WorkersTotalOption = 1,
+    endpoint_url: EndpointOption = None,
 ) -> None:
     """Make patches, maps, labels and metadata from Sentinel scenes and CORINE; run again, it continues."""
+    from reben_cloud import build as building
     from reben_cloud import prepare as recipe
     from reben_cloud.country import REBEN_COUNTRIES, load_countries
     from reben_cloud.processors import run_sen2cor
     from reben_cloud.reference_map import load_class_table
+    from reben_cloud.store import open_store
 
     if not (s2 or l1c):
         raise typer.BadParameter("give products: --s2 or --l1c")
-    products = recipe.find_products(s2 or []) + run_sen2cor(
-        l1c or [], out / "L2A", program=sen2cor, workers=workers
-    )
-    official, scenes = recipe.find_s1(s1 or [], products, out / "S1", gpt=gpt, dem=dem, workers=workers)
+    raw = [*(l1c or []), *(path for path in s1 or [] if path.suffix in (".SAFE", ".zip"))]
+    if worker_index is not None and (root is not None or raw):
+        raise typer.BadParameter(
+            "--worker-index goes with --out, Level-2A products and finished S1: what else there is to do "
+            "(sen2cor, terrain correction, the build) is a command of its own, before or after"
+        )
+    store = None if root is None else open_store(root, storage_options(endpoint_url))
+    folder = out
+    if folder is None:
+        if store is None:
+            raise typer.BadParameter("say where to: --out FOLDER, --root ROOT, or both")
+        folder = recipe.default_scratch(store)
+    products = recipe.find_products(s2 or [])
+    if store is not None:
+        given = [products, l1c, s1, clc, v1, countries, any_country, classes, code_column, patch_size, dem]
+        if (manifest := recipe.claim_root(store, given)) is not None:
+            typer.echo(f"published already: {manifest['num_patches']:,} patches at {store.url}")
+            return
+    products += run_sen2cor(l1c or [], folder / "L2A", program=sen2cor, workers=workers)
+    official, scenes = recipe.find_s1(s1 or [], products, folder / "S1", gpt=gpt, dem=dem, workers=workers)
     chosen = recipe.Recipe(
         clc=clc,
         table=load_class_table(classes),
@@ -228,14 +276,22 @@ def prepare(
         s1_scenes=scenes,
         patch_m=patch_size,
     )
+    run = building.dask(dask) if dask else building.local(workers)
     for report in recipe.prepare(
         products,
-        out,
+        folder,
         chosen,
-        workers=workers,
-        progress=lambda items, total: progress(items, total, "prepare"),
+        executor=run,
+        worker_index=worker_index or 0,
+        workers_total=workers_total,
+        progress=progress,
     ):
         typer.echo(report)
+    if store is not None:
+        manifest = recipe.build_root(folder, store, executor=run, progress=progress)
+        if out is None:
+            shutil.rmtree(folder)
+        typer.echo(f"published {manifest['num_patches']:,} patches at {store.url}")
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """The reBEN recipe on Level-2A products: cut, pair, overlay, label, split, into the official folders.
 
-Per product a plan comes first (which squares are kept, and why the others are not), then the files,
-then a receipt with the metadata rows; a product with a receipt is skipped, so a killed run continues.
-The rules are bigearthnet-pipeline's; `docs/limits.md` says what of it is not known.
+A product is cut band by band while the next one is decoded; squares that a later band rejects are
+removed again. A receipt with the metadata rows comes last; a product that has one is skipped, so a
+killed run continues. From the folders a root is built as from any other source. The rules are
+bigearthnet-pipeline's; `docs/limits.md` says what of it is not known.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +31,14 @@ from numpy.typing import NDArray
 
 from reben_cloud import grid
 from reben_cloud.bands import BANDS, PATCH_M
+from reben_cloud.build import JOURNAL as BUILD_JOURNAL
+from reben_cloud.build import MANIFEST, Executor, Progress, build, local, make_plan, silent
 from reben_cloud.country import Countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 from reben_cloud.processors import run_snap
+from reben_cloud.recognise import open_source
 from reben_cloud.reference_map import (
     PIXEL_M,
     REBEN19,
@@ -44,13 +51,16 @@ from reben_cloud.reference_map import (
 from reben_cloud.sources.safe import S2_BANDS, SafeProduct, open_safe
 from reben_cloud.sources.sentinel1 import POLARIZATIONS, Scene, open_scenes, pair, v1_files
 from reben_cloud.sources.v1 import V1Patch, read_v1
+from reben_cloud.store import Store
 
 JOURNAL = ".prepared"
 """Folder of the receipts below the destination; may be deleted when all is done."""
 
-
 _WRITERS = 4
 """Threads that write the small files of a product, which wait for the disk more than they compute."""
+
+_BANDS_AHEAD = 2
+"""Bands decoded or being decoded beside the one that is written; 240 MB each at 10 m."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,39 +139,43 @@ class Report:
         )
 
 
-Progress = Callable[[Iterable[Report], int], Iterable[Report]]
-"""Wraps the reports as they come; the second argument is their number."""
-
-
-def _silent(reports: Iterable[Report], total: int) -> Iterable[Report]:  # noqa: ARG001
-    return reports
-
-
 def prepare(
     products: Sequence[str | os.PathLike[str]],
     destination: str | os.PathLike[str],
     recipe: Recipe,
     *,
+    executor: Executor | None = None,
     workers: int = 1,
-    progress: Progress = _silent,
+    worker_index: int = 0,
+    workers_total: int = 1,
+    progress: Progress = silent,
 ) -> list[Report]:
     """Write the official folders and both metadata files from Level-2A products.
+
+    Several machines may share the work, each with an index of its own; the one that finds all products
+    done writes the metadata.
 
     Args:
         products: ``.SAFE`` folders; each acquisition once.
         destination: Folder to write to; run again, it continues, and takes further products.
         recipe: What is made of them.
-        workers: Products at a time, one process each; a full product takes up to 3 GB of memory.
+        executor: Where products are cut, from `build.local` or `build.dask`; its workers need all paths in reach.
+        workers: Local processes, when no executor is given; a full product takes up to 2 GB of memory.
+        worker_index: Which share of the products to do, in [0, workers_total).
+        workers_total: Number of shares.
         progress: Wraps the stream of finished products.
 
     Returns:
-        A report a product, by name.
+        A report for each product of the share, by name.
 
     Raises:
         FileNotFoundError: If a product or another input does not exist.
         SourceError: If an input is not what it must be.
         ConflictError: If the destination was begun with another recipe.
+        ValueError: If the index is out of range.
     """
+    if not 0 <= worker_index < workers_total:
+        raise ValueError(f"worker_index must be in [0, {workers_total}), got {worker_index}")
     folder = Path(destination)
     opened: dict[str, SafeProduct] = {}
     for path in products:
@@ -172,34 +186,40 @@ def prepare(
             )
         opened[product.name] = product
     _claim(folder, recipe)
-    if workers == 1:
-        reports = list(progress((prepare_product(p, folder, recipe) for p in opened.values()), len(opened)))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(prepare_product, p, folder, recipe) for p in opened.values()]
-            try:
-                reports = list(progress((f.result() for f in as_completed(futures)), len(futures)))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    write_metadata(folder)
+    run = executor or local(workers)
+    mine = [opened[name] for name in sorted(opened)][worker_index::workers_total]
+    do = partial(prepare_product, folder=folder, recipe=recipe)
+    reports: list[Report] = list(progress(run(do, mine), len(mine), "prepare"))
+    if all(_receipt(folder, name).exists() for name in opened):
+        write_metadata(folder)
     return sorted(reports, key=lambda report: report.product)
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
     mark = folder / JOURNAL / "recipe"
-    mark.parent.mkdir(parents=True, exist_ok=True)
     if not mark.exists():
-        mark.write_text(recipe.fingerprint())
+        _replace(folder, mark, recipe.fingerprint().encode())
     elif mark.read_text() != recipe.fingerprint():
         raise ConflictError(
             f"{folder} was begun with other inputs or options; repeat those, or take an empty folder"
         )
 
 
+def _replace(folder: Path, path: Path, data: bytes) -> None:
+    """Write a file that is there as a whole or not at all, whoever else writes it at the same time."""
+    scratch = folder / JOURNAL / f"{uuid4().hex}.part"
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    scratch.write_bytes(data)
+    scratch.replace(path)
+
+
+def _receipt(folder: Path, product: str) -> Path:
+    return folder / JOURNAL / f"{product}.parquet"
+
+
 def prepare_product(product: SafeProduct, folder: Path, recipe: Recipe) -> Report:
     """Do one product, unless its receipt says that it is done."""
-    receipt = folder / JOURNAL / f"{product.name}.parquet"
+    receipt = _receipt(folder, product.name)
     if receipt.exists():
         told = json.loads(pq.read_schema(receipt).metadata[b"report"])
         return Report(**{**told, "failed_checks": tuple(told["failed_checks"])})
@@ -213,9 +233,9 @@ def prepare_product(product: SafeProduct, folder: Path, recipe: Recipe) -> Repor
         for kind in (geotiff.S2_FOLDER, geotiff.MAPS_FOLDER):
             shutil.rmtree(folder / kind / product.name, ignore_errors=True)
         table, report = _cut(product, folder, recipe)
-    scratch = receipt.with_suffix(".part")
-    pq.write_table(table.replace_schema_metadata({"report": json.dumps(asdict(report))}), scratch)
-    scratch.rename(receipt)
+    out = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"report": json.dumps(asdict(report))}), out)
+    _replace(folder, receipt, out.getvalue())
     return report
 
 
@@ -228,26 +248,36 @@ def _cut(product: SafeProduct, folder: Path, recipe: Recipe) -> tuple[pa.Table, 
         for x, y in v1:
             if y < tile.shape[0] and x < tile.shape[1]:
                 in_v1[y, x] = True
-    with ThreadPoolExecutor(1) as pool:
-        overlay = pool.submit(tile.reference_map)  # needs no pixels and leaves most of the decoding a core
-        pixels = {name: product.read_band(name) for name in S2_BANDS}
-        codes = overlay.result()
-    filled = tile.filled(pixels)
-    labels = label_patches(codes, patch_px=recipe.patch_m // PIXEL_M, table=recipe.table)
-    wanted = filled & in_v1 & labels.kept
+    with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(_WRITERS) as writers:
+        ahead = deque(decoder.submit(product.read_band, name) for name in S2_BANDS[:_BANDS_AHEAD])
+        codes = tile.reference_map()
+        labels = label_patches(codes, patch_px=recipe.patch_m // PIXEL_M, table=recipe.table)
+        begun = in_v1 & labels.kept
+        filled = np.ones(tile.shape, bool)
+        for number, name in enumerate(S2_BANDS):
+            pixels = ahead.popleft().result()
+            ahead.extend(
+                decoder.submit(product.read_band, later)
+                for later in S2_BANDS[number + _BANDS_AHEAD : number + _BANDS_AHEAD + 1]
+            )
+            filled &= tile.filled(name, pixels)
+            if number == 0:
+                # The coarsest band comes first and rejects nearly all squares that any band rejects.
+                begun &= filled
+                _finish(writers.map(partial(_write_maps, tile, folder, codes, begun), range(tile.shape[0])))
+            _finish(
+                writers.map(
+                    partial(_write_band, tile, folder, name, pixels, begun & filled), range(tile.shape[0])
+                )
+            )
+    wanted = begun & filled
     s1_names = dict(_write_s1(tile, folder, wanted, v1))
     kept = wanted
     if recipe.has_s1:
         kept = np.zeros_like(wanted)
         for y, x in s1_names:
             kept[y, x] = True
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        done = pool.map(
-            lambda place: _write_s2(tile, folder, place[0], place[1], pixels, codes),
-            np.argwhere(kept).tolist(),
-        )
-        for _ in done:
-            pass
+    _remove(tile, folder, begun & ~kept)
     report = Report(
         product=product.name,
         candidates=filled.size,
@@ -277,14 +307,13 @@ class _Tile:
     def corner(self, y: int, x: int) -> tuple[int, int]:
         return self.product.left + self.recipe.patch_m * x, self.product.top - self.recipe.patch_m * y
 
-    def filled(self, pixels: Mapping[str, NDArray[np.uint16]]) -> NDArray[np.bool_]:
-        """Patches without a zero pixel in any band at its native resolution, (rows, columns)."""
-        filled = np.ones(self.shape, bool)
-        for name, band in pixels.items():
-            side = self.recipe.patch_m // BANDS[name].resolution_m
-            for row in range(self.shape[0]):
-                strip = band[row * side : (row + 1) * side, : self.shape[1] * side]
-                filled[row] &= strip.all(axis=0).reshape(self.shape[1], side).all(axis=1)
+    def filled(self, name: str, pixels: NDArray[np.uint16]) -> NDArray[np.bool_]:
+        """Patches without a zero pixel in a band at its native resolution, (rows, columns)."""
+        filled = np.empty(self.shape, bool)
+        side = self.recipe.patch_m // BANDS[name].resolution_m
+        for row in range(self.shape[0]):
+            strip = pixels[row * side : (row + 1) * side, : self.shape[1] * side]
+            filled[row] = strip.all(axis=0).reshape(self.shape[1], side).all(axis=1)
         return filled
 
     def reference_map(self) -> NDArray[np.uint16]:
@@ -330,30 +359,41 @@ def _write_s1(
         yield (piece.y, piece.x), name
 
 
-def _write_s2(
-    tile: _Tile,
-    folder: Path,
-    y: int,
-    x: int,
-    pixels: Mapping[str, NDArray[np.uint16]],
-    codes: NDArray[np.uint16],
+def _finish(done: Iterator[None]) -> None:
+    """Wait for what threads do, and raise what they raise."""
+    deque(done, maxlen=0)
+
+
+def _write_band(
+    tile: _Tile, folder: Path, name: str, pixels: NDArray[np.uint16], kept: NDArray[np.bool_], y: int
 ) -> None:
-    """The twelve bands and the reference map of one patch."""
-    patch_id, product = tile.patch_id(y, x), tile.product
-    left, top = tile.corner(y, x)
-
-    def part(image: NDArray[np.uint16], pixel_m: int) -> NDArray[np.uint16]:
-        side = tile.recipe.patch_m // pixel_m
-        return image[y * side : (y + 1) * side, x * side : (x + 1) * side]
-
-    for name in S2_BANDS:
-        pixel_m = BANDS[name].resolution_m
-        data = geotiff.encode_band(
-            part(pixels[name], pixel_m), epsg=product.epsg, left=left, top=top, pixel_m=pixel_m
-        )
+    """One band of the kept patches of row `y`."""
+    product, pixel_m = tile.product, BANDS[name].resolution_m
+    side = tile.recipe.patch_m // pixel_m
+    for x in np.flatnonzero(kept[y]).tolist():
+        patch_id, (left, top) = tile.patch_id(y, x), tile.corner(y, x)
+        part = pixels[y * side : (y + 1) * side, x * side : (x + 1) * side]
+        data = geotiff.encode_band(part, epsg=product.epsg, left=left, top=top, pixel_m=pixel_m)
         _write(geotiff.s2_path(folder, patch_id, product.name, name), data)
-    data = geotiff.encode_map(part(codes, PIXEL_M), epsg=product.epsg, left=left, top=top)
-    _write(geotiff.map_path(folder, patch_id, product.name), data)
+
+
+def _write_maps(
+    tile: _Tile, folder: Path, codes: NDArray[np.uint16], kept: NDArray[np.bool_], y: int
+) -> None:
+    """The reference maps of the kept patches of row `y`."""
+    product, side = tile.product, tile.recipe.patch_m // PIXEL_M
+    for x in np.flatnonzero(kept[y]).tolist():
+        patch_id, (left, top) = tile.patch_id(y, x), tile.corner(y, x)
+        part = codes[y * side : (y + 1) * side, x * side : (x + 1) * side]
+        data = geotiff.encode_map(part, epsg=product.epsg, left=left, top=top)
+        _write(geotiff.map_path(folder, patch_id, product.name), data)
+
+
+def _remove(tile: _Tile, folder: Path, places: NDArray[np.bool_]) -> None:
+    """What was written of patches before it was known that they are not kept."""
+    for y, x in np.argwhere(places).tolist():
+        for kind in (geotiff.S2_FOLDER, geotiff.MAPS_FOLDER):
+            shutil.rmtree(folder / kind / tile.product.name / tile.patch_id(y, x))
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -420,9 +460,67 @@ def write_metadata(folder: str | os.PathLike[str]) -> None:
             use_dictionary=["split", "country"],
             write_statistics=["contains_seasonal_snow", "contains_cloud_or_shadow"],
         )
-        scratch = root / JOURNAL / f"{name}.part"
-        scratch.write_bytes(out.getvalue())
-        scratch.rename(root / name)
+        _replace(root, root / name, out.getvalue())
+
+
+def claim_root(store: Store, inputs: Sequence[object]) -> dict[str, Any] | None:
+    """Make an empty root that of a preparation, before hours go into what it cannot take.
+
+    Args:
+        store: The root to be.
+        inputs: All that was given, as text; the same again continues.
+
+    Returns:
+        The manifest if the root is published already, from the same inputs.
+
+    Raises:
+        ConflictError: If the root holds anything else.
+    """
+    mark = f"{BUILD_JOURNAL}/prepared"
+    ours = hashlib.sha256(json.dumps([str(item) for item in inputs]).encode()).hexdigest()
+    if next(iter(store.list()), None) is None:
+        store.put(mark, ours.encode(), create=True)
+    elif not store.exists(mark) or bytes(store.get(mark)) != ours.encode():
+        raise ConflictError(
+            f"{store.url} is not empty, and was not begun with these inputs and options; repeat those it was "
+            "begun with, or take an empty root"
+        )
+    manifest: dict[str, Any] | None = (
+        json.loads(bytes(store.get(MANIFEST))) if store.exists(MANIFEST) else None
+    )
+    return manifest
+
+
+def default_scratch(store: Store) -> Path:
+    """Where the folders lie from which a root is built: beside a local root, else below the temporary folder."""
+    local_path = store.local_path()
+    if local_path is not None:
+        return local_path.with_name(f"{local_path.name}.prepared")
+    name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"reben-cloud-prepared-{name}"
+
+
+def build_root(
+    folder: str | os.PathLike[str],
+    store: Store,
+    *,
+    executor: Executor | None = None,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Build a root from what `prepare` has written; the ordinary build.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        SourceError: If no patch was kept.
+        ConflictError, StorageError: As `build.build`.
+    """
+    if not any(pq.read_metadata(Path(folder) / name).num_rows for name in (METADATA, EXTRA_METADATA)):
+        raise SourceError(f"{folder}: no patch was kept, so there is no root to build; see the reports above")
+    source, official = open_source(folder)
+    return build(make_plan(source, official, store), executor=executor, workers=workers, progress=progress)
 
 
 def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:

@@ -18,16 +18,17 @@ from rasterio.transform import from_origin
 import reben_cloud as rc
 from reben_cloud import grid
 from reben_cloud.bands import ARRAYS, BANDS
-from reben_cloud.build import build, make_plan
+from reben_cloud.build import build, dask, make_plan
 from reben_cloud.country import load_countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.labels import representative_code
-from reben_cloud.prepare import Recipe, find_products, find_s1, prepare
+from reben_cloud.prepare import Recipe, build_root, find_products, find_s1, prepare
 from reben_cloud.recognise import open_source
 from reben_cloud.reference_map import load_class_table
 from reben_cloud.sources.sentinel1 import open_scenes
 from reben_cloud.store import open_store
-from tests.scenes import band_pixels, make_clc, make_safe
+from reben_cloud.verify import verify
+from tests.scenes import band_pixels, make_clc, make_landscape, make_safe
 
 PRODUCT = "S2A_MSIL2A_20170704T112111_N9999_R037_T29SND"
 EPSG, LEFT, TOP = grid.tile_corner("29SND")
@@ -219,7 +220,10 @@ def test_one_zero_pixel_in_any_band_rejects_the_patch(inputs, tmp_path):
 
     left_out = {(1, 0), (1, 1), (0, 2)}
     assert report.nodata == 3
-    assert not left_out & {place(row["patch_id"]) for row in read_rows(tmp_path / "out")}
+    kept = {row["patch_id"] for row in read_rows(tmp_path / "out")}
+    assert not left_out & {place(patch_id) for patch_id in kept}
+    for folder in ("BigEarthNet-S2", "Reference_Maps"):
+        assert {path.name for path in (tmp_path / "out" / folder / PRODUCT).iterdir()} == kept
 
 
 def test_nodata_in_the_dropped_rest_rejects_nothing(inputs, tmp_path):
@@ -256,9 +260,6 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(inputs, recipe, prepare
 
     prepare([inputs["safe"]], out, recipe)
 
-    def contents(folder):
-        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
     assert contents(out) == contents(prepared[0])
     assert not (victim.parent.parent / "no_such_patch").exists()
 
@@ -273,16 +274,53 @@ def test_done_products_are_skipped_and_new_ones_added(inputs, prepared, recipe, 
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.tif")} == before
 
 
-@pytest.mark.slow
-def test_products_in_parallel_give_what_one_process_gives(inputs, tmp_path):
-    other = PRODUCT.replace("20170704", "20171121")
-    products = [make_safe(tmp_path, name=name, side_m=1200) for name in (PRODUCT, other)]
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
-    one = prepare(products, tmp_path / "one", bare(inputs))
-    two = prepare(products, tmp_path / "two", bare(inputs), workers=2)
 
-    assert one == two
-    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "two")
+@pytest.fixture(scope="module")
+def several(inputs, tmp_path_factory):
+    """Three products, and what one process makes of them: reports and files."""
+    folder = tmp_path_factory.mktemp("several")
+    names = [PRODUCT.replace("20170704", day) for day in ("20170704", "20171121", "20180101")]
+    products = [make_safe(folder, name=name, side_m=1200) for name in names]
+    reports = prepare(products, folder / "out", bare(inputs))
+    return products, reports, contents(folder / "out")
+
+
+def test_two_processes_give_what_one_gives(inputs, several, tmp_path):
+    products, reports, files = several
+
+    assert prepare(products, tmp_path, bare(inputs), workers=2) == reports
+    assert contents(tmp_path) == files
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:distributed.*")
+def test_a_dask_cluster_gives_what_one_process_gives(inputs, several, tmp_path):
+    from distributed import LocalCluster
+
+    products, reports, files = several
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        told = prepare(products, tmp_path, bare(inputs), executor=dask(cluster.scheduler_address))
+
+    assert told == reports
+    assert contents(tmp_path) == files
+
+
+def test_shares_give_together_what_one_process_gives(inputs, several, tmp_path):
+    products, reports, files = several
+
+    first = prepare(products, tmp_path, bare(inputs), worker_index=1, workers_total=2)
+    assert not (tmp_path / "metadata.parquet").exists()
+    second = prepare(products, tmp_path, bare(inputs), worker_index=0, workers_total=2)
+
+    assert (len(first), len(second)) == (1, 2)
+    assert sorted(first + second, key=lambda report: report.product) == reports
+    assert contents(tmp_path) == files
+    with pytest.raises(ValueError, match=r"worker_index must be in \[0, 2\), got 2"):
+        prepare(products, tmp_path, bare(inputs), worker_index=2, workers_total=2)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(inputs, prepared, tmp_path):
@@ -381,6 +419,85 @@ def test_the_command_does_it_all(inputs, official, shared, tmp_path, prepared):
     assert result.exit_code == 0
     assert f"{PRODUCT}: {len(official)} of {SIZE**2} squares written" in result.stdout
     assert read_rows(tmp_path / "out") == read_rows(prepared[0])
+
+
+@pytest.fixture(scope="module")
+def landscape(tmp_path_factory):
+    return make_landscape(tmp_path_factory.mktemp("landscape"), patches=3)
+
+
+def run(landscape, *arguments):
+    from typer.testing import CliRunner
+
+    from reben_cloud.cli import app
+
+    given = ["--s2", landscape / "s2", "--s1", landscape / "s1", "--clc", landscape / "clc.gpkg", *arguments]
+    return CliRunner().invoke(app, ["prepare", *map(str, given)])
+
+
+def test_one_command_goes_from_scenes_to_a_root(landscape, tmp_path):
+    """The same root as by way of folders, and what was on the way to it is removed."""
+    result = run(landscape, "--root", tmp_path / "root", "--workers", "2")
+    by_way = run(landscape, "--out", tmp_path / "out")
+    source, metadata = open_source(tmp_path / "out")
+    build(make_plan(source, metadata, open_store(tmp_path / "two")))
+
+    def objects(root):
+        return {name: data for name, data in contents(root).items() if not name.startswith("_build/")}
+
+    assert (result.exit_code, by_way.exit_code) == (0, 0)
+    assert result.stdout.splitlines()[-1] == f"published 9 patches at {open_store(tmp_path / 'root').url}"
+    assert objects(tmp_path / "root") == objects(tmp_path / "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "root", "two"]
+    report = verify(rc.open(tmp_path / "root"))
+    assert report.ok
+    again = run(landscape, "--root", tmp_path / "root")
+    assert again.stdout.startswith("published already: 9 patches")
+    with pytest.raises(ConflictError, match="not empty, and was not begun with these inputs and options"):
+        raise run(landscape, "--root", tmp_path / "root", "--patch-size", "600").exception
+    with pytest.raises(ConflictError, match="not empty"):
+        raise run(landscape, "--root", tmp_path / "two").exception
+
+
+def test_a_failed_way_to_a_root_continues_once_the_cause_is_mended(landscape, tmp_path):
+    scenes = shutil.copytree(landscape, tmp_path / "in")
+    image = next(scenes.rglob("*_B8A_20m.jp2"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+
+    failed = run(scenes, "--root", tmp_path / "root", "--out", tmp_path / "out")
+    image.write_bytes(whole)
+    mended = run(scenes, "--root", tmp_path / "root", "--out", tmp_path / "out")
+
+    assert isinstance(failed.exception, SourceError)
+    assert mended.exit_code == 0
+    assert len(rc.open(tmp_path / "root")) == 9
+    assert len(list((tmp_path / "out" / "Reference_Maps").rglob("*.tif"))) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param([], "say where to: --out FOLDER, --root ROOT, or both", id="no place"),
+        pytest.param(["--root", "r", "--worker-index", "0"], "--worker-index goes with --out", id="share"),
+    ],
+)
+def test_wrong_use_of_the_command_is_explained(landscape, arguments, message):
+    result = run(landscape, *arguments)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_root_of_no_patch_is_refused(inputs, tmp_path):
+    prepare(
+        [make_safe(tmp_path, name=PRODUCT, side_m=1200, checks={"SENSOR_QUALITY": "FAILED"})],
+        tmp_path / "out",
+        bare(inputs),
+    )
+
+    with pytest.raises(SourceError, match="no patch was kept, so there is no root to build"):
+        build_root(tmp_path / "out", open_store(tmp_path / "root"))
 
 
 @pytest.mark.slow

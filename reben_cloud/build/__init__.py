@@ -26,7 +26,7 @@ from reben_cloud.build.plan import (
     make_plan,
 )
 from reben_cloud.build.publish import publish
-from reben_cloud.build.tasks import Receipt, WrittenObject, read_receipt
+from reben_cloud.build.tasks import Receipt, WrittenObject, read_receipt, run_job
 from reben_cloud.errors import ConflictError
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "BuildPlan",
     "Estimate",
     "Executor",
+    "Progress",
     "Receipt",
     "WrittenObject",
     "build",
@@ -44,6 +45,7 @@ __all__ = [
     "local",
     "make_plan",
     "num_done",
+    "silent",
 ]
 
 logger = logging.getLogger(__name__)
@@ -55,12 +57,13 @@ Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps what comes one by one, e.g. with a progress bar: the things, their number, what they are."""
 
 
-def _silent(items: Iterable[Any], _total: int, _what: str) -> Iterable[Any]:
+def silent(items: Iterable[Any], _total: int, _what: str) -> Iterable[Any]:
+    """No progress at all."""
     return items
 
 
 def build(
-    plan: BuildPlan, *, executor: Executor | None = None, workers: int = 1, progress: Progress = _silent
+    plan: BuildPlan, *, executor: Executor | None = None, workers: int = 1, progress: Progress = silent
 ) -> dict[str, Any]:
     """Write the root, or finish writing it; a root that this plan has published is left as it is.
 
@@ -86,7 +89,7 @@ def build(
         _refuse_others(plan, own=f"{LEASES}/build.json")
         _unpack(plan, plan.unpack_tasks(), run, progress)
         receipts = {}
-        for receipt in progress(run(plan.jobs(plan.tasks)), len(plan.tasks), "build"):
+        for receipt in progress(run(run_job, plan.jobs(plan.tasks)), len(plan.tasks), "build"):
             receipts[receipt.task] = receipt
             held.check()
         manifest = publish(plan, receipts)
@@ -101,7 +104,7 @@ def build_share(
     worker_index: int,
     workers_total: int,
     executor: Executor | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> dict[str, Any] | None:
     """Do one worker's share of a build that several machines or array jobs do together.
 
@@ -134,7 +137,7 @@ def build_share(
         _await_unpacked(plan)
         # Dealt out one by one: every share has a like number of Zarr and of shard tasks.
         mine = plan.tasks[worker_index::workers_total]
-        for _ in progress(run(plan.jobs(mine)), len(mine), "build"):
+        for _ in progress(run(run_job, plan.jobs(mine)), len(mine), "build"):
             held.check()
         receipts = _receipts(plan)
         if receipts is None:
@@ -216,7 +219,7 @@ def _unpack(plan: BuildPlan, tasks: Sequence[Task], run: Executor, progress: Pro
 
     def work() -> None:
         try:
-            for _ in run(plan.jobs(tasks)):
+            for _ in run(run_job, plan.jobs(tasks)):
                 pass
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             failures.append(error)

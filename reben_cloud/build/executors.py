@@ -1,7 +1,8 @@
 """Where jobs run: in this process, in local processes, on a Dask cluster.
 
-Each executor takes an iterable of jobs and yields receipts as they come, in any order. Few jobs are
-under way at a time, so that neither a queue nor a scheduler ever holds the whole dataset's metadata.
+Each executor takes what is to be done and an iterable of jobs, and yields the results as they come, in
+any order. Few jobs are under way at a time, so that neither a queue nor a scheduler ever holds the whole
+dataset's metadata.
 """
 
 from __future__ import annotations
@@ -16,14 +17,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from reben_cloud.build.plan import Job
-from reben_cloud.build.tasks import Receipt, run_job
 from reben_cloud.errors import RebenError, StorageError, missing_extra
 
-Executor = Callable[[Iterable[Job]], Iterator[Receipt]]
-"""Does jobs, yields receipts as they come."""
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+class Executor(Protocol):
+    """Does jobs, yields their results as they come."""
+
+    def __call__(self, do: Callable[[J], R], jobs: Iterable[J], /) -> Iterator[R]:
+        """Call `do`, which must be importable where the jobs run, with each job."""
+        ...
+
 
 SCHEDULER_S = 20.0
 """Seconds to wait for a Dask scheduler."""
@@ -40,27 +48,25 @@ def local(workers: int) -> Executor:
     return run_here if workers == 1 else partial(run_processes, workers=workers)
 
 
-def run_here(jobs: Iterable[Job]) -> Iterator[Receipt]:
+def run_here(do: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
     """One after the other, in this process."""
-    return map(run_job, jobs)
+    return map(do, jobs)
 
 
-def run_processes(jobs: Iterable[Job], *, workers: int) -> Iterator[Receipt]:
+def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> Iterator[R]:
     """In local processes, which end when this one does.
 
     Raises:
         RebenError: If a process is killed, e.g. for want of memory.
     """
-    waiting, running = iter(jobs), set[Future[Receipt]]()
+    waiting, running = iter(jobs), set[Future[R]]()
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
     )
     patient = True
     try:
         while True:
-            running |= {
-                pool.submit(run_job, job) for job in itertools.islice(waiting, 2 * workers - len(running))
-            }
+            running |= {pool.submit(do, job) for job in itertools.islice(waiting, 2 * workers - len(running))}
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -68,8 +74,8 @@ def run_processes(jobs: Iterable[Job], *, workers: int) -> Iterator[Receipt]:
                 yield future.result()
     except BrokenProcessPool as error:
         raise RebenError(
-            "a worker process was killed from outside, perhaps for want of memory (each takes up to 1 GB); "
-            "what is done stays done: run again, perhaps with fewer --workers"
+            "a worker process was killed from outside, perhaps for want of memory; what is done stays done: "
+            "run again, perhaps with fewer --workers"
         ) from error
     except KeyboardInterrupt:
         patient = False
@@ -99,7 +105,7 @@ def dask(address: str) -> Executor:
     return partial(run_dask, address=address)
 
 
-def run_dask(jobs: Iterable[Job], *, address: str) -> Iterator[Receipt]:
+def run_dask(do: Callable[[J], R], jobs: Iterable[J], *, address: str) -> Iterator[R]:
     """On the workers of a Dask cluster.
 
     A worker that dies costs its jobs of the moment, which another one does again.
@@ -124,11 +130,11 @@ def run_dask(jobs: Iterable[Job], *, address: str) -> Iterator[Receipt]:
 
         def submit(count: int) -> list[Any]:
             # Not pure: a rerun must look at its receipts, not at what the scheduler remembers.
-            return [client.submit(run_job, job, pure=False) for job in itertools.islice(waiting, count)]
+            return [client.submit(do, job, pure=False) for job in itertools.islice(waiting, count)]
 
         running: Any = as_completed(submit(2 * threads))  # type: ignore[no-untyped-call]
         for future in running:
-            receipt = future.result()
+            result = future.result()
             future.release()
-            yield receipt
+            yield result
             running.update(submit(1))
