@@ -229,7 +229,12 @@ def prepare(
     patch_size: Annotated[int, typer.Option(help="Side of a patch, metres, a multiple of 60.")] = 1200,
     sen2cor: Annotated[str, typer.Option(help="L2A_Process of sen2cor 2.11.")] = "L2A_Process",
     gpt: Annotated[str, typer.Option(help="gpt of ESA SNAP, for GRD products.")] = "gpt",
-    dem: Annotated[str, typer.Option(help="Elevation model for SNAP.")] = "SRTM 1Sec HGT",
+    sarsen: Annotated[
+        str, typer.Option(help="sarsen's command, for GRD products where --dem is a file.")
+    ] = "sarsen",
+    dem: Annotated[
+        str, typer.Option(help="SNAP's name of an elevation model, or a file of elevations for sarsen.")
+    ] = "SRTM 1Sec HGT",
     workers: Annotated[int, typer.Option(help="Products at a time, up to 2 GB each.")] = 1,
     dask: DaskOption = None,
     worker_index: WorkerIndexOption = None,
@@ -265,7 +270,9 @@ def prepare(
             typer.echo(f"published already: {manifest['num_patches']:,} patches at {store.url}")
             return
     products += run_sen2cor(l1c or [], folder / "L2A", program=sen2cor, workers=workers)
-    official, scenes = recipe.find_s1(s1 or [], products, folder / "S1", gpt=gpt, dem=dem, workers=workers)
+    official, scenes = recipe.find_s1(
+        s1 or [], products, folder / "S1", gpt=gpt, sarsen=sarsen, dem=dem, workers=workers
+    )
     chosen = recipe.Recipe(
         clc=clc,
         table=load_class_table(classes),

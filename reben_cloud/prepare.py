@@ -37,7 +37,7 @@ from reben_cloud.country import Countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
 from reben_cloud.metadata import OFFICIAL_SCHEMA
-from reben_cloud.processors import run_snap
+from reben_cloud.processors import run_sarsen, run_snap
 from reben_cloud.recognise import open_source
 from reben_cloud.reference_map import (
     PIXEL_M,
@@ -544,10 +544,11 @@ def find_s1(
     work: Path,
     *,
     gpt: str = "gpt",
+    sarsen: str = "sarsen",
     dem: str = "SRTM 1Sec HGT",
     workers: int = 1,
 ) -> tuple[Path | None, tuple[Scene, ...]]:
-    """What Sentinel-1 inputs are: official patches, or scenes; GRD products become scenes through SNAP.
+    """What Sentinel-1 inputs are: official patches, or scenes; GRD products become scenes first.
 
     Args:
         paths: A folder of official S1 patches; or GeoTIFF scenes and folders of them; or GRD products
@@ -555,14 +556,15 @@ def find_s1(
         products: The Level-2A products they go with; GRD products are processed in their UTM zone.
         work: Where the scenes made from GRD products, and logs, go.
         gpt: SNAP's program.
-        dem: SNAP's name of an elevation model.
-        workers: Runs of SNAP at a time.
+        sarsen: sarsen's program.
+        dem: SNAP's name of an elevation model, then SNAP is used; or a raster file of elevations, then sarsen.
+        workers: Runs at a time.
 
     Returns:
         The folder of official patches or None, and the scenes.
 
     Raises:
-        NotFoundError: If there are GRD products and SNAP is not installed.
+        NotFoundError: If there are GRD products and the program for them is not installed.
         SourceError: If inputs are mixed or wrong.
     """
     given = [Path(path) for path in paths]
@@ -574,11 +576,24 @@ def find_s1(
             raise SourceError(f"{official[0]}: official S1 patches go with no other --s1")
         return official[0], ()
     if raw:
-        zones = sorted({open_safe(path).epsg for path in products})
+        tiles = [open_safe(path) for path in products]
+        zones = sorted({tile.epsg for tile in tiles})
         if len(zones) != 1:
             raise SourceError(
                 f"GRD products are processed in one UTM zone, the Level-2A products lie in EPSG {zones}; "
                 "prepare each zone by itself"
             )
-        rest += run_snap(raw, work, epsg=zones[0], program=gpt, dem=dem, workers=workers)
+        if Path(dem).is_file():
+            sides = [tuple(PIXEL_M * pixels for pixels in tile.shapes[PIXEL_M]) for tile in tiles]
+            bounds = (
+                min(tile.left for tile in tiles),
+                min(tile.top - height for tile, (height, _) in zip(tiles, sides, strict=True)),
+                max(tile.left + width for tile, (_, width) in zip(tiles, sides, strict=True)),
+                max(tile.top for tile in tiles),
+            )
+            rest += run_sarsen(
+                raw, work, epsg=zones[0], bounds=bounds, dem=dem, program=sarsen, workers=workers
+            )
+        else:
+            rest += run_snap(raw, work, epsg=zones[0], program=gpt, dem=dem, workers=workers)
     return None, tuple(open_scenes(rest))

@@ -1,4 +1,4 @@
-"""Runs of sen2cor and SNAP, with stand-in programs: neither can be installed where the tests run.
+"""Runs of sen2cor, SNAP and sarsen, with stand-in programs: none is installed where the tests run.
 
 The stand-ins do what these programs do as far as `processors` relies on it: the options of the
 real ones, their insistence on empty folders, the names and places of what they write.
@@ -8,10 +8,17 @@ import stat
 import sys
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
+import rasterio
+from rasterio.transform import from_origin
 
+from reben_cloud import grid
 from reben_cloud.errors import NotFoundError, SourceError
-from reben_cloud.processors import run_sen2cor, run_snap
+from reben_cloud.prepare import find_s1
+from reben_cloud.processors import run_sarsen, run_sen2cor, run_snap
+from reben_cloud.sources.sentinel1 import pair
+from tests.scenes import PRODUCT, make_safe
 
 L1C = "S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_20170613T101608"
 
@@ -42,6 +49,26 @@ for name in given:
     assert "${" + name + "}" in text, name
 pathlib.Path(given["output"]).write_text(given["dem"] + " " + given["crs"])
 """
+
+
+SARSEN = """
+import sys, pathlib
+import numpy as np, rasterio
+command, product, group, dem, option, out = sys.argv[1:]
+assert (command, option) == ("rtc", "--output-urlpath") and pathlib.Path(product).is_dir()
+with rasterio.open(dem) as file:
+    heights, t, profile = file.read(1), file.transform, file.profile
+power = {"IW/VV": 0.0101, "IW/VH": 0.00101}[group] * (1 + heights)
+power[0, :] = np.nan  # beyond the swath
+# As sarsen does: on the grid of the elevations, rows from south to north, linear.
+south_up = rasterio.Affine(t.a, 0, t.c, 0, -t.e, t.f + t.e * heights.shape[0])
+profile.update(transform=south_up, dtype="float32")
+with rasterio.open(out, "w", **profile) as file:
+    file.write(power[::-1].astype("float32"), 1)
+with (pathlib.Path(product) / "runs").open("a") as runs: runs.write(group + "\\n")
+"""
+
+GRD = "S1A_IW_GRDH_1SDV_20170613T165043_20170613T165108_017015_01C54A_5C6D.SAFE"
 
 
 @pytest.fixture
@@ -148,3 +175,76 @@ def test_the_graph_is_a_chain_without_a_speckle_filter():
     assert operators[-2:] == ["LinearToFromdB", "Write"]
     assert "Speckle-Filter" not in operators
     assert refids == [node.get("id") for node in graph.findall("node")][:-1]
+
+
+def make_heights(path, *, side_m, crs=None):
+    """Elevations of 30 m pixels that rise by 1 m a pixel to the east, a little beyond the made tile."""
+    epsg, left, top = grid.tile_corner(PRODUCT[39:44])
+    size = side_m // 30 + 4
+    with rasterio.open(
+        path, "w", driver="GTiff", height=size, width=size, count=1, dtype="float32",
+        crs=f"EPSG:{epsg}" if crs is None else crs, transform=from_origin(left - 60, top + 60, 30, 30),
+    ) as file:  # fmt: skip
+        file.write(np.tile(np.arange(size, dtype=np.float32), (size, 1)), 1)
+    return path
+
+
+def test_sarsen_makes_scenes_in_decibels_on_the_grid_of_the_tile(tmp_path, program):
+    grd = tmp_path / GRD
+    grd.mkdir()
+    dem = make_heights(tmp_path / "dem.tif", side_m=2400)
+    safe = make_safe(tmp_path, side_m=2400)
+    epsg, left, top = grid.tile_corner(PRODUCT[39:44])
+
+    def found():
+        return find_s1(
+            [grd], [safe], tmp_path / "S1", sarsen=program("sarsen", SARSEN), dem=str(dem), workers=2
+        )
+
+    official, (scene,) = found()
+    again = found()
+    pieces = {
+        (piece.y, piece.x): piece.pixels
+        for piece in pair(
+            [scene],
+            time=scene.time,
+            epsg=epsg,
+            left=left,
+            top=top,
+            patch_px=120,
+            wanted=np.ones((2, 2), bool),
+        )
+    }
+
+    assert official is None
+    assert again == (None, (scene,))
+    assert sorted((grd / "runs").read_text().split()) == ["IW/VH", "IW/VV"]
+    assert scene.name == GRD[:32]
+    # The northernmost row is nodata, so the patches of the north are not covered.
+    assert sorted(pieces) == [(1, 0), (1, 1)]
+    # Pixel centres every 10 m, heights every 30 m from the centre of a pixel 45 m to the west.
+    heights = (45 + 5 + 10 * np.arange(120, 240)) / 30
+    np.testing.assert_allclose(pieces[1, 1][0][7], 10 * np.log10(0.0101 * (1 + heights)), rtol=1e-5)
+    np.testing.assert_allclose(pieces[1, 1][1][7], 10 * np.log10(0.00101 * (1 + heights)), rtol=1e-5)
+
+
+def test_elevations_that_do_not_fit_are_named(tmp_path, program):
+    grd = tmp_path / GRD
+    grd.mkdir()
+    epsg, left, top = grid.tile_corner(PRODUCT[39:44])
+    options = {
+        "epsg": epsg, "bounds": (left, top - 2400, left + 2400, top), "program": program("sarsen", SARSEN),
+    }  # fmt: skip
+
+    small = make_heights(tmp_path / "small.tif", side_m=1200)
+    with pytest.raises(SourceError, match=r"small.tif: has no elevations for 7\d\.\d% of the area"):
+        run_sarsen([grd], tmp_path / "S1", dem=small, **options)
+    text = tmp_path / "text.tif"
+    text.write_text("no raster")
+    with pytest.raises(SourceError, match=r"text.tif: cannot be read"):
+        run_sarsen([grd], tmp_path / "S1", dem=text, **options)
+    whole = make_heights(tmp_path / "whole.tif", side_m=2400)
+    with pytest.raises(SourceError, match=r"no \.SAFE folder of a Sentinel-1 IW GRDH product"):
+        run_sarsen([grd.with_suffix(".zip")], tmp_path / "S1", dem=whole, **options)
+    with pytest.raises(NotFoundError, match=r"install sarsen 0\.9\.6 .*--sarsen, or give"):
+        run_sarsen([grd], tmp_path / "S1", dem=whole, **{**options, "program": "no-such-sarsen"})
