@@ -91,6 +91,8 @@ def load_countries(
             str(_property(feature["properties"], "NAME_LONG")): shapely.geometry.shape(feature["geometry"])
             for feature in json.loads(source.read_text(encoding="utf-8"))["features"]
         }
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{source}: no such file of countries") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise SourceError(f"{source}: no GeoJSON of countries with NAME_LONG ({error!r})") from error
     wanted = sorted(found) if names is None else names

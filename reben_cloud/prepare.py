@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -60,7 +61,9 @@ _WRITERS = 4
 """Threads that write the small files of a product, which wait for the disk more than they compute."""
 
 _BANDS_AHEAD = 2
-"""Bands decoded or being decoded beside the one that is written; 240 MB each at 10 m."""
+"""Bands being decoded, a thread each, beside the one that is written; 240 MB each at 10 m."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +91,9 @@ class Recipe:
         if not self.clc.is_file():
             raise FileNotFoundError(f"{self.clc}: no such land-cover file")
         if self.patch_m % 60 or not 60 <= self.patch_m <= grid.TILE_M:
-            raise ValueError(f"patch_m must be a multiple of 60 m in [60, {grid.TILE_M}], got {self.patch_m}")
+            raise ValueError(
+                f"patch_m (--patch-size) must be a multiple of 60 m in [60, {grid.TILE_M}], got {self.patch_m}"
+            )
         if self.s1_v1 is not None and self.v1 is None:
             raise ValueError("official S1 patches are paired by v1's lists: give their folder too (v1)")
         if self.s1_v1 is not None and self.s1_scenes:
@@ -240,6 +245,8 @@ def prepare_product(product: SafeProduct, folder: Path, recipe: Recipe) -> Repor
 
 
 def _cut(product: SafeProduct, folder: Path, recipe: Recipe) -> tuple[pa.Table, Report]:
+    if not product.checksums:
+        logger.warning("%s: no checksums (manifest.safe), so damage may go unnoticed", product.name)
     tile = _Tile(product, recipe)
     v1 = None if recipe.v1 is None else read_v1(recipe.v1, product.name)
     in_v1 = np.ones(tile.shape, bool)
@@ -248,8 +255,8 @@ def _cut(product: SafeProduct, folder: Path, recipe: Recipe) -> tuple[pa.Table, 
         for x, y in v1:
             if y < tile.shape[0] and x < tile.shape[1]:
                 in_v1[y, x] = True
-    with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(_WRITERS) as writers:
-        ahead = deque(decoder.submit(product.read_band, name) for name in S2_BANDS[:_BANDS_AHEAD])
+    with ThreadPoolExecutor(_BANDS_AHEAD) as decoders, ThreadPoolExecutor(_WRITERS) as writers:
+        ahead = deque(decoders.submit(product.read_band, name) for name in S2_BANDS[:_BANDS_AHEAD])
         codes = tile.reference_map()
         labels = label_patches(codes, patch_px=recipe.patch_m // PIXEL_M, table=recipe.table)
         begun = in_v1 & labels.kept
@@ -257,7 +264,7 @@ def _cut(product: SafeProduct, folder: Path, recipe: Recipe) -> tuple[pa.Table, 
         for number, name in enumerate(S2_BANDS):
             pixels = ahead.popleft().result()
             ahead.extend(
-                decoder.submit(product.read_band, later)
+                decoders.submit(product.read_band, later)
                 for later in S2_BANDS[number + _BANDS_AHEAD : number + _BANDS_AHEAD + 1]
             )
             filled &= tile.filled(name, pixels)
@@ -327,6 +334,8 @@ class _Tile:
             table=self.recipe.table,
             code_column=self.recipe.code_column,
         )
+        if not land_cover.polygons.size:
+            logger.warning("%s: %s has no polygon there", self.product.name, self.recipe.clc)
         return rasterise(land_cover, left=left, top=top, shape=(rows, columns))
 
 
@@ -533,7 +542,8 @@ def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     for path in map(Path, paths):
         inside = [path] if path.suffix == ".SAFE" else sorted(path.glob("*.SAFE"))
         if not inside:
-            raise FileNotFoundError(f"{path}: no .SAFE product there")
+            hint = "; unzip it first" if path.suffix == ".zip" else ""
+            raise FileNotFoundError(f"{path}: no .SAFE product there{hint}")
         found += inside
     return found
 

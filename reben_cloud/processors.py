@@ -102,7 +102,9 @@ def run_snap(
         SourceError: If a product is no GRD product, or gpt fails on it.
     """
     tool = _find(
-        program, "ESA SNAP (step.esa.int) and pass its gpt as --gpt, or give terrain-corrected GeoTIFFs in dB"
+        program,
+        "ESA SNAP (step.esa.int) and pass its gpt as --gpt, give a file of elevations as --dem to use sarsen, or "
+        "give terrain-corrected GeoTIFFs in dB",
     )
     folder = Path(output)
 

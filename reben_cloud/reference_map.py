@@ -208,7 +208,10 @@ def _parse_codes(values: NDArray[Any], table: ClassTable, name: str) -> NDArray[
     known = {str(code): code for code in (*table.classes, UNLABELLED)}
     unknown = [text for text in found.tolist() if text.strip() not in known]
     if unknown:
-        raise SourceError(f"{name}: code {unknown[0]!r} is none of class table {table.name}")
+        raise SourceError(
+            f"{name}: code {unknown[0]!r} is none of class table {table.name}; is this the column with the codes "
+            "(--code-column), and the table the one for them (--classes)?"
+        )
     return np.array([known[text.strip()] for text in found.tolist()], np.uint16)[inverse]
 
 

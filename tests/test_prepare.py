@@ -387,7 +387,9 @@ def test_patches_that_no_scene_covers_are_left_out(inputs, official, recipe, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"patch_m": 1000}, "patch_m must be a multiple of 60 m", id="patch size"),
+        pytest.param(
+            {"patch_m": 1000}, r"patch_m \(--patch-size\) must be a multiple of 60 m", id="patch size"
+        ),
         pytest.param({"s1_v1": "x"}, "paired by v1's lists: give their folder too", id="S1 without v1"),
     ],
 )

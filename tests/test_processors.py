@@ -137,7 +137,9 @@ def test_a_failed_run_is_told_with_its_last_words_and_leaves_nothing(tmp_path, p
 def test_what_is_not_installed_is_named_with_the_way_out(tmp_path):
     with pytest.raises(NotFoundError, match=r"install sen2cor 2\.11 .*--sen2cor, or give L2A products"):
         run_sen2cor([make_l1c(tmp_path)], tmp_path, program="no-such-L2A_Process")
-    with pytest.raises(NotFoundError, match=r"install ESA SNAP .*--gpt, or give terrain-corrected GeoTIFFs"):
+    with pytest.raises(
+        NotFoundError, match=r"install ESA SNAP .*--gpt, .* as --dem to use sarsen, or give terrain-"
+    ):
         run_snap([tmp_path / "x.SAFE"], tmp_path, epsg=32633, program="no-such-gpt")
     assert run_sen2cor([], tmp_path, program="no-such-L2A_Process") == []
 

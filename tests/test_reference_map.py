@@ -197,7 +197,7 @@ BOX = [shapely.box(LEFT, TOP - 1200, LEFT + 1200, TOP)]
     ("options", "message"),
     [
         pytest.param({"column": "kind"}, r"no layer has a column 'code_18' .*it has kind, ID, Area_Ha", id="column"),
-        pytest.param({"codes": [7]}, "code '7' is none of class table reben19", id="code"),
+        pytest.param({"codes": [7]}, "code '7' is none of class table reben19; is this the column", id="code"),
         pytest.param({"crs": None}, "has no CRS; CORINE 2018 is in EPSG:3035", id="crs"),
         pytest.param(
             {"polygons": [BOW_TIE]},

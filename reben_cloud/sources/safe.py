@@ -91,13 +91,18 @@ class SafeProduct:
                 if (image.height, image.width, image.count) != (*shape, 1) or image.dtypes[0] != "uint16":
                     raise SourceError(
                         f"{path.name}: {image.count} band(s) of {image.height} x {image.width} {image.dtypes[0]}, "
-                        f"the product's metadata says 1 of {shape[0]} x {shape[1]} uint16"
+                        f"the product's metadata says 1 of {shape[0]} x {shape[1]} uint16; is it of another product, "
+                        "or was it resampled? fetch the product again"
                     )
-                pixels: NDArray[np.uint16] = image.read(1)
+                pixels: NDArray[np.uint16] = np.empty(shape, np.uint16)
+                # Block by block: of a larger window GDAL decodes the blocks in threads of its own, which
+                # fill a damaged one with zeros and raise nothing (GDAL 3.10); it is no faster either.
+                for _, window in image.block_windows(1):
+                    pixels[window.toslices()] = image.read(1, window=window)
         except rasterio.errors.RasterioError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
             raise SourceError(
-                f"{path.name}: cannot be decoded ({str(error).splitlines()[0]}); "
-                "the file is damaged, fetch the product again"
+                f"{path.name}: cannot be decoded ({reason}); the file is damaged, fetch the product again"
             ) from error
         offset = self.offsets.get(name, 0)
         if offset:
@@ -140,7 +145,8 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
     tiles = sorted(folder.glob("GRANULE/*/MTD_TL.xml"))
     if len(tiles) != 1:
         raise SourceError(
-            f"{folder.name}: {len(tiles)} GRANULE/*/MTD_TL.xml, must be one; it is incomplete or mixed"
+            f"{folder.name}: {len(tiles)} GRANULE/*/MTD_TL.xml, must be one; the product is "
+            f"{'mixed with another' if tiles else 'incomplete'}, fetch it again"
         )
     epsg, left, top, shapes = _geocoding(tiles[0], folder.name, square)
     for entry in _all(product, "Special_Values"):
@@ -242,7 +248,7 @@ def _images(product: ET.Element, folder: Path, square: str, time: str) -> dict[s
         if (match["square"], match["time"]) != (square, time):
             raise SourceError(
                 f"{folder.name}: lists {image.rpartition('/')[2]}, an image of another product "
-                f"(this is T{square} at {time})"
+                f"(this is T{square} at {time}); are two products mixed?"
             )
         band = BANDS.get(match["band"])
         if band is not None and int(match["resolution"]) == band.resolution_m:
@@ -253,7 +259,10 @@ def _images(product: ET.Element, folder: Path, square: str, time: str) -> dict[s
                 f"{folder.name}: its metadata lists no {BANDS[name].resolution_m} m image of {name}"
             )
         if not images[name].exists():
-            raise SourceError(f"{folder.name}: band {name} is missing, there is no {images[name].name}")
+            raise SourceError(
+                f"{folder.name}: band {name} is missing, there is no {images[name].name}; "
+                "the product is incomplete, fetch it again"
+            )
     return images
 
 
@@ -268,7 +277,7 @@ def _parse(path: Path) -> ET.Element:
     try:
         return ET.parse(path).getroot()  # noqa: S314  expat since 2.4.1 bounds entity expansion itself
     except ET.ParseError as error:
-        raise SourceError(f"{path}: damaged XML ({error})") from error
+        raise SourceError(f"{path}: damaged XML ({error}); fetch the product again") from error
 
 
 def _local(element: ET.Element) -> str:

@@ -60,8 +60,9 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
     file each with VV or VH in its name. Names begin like the GRD product.
 
     Raises:
-        FileNotFoundError: If a path does not exist.
-        SourceError: If a name is no scene's, a polarization or the CRS is missing, or it comes twice.
+        FileNotFoundError: If a path does not exist, or a folder has no GeoTIFF.
+        SourceError: If a file is no GeoTIFF, a name is no scene's, a polarization or the CRS is missing,
+            or it comes twice.
     """
     try:
         import rasterio
@@ -74,10 +75,13 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
             raise SourceError(
                 f"{path.name}: no Sentinel-1 scene; a name begins like S1A_IW_GRDH_1SDV_20170613T165043"
             )
-        with rasterio.open(path) as file:
-            if file.crs is None:
-                raise SourceError(f"{path.name}: has no CRS; terrain-correct the scene first")
-            described = [(d or "").upper() for d in file.descriptions]
+        try:
+            with rasterio.open(path) as file:
+                if file.crs is None:
+                    raise SourceError(f"{path.name}: has no CRS; terrain-correct the scene first")
+                described = [(d or "").upper() for d in file.descriptions]
+        except rasterio.errors.RasterioError as error:
+            raise SourceError(f"{path.name}: no readable GeoTIFF ({str(error).splitlines()[0]})") from error
         scene = found.setdefault(match[0], {})
         for polarization, number in _polarizations(path.name, described):
             if polarization in scene:
@@ -101,7 +105,10 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.suffix.lower() in (".tif", ".tiff"))
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".tif", ".tiff"))
+        if not found:
+            raise FileNotFoundError(f"{path}: no Sentinel-1 scenes (.tif) and no official patches there")
+        return found
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such Sentinel-1 scene")
     return [path]

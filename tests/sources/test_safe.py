@@ -1,6 +1,7 @@
 """Level-2A products as they are, and the message that each kind of bad one gets."""
 
 import hashlib
+import re
 import shutil
 from datetime import UTC, datetime
 
@@ -112,8 +113,9 @@ BROKEN = [
     ),
     pytest.param(
         lambda s: shutil.copytree(tile_xml(s).parent, tile_xml(s).parent.with_name("L2A_T33UVP_A1_2")),
-        r"2 GRANULE/\*/MTD_TL.xml, must be one", id="two granules",
+        r"2 GRANULE/\*/MTD_TL.xml, must be one; the product is mixed", id="two granules",
     ),
+    pytest.param(lambda s: tile_xml(s).unlink(), "0 GRANULE.*the product is incomplete, fetch it", id="no granule"),
     pytest.param(
         lambda s: edit(tile_xml(s), "EPSG:32633", ""), "no CRS, MTD_TL.xml has no HORIZONTAL_CS_CODE", id="no CRS"
     ),
@@ -169,6 +171,22 @@ def test_a_damaged_image_is_refused(safe, damage, message):
     path.write_bytes(damage(path.read_bytes()))
 
     with pytest.raises(SourceError, match=rf"B02_10m.jp2: {message}.*fetch the product again"):
+        open_safe(safe).read_band("B02")
+
+
+def test_one_damaged_block_among_others_is_refused(safe):
+    """Where an image has several blocks, as all real ones have, GDAL reads a damaged one as zeros: as nodata."""
+    path = image(safe, "B02")
+    path.unlink()
+    pixels = np.random.default_rng(0).integers(1000, 1040, (240, 240), dtype=np.uint16)
+    write_jp2(path, pixels, epsg=32633, left=0, top=0, pixel_m=10, tiled=True, blockxsize=64, blockysize=64)
+    assert np.array_equal(open_safe(safe).read_band("B02"), pixels)
+    data = bytearray(path.read_bytes())
+    fifth = [match.start() for match in re.finditer(b"\xff\x90\x00\x0a", data)][4]
+    data[fifth + 12 : fifth + 14] = b"\xff\xff"  # what follows the header of its fifth block
+    path.write_bytes(data)
+
+    with pytest.raises(SourceError, match=r"B02_10m.jp2: cannot be decoded.*fetch the product again"):
         open_safe(safe).read_band("B02")
 
 

@@ -167,6 +167,18 @@ def test_a_scene_given_twice_is_refused(tmp_path):
         open_scenes([tmp_path / "S1A.tif"])
 
 
+def test_what_holds_no_scene_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"no Sentinel-1 scenes \(.tif\) and no official patches there"
+    ):
+        open_scenes([tmp_path / "empty"])
+    text = tmp_path / "S1A_IW_GRDH_1SDV_20170613T165043_VV_VH.tif"
+    text.write_text("no raster")
+    with pytest.raises(SourceError, match=f"{text.name}: no readable GeoTIFF"):
+        open_scenes([text])
+
+
 def test_official_patches_are_found_in_both_layouts(shared):
     v1 = shared / "data" / "bigearthnet_v1_example" / "BigEarthNet-S1-Example"
     v2 = shared / "data" / "rico_hdl_bigearthnet" / "tiffs" / "BigEarthNet" / "BigEarthNet-S1"
