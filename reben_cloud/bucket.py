@@ -133,13 +133,15 @@ def access_policy(
         A policy document, ready for ``json.dumps``.
 
     Raises:
-        ValueError: If there is no such access, or the name can be no bucket's.
+        ValueError: If there is no such access, a principal is empty, or the name can be no bucket's.
     """
     _check_bucket(name)
     if access not in ACTIONS:
         raise ValueError(f"access must be one of {', '.join(ACTIONS)}, got {access!r}")
     on_bucket, on_objects = ACTIONS[access]
     arns = sorted(principals)
+    if not all(arns):
+        raise ValueError("principals has an empty text; give ARNs, or leave it out to name nobody")
     who: dict[str, Any] = {"Principal": {"AWS": arns}} if arns else {}
     if access == "public":
         who = {"Principal": "*"}

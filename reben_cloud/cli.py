@@ -469,7 +469,10 @@ def search(
     from reben_cloud.search.output import render
 
     if intersects and intersects.startswith("@"):
-        intersects = Path(intersects[1:]).read_text(encoding="utf-8")
+        try:
+            intersects = Path(intersects[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"--intersects {intersects} cannot be read as text: {error}") from error
     more: dict[str, Any] = {
         "intersects": intersects,
         "s1_datetime": s1_datetime,

@@ -45,7 +45,10 @@ def parse(query: str | Mapping[str, Any]) -> Expression:
         parsed = cql2.parse_text(query) if isinstance(query, str) else cql2.parse_json(json.dumps(query))
         expression = parsed.to_json()
     except (cql2.ParseError, cql2.ValidationError, ValueError, TypeError) as error:
-        raise ValueError(f"the CQL2 filter cannot be understood: {str(error).splitlines()[0]}") from error
+        # A parser's error is a drawing: where (line:column) stands first, what it expected last.
+        lines = [line.strip(" -=>") for line in str(error).splitlines()]
+        detail = ": ".join(dict.fromkeys((lines[0], lines[-1])))
+        raise ValueError(f"the CQL2 filter cannot be understood: {detail}") from error
     _check_size(sum("op" in node for node in _nodes(expression)))
     return expression
 

@@ -92,7 +92,9 @@ def test_only_the_columns_that_a_filter_names_are_read():
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        pytest.param("id = ", "cannot be understood", id="half"),
+        pytest.param("id = ", "cannot be understood: 1:6: expected GEOMETRY", id="half"),
+        pytest.param("", "cannot be understood: 1:1: expected Expr", id="empty"),
+        pytest.param("no such (", "1:4: expected EOI", id="words"),
         pytest.param("id + 1 = 2", "cannot be evaluated", id="types"),
         pytest.param("datetime = 'soon'", "'soon' where a time must stand", id="no time"),
         pytest.param({"op": "fly", "args": [1]}, "'fly'", id="unknown operator"),

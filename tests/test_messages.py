@@ -240,12 +240,15 @@ def test_a_demo_of_another_size_says_that_it_is_not_made(run, tmp_path):
 def test_empty_and_misspelt_conditions_are_refused(run, tmp_path):
     assert run("build", "synthetic:5", tmp_path / "root")[0] == 0
 
-    for option, text in {"--bbox": "", "--datetime": "", "--country": "", "--season": "autumn"}.items():
+    wrong = {"--bbox": "", "--datetime": "", "--country": "", "--season": "autumn", "--product": ""}
+    wrong |= {"--intersects": f"@{tmp_path}", "--limit": "-1", "--sortby": "", "--cql2": ""}
+    for option, text in wrong.items():
         code, out, err = run("search", tmp_path / "root", option, text)
         assert code == 2, option
         assert out == ""
-        assert option.lstrip("-") in err
+        assert option.lstrip("-") in err.lower()
     assert run("bucket", "policy", "")[0] == 2
+    assert run("bucket", "policy", "b", "--principal", "")[0] == 2
 
 
 @pytest.mark.s3

@@ -167,6 +167,8 @@ def test_cql2_text_and_json_agree_with_arguments(everything):
         pytest.param({"bbox": (0, 0, 1)}, "west,south,east,north", id="three numbers"),
         pytest.param({"bbox": (0, 50, 1, 91)}, r"\[-90, 90\]", id="beyond the pole"),
         pytest.param({"bbox": (0, 50, float("nan"), 60)}, "must be in", id="nan"),
+        pytest.param({"bbox": "0,nan,1,60"}, "finite degrees, got 0.0, nan", id="nan for a latitude"),
+        pytest.param({"bbox": "0,50,inf,60"}, "finite degrees", id="a box without end"),
         pytest.param({"datetime": "2018/2017"}, "ends before it starts", id="backwards"),
         pytest.param({"datetime": "../.."}, "open at both ends", id="open"),
         pytest.param({"datetime": "June 2017"}, "no RFC 3339 time", id="words"),
@@ -174,7 +176,7 @@ def test_cql2_text_and_json_agree_with_arguments(everything):
             {"intersects": "POLYGON((0 0, 1 1, 0 1, 1 0, 0 0))"}, "not a valid geometry", id="bow tie"
         ),
         pytest.param({"intersects": "circle"}, "neither GeoJSON nor WKT", id="no geometry"),
-        pytest.param({"sortby": "height"}, "cannot sort by 'height'", id="sort"),
+        pytest.param({"sortby": "height"}, "unknown sortby column 'height'", id="sort"),
         pytest.param({"limit": 0}, "at least 1", id="limit"),
         pytest.param({"cql2": "no such ("}, "cannot be", id="cql2"),
         pytest.param({"country": ""}, "unknown country ''", id="empty text"),
@@ -195,7 +197,8 @@ def test_cql2_text_and_json_agree_with_arguments(everything):
             {"s1_datetime": (date(2018, 1, 2), date(2018, 1, 1))}, "s1_datetime .* before", id="dates"
         ),
         pytest.param({"sortby": "labels"}, "holds several values", id="sort by a list"),
-        pytest.param({"sortby": "-"}, "cannot sort by ''", id="sort by nothing"),
+        pytest.param({"sortby": "-"}, "unknown sortby column ''", id="sort by nothing"),
+        pytest.param({"sortby": "-contry"}, "did you mean 'reben:country'", id="sort by a misspelling"),
         pytest.param({"limit": -3}, "at least 1", id="negative limit"),
     ],
 )
@@ -216,6 +219,7 @@ def test_wrong_queries_say_what_is_wrong(everything, query, message):
         pytest.param({"datetime": 2017}, id="a number for a time"),
         pytest.param({"bbox": shapely.box(8, 50, 9, 51)}, id="a geometry for a box"),
         pytest.param({"intersects": 5}, id="a number for a geometry"),
+        pytest.param({"missing_ok": "no", "ids": "S2A"}, id="a word for leaving out"),
         pytest.param({"limit": "5"}, id="a text for a limit"),
         pytest.param({"limit": 2.0}, id="a float for a limit"),
         pytest.param({"limit": True}, id="a flag for a limit"),
@@ -283,6 +287,9 @@ def test_partial_dates_mean_all_of_it():
     )
     assert parse_interval("2017-12-31/..")[0] == datetime(2017, 12, 31, tzinfo=UTC)
     assert parse_interval("2016/2017")[1] == datetime(2018, 1, 1, tzinfo=UTC) - timedelta(microseconds=1)
+    assert parse_interval("2016-02")[1] == datetime(2016, 3, 1, tzinfo=UTC) - timedelta(microseconds=1)
+    for end in ("9999", "9999-12", "9999-12-31"):  # has no next day
+        assert parse_interval(f"2017/{end}")[1] == datetime.max.replace(tzinfo=UTC)
 
 
 def test_footprints_of_all_rows_contain_their_utm_corners(everything):

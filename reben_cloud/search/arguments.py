@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import calendar
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time
 from typing import Any
 
 import numpy as np
@@ -138,10 +139,10 @@ def _instant(value: Any, argument: str, *, last: bool) -> datetime | None:
 
 def _end(start: datetime, step: str) -> datetime:
     """The last instant of the day, month or year that begins at `start`."""
-    if step == "day":
-        return start + timedelta(days=1, microseconds=-1)
-    last_month = start.replace(month=12) if step == "year" else start
-    return (last_month.replace(day=28) + timedelta(days=4)).replace(day=1) - timedelta(microseconds=1)
+    month = 12 if step == "year" else start.month
+    day = start.day if step == "day" else calendar.monthrange(start.year, month)[1]
+    # Not the next one's first less a bit: the year 9999, which people write for an open end, has no next.
+    return datetime.combine(date(start.year, month, day), time.max, UTC)
 
 
 def parse_box(bbox: str | Sequence[float]) -> Box:
@@ -159,8 +160,10 @@ def parse_box(bbox: str | Sequence[float]) -> Box:
         raise ValueError(f"bbox must be west,south,east,north in degrees, got {bbox!r}") from None
     if len(values) not in (4, 6):
         raise ValueError(f"bbox must be west,south,east,north, got {len(values)} numbers")
+    if not all(np.isfinite(values)):
+        raise ValueError(f"bbox must be in finite degrees, got {', '.join(map(str, values))}")
     west, south, east, north = values if len(values) == 4 else (*values[:2], *values[3:5])
-    if not all(np.isfinite(values)) or not (-180 <= west <= 180 and -180 <= east <= 180):
+    if not (-180 <= west <= 180 and -180 <= east <= 180):
         raise ValueError(f"bbox longitudes must be in [-180, 180], got {west} and {east}")
     if not -90 <= south <= north <= 90:
         raise ValueError(f"bbox latitudes must rise and be in [-90, 90], got {south} and {north}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reben_cloud import cql
 from reben_cloud.errors import NotFoundError
 from reben_cloud.labels import CLASSES
-from reben_cloud.metadata import SPLITS
+from reben_cloud.metadata import SPLITS, check_names
 from reben_cloud.search.arguments import (
     Box,
     Instant,
@@ -118,7 +118,7 @@ def search(
     table = dataset.patch_table
     if ids is not None:
         wanted = pa.array(parse_names(ids, "ids"), pa.string())
-        if not missing_ok:
+        if not parse_flag(missing_ok, "missing_ok"):
             _check_ids(dataset, wanted)
         conditions.append(Condition(("id",), lambda column: pc.is_in(column, wanted)))
     keys = None if sortby is None else _sort_keys(table, parse_names(sortby, "sortby"))
@@ -267,14 +267,14 @@ def _in_interval(times: Any, interval: Interval) -> NDArray[np.bool_]:
 
 def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]:
     """Column and direction of each ``NAME`` or ``-NAME``, without or with ``reben:`` before it."""
+    nested = {field.name for field in table.schema if pa.types.is_nested(field.type)}
     keys = []
     for name in names:
         plain = name.removeprefix("-") if name.startswith("-") else name.removeprefix("+")
-        found = next((n for n in (plain, f"reben:{plain}") if n in table.names), None)
-        if found is None:
-            raise ValueError(f"cannot sort by {plain!r}; columns are {', '.join(table.names)}")
-        if pa.types.is_nested(table.schema.field(found).type):
+        found = next((n for n in (plain, f"reben:{plain}") if n in table.names), plain)
+        if found in nested:
             raise ValueError(f"cannot sort by {plain!r}: it holds several values")
+        check_names([found], [n for n in table.names if n not in nested], "sortby column")
         keys.append((found, "descending" if name.startswith("-") else "ascending"))
     return keys
 

@@ -138,7 +138,7 @@ class Selection:
         from reben_cloud.catalog import patch_items
 
         for item in patch_items(self.to_arrow(), self.dataset.url, self.dataset.store.s3_location):
-            yield pystac.Item.from_dict(item)
+            yield pystac.Item.from_dict(item, preserve_dict=False)
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, int]]:
