@@ -79,12 +79,14 @@ def patches_view(
         coords="minimal",
         compat="override",
         join="exact",
-        combine_attrs="drop",
+        combine_attrs="override",
     )
     found = found.isel(patch=np.argsort(np.concatenate(list(places.values())), kind="stable"))
+    # Title, CRS and chunks are those of a product's store.
+    found = found.drop_encoding()
+    found.attrs.clear()
     for variable in found.variables.values():
         variable.attrs.pop("grid_mapping", None)
-        variable.encoding.pop("grid_mapping", None)
     coordinates: dict[str, Any] = {}
     for step, (y, x) in _AXES.items():
         if x in found.dims:

@@ -172,6 +172,17 @@ def test_a_selection_stacks_what_open_patch_gives_one_by_one(scattered):
         for axis, utm in (("x", "easting"), ("y60", "northing60")):
             np.testing.assert_array_equal(mine[utm].values, alone[axis].values)
         assert mine.time.values == alone.time.values
+        labels = [name for name, has in zip(alone.label.values, alone.labels.values, strict=True) if has]
+        assert mine.label_names.item() == "; ".join(labels)
+    assert stack.s1.attrs == {"units": "dB"}
+
+
+def test_a_stack_can_be_written(scattered, tmp_path):
+    stack = scattered.search(limit=3).to_xarray()
+
+    stack.to_zarr(tmp_path / "few.zarr", consolidated=False)
+
+    assert xr.open_zarr(tmp_path / "few.zarr", consolidated=False).identical(stack)
 
 
 def test_a_stack_has_the_bands_asked_for_in_their_order(scattered):

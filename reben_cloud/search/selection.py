@@ -101,13 +101,18 @@ class Selection:
     def to_xarray(self, bands: str | Iterable[str] | None = None) -> xr.Dataset:
         """The pixels of a handful of patches, stacked along ``patch`` in order; lazy where Dask is installed.
 
-        Variables and dimensions are those of a product's store (`Dataset.open_zarr`), ``s2_10m``
-        (patch, band, y, x) and so on. Besides the store's coordinates (``patch_id``, ``time``,
-        ``x0``, ...) each patch has ``easting`` (patch, x) and ``northing`` (patch, y), metres, in the
-        CRS that ``crs`` (patch) names. `Dataset.open_patch` is for rioxarray, which takes one CRS.
+        Variables, dimensions and coordinates are those of a product's store (`Dataset.open_zarr`).
+        Besides, each patch has ``easting`` (patch, x) and ``northing`` (patch, y), metres, in the CRS
+        that ``crs`` (patch) names. `Dataset.open_patch` is for rioxarray, which takes one CRS.
 
         Args:
             bands: Bands, polarizations or ``reference_map``; all by default.
+
+        Returns:
+            ``s2_10m`` uint16 (patch, band, y, x); ``s2_20m`` and ``s2_60m`` the same with ``band20``,
+            ``y20`` and so on; ``s1`` float32 (patch, polarization, y, x); ``reference_map`` uint16
+            (patch, y, x); ``labels`` uint8 0 or 1 (patch, label). In memory, (patch,): ``patch_id``,
+            ``time`` (Sentinel-2, UTC) and ``label_names``, the labels as text with "; " between.
 
         Raises:
             NotFoundError: If nothing was found, or the dataset lacks a band.
@@ -119,16 +124,20 @@ class Selection:
         if len(self) > MAX_XARRAY:
             raise ValueError(
                 f"to_xarray is for a handful of patches, {MAX_XARRAY:,} at most, and these are {len(self):,}: "
-                "search with limit=, open whole products with Dataset.open_zarr, or stream batches (StreamLoader)"
+                "search with limit=, open whole products (Dataset.open_zarr, mosaic), or stream batches (StreamLoader)"
             )
         if not len(self):
             raise NotFoundError("the selection is empty, so there is nothing to stack; search for more")
-        table = self.columns(["id", "reben:product", "reben:zarr_row"])
+        table = self.columns(["id", "reben:product", "reben:zarr_row", "reben:labels"])
         products = [str(name) for name in table.column("reben:product").to_pylist()]
         stacks = {product: self.dataset.open_zarr(product) for product in sorted(set(products))}
         rows = table.column("reben:zarr_row").to_numpy().astype(np.int64)
-        return raster.patches_view(stacks, products, rows, bands=names).assign_coords(
-            patch_id=("patch", np.array(table.column("id").to_pylist(), object))
+        found = raster.patches_view(stacks, products, rows, bands=names)
+        labels = ["; ".join(names) for names in table.column("reben:labels").to_pylist()]
+        return found.assign_coords(
+            patch_id=("patch", np.array(table.column("id").to_pylist(), object)),
+            time=found.time.compute(),
+            label_names=("patch", np.array(labels, object)),
         )
 
     def items(self) -> Iterable[pystac.Item]:
