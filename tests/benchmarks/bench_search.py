@@ -21,6 +21,7 @@ import numpy as np
 
 import reben_cloud as rc
 from reben_cloud.build.publish import publish_metadata
+from reben_cloud.catalog import patch_items
 from reben_cloud.metadata import read_official
 from reben_cloud.store import open_store
 
@@ -31,6 +32,11 @@ MONTHS = "2017-07/2017-08"
 
 def ours(dataset: rc.Dataset) -> list[str]:
     return dataset.search(bbox=BOX, datetime=MONTHS).patch_ids
+
+
+def items_of(dataset: rc.Dataset) -> list[dict[str, Any]]:
+    """Items as plain dictionaries, which is what rustac returns."""
+    return list(patch_items(dataset.search(bbox=BOX, datetime=MONTHS).to_arrow(), dataset.url))
 
 
 def by_duckdb(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:
@@ -74,24 +80,40 @@ def main() -> None:
         dataset, connection = rc.open(folder), duckdb.connect()
         assert ours(dataset), "a search that finds nothing measures nothing"
         assert sorted(ours(dataset)) == sorted(by_duckdb(connection, path))
-        times: dict[str, list[float]] = {"warm": [], "new dataset": [], "duckdb": [], "items": []}
+        times: dict[str, list[float]] = {
+            "warm": [],
+            "new dataset": [],
+            "duckdb": [],
+            "items": [],
+            "pystac items": [],
+        }
         rustac = rustac_client()
         by_rustac = {"bbox": list(BOX), "datetime": "2017-07-01T00:00:00Z/2017-08-31T23:59:59Z"}
         if rustac is not None:
             times["rustac items"] = []
             items = rustac.search(str(path), **by_rustac)
-            assert sorted(item["id"] for item in items) == sorted(ours(dataset))
+            assert sorted(item["id"] for item in items) == sorted(item["id"] for item in items_of(dataset))
         for _ in range(ROUNDS):
             times["warm"].append(milliseconds(lambda: ours(dataset)))
             times["new dataset"].append(milliseconds(lambda: ours(rc.open(folder))))
             times["duckdb"].append(milliseconds(lambda: by_duckdb(connection, path)))
-            times["items"].append(
+            times["items"].append(milliseconds(lambda: items_of(dataset)))
+            times["pystac items"].append(
                 milliseconds(lambda: list(dataset.search(bbox=BOX, datetime=MONTHS).items()))
             )
             if rustac is not None:
                 times["rustac items"].append(milliseconds(lambda: rustac.search(str(path), **by_rustac)))
-        for name, values in times.items():
-            print(f"{name:12} {statistics.median(values):8.1f} ms  ({len(ours(dataset))} patches)")
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        for name, median in medians.items():
+            print(f"{name:12} {median:8.1f} ms  ({len(ours(dataset))} patches)")
+        print(f"ids take {medians['warm'] / medians['duckdb']:.2f} of DuckDB's time")
+        if rustac is not None:
+            ratios = (medians["rustac items"] / medians[name] for name in ("warm", "items", "pystac items"))
+            print(
+                "rustac's Items take {:.1f} x as long as ids, {:.1f} x Items, {:.1f} x pystac's".format(
+                    *ratios
+                )
+            )
         load(dataset)
 
 
