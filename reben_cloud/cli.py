@@ -284,21 +284,29 @@ def prepare(
         patch_m=patch_size,
     )
     run = building.dask(dask) if dask else building.local(workers)
-    for report in recipe.prepare(
-        products,
-        folder,
-        chosen,
-        executor=run,
-        worker_index=worker_index or 0,
-        workers_total=workers_total,
-        progress=progress,
-    ):
-        typer.echo(report)
-    if store is not None:
-        manifest = recipe.build_root(folder, store, executor=run, progress=progress)
-        if out is None:
-            shutil.rmtree(folder)
-        typer.echo(f"published {manifest['num_patches']:,} patches at {store.url}")
+    try:
+        for report in recipe.prepare(
+            products,
+            folder,
+            chosen,
+            executor=run,
+            worker_index=worker_index or 0,
+            workers_total=workers_total,
+            progress=progress,
+        ):
+            typer.echo(report)
+        if store is not None:
+            manifest = recipe.build_root(folder, store, executor=run, progress=progress)
+            if out is None:
+                shutil.rmtree(folder)
+            typer.echo(f"published {manifest['num_patches']:,} patches at {store.url}")
+    except KeyboardInterrupt:
+        typer.echo(
+            f"reben-cloud: stopped; what is done stays done in {folder}, the same command goes on from there",
+            err=True,
+        )
+        # As `build`: not `sys.exit`, which waits for the bands and products under way.
+        os._exit(130)
 
 
 @app.command()

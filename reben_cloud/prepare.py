@@ -255,28 +255,7 @@ def _cut(product: SafeProduct, folder: Path, recipe: Recipe) -> tuple[pa.Table, 
         for x, y in v1:
             if y < tile.shape[0] and x < tile.shape[1]:
                 in_v1[y, x] = True
-    with ThreadPoolExecutor(_BANDS_AHEAD) as decoders, ThreadPoolExecutor(_WRITERS) as writers:
-        ahead = deque(decoders.submit(product.read_band, name) for name in S2_BANDS[:_BANDS_AHEAD])
-        codes = tile.reference_map()
-        labels = label_patches(codes, patch_px=recipe.patch_m // PIXEL_M, table=recipe.table)
-        begun = in_v1 & labels.kept
-        filled = np.ones(tile.shape, bool)
-        for number, name in enumerate(S2_BANDS):
-            pixels = ahead.popleft().result()
-            ahead.extend(
-                decoders.submit(product.read_band, later)
-                for later in S2_BANDS[number + _BANDS_AHEAD : number + _BANDS_AHEAD + 1]
-            )
-            filled &= tile.filled(name, pixels)
-            if number == 0:
-                # The coarsest band comes first and rejects nearly all squares that any band rejects.
-                begun &= filled
-                _finish(writers.map(partial(_write_maps, tile, folder, codes, begun), range(tile.shape[0])))
-            _finish(
-                writers.map(
-                    partial(_write_band, tile, folder, name, pixels, begun & filled), range(tile.shape[0])
-                )
-            )
+    labels, filled, begun = _write_s2(tile, folder, in_v1)
     wanted = begun & filled
     s1_names = dict(_write_s1(tile, folder, wanted, v1))
     kept = wanted
@@ -337,6 +316,46 @@ class _Tile:
         if not land_cover.polygons.size:
             logger.warning("%s: %s has no polygon there", self.product.name, self.recipe.clc)
         return rasterise(land_cover, left=left, top=top, shape=(rows, columns))
+
+
+def _write_s2(
+    tile: _Tile, folder: Path, in_v1: NDArray[np.bool_]
+) -> tuple[PatchLabels, NDArray[np.bool_], NDArray[np.bool_]]:
+    """The bands and maps of all patches that may be kept, each band as soon as it is decoded.
+
+    Returns:
+        The labels; which patches have no zero pixel, and which were written in part at least, both (rows, columns).
+    """
+    decoders = ThreadPoolExecutor(_BANDS_AHEAD)
+    try:
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            ahead = deque(decoders.submit(tile.product.read_band, name) for name in S2_BANDS[:_BANDS_AHEAD])
+            codes = tile.reference_map()
+            labels = label_patches(codes, patch_px=tile.recipe.patch_m // PIXEL_M, table=tile.recipe.table)
+            begun = in_v1 & labels.kept
+            filled = np.ones(tile.shape, bool)
+            for number, name in enumerate(S2_BANDS):
+                pixels = ahead.popleft().result()
+                ahead.extend(
+                    decoders.submit(tile.product.read_band, later)
+                    for later in S2_BANDS[number + _BANDS_AHEAD : number + _BANDS_AHEAD + 1]
+                )
+                filled &= tile.filled(name, pixels)
+                if number == 0:
+                    # The coarsest band comes first and rejects nearly all squares that any band rejects.
+                    begun &= filled
+                    _finish(
+                        writers.map(partial(_write_maps, tile, folder, codes, begun), range(tile.shape[0]))
+                    )
+                _finish(
+                    writers.map(
+                        partial(_write_band, tile, folder, name, pixels, begun & filled), range(tile.shape[0])
+                    )
+                )
+    finally:
+        # After an error or Ctrl-C nobody waits for what is decoded still.
+        decoders.shutdown(wait=False, cancel_futures=True)
+    return labels, filled, begun
 
 
 def _write_s1(

@@ -6,6 +6,9 @@ pixel tells its band, row and column, and the land cover so that labels are the 
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +31,7 @@ from reben_cloud.reference_map import load_class_table
 from reben_cloud.sources.sentinel1 import open_scenes
 from reben_cloud.store import open_store
 from reben_cloud.verify import verify
+from tests.conftest import wait_for
 from tests.scenes import band_pixels, make_clc, make_landscape, make_safe
 
 PRODUCT = "S2A_MSIL2A_20170704T112111_N9999_R037_T29SND"
@@ -321,6 +325,39 @@ def test_shares_give_together_what_one_process_gives(inputs, several, tmp_path):
     assert contents(tmp_path) == files
     with pytest.raises(ValueError, match=r"worker_index must be in \[0, 2\), got 2"):
         prepare(products, tmp_path, bare(inputs), worker_index=2, workers_total=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_says_so_and_the_same_command_goes_on(inputs, tmp_path, workers):
+    names = [PRODUCT.replace("20170704", f"201707{day:02d}") for day in range(4, 12)]
+    products = [make_safe(tmp_path / "s2", name=name, side_m=2400) for name in names]
+    command = [
+        sys.executable,
+        "-m",
+        "reben_cloud.cli",
+        "prepare",
+        "--s2",
+        tmp_path / "s2",
+        "--clc",
+        inputs["clc"],
+    ]
+    command += ["--out", tmp_path / "out", "--workers", str(workers)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    receipts = tmp_path / "out" / ".prepared"
+    wait_for(lambda: any(receipts.glob("*.parquet")))
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "stopped; what is done stays done in" in err
+    assert not (tmp_path / "out" / "metadata.parquet").exists()
+    prepare(products, tmp_path / "out", bare(inputs))
+    prepare(products, tmp_path / "whole", bare(inputs))
+    made = {name: data for name, data in contents(tmp_path / "out").items() if not name.endswith(".part")}
+    assert made == contents(tmp_path / "whole")
 
 
 def test_another_recipe_in_the_same_folder_is_refused(inputs, prepared, tmp_path):
