@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, resource_tracker
 from typing import Any, Protocol, TypeVar
 
 from reben_cloud.errors import RebenError, StorageError, missing_extra
@@ -60,13 +61,16 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
         RebenError: If a process is killed, e.g. for want of memory.
     """
     waiting, running = iter(jobs), set[Future[R]]()
+    others = active_children()
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
     )
-    patient = True
     try:
         while True:
-            running |= {pool.submit(do, job) for job in itertools.islice(waiting, 2 * workers - len(running))}
+            with _interrupts_held():
+                running |= {
+                    pool.submit(do, job) for job in itertools.islice(waiting, 2 * workers - len(running))
+                }
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -78,15 +82,29 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
             "run again, perhaps with fewer --workers"
         ) from error
     except KeyboardInterrupt:
-        patient = False
+        for worker in active_children():
+            if worker not in others:
+                worker.terminate()  # whatever it was doing is done again by the next run
         raise
     finally:
-        pool.shutdown(wait=patient, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that start meanwhile have Ctrl-C held back: in the middle of an import it would be a traceback."""
+    resource_tracker.ensure_running()  # it lets Ctrl-C through when it has started its process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(parent: int) -> None:
     """End this process soon after its parent, and quietly on Ctrl-C: a build that is no more leaves nobody writing."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def watch() -> None:
         while os.getppid() == parent:
