@@ -125,11 +125,16 @@ class Dataset:
             for name, group in self.manifest["groups"].items()
         )
         # An export keeps the root's groups, from which the order follows, beside what it has of them.
+        head = [f"{self.url}: {len(self):,} patches of {len(self.products)} products"]
         if exported := self.manifest.get("exported_groups"):
+            whole = sum(group["num_samples"] for group in self.manifest["groups"].values())
             groups = ", ".join(f"{name} {count:,}" for name, count in exported.items())
+            head.append(
+                f"  export       {len(self):,} of the {whole:,} patches of root {self.manifest['fingerprint']}"
+            )
         return "\n".join(
             [
-                f"{self.url}: {len(self):,} patches of {len(self.products)} products",
+                *head,
                 f"  modalities   {', '.join(self.modalities)}",
                 f"  groups       {groups}",
                 f"  order        {self.manifest['order']['kind']}, seed {self.manifest['order']['seed']}",

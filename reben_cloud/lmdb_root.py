@@ -7,7 +7,6 @@ gives the same batches, as with the root.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,6 +21,7 @@ from reben_cloud.build.plan import manifest_of
 from reben_cloud.errors import NotFoundError, RebenError
 from reben_cloud.export import FORMAT
 from reben_cloud.export import MANIFEST as EXPORT
+from reben_cloud.export.plan import read_manifest
 from reben_cloud.metadata import patches_table, write_patches
 from reben_cloud.recognise import open_source
 from reben_cloud.search import PATCHES
@@ -50,7 +50,8 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
 
     Raises:
         NotFoundError: If ``lmdb://`` names a folder without an LMDB, or an export to another format.
-        SourceError: If an LMDB has no metadata beside it, or not the one of its patches.
+        SourceError: If an LMDB has no metadata beside it, or not the one of its patches, or an export's
+            manifest is damaged.
         RebenError: If a newer version has exported it.
     """
     text = os.fspath(url)
@@ -84,7 +85,7 @@ def _local_folder(text: str) -> Path | None:
 
 
 def _open_export(folder: Path) -> LmdbRoot:
-    manifest = json.loads((folder / EXPORT).read_bytes())
+    manifest = read_manifest(folder)
     if manifest.get("format") != FORMAT or manifest.get("kind") != "lmdb":
         raise NotFoundError(
             f"{folder} is an export to {manifest.get('kind')}, which is not searched or streamed; "

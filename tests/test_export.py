@@ -28,7 +28,7 @@ from reben_cloud import export as exporting
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli import app
 from reben_cloud.doctor import diagnose
-from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, StorageError
+from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError, StorageError
 from reben_cloud.formats.lmdb import LmdbSource
 from reben_cloud.metadata import OFFICIAL_SCHEMA, patch_infos
 from reben_cloud.patch import decode_payload, lmdb_key
@@ -226,6 +226,18 @@ def test_a_damaged_export_is_told_and_made_again(built, tmp_path, caplog, damage
     assert verify(rc.open(out)).ok
 
 
+def test_a_damaged_manifest_of_an_export_is_named(built, tmp_path):
+    out = tmp_path / "out"
+    selection = rc.open(built).search(split="test")
+    selection.export_lmdb(out)
+
+    for text in ('{"format":', "[]"):
+        (out / "export.json").write_text(text)
+        for use in (lambda: rc.open(out), lambda: selection.export_lmdb(out)):
+            with pytest.raises(SourceError, match=r"export\.json: .*; remove .*out and export again"):
+                use()
+
+
 def flip(file, position):
     """Change a byte, counted from the end when negative."""
     data = bytearray(file.read_bytes())
@@ -283,6 +295,7 @@ def test_update_adds_and_prune_drops_and_a_reader_keeps_what_it_reads(built, who
 
     assert updated.num_patches == len(train) + len(test)
     assert updated.num_fetched == 3 * len(test)  # the others came from the folder itself
+    assert f"{len(test)} patches added, 0 dropped" in updated.to_text()
     assert records_of_copy(out, tmp_path / "a") == truth(dataset.search(split=["train", "test"]))
     assert len(rc.open(out).search()) == len(train) + len(test)
     assert sum(map(len, old)) == len(train)
@@ -290,6 +303,9 @@ def test_update_adds_and_prune_drops_and_a_reader_keeps_what_it_reads(built, who
     pruned = test.export_lmdb(out, prune=True)
 
     assert (pruned.num_fetched, pruned.num_patches) == (0, len(test))
+    assert f"0 patches added, {len(train)} dropped" in pruned.to_text()
+    whose = dataset.manifest["fingerprint"]
+    assert f"export       {len(test)} of the {len(dataset)} patches of root {whose}" in rc.open(out).summary()
     assert f"0 payloads copied, {3 * len(test):,} were there" in pruned.to_text()
     assert "complete already" in test.export_lmdb(out, update=True, prune=True).to_text()
     assert (

@@ -57,6 +57,10 @@ class ExportReport:
     """Size of the data, bytes."""
     changed: bool
     """Whether the folder is new, or another one than before."""
+    num_added: int = 0
+    """Patches that an existing export lacked."""
+    num_dropped: int = 0
+    """Patches that an existing export had, and has no longer."""
 
     def to_text(self) -> str:
         """One line for people."""
@@ -64,6 +68,8 @@ class ExportReport:
         done = "complete already, nothing to copy"
         if self.changed:
             done = f"{self.num_fetched:,} payloads copied" + (f", {there:,} were there" if there else "")
+        if self.num_added or self.num_dropped:
+            done = f"{self.num_added:,} patches added, {self.num_dropped:,} dropped, {done}"
         return f"{self.path}: {self.num_patches:,} patches, {self.nbytes / 1e9:,.2f} GB, {done}"
 
 
@@ -178,7 +184,7 @@ def _export(
     path = Path(os.path.abspath(path))
     wanted = modalities_of(selection, modalities)
     there = existing(path, selection, kind)
-    chosen, wanted = reconcile(selection, wanted, path, there, update=update, prune=prune)
+    chosen, wanted, (added, dropped) = reconcile(selection, wanted, path, there, update=update, prune=prune)
     if not len(chosen):
         raise ValueError("nothing is selected, so there is nothing to export")
     identity = identity_of(chosen, wanted, kind, settings)
@@ -214,6 +220,8 @@ def _export(
         num_fetched=num_fetched,
         nbytes=nbytes,
         changed=True,
+        num_added=added,
+        num_dropped=dropped,
     )
 
 

@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.bands import MODALITIES
-from reben_cloud.errors import ConflictError
+from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
 
 if TYPE_CHECKING:
@@ -46,18 +46,34 @@ def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[st
     return tuple(m for m in MODALITIES if m in (asked or there))
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the folder of an export says of itself.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    file = folder / MANIFEST
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{file}: cannot be read ({error}); remove {folder} and export again") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{file}: not the manifest of an export; remove {folder} and export again")
+    return found
+
+
 def existing(path: Path, selection: Selection, kind: str) -> dict[str, Any] | None:
     """The manifest of the export at `path`; None when nothing is there.
 
     Raises:
         ConflictError: If something else is there.
+        SourceError: If an export is there whose manifest is damaged.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
-    try:
-        found: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        raise ConflictError(f"{path} exists and is no export; name a folder that does not exist") from None
+    if not (path / MANIFEST).exists():
+        raise ConflictError(f"{path} exists and is no export; name a folder that does not exist")
+    found = read_manifest(path)
     if found.get("format") != FORMAT or found.get("kind") != kind:
         raise ConflictError(
             f"{path} is an export of another kind ({found.get('kind')}, not {kind}); name another folder"
@@ -77,31 +93,39 @@ def reconcile(
     *,
     update: bool,
     prune: bool,
-) -> tuple[Selection, tuple[str, ...]]:
+) -> tuple[Selection, tuple[str, ...], tuple[int, int]]:
     """The patches, in the order of the table, and modalities that the folder is to hold.
+
+    And how many patches that adds to an existing export, and drops from it; nothing is known of a damaged one.
 
     Raises:
         ConflictError: If the export that is to change does not say what it holds, or holds what the root lacks.
     """
     rows = np.unique(selection.rows)
-    if there is not None and update != prune:
+    change = (0, 0)
+    if there is not None and (update or prune):
         try:
             ids = pq.read_table(path / "patches.parquet", columns=["id"]).column("id").to_pylist()
         except (OSError, ValueError) as error:
+            if update and prune:
+                return afresh(selection, rows), modalities, change
             raise ConflictError(
                 f"{path} is damaged: patches.parquet cannot be read ({error}), so nothing says what it holds; "
                 "select all that it is to hold and give both --update and --prune"
             ) from error
         old = selection.dataset.search(ids=ids, missing_ok=True).rows
-        if update and len(old) < len(ids):
+        if not prune and len(old) < len(ids):
             raise ConflictError(
                 f"{path} has {len(ids) - len(old):,} patches that {selection.dataset.url} lacks; "
                 "update it from the whole root"
             )
-        rows = np.union1d(old, rows) if update else np.intersect1d(old, rows)
-        both = {*there["modalities"], *modalities} if update else {*there["modalities"]} & {*modalities}
-        modalities = tuple(m for m in MODALITIES if m in both)
-    return afresh(selection, rows), modalities
+        if update != prune:
+            rows = np.union1d(old, rows) if update else np.intersect1d(old, rows)
+            both = {*there["modalities"], *modalities} if update else {*there["modalities"]} & {*modalities}
+            modalities = tuple(m for m in MODALITIES if m in both)
+        kept = len(np.intersect1d(old, rows))
+        change = len(rows) - kept, len(ids) - kept
+    return afresh(selection, rows), modalities, change
 
 
 def afresh(selection: Selection, rows: NDArray[np.int64]) -> Selection:
