@@ -1,4 +1,4 @@
-# Two commands: `make demo` shows what it does, `make test` runs what CI runs.
+# Three commands: `make demo` shows what it does, `make quick` is the fast loop of who changes it, `make test` runs what CI runs.
 # PYTHON chooses the interpreter (3.11 or newer), VENV the place of the virtual environment.
 
 PYTHON ?= python3
@@ -6,16 +6,33 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING := 1
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Imported by the tests, but its own requirements contradict ours (it wants numpy 1); its readers do not mind.
+# Imported by the tests, but its own requirements contradict ours (it wants numpy 1 and a Python before 3.12);
+# its readers do not mind.
 NO_DEPS := configilm
 
-.PHONY: demo test lint types docs system clean
+.PHONY: demo quick test lint types docs system floors pythons clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/reben-cloud demo
 
 test: $(VENV)/.test-installed system lint types
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# No S3 server, no browser, no torch unless it is there already, and nothing else that takes long.
+quick: $(VENV)/.quick-installed
+	$(BIN)/python -m pytest -q -m "not slow and not s3 and not browser" $(PYTEST_ARGS)
+
+# The quick tests with the oldest releases that pyproject.toml allows, to be run on the oldest Python.
+floors: VENV := $(VENV)-floors
+floors:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct -e '.[test]'
+	$(BIN)/python -m pytest -q -m "not slow and not s3 and not browser" $(PYTEST_ARGS)
+
+# The quick tests on a Python that only a newer Debian has: make pythons SUITE=sid PYTHON=python3.14
+pythons:
+	infra/pythons.sh $(SUITE) $(PYTHON)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -38,11 +55,16 @@ $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[lmdb]'
 	@touch $@
 
+$(VENV)/.quick-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) ..."
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.demo-installed
+
 $(VENV)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) ..."
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	$(PIP) install -c constraints.txt --no-deps $(NO_DEPS)
-	@touch $@ $(VENV)/.demo-installed
+	$(PIP) install -c constraints.txt --no-deps --ignore-requires-python $(NO_DEPS)
+	@touch $@ $(VENV)/.demo-installed $(VENV)/.quick-installed
 
 clean:
 	rm -rf $(VENV) site build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import hcl2
@@ -22,6 +23,7 @@ INFRA = REPOSITORY / "infra"
 SCRIPTS = [*sorted(INFRA.rglob("*.sh")), REPOSITORY / ".ci" / "run"]
 MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))
 KUBERNETES_VERSION = "1.31"
+WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 
 
 def relative(path):
@@ -143,6 +145,36 @@ def test_kubernetes_names_and_secrets_agree():
                 for source in container.get("envFrom", []):
                     kind = "ConfigMap" if "configMapRef" in source else "Secret"
                     assert (kind, next(iter(source.values()))["name"]) in known
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=relative)
+def test_workflows_fit_their_schema(workflow):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    done = subprocess.run([*command, workflow], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=relative)
+def test_workflows_call_the_makefile_and_nothing_else(workflow):
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+
+    assert commands
+    for command in commands:
+        program, *arguments = command.split()
+        assert program == "make", command
+        subprocess.run(["make", "-n", *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_workflow_runs_every_python_that_the_project_promises():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    promised = [c.rpartition(" ")[2] for c in project["classifiers"] if ":: Python :: 3." in c]
+    jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "test.yml").read_text())["jobs"]
+
+    assert jobs["all"]["strategy"]["matrix"]["python"] == promised
+    assert project["requires-python"] == f">={promised[0]}"
+    assert jobs["floors"]["container"] == f"python:{promised[0]}-bookworm"
 
 
 @pytest.fixture(scope="module")

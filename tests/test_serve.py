@@ -382,6 +382,7 @@ def matched(page):
     return int(page.get_attribute("#count", "data-matched"))
 
 
+@pytest.mark.browser
 def test_the_pages_counts_are_the_searchs(browser_page, dataset):
     page = browser_page
     assert matched(page) == len(dataset)
@@ -405,6 +406,7 @@ def test_the_pages_counts_are_the_searchs(browser_page, dataset):
     assert matched(page) == len(dataset)
 
 
+@pytest.mark.browser
 def test_an_area_is_drawn_and_a_patch_is_shown(browser_page, dataset):
     page = browser_page
     box = page.query_selector("#map").bounding_box()
