@@ -148,6 +148,7 @@ def test_webdataset_and_xarray_read_from_s3_with_no_code_of_ours(s3_bucket, mock
 
 
 def test_stream_delivers_the_real_values_once(root, truth, official):
+    pytest.importorskip("torch")
     from reben_cloud.torch import StreamLoader
 
     selection = root.search()

@@ -181,6 +181,7 @@ def expected(patch_id):
 @pytest.mark.slow
 def test_every_pixel_from_the_scene_to_the_batch(prepared, official, tmp_path):
     """scene + land cover -> prepare -> build -> search -> stream."""
+    pytest.importorskip("torch")
     from reben_cloud.torch import StreamLoader
 
     source, metadata = open_source(prepared[0])
