@@ -19,7 +19,7 @@ if [ ! -e "$root/usr/bin/$python" ]; then
   trap 'rm -f "$settings"' EXIT
   apt-config dump | grep '^Acquire::' >"$settings"
   mkdir -p "$(dirname "$root")"
-  mmdebstrap --variant=apt --aptopt="$settings" --include="$python-venv,ca-certificates,git,make" \
+  mmdebstrap --variant=apt --aptopt="$settings" --include="$python-venv,ca-certificates,git,make,mount,procps" \
     "$suite" "$root" "deb $mirror $suite main"
 fi
 mkdir -p "$root/src/project" "$root/src/shared" "$root/dev/shm"
@@ -35,6 +35,6 @@ exec unshare --mount --propagation private bash -euo pipefail -c '
   mount --bind "$repository" "$root/src/project"
   shared=${REBEN_SHARED:-$repository/../shared}
   if [ -d "$shared" ]; then mount --bind "$shared" "$root/src/shared"; fi
-  exec chroot "$root" env -u PYTHONPATH -u VIRTUAL_ENV -u REBEN_SHARED HOME=/root PATH=/usr/bin:/bin:/usr/sbin:/sbin \
-    make -C /src/project quick PYTHON="$python" VENV="/venv" PYTEST_ARGS="-p no:cacheprovider"
+  exec chroot "$root" env -u PYTHONPATH -u VIRTUAL_ENV -u REBEN_SHARED -u PIP_FIND_LINKS HOME=/root PATH=/usr/bin:/bin:/usr/sbin:/sbin \
+    make -C /src/project quick PYTHON="$python" VENV="/venv" PYTEST_ARGS="-p no:cacheprovider ${PYTEST_ARGS:-}"
 '
