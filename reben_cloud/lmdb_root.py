@@ -18,8 +18,7 @@ import pyarrow as pa
 
 from reben_cloud.build import MANIFEST, make_plan
 from reben_cloud.build.plan import manifest_of
-from reben_cloud.errors import NotFoundError, RebenError
-from reben_cloud.export import FORMAT
+from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.metadata import patches_table, write_patches
@@ -29,9 +28,6 @@ from reben_cloud.store import Store, open_store
 
 SCHEME = "lmdb://"
 """Prefix of a URL that can only be an LMDB."""
-
-EXPORT_VERSION = 1
-"""Newest version of an export's manifest that is understood."""
 
 
 class LmdbRoot(NamedTuple):
@@ -86,15 +82,10 @@ def _local_folder(text: str) -> Path | None:
 
 def _open_export(folder: Path) -> LmdbRoot:
     manifest = read_manifest(folder)
-    if manifest.get("format") != FORMAT or manifest.get("kind") != "lmdb":
+    if manifest["kind"] != "lmdb":
         raise NotFoundError(
-            f"{folder} is an export to {manifest.get('kind')}, which is not searched or streamed; "
+            f"{folder} is an export to {manifest['kind']}, which is not searched or streamed; "
             "build a root from it (reben-cloud build)"
-        )
-    if int(manifest["version"]) > EXPORT_VERSION:
-        raise RebenError(
-            f"{folder} is an export of version {manifest['version']}, this reben_cloud reads up to {EXPORT_VERSION}; "
-            "upgrade it"
         )
     return LmdbRoot(open_store(folder), manifest, str(folder))
 

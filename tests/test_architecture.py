@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 LAYERS = (
     ("errors", "torchvision_ops"),
-    ("bands", "labels", "sampling"),
-    ("grid", "patch", "picture", "store", "placement", "recipe"),
+    ("bands", "labels", "sampling", "digest"),
+    ("grid", "patch", "picture", "store", "placement", "recipe", "manifest"),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),
     ("sources",),
     ("catalog", "recognise", "raster", "stream"),

@@ -77,7 +77,16 @@ def delivered(selection, **options):
         epoch.append(ids[batch["index"]].tolist())
         if number == 1:
             state = loader.state_dict()
-    return {"options": options, "epochs": [sum(first, []), sum(epoch, [])], "state": state, "after": 2 * BATCH_SIZE}
+    return {
+        "options": options,
+        "epochs": [flat(first), flat(epoch)],
+        "state": state,
+        "after": 2 * BATCH_SIZE,
+    }
+
+
+def flat(batches):
+    return [patch_id for batch in batches for patch_id in batch]
 
 
 def pack(folder, file):
@@ -110,7 +119,9 @@ def main(out):
             "fingerprint": dataset.manifest["fingerprint"],
             "root": [
                 delivered(dataset.search(), lanes=4, seed=7),
-                delivered(dataset.search(recommended=True, split="train"), lanes=2, seed=1, modalities=["s2"]),
+                delivered(
+                    dataset.search(recommended=True, split="train"), lanes=2, seed=1, modalities=["s2"]
+                ),
             ],
             "export": [delivered(rc.open(export).search(), lanes=4, seed=7)],
             "bare": [delivered(rc.open(bare).search(), lanes=4, seed=7)],
