@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from reben_cloud import grid
 from reben_cloud.errors import NotFoundError
-from reben_cloud.lmdb_root import find_lmdb_root
+from reben_cloud.lmdb_root import MadeRoot, find_lmdb_root
 from reben_cloud.manifest import MANIFEST, InvalidManifestError, from_bytes
 from reben_cloud.metadata import COUNTRIES
 from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
@@ -92,6 +92,11 @@ class Dataset:
     def countries(self) -> list[str]:
         """Names that a search by country may use: the ten of reBEN and those of this root."""
         return sorted({*COUNTRIES, *self.manifest.get("countries", ())})
+
+    @property
+    def former_fingerprint(self) -> str | None:
+        """What the first version called an LMDB that has no tables of its own; None for everything else."""
+        return self.store.former_fingerprint if isinstance(self.store, MadeRoot) else None
 
     @cached_property
     def patch_table(self) -> PatchTable:

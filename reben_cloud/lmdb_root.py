@@ -7,6 +7,8 @@ gives the same batches, as with the root.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from reben_cloud.build import MANIFEST, make_plan
 from reben_cloud.build.plan import manifest_of
@@ -62,7 +65,7 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
     # Not searched any deeper: what is opened is most often a folder of a million files, half built.
     found = sorted(file.parent for pattern in ("data.mdb", "*/data.mdb") for file in folder.glob(pattern))
     if found:
-        made = _Made(str(folder))
+        made = MadeRoot(str(folder))
         return LmdbRoot(made, made.manifest, str(found[0]))
     if named:
         raise NotFoundError(f"{text}: no LMDB (data.mdb) in that folder")
@@ -90,7 +93,7 @@ def _open_export(folder: Path) -> LmdbRoot:
     return LmdbRoot(open_store(folder), manifest, str(folder))
 
 
-class _Made(Store):
+class MadeRoot(Store):
     """A folder with an LMDB that behaves as if ``patches.parquet`` lay in it.
 
     Made again in another process: seconds for the whole dataset, and nothing is written.
@@ -113,6 +116,18 @@ class _Made(Store):
     def manifest(self) -> Mapping[str, Any]:
         """The manifest of the root that a build would make."""
         return manifest_of(self._plan)
+
+    @cached_property
+    def former_fingerprint(self) -> str:
+        """What the first version called this dataset, which streams and their states depend on.
+
+        It hashed the bytes of a parquet file, so it is what that version said only where pyarrow is the same.
+        """
+        plan, table = self._plan, io.BytesIO()
+        pq.write_table(plan.table.combine_chunks(), table, compression="none")
+        digest = hashlib.sha256(table.getbuffer())
+        digest.update(repr((1, plan.modalities, plan.options)).encode())
+        return digest.hexdigest()[:16]
 
     def head(self, path: str) -> int:
         return self._patches.nbytes if path == PATCHES else super().head(path)
