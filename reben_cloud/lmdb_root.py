@@ -130,17 +130,21 @@ class MadeRoot(Store):
         return digest.hexdigest()[:16]
 
     def head(self, path: str) -> int:
+        """As `Store.head`."""
         return self._patches.nbytes if path == PATCHES else super().head(path)
 
     def get(self, path: str) -> memoryview:
+        """As `Store.get`."""
         return self._patches if path == PATCHES else super().get(path)
 
     def get_range(self, path: str, start: int, length: int) -> memoryview:
+        """As `Store.get_range`."""
         if path != PATCHES:
             return super().get_range(path, start, length)
         return self._patches[start : start + length]
 
     def get_ranges(self, path: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+        """As `Store.get_ranges`."""
         if path != PATCHES:
             return super().get_ranges(path, starts, lengths)
         return [self._patches[s : s + n] for s, n in zip(starts, lengths, strict=True)]

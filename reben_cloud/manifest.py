@@ -77,15 +77,17 @@ def from_bytes(text: bytes | memoryview, *, where: str, kind: str = ROOT_FORMAT)
         raise InvalidManifestError(f"it is not JSON ({error})") from error
     if not isinstance(document, dict) or document.get("format") != kind:
         raise InvalidManifestError(f"its format is not {kind!r}")
-    if DIGEST in document and not is_intact(document):
+    version, damaged = document.get("version"), DIGEST in document and not is_intact(document)
+    if _is_int(version, FORMAT_VERSION + 1):
+        # Said before anything else: a newer version may take its digest of other things.
+        hint = ", or copy it again if nothing newer made it: it does not have its own digest" * damaged
+        raise RebenError(
+            f"{where} has format version {version}, this reben_cloud reads up to {FORMAT_VERSION}; upgrade it{hint}"
+        )
+    if damaged:
         raise InvalidManifestError("it does not have its own digest")
-    version = document.get("version")
     if not _is_int(version, 1):
         raise InvalidManifestError(f"its version is {version!r}")
-    if version > FORMAT_VERSION:
-        raise RebenError(
-            f"{where} has format version {version}, this reben_cloud reads up to {FORMAT_VERSION}; upgrade it"
-        )
     _check(document, kind)
     return document
 

@@ -28,7 +28,7 @@ LAYERS = (
     ("lmdb_root",),
     ("dataset", "model_input"),
     ("torch", "models"),
-    ("evaluate", "modelcard", "datamodule"),
+    ("evaluate", "modelcard", "datamodule", "claims"),
     ("report",),
     ("train", "serve", "verify", "bucket", "doctor", "demo"),
     ("cli",),
