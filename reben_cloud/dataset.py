@@ -5,16 +5,15 @@ Opening reads the manifest only; everything else is read when asked for.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from reben_cloud import grid
-from reben_cloud.build import FORMAT_VERSION, MANIFEST
-from reben_cloud.errors import NotFoundError, RebenError
-from reben_cloud.lmdb_root import find_lmdb_root
+from reben_cloud.errors import NotFoundError
+from reben_cloud.lmdb_root import MadeRoot, find_lmdb_root
+from reben_cloud.manifest import MANIFEST, InvalidManifestError, from_bytes
 from reben_cloud.metadata import COUNTRIES
 from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
 from reben_cloud.store import Store, open_store
@@ -32,7 +31,8 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
         storage_options: Credentials and endpoint, as in `store.open_store`.
 
     Raises:
-        NotFoundError: If there is no manifest, so no published dataset.
+        NotFoundError: If there is no manifest, so no published dataset, or a damaged one.
+        RebenError: If a newer version has written it.
         StorageError: If the store cannot be reached or refuses.
     """
     if (lmdb := find_lmdb_root(url)) is not None:
@@ -46,24 +46,13 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
             "check the URL, or finish the build (run `reben-cloud build` again)"
         ) from error
     try:
-        manifest = json.loads(text)
-        version = manifest["version"]
-        complete = manifest["format"] == "reben_cloud root" and manifest.keys() >= _MANIFEST_KEYS
-    except (ValueError, TypeError, KeyError):
-        complete, version = False, 0
-    if not isinstance(version, int) or (not complete and version <= FORMAT_VERSION):
+        manifest = from_bytes(text, where=store.url)
+    except InvalidManifestError as error:
         raise NotFoundError(
-            f"{store.url}/{MANIFEST} is not the manifest of a reben_cloud root, or it is damaged; "
+            f"{store.url}/{MANIFEST} is not the manifest of a reben_cloud root, or it is damaged: {error}; "
             "copy it again from where the root was made"
-        )
-    if version > FORMAT_VERSION:
-        raise RebenError(
-            f"{store.url} has format version {version}, this reben_cloud reads up to {FORMAT_VERSION}; upgrade it"
-        )
+        ) from error
     return Dataset(store, manifest)
-
-
-_MANIFEST_KEYS = {"num_patches", "modalities", "products", "groups", "fingerprint", "objects_sha256"}
 
 
 class Dataset:
@@ -103,6 +92,11 @@ class Dataset:
     def countries(self) -> list[str]:
         """Names that a search by country may use: the ten of reBEN and those of this root."""
         return sorted({*COUNTRIES, *self.manifest.get("countries", ())})
+
+    @property
+    def former_fingerprint(self) -> str | None:
+        """What the first version called an LMDB that has no tables of its own; None for everything else."""
+        return self.store.former_fingerprint if isinstance(self.store, MadeRoot) else None
 
     @cached_property
     def patch_table(self) -> PatchTable:

@@ -7,6 +7,8 @@ gives the same batches, as with the root.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,11 +17,11 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from reben_cloud.build import MANIFEST, make_plan
 from reben_cloud.build.plan import manifest_of
-from reben_cloud.errors import NotFoundError, RebenError
-from reben_cloud.export import FORMAT
+from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.metadata import patches_table, write_patches
@@ -29,9 +31,6 @@ from reben_cloud.store import Store, open_store
 
 SCHEME = "lmdb://"
 """Prefix of a URL that can only be an LMDB."""
-
-EXPORT_VERSION = 1
-"""Newest version of an export's manifest that is understood."""
 
 
 class LmdbRoot(NamedTuple):
@@ -66,7 +65,7 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
     # Not searched any deeper: what is opened is most often a folder of a million files, half built.
     found = sorted(file.parent for pattern in ("data.mdb", "*/data.mdb") for file in folder.glob(pattern))
     if found:
-        made = _Made(str(folder))
+        made = MadeRoot(str(folder))
         return LmdbRoot(made, made.manifest, str(found[0]))
     if named:
         raise NotFoundError(f"{text}: no LMDB (data.mdb) in that folder")
@@ -86,20 +85,15 @@ def _local_folder(text: str) -> Path | None:
 
 def _open_export(folder: Path) -> LmdbRoot:
     manifest = read_manifest(folder)
-    if manifest.get("format") != FORMAT or manifest.get("kind") != "lmdb":
+    if manifest["kind"] != "lmdb":
         raise NotFoundError(
-            f"{folder} is an export to {manifest.get('kind')}, which is not searched or streamed; "
+            f"{folder} is an export to {manifest['kind']}, which is not searched or streamed; "
             "build a root from it (reben-cloud build)"
-        )
-    if int(manifest["version"]) > EXPORT_VERSION:
-        raise RebenError(
-            f"{folder} is an export of version {manifest['version']}, this reben_cloud reads up to {EXPORT_VERSION}; "
-            "upgrade it"
         )
     return LmdbRoot(open_store(folder), manifest, str(folder))
 
 
-class _Made(Store):
+class MadeRoot(Store):
     """A folder with an LMDB that behaves as if ``patches.parquet`` lay in it.
 
     Made again in another process: seconds for the whole dataset, and nothing is written.
@@ -123,18 +117,34 @@ class _Made(Store):
         """The manifest of the root that a build would make."""
         return manifest_of(self._plan)
 
+    @cached_property
+    def former_fingerprint(self) -> str:
+        """What the first version called this dataset, which streams and their states depend on.
+
+        It hashed the bytes of a parquet file, so it is what that version said only where pyarrow is the same.
+        """
+        plan, table = self._plan, io.BytesIO()
+        pq.write_table(plan.table.combine_chunks(), table, compression="none")
+        digest = hashlib.sha256(table.getbuffer())
+        digest.update(repr((1, plan.modalities, plan.options)).encode())
+        return digest.hexdigest()[:16]
+
     def head(self, path: str) -> int:
+        """As `Store.head`."""
         return self._patches.nbytes if path == PATCHES else super().head(path)
 
     def get(self, path: str) -> memoryview:
+        """As `Store.get`."""
         return self._patches if path == PATCHES else super().get(path)
 
     def get_range(self, path: str, start: int, length: int) -> memoryview:
+        """As `Store.get_range`."""
         if path != PATCHES:
             return super().get_range(path, start, length)
         return self._patches[start : start + length]
 
     def get_ranges(self, path: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+        """As `Store.get_ranges`."""
         if path != PATCHES:
             return super().get_ranges(path, starts, lengths)
         return [self._patches[s : s + n] for s, n in zip(starts, lengths, strict=True)]

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from reben_cloud import grid
 from reben_cloud.bands import BANDS, PATCH_M
 from reben_cloud.build import JOURNAL as BUILD_JOURNAL
-from reben_cloud.build import MANIFEST, Executor, Progress, build, local, make_plan, silent
+from reben_cloud.build import Executor, Progress, build, local, make_plan, silent
 from reben_cloud.country import Countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
@@ -49,6 +49,7 @@ from reben_cloud.reference_map import (
     rasterise,
     read_land_cover,
 )
+from reben_cloud.sources.roots import read_manifest
 from reben_cloud.sources.safe import S2_BANDS, SafeProduct, open_safe
 from reben_cloud.sources.sentinel1 import POLARIZATIONS, Scene, open_scenes, pair, v1_files
 from reben_cloud.sources.v1 import V1Patch, read_v1
@@ -513,10 +514,7 @@ def claim_root(store: Store, inputs: Sequence[object]) -> dict[str, Any] | None:
             f"{store.url} is not empty, and was not begun with these inputs and options; repeat those it was "
             "begun with, or take an empty root"
         )
-    manifest: dict[str, Any] | None = (
-        json.loads(bytes(store.get(MANIFEST))) if store.exists(MANIFEST) else None
-    )
-    return manifest
+    return read_manifest(store)
 
 
 def default_scratch(store: Store) -> Path:

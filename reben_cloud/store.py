@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -168,6 +168,20 @@ class Store:
         except (obs_errors.BaseError, OSError) as error:
             raise self._translate(error, path, "read") from error
 
+    def version(self, path: str) -> str:
+        """Size and age of the object, and its ETag where the store has one; another text when it was written again.
+
+        Raises as `get`.
+        """
+        if (file := self.local_path(path)) is not None:
+            return file_version(file)
+        try:
+            meta = obstore.head(self.client, path)
+        except (obs_errors.BaseError, OSError) as error:
+            raise self._translate(error, path, "read") from error
+        tag = f", ETag {meta['e_tag']}" if meta["e_tag"] else ""
+        return f"{meta['size']:,} bytes of {meta['last_modified'].isoformat()}{tag}"
+
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
         try:
@@ -293,6 +307,18 @@ class Store:
                 "check the endpoint (AWS_ENDPOINT_URL, --endpoint-url)"
             )
         return StorageError(f"cannot {verb} {name}: {cause}")
+
+
+def file_version(file: str | os.PathLike[str]) -> str:
+    """Size and time of a file; another text when it was written again.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    status = os.stat(file)
+    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+    time = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{status.st_size:,} bytes of {time}.{nanoseconds:09d}"
 
 
 def _make_folder(folder: Path) -> None:

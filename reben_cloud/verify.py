@@ -27,10 +27,18 @@ from reben_cloud import metadata
 from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.build import JOURNAL, MANIFEST
 from reben_cloud.build.tasks import sample_json
+from reben_cloud.claims import check_export, check_manifest, check_root
 from reben_cloud.dataset import Dataset
-from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, SourceError, StorageError
-from reben_cloud.export import MANIFEST as EXPORT
+from reben_cloud.errors import (
+    ChecksumError,
+    InvalidPatchError,
+    NotFoundError,
+    RebenError,
+    SourceError,
+    StorageError,
+)
 from reben_cloud.export import find_damage
+from reben_cloud.export.plan import read_manifest
 from reben_cloud.formats import tar, zarr
 from reben_cloud.lmdb_root import is_export
 from reben_cloud.patch import MAP_TENSOR, check_payload, encode_payload, lmdb_key
@@ -128,16 +136,23 @@ def verify(
     readable = True
     if lmdb is None:
         objects, problems = _listed_objects(dataset)
-        problems += _check_presence(dataset, objects)
+        problems = [*check_manifest(dataset), *problems, *_check_presence(dataset, objects)]
+        if not quick:
+            problems += check_root(dataset, objects)
     else:
         objects, problems, readable = _lmdb_files(lmdb)
+        if has_checksums and not quick:
+            problems += check_export(dataset)
     units: list[tuple[str, Sequence[Callable[[], list[str]]]]] = []
     if not quick and lmdb is None:
         units.append(("checksums", [_ChecksumUnit(dataset, row) for row in objects]))
     if deep or against is not None or (lmdb is not None and not quick):
         try:
             index = _Index(dataset)
-        except (FileNotFoundError, pa.ArrowInvalid, KeyError) as error:
+        except StorageError:
+            raise
+        # Damaged parquet raises whatever the decoder that meets it first raises.
+        except (OSError, pa.ArrowException, KeyError, ValueError, RebenError) as error:
             problems.append(f"patches.parquet: cannot be read ({error}); pixels were not compared")
         else:
             if lmdb is not None and readable:
@@ -226,8 +241,12 @@ def _lmdb_files(folder: str) -> tuple[list[dict[str, Any]], list[str], bool]:
     from reben_cloud.formats import lmdb
 
     here = Path(folder)
-    damage = find_damage(here, json.loads((here / EXPORT).read_bytes())) if is_export(folder) else None
-    problems, readable = [damage] if damage else [], True
+    problems, readable = [], True
+    try:
+        damage = find_damage(here, read_manifest(here)) if is_export(folder) else None
+        problems += [damage] if damage else []
+    except (SourceError, RebenError) as error:
+        problems.append(str(error))
     try:
         lmdb.open_environment(folder)
     except (NotFoundError, SourceError) as error:

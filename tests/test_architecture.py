@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 LAYERS = (
     ("errors", "torchvision_ops"),
-    ("bands", "labels", "sampling"),
-    ("grid", "patch", "picture", "store", "placement", "recipe"),
+    ("bands", "labels", "sampling", "digest"),
+    ("grid", "patch", "picture", "store", "placement", "recipe", "manifest"),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),
     ("sources",),
     ("catalog", "recognise", "raster", "stream"),
@@ -28,7 +28,7 @@ LAYERS = (
     ("lmdb_root",),
     ("dataset", "model_input"),
     ("torch", "models"),
-    ("evaluate", "modelcard", "datamodule"),
+    ("evaluate", "modelcard", "datamodule", "claims"),
     ("report",),
     ("train", "serve", "verify", "bucket", "doctor", "demo"),
     ("cli",),

@@ -139,7 +139,7 @@ def test_a_receipt_reads_back_and_another_thing_is_none():
     receipt = Receipt(task="t", objects=(), payloads={"s2": (1, 2**64 - 1)})
 
     assert Receipt.from_json(receipt.to_json()) == receipt
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="not a receipt, or a damaged one"):
         Receipt.from_json(b"{}")
 
 

@@ -31,6 +31,7 @@ from reben_cloud.cli import app
 from reben_cloud.doctor import diagnose
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError, StorageError
 from reben_cloud.formats.lmdb import LmdbSource
+from reben_cloud.manifest import to_bytes
 from reben_cloud.metadata import OFFICIAL_SCHEMA, patch_infos
 from reben_cloud.patch import decode_payload, lmdb_key
 from reben_cloud.recognise import open_source
@@ -375,7 +376,7 @@ def test_what_is_no_export_is_never_touched(built, tmp_path):
     with pytest.raises(ConflictError, match="export of another kind"):
         exporting.export_safetensors(selection, tmp_path / "lmdb", update=True)
     manifest = json.loads((tmp_path / "lmdb" / "export.json").read_text())
-    (tmp_path / "lmdb" / "export.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 16}))
+    (tmp_path / "lmdb" / "export.json").write_bytes(to_bytes({**manifest, "fingerprint": "0" * 16}))
     with pytest.raises(ConflictError, match="export of another root"):
         selection.export_lmdb(tmp_path / "lmdb", update=True)
 

@@ -142,7 +142,7 @@ def test_what_cannot_be_opened_says_why(root, mock, tmp_path):
         rc.open(tmp_path / "out").open_zarr(root.products[0])
     manifest = tmp_path / "out" / "export.json"
     manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
-    with pytest.raises(RebenError, match="export of version 9"):
+    with pytest.raises(RebenError, match="has format version 9"):
         rc.open(tmp_path / "out")
     export_safetensors(root.search(), tmp_path / "parts")
     with pytest.raises(NotFoundError, match="export to safetensors, which is not searched or streamed"):

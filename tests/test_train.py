@@ -453,6 +453,12 @@ class SignalSource:
     def names(self):
         return {"s2": None, "s1": None}
 
+    def identity(self):
+        return {}
+
+    def stamp(self, info, modalities):
+        return ""
+
     def read(self, info, modalities):
         signal = self.signals[info.patch_id]
         payloads = {}

@@ -16,6 +16,7 @@ from reben_cloud import metadata
 from reben_cloud.build import build, make_plan
 from reben_cloud.formats import tar, zarr
 from reben_cloud.formats.lmdb import LmdbSource
+from reben_cloud.manifest import to_bytes
 from reben_cloud.patch import lmdb_key
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -57,7 +58,7 @@ def relist(root):
     pq.write_table(pa.Table.from_pylist(rows, schema), root / "objects.parquet")
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["objects_sha256"] = hashlib.sha256((root / "objects.parquet").read_bytes()).hexdigest()
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    (root / "manifest.json").write_bytes(to_bytes(manifest))
 
 
 def flip(path, at=None):

@@ -23,11 +23,15 @@ from reben_cloud.build.plan import (
     BuildPlan,
     Estimate,
     Task,
+    is_root_of,
     make_plan,
 )
 from reben_cloud.build.publish import publish
-from reben_cloud.build.tasks import Receipt, WrittenObject, read_receipt, run_job
+from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, read_receipt, run_job
+from reben_cloud.digest import is_intact, sealed
 from reben_cloud.errors import ConflictError
+from reben_cloud.sources.roots import read_manifest
+from reben_cloud.store import Store
 
 __all__ = [
     "FORMAT_VERSION",
@@ -159,12 +163,11 @@ def claim(plan: BuildPlan) -> dict[str, Any] | None:
     Raises:
         ConflictError: If something else is published or being built there.
     """
-    try:
-        manifest: dict[str, Any] = json.loads(bytes(plan.store.get(MANIFEST)))
-    except FileNotFoundError:
-        pass
-    else:
-        if manifest.get("fingerprint") == plan.fingerprint:
+    manifest = read_manifest(plan.store)
+    if manifest is not None:
+        if is_root_of(plan.fingerprint, manifest, plan.store):
+            way_out = "A root never changes: build into a new one, or build this with what it was made from"
+            _refuse_changed_source(plan, way_out)
             return manifest
         raise ConflictError(
             f"{plan.store.url} is published already, with other patches or options; a root never changes, "
@@ -176,15 +179,60 @@ def claim(plan: BuildPlan) -> dict[str, Any] | None:
             f"{plan.store.url} is not empty: it holds {min(there)}; a root has a folder or prefix of its own"
         )
     try:
-        plan.store.put(f"{JOURNAL}/plan.json", plan.fingerprint.encode(), create=True)
+        plan.store.put(PLAN, json.dumps(sealed(plan.beginning), indent=2).encode(), create=True)
     except FileExistsError:
-        theirs = bytes(plan.store.get(f"{JOURNAL}/plan.json")).decode()
-        if theirs != plan.fingerprint:
-            raise ConflictError(
-                f"{plan.store.url} holds an unfinished build of something else (plan {theirs}, this is "
-                f"{plan.fingerprint}); finish that one with its own source and options, or take an empty root"
-            ) from None
+        _refuse_another_plan(plan)
+        _refuse_changed_source(plan, START_OVER.format(url=plan.store.url))
     return None
+
+
+PLAN = f"{JOURNAL}/plan.json"
+"""What the build began with (`BuildPlan.beginning`)."""
+
+
+def _beginning(store: Store) -> dict[str, Any] | None:
+    """What the build in a root began with; None if that is not said, as by earlier versions, or is damaged."""
+    try:
+        found = json.loads(bytes(store.get(PLAN)))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and is_intact(found) else None
+
+
+def _refuse_another_plan(plan: BuildPlan) -> None:
+    url, theirs = plan.store.url, _beginning(plan.store)
+    if theirs is None:
+        raise ConflictError(
+            f"{url} holds an unfinished build, and its {PLAN} is damaged, or an earlier version of reben_cloud began "
+            f"it: what is done there cannot be told to be this. Start over: remove all that is in {url}, and "
+            "build again"
+        )
+    if theirs["plan"] != plan.fingerprint:
+        ours = plan.beginning
+        keys = [key for key in ("patches", "modalities", "order") if theirs.get(key) != ours[key]]
+        what = (
+            "; ".join(f"{key}: {theirs.get(key)}, this has {ours[key]}" for key in keys) or "other metadata"
+        )
+        raise ConflictError(
+            f"{url} holds an unfinished build of something else (plan {theirs['plan']}, this is {plan.fingerprint}; "
+            f"{what}); finish that one with its own source and options, or take an empty root"
+        )
+
+
+def _refuse_changed_source(plan: BuildPlan, way_out: str) -> None:
+    """Let nothing count as done that was made from another state of the source."""
+    theirs = _beginning(plan.store)
+    if theirs is None or theirs["source"] == plan.beginning["source"]:
+        return
+    was, now = (
+        {"kind of source": s["kind"], **s["files"]} for s in (theirs["source"], plan.beginning["source"])
+    )
+    differ = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
+    first = differ[0]
+    raise ConflictError(
+        f"{plan.store.url} was begun from another state of the source: {first} was {was.get(first, 'not there')}, is "
+        f"{now.get(first, 'not there')} ({len(differ)} such differences). {way_out}"
+    )
 
 
 def _refuse_others(plan: BuildPlan, *, own: str) -> None:

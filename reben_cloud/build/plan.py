@@ -8,33 +8,34 @@ the dataset.
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.build.spool import Spool
+from reben_cloud.digest import DIGEST, document_digest, table_digest
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import tar, zarr
+from reben_cloud.manifest import FORMAT_VERSION as FORMAT_VERSION
+from reben_cloud.manifest import MANIFEST as MANIFEST
+from reben_cloud.manifest import ROOT_FORMAT
 from reben_cloud.placement import PlacementOptions, group_sizes, place
 from reben_cloud.sources import Source
 from reben_cloud.sources.archives import ArchiveSource
-from reben_cloud.sources.roots import MANIFEST as MANIFEST
+from reben_cloud.sources.roots import open_root
 from reben_cloud.store import Store
 
 JOURNAL = "_build"
 """Folder of the plan, the leases and the receipts; no part of the dataset."""
-
-FORMAT_VERSION = 1
-"""Version of the root's layout, in the manifest; readers refuse a higher one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,11 +184,19 @@ class BuildPlan:
     @cached_property
     def fingerprint(self) -> str:
         """Names what is built: the same plan ends in the same bytes."""
-        table = io.BytesIO()
-        pq.write_table(self.table.combine_chunks(), table, compression="none")
-        digest = hashlib.sha256(table.getbuffer())
-        digest.update(repr((FORMAT_VERSION, self.modalities, self.options)).encode())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.table, self.modalities, self.options)
+
+    @cached_property
+    def beginning(self) -> Mapping[str, Any]:
+        """What a build begins with, and must go on with: patches, options, and the state of the source."""
+        options = self.options
+        return {
+            "plan": self.fingerprint,
+            "patches": self.table.num_rows,
+            "modalities": list(self.modalities),
+            "order": {"kind": options.order, "seed": options.seed, "shard_samples": options.shard_samples},
+            "source": {"kind": self.source.kind, "files": dict(self.source.identity())},
+        }
 
     @cached_property
     def products(self) -> Mapping[str, tuple[int, int]]:
@@ -215,8 +224,10 @@ class BuildPlan:
         """The scratch folder of this plan."""
         if self.scratch is None:
             return None
+        # Of one state of the source: payloads of archives that were replaced must not come back.
+        state = document_digest(self.beginning)[:16]
         return Spool(
-            folder=str(self.scratch / f"build-{self.fingerprint}"),
+            folder=str(self.scratch / f"build-{self.fingerprint}-{state}"),
             num_rows=self.table.num_rows,
             modalities=self.modalities,
         )
@@ -400,10 +411,49 @@ def _matching_rows(
     return official.filter(pa.array(everywhere)).combine_chunks()
 
 
+def fingerprint_of(official: pa.Table, modalities: Sequence[str], options: PlacementOptions | None) -> str:
+    """Names what a root holds and in which order: 16 hex digits, the same whatever libraries are installed.
+
+    Args:
+        official: Official metadata of its patches, sorted by ``patch_id``.
+        modalities: What every patch has.
+        options: Order, seed and shard size; None when it has no shards.
+    """
+    placed = None if options is None else [options.order, options.seed, options.shard_samples]
+    parts = [FORMAT_VERSION, list(modalities), placed, table_digest(official)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def options_of(manifest: Mapping[str, Any]) -> PlacementOptions | None:
+    """How the patches of a root were put in order, from its manifest; None when it has no shards.
+
+    Raises:
+        ValueError: If it names an order that is not known.
+    """
+    if not manifest["modalities"]:
+        return None
+    order = manifest["order"]
+    return PlacementOptions(order=order["kind"], seed=order["seed"], shard_samples=manifest["shard_samples"])
+
+
+def is_root_of(fingerprint: str, manifest: Mapping[str, Any], store: Store) -> bool:
+    """Whether the root at `store`, which has this manifest, is the one that a fingerprint names.
+
+    The first version took fingerprints from a library's bytes. What such a root is follows from its table.
+    """
+    if manifest["fingerprint"] == fingerprint or DIGEST in manifest:
+        return bool(manifest["fingerprint"] == fingerprint)
+    found = open_root(store)
+    return (
+        found is not None
+        and fingerprint_of(found[1], manifest["modalities"], options_of(manifest)) == fingerprint
+    )
+
+
 def manifest_of(plan: BuildPlan) -> dict[str, object]:
     """What the root says of itself, but for the checksum of its list of objects."""
     return {
-        "format": "reben_cloud root",
+        "format": ROOT_FORMAT,
         "version": FORMAT_VERSION,
         "created_from": plan.source.kind,
         "modalities": list(plan.modalities),

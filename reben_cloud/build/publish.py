@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,13 +17,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zarr_cm
+from numpy.typing import NDArray
 from pyproj import CRS
 
 from reben_cloud import catalog, grid, labels, metadata, picture
-from reben_cloud.build.plan import FORMAT_VERSION, MANIFEST, BuildPlan, ShardTask, ZarrTask, manifest_of
-from reben_cloud.build.tasks import Receipt, WrittenObject, put
+from reben_cloud.build.plan import (
+    FORMAT_VERSION,
+    MANIFEST,
+    BuildPlan,
+    ShardTask,
+    ZarrTask,
+    fingerprint_of,
+    is_root_of,
+    manifest_of,
+)
+from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, put, refuse_changed
+from reben_cloud.digest import sealed
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
+from reben_cloud.manifest import ROOT_FORMAT, to_bytes
+from reben_cloud.sources.roots import read_manifest
 from reben_cloud.store import Store
 
 
@@ -39,9 +51,10 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        ConflictError: If another build has published the root meanwhile.
+        ConflictError: If another build has published the root meanwhile, or the source has changed while it was read.
         StorageError: If an object is missing or the store fails.
     """
+    _check_source(plan, receipts)
     written = [o for receipt in receipts.values() for o in receipt.objects]
     for product in plan.products:
         for path, data in product_objects(plan, product).items():
@@ -77,14 +90,17 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
         ConflictError: If the store holds another dataset.
         StorageError: If the store fails.
     """
+    fingerprint = fingerprint_of(official.sort_by("patch_id"), (), None)
+    there = read_manifest(store)
+    if there is not None:
+        if is_root_of(fingerprint, there, store):
+            return there
+        raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
     table = metadata.patches_table(official)
     patches = metadata.write_patches(table)
-    fingerprint = hashlib.sha256(patches).hexdigest()[:16]
-    if store.exists(MANIFEST) and json.loads(bytes(store.get(MANIFEST))).get("fingerprint") != fingerprint:
-        raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
     written = [put(store, "patches.parquet", patches)]
     manifest = {
-        "format": "reben_cloud root",
+        "format": ROOT_FORMAT,
         "version": FORMAT_VERSION,
         "created_from": "metadata",
         "modalities": [],
@@ -104,8 +120,8 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
 
 def _commit(store: Store, manifest: dict[str, Any], objects: bytes) -> dict[str, Any]:
     """Put the manifest, which makes the root a dataset."""
-    manifest["objects_sha256"] = hashlib.sha256(objects).hexdigest()
-    text = json.dumps(manifest, indent=2).encode()
+    manifest = sealed({**manifest, "objects_sha256": hashlib.sha256(objects).hexdigest()})
+    text = to_bytes(manifest)
     try:
         store.put(MANIFEST, text, create=True)
     except FileExistsError:
@@ -203,6 +219,25 @@ def _thumbnails(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Iterator[tu
         ids = plan.table.column("patch_id").slice(start, count).to_pylist()
         _, x0, _, _, y0 = (np.asarray(values, np.float64) for values in grid.footprints(ids))
         yield product, picture.thumbnail(pixels, x0, y0)
+
+
+def _check_source(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> None:
+    """Refuse when a patch's files changed between the task of its shard and that of its Zarr store."""
+    stamps: dict[type, NDArray[np.bytes_]] = {}
+    for task in plan.tasks:
+        known = stamps.setdefault(type(task), np.zeros(plan.table.num_rows, "S16"))
+        known[plan.rows_of(task)] = receipts[task.name].stamps
+    one, *others = stamps.values()
+    for other in others:
+        rows = np.flatnonzero(one != other)
+        if rows.size:
+            infos = list(metadata.patch_infos(plan.table.take(pa.array(rows))))
+            refuse_changed(plan.store, infos, one[rows].tolist(), other[rows].tolist())
+    if plan.source.identity() != plan.beginning["source"]["files"]:
+        raise ConflictError(
+            f"{plan.source.describe()} has changed while {plan.store.url} was built from it. "
+            f"{START_OVER.format(url=plan.store.url)}"
+        )
 
 
 def _checksums(plan: BuildPlan, receipts: Mapping[str, Receipt], modality: str) -> pa.Array:

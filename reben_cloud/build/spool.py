@@ -65,13 +65,13 @@ class Spool:
                 f"disk has {free / 1e9:,.2f} GB; make room, or name a folder on another disk (--scratch)"
             )
 
-    def write(self, modality: str, row: int, payload: bytes) -> None:
-        """Keep a payload.
+    def write(self, modality: str, row: int, payload: bytes, *, stamp: str = "") -> None:
+        """Keep a payload, and with its checksum the stamp of the files that it came from.
 
         Raises:
             StorageError: If the disk is full.
         """
-        digest = xxhash.xxh3_64_intdigest(payload) or 1  # 0 stands for "absent"
+        digest = _sum_of(payload, stamp)
         try:
             _write_at(self._records(modality), row * len(payload), payload)
             _write_at(self._sums(modality), row * _SUM_BYTES, digest.to_bytes(_SUM_BYTES, "little"))
@@ -80,14 +80,17 @@ class Spool:
                 f"{self.folder}: cannot write ({error.strerror}); make room on the scratch disk and run again"
             ) from error
 
-    def read(self, modality: str, row: int) -> bytes | None:
-        """The payload of a row, None when it is not here, or not whole; it then counts as absent from now on."""
+    def read(self, modality: str, row: int, *, stamp: str = "") -> bytes | None:
+        """The payload of a row, None when it is not here, not whole, or of files that have changed since.
+
+        It then counts as absent from now on.
+        """
         size = PAYLOAD_BYTES[modality]
         expected = int.from_bytes(_read_at(self._sums(modality), row * _SUM_BYTES, _SUM_BYTES), "little")
         if not expected:
             return None
         payload = _read_at(self._records(modality), row * size, size)
-        if (xxhash.xxh3_64_intdigest(payload) or 1) == expected:
+        if _sum_of(payload, stamp) == expected:
             return payload
         _write_at(self._sums(modality), row * _SUM_BYTES, bytes(_SUM_BYTES))
         return None
@@ -106,6 +109,11 @@ class Spool:
 
     def _sums(self, modality: str) -> str:
         return f"{self.folder}/{modality}.xxh3"
+
+
+def _sum_of(payload: bytes, stamp: str) -> int:
+    seed = xxhash.xxh3_64_intdigest(stamp.encode()) if stamp else 0
+    return xxhash.xxh3_64_intdigest(payload, seed) or 1  # 0 stands for "absent"
 
 
 # Opened and closed for each record: 10 us of a millisecond, and no state that pickling would lose.

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from reben_cloud import grid, labels, metadata
 from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.build.plan import Job, ShardTask, UnpackTask, ZarrTask
-from reben_cloud.errors import InvalidPatchError, SourceError
+from reben_cloud.digest import is_intact, sealed
+from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.patch import MAP_TENSOR, PAYLOAD_HEADER, Patch, PatchInfo, decode_tensors
 from reben_cloud.picture import tiny_true_color
@@ -55,43 +56,56 @@ class Receipt:
     """Modality -> xxh3-64 of each payload in row order (shard tasks only)."""
     tiny: str = ""
     """`tiny_true_color` of the patches in row order, base64 (Zarr tasks with Sentinel-2 only)."""
+    stamps: tuple[str, ...] = ()
+    """`Source.stamp` of the patches in row order: of which files the objects were made."""
 
     def to_json(self) -> bytes:
-        """The receipt as it is stored."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        """The receipt as it is stored, sealed."""
+        return json.dumps(sealed(asdict(self)), sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, text: bytes | memoryview) -> Receipt:
         """A stored receipt.
 
         Raises:
-            ValueError, KeyError, TypeError: If it is none.
+            ValueError, KeyError, TypeError: If it is none, or damaged.
         """
         value = json.loads(bytes(text))
+        if not isinstance(value, dict) or not is_intact(value):
+            raise ValueError("not a receipt, or a damaged one")
         return cls(
             task=value["task"],
             objects=tuple(WrittenObject(**o) for o in value["objects"]),
             payloads={m: tuple(sums) for m, sums in value["payloads"].items()},
             tiny=value["tiny"],
+            stamps=tuple(value["stamps"]),
         )
 
 
 def run_job(job: Job) -> Receipt:
-    """Do one task, unless a receipt in the root says that it is done.
+    """Do one task, unless a receipt in the root says that it is done, from the files that the source has now.
 
     Raises:
         SourceError: If a patch contradicts its metadata, or the source is broken.
+        ConflictError: If the source has changed since the task was done.
         StorageError: If the store or the scratch disk fails.
     """
     if isinstance(job.task, UnpackTask):
         return _unpack(job, job.task)
     path = f"{job.journal}/{job.task.name}.json"
+    infos = list(metadata.patch_infos(job.rows))
+    # Before anything is read: of a file that changes meanwhile, the other task of its patch has another stamp.
+    stamps = tuple(job.source.stamp(info, job.modalities) for info in infos)
     done = read_receipt(job.store, path)
-    if done is not None and all(_is_right(job.store, o) for o in done.objects):
-        return done
+    if done is not None and done.task == job.task.name:
+        refuse_changed(job.store, infos, done.stamps, stamps)
+        if all(_is_right(job.store, o) for o in done.objects):
+            return done
     try:
         receipt = (
-            _write_zarr(job, job.task) if isinstance(job.task, ZarrTask) else _write_shards(job, job.task)
+            _write_zarr(job, job.task, infos, stamps)
+            if isinstance(job.task, ZarrTask)
+            else _write_shards(job, job.task, infos, stamps)
         )
     except (SourceError, InvalidPatchError) as error:
         if job.spool is None:
@@ -104,8 +118,28 @@ def run_job(job: Job) -> Receipt:
     return receipt
 
 
+def refuse_changed(store: Store, infos: Sequence[PatchInfo], was: Sequence[str], now: Sequence[str]) -> None:
+    """Refuse to go on from files that are not those that a build began with.
+
+    Raises:
+        ConflictError: If a stamp differs; the message names the first patch.
+    """
+    if tuple(was) == tuple(now):
+        return
+    differ = [info.patch_id for info, a, b in zip(infos, was, now, strict=False) if a != b]
+    raise ConflictError(
+        f"{differ[0] if differ else store.url}: the files of this patch have changed since the build began (names, "
+        f"sizes or times; {len(differ)} such patches in this task), and a root is made from one state of its "
+        f"source. {START_OVER.format(url=store.url)}"
+    )
+
+
+START_OVER = "Put back what the source was, or start over: remove all that is in {url}, and build again"
+"""What to do when a source has changed under an unfinished build."""
+
+
 def read_receipt(store: Store, path: str) -> Receipt | None:
-    """The receipt at `path`, None if there is none that can be read."""
+    """The receipt at `path`, None if there is none, or a damaged one."""
     try:
         return Receipt.from_json(store.get(path))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -135,13 +169,15 @@ def put(store: Store, path: str, data: bytes | memoryview, *, is_shard: bool = F
 _READERS = 8  # patches read at once from a source with a network between
 
 
-def _read(job: Job, infos: Sequence[PatchInfo], modalities: Sequence[str]) -> Iterator[Patch]:
+def _read(
+    job: Job, infos: Sequence[PatchInfo], stamps: Sequence[str], modalities: Sequence[str]
+) -> Iterator[Patch]:
     """The patches of a job in order, from the scratch folder or the source."""
     places = job.places.to_pylist() if job.places is not None else [None] * len(infos)
 
-    def read(row: int, place: Mapping[str, Any] | None, info: PatchInfo) -> Patch:
+    def read(row: int, place: Mapping[str, Any] | None, info: PatchInfo, stamp: str) -> Patch:
         if job.spool is not None:
-            kept = {m: job.spool.read(m, row) for m in modalities}
+            kept = {m: job.spool.read(m, row, stamp=stamp) for m in modalities}
             if None not in kept.values():
                 return Patch(info=info, payloads={m: p for m, p in kept.items() if p is not None})
         if place is not None:
@@ -151,14 +187,14 @@ def _read(job: Job, infos: Sequence[PatchInfo], modalities: Sequence[str]) -> It
         patch = job.source.read(info, modalities)
         if job.spool is not None:
             for modality, payload in patch.payloads.items():
-                job.spool.write(modality, row, payload)
+                job.spool.write(modality, row, payload, stamp=stamp)
         return patch
 
     if not getattr(job.source, "is_remote", False):
-        yield from map(read, job.positions.tolist(), places, infos)
+        yield from map(read, job.positions.tolist(), places, infos, stamps)
         return
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(read, job.positions.tolist(), places, infos)
+        yield from pool.map(read, job.positions.tolist(), places, infos, stamps)
 
 
 def _read_record(store: Store, modality: str, place: Mapping[str, Any], patch_id: str) -> bytes | None:
@@ -285,10 +321,9 @@ def stack_patches(patches: Iterator[Patch], count: int, arrays: Sequence[str]) -
     return stacks
 
 
-def _write_zarr(job: Job, task: ZarrTask) -> Receipt:
+def _write_zarr(job: Job, task: ZarrTask, infos: Sequence[PatchInfo], stamps: tuple[str, ...]) -> Receipt:
     arrays = [name for m in job.modalities for name in zarr.arrays_of(m)]
-    infos = list(metadata.patch_infos(job.rows))
-    stacks = stack_patches(_read(job, infos, job.modalities), len(infos), arrays)
+    stacks = stack_patches(_read(job, infos, stamps, job.modalities), len(infos), arrays)
     if "s1" in stacks:
         check_polarizations(task.product, infos, stacks["s1"].reshape(len(infos), 2, -1).mean(axis=2))
     written = tuple(
@@ -296,17 +331,16 @@ def _write_zarr(job: Job, task: ZarrTask) -> Receipt:
         for name, shard in ((name, zarr.encode_shard(name, stack)) for name, stack in stacks.items())
     )
     tiny = tiny_true_color(stacks["s2_10m"]).tobytes() if "s2_10m" in stacks else b""
-    return Receipt(task=task.name, objects=written, tiny=base64.b64encode(tiny).decode())
+    return Receipt(task=task.name, objects=written, tiny=base64.b64encode(tiny).decode(), stamps=stamps)
 
 
-def _write_shards(job: Job, task: ShardTask) -> Receipt:
-    infos = list(metadata.patch_infos(job.rows))
+def _write_shards(job: Job, task: ShardTask, infos: Sequence[PatchInfo], stamps: tuple[str, ...]) -> Receipt:
     texts = [sample_json(info) for info in infos]
     written, sums = [], {}
     for modality in job.modalities:
-        one, sums[modality] = _write_shard(job, task, modality, infos, texts)
+        one, sums[modality] = _write_shard(job, task, modality, infos, stamps, texts)
         written.append(one)
-    return Receipt(task=task.name, objects=tuple(written), payloads=sums)
+    return Receipt(task=task.name, objects=tuple(written), payloads=sums, stamps=stamps)
 
 
 def _write_shard(
@@ -314,6 +348,7 @@ def _write_shard(
     task: ShardTask,
     modality: str,
     infos: Sequence[PatchInfo],
+    stamps: Sequence[str],
     texts: Sequence[Mapping[str, object]],
 ) -> tuple[WrittenObject, tuple[int, ...]]:
     """Write the shard of one modality; it, and the xxh3-64 of each of its payloads."""
@@ -321,7 +356,7 @@ def _write_shard(
     decibels: list[tuple[float, float]] = []
 
     def samples() -> Iterator[tuple[str, bytes, Mapping[str, object]]]:
-        for patch, text in zip(_read(job, infos, [modality]), texts, strict=True):
+        for patch, text in zip(_read(job, infos, stamps, [modality]), texts, strict=True):
             payload = patch.payloads[modality]
             check_payload(modality, payload, patch.info)
             if modality == "s1":

@@ -27,7 +27,6 @@ from reben_cloud.export.folder import (
     write_tables,
 )
 from reben_cloud.export.folder import find_damage as find_damage
-from reben_cloud.export.plan import FORMAT as FORMAT
 from reben_cloud.export.plan import MANIFEST as MANIFEST
 from reben_cloud.export.plan import Records, existing, identity_of, modalities_of, reconcile
 

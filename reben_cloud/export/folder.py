@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import glob
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.export.copying import Sink
 from reben_cloud.export.plan import FORMAT, MANIFEST, afresh
+from reben_cloud.manifest import to_bytes
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -
             if file.name not in (_LOCK_FILE, MANIFEST)
         },
     }
-    (partial / MANIFEST).write_bytes(json.dumps(manifest, indent=2).encode())
+    (partial / MANIFEST).write_bytes(to_bytes(manifest))
     _sync(partial / MANIFEST)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.manifest import EXPORT_FORMAT as FORMAT
+from reben_cloud.manifest import InvalidManifestError, from_bytes
 from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
 
 if TYPE_CHECKING:
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "export.json"
 """What the folder says of itself; written last."""
-
-FORMAT = "reben_cloud export"
-"""Names that document."""
 
 
 def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -50,16 +50,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What the folder of an export says of itself.
 
     Raises:
-        SourceError: If it cannot be read.
+        SourceError: If it cannot be read, or is damaged.
+        RebenError: If a newer version has exported it.
     """
     file = folder / MANIFEST
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        return from_bytes(file.read_bytes(), where=os.fspath(folder), kind=FORMAT)
+    except (OSError, InvalidManifestError) as error:
         raise SourceError(f"{file}: cannot be read ({error}); remove {folder} and export again") from error
-    if not isinstance(found, dict):
-        raise SourceError(f"{file}: not the manifest of an export; remove {folder} and export again")
-    return found
 
 
 def existing(path: Path, selection: Selection, kind: str) -> dict[str, Any] | None:
@@ -74,9 +72,9 @@ def existing(path: Path, selection: Selection, kind: str) -> dict[str, Any] | No
     if not (path / MANIFEST).exists():
         raise ConflictError(f"{path} exists and is no export; name a folder that does not exist")
     found = read_manifest(path)
-    if found.get("format") != FORMAT or found.get("kind") != kind:
+    if found["kind"] != kind:
         raise ConflictError(
-            f"{path} is an export of another kind ({found.get('kind')}, not {kind}); name another folder"
+            f"{path} is an export of another kind ({found['kind']}, not {kind}); name another folder"
         )
     if found["fingerprint"] != selection.dataset.manifest["fingerprint"]:
         raise ConflictError(

@@ -18,6 +18,7 @@ from typing import Any
 from reben_cloud.errors import NotFoundError, SourceError, StorageError, missing_extra
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
 from reben_cloud.patch import Buffer, Patch, PatchInfo, lmdb_key
+from reben_cloud.store import file_version
 
 try:
     import lmdb
@@ -238,6 +239,14 @@ class LmdbSource:
             else:
                 raise SourceError(f"{self.folder}: key {key!r} is none of BigEarthNet v2")
         return found
+
+    def identity(self) -> Mapping[str, str]:
+        """Size and time of ``data.mdb``."""
+        return {"data.mdb": file_version(Path(self.folder, "data.mdb"))}
+
+    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
+        """Nothing: the file holds many patches."""
+        return ""
 
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.errors import NotFoundError, SourceError
+from reben_cloud.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
 from reben_cloud.patch import (
     MAP_SHAPE,
     MAP_TENSOR,
@@ -32,6 +33,7 @@ from reben_cloud.patch import (
     Patch,
     PatchInfo,
 )
+from reben_cloud.store import file_version
 
 _DTYPES = {"uint16": "U16", "float32": "F32"}
 
@@ -229,6 +231,15 @@ class SafetensorsSource:
         ids = list(index.rows)
         return {m: [index.s1_names[i] for i in ids] if m == "s1" else ids for m in index.modalities}
 
+    def identity(self) -> Mapping[str, str]:
+        """Sizes and times of the part files and of what says which patch is where."""
+        files = sorted(file for file in Path(self.folder).iterdir() if file.is_file())
+        return {file.name: file_version(file) for file in files}
+
+    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
+        """Nothing: a part file holds many patches."""
+        return ""
+
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch, put together from its arrays.
 
@@ -259,7 +270,10 @@ class _Index(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _index(folder: str) -> _Index:
-    manifest = json.loads((Path(folder) / "export.json").read_bytes())
+    try:
+        manifest = from_bytes((Path(folder) / "export.json").read_bytes(), where=folder, kind=EXPORT_FORMAT)
+    except InvalidManifestError as error:
+        raise SourceError(f"{folder}/export.json is damaged: {error}; export again") from error
     table = pq.read_table(Path(folder) / "patches.parquet", columns=["id", "reben:s1_name"])
     ids = table.column("id").to_pylist()
     return _Index(

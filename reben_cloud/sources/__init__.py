@@ -33,6 +33,17 @@ class Source(Protocol):
         """
         ...
 
+    def identity(self) -> Mapping[str, str]:
+        """Name of each file or object that holds many patches -> its size and time, or a digest.
+
+        When a build goes on, these must be what they were. Without folders: a source may be moved.
+        """
+        ...
+
+    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:
+        """The same of the files that hold one patch alone, in short; empty where it has none."""
+        ...
+
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch, checked.
 

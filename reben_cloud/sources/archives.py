@@ -54,6 +54,24 @@ class ArchiveSource:
         """Every patch of the metadata: the archives hold exactly those."""
         return dict.fromkeys(self.files)
 
+    def identity(self) -> Mapping[str, str]:
+        """Sizes and times of the archives.
+
+        Raises:
+            SourceError: If one is not there.
+        """
+        found = {}
+        for store, path in self.files.values():
+            try:
+                found[path] = store.version(path)
+            except FileNotFoundError as error:
+                raise SourceError(f"{store.url}/{path}: no such archive") from error
+        return found
+
+    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
+        """Nothing: an archive holds many patches."""
+        return ""
+
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:  # noqa: ARG002 - the protocol's
         """Not to be had: a stream is read with `iter_payloads`.
 

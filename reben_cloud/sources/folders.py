@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from reben_cloud import grid
 from reben_cloud.errors import SourceError
 from reben_cloud.patch import MAP_TENSOR, PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
@@ -48,6 +50,23 @@ class FolderSource:
     def names(self) -> Mapping[str, Sequence[str] | None]:
         """Names by modality, from the folders' names."""
         return {m: names for m, root in self.roots.items() if (names := sorted(_patch_folders(m, root)))}
+
+    def identity(self) -> Mapping[str, str]:
+        """Nothing: no file holds more than one band of one patch."""
+        return {}
+
+    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:
+        """Names, sizes and times of a patch's files."""
+        digest = xxhash.xxh3_64()
+        for modality in modalities:
+            name = info.s1_name if modality == "s1" else info.patch_id
+            with os.scandir(self._folder(modality, name)) as entries:
+                files = sorted(
+                    (entry.name, entry.stat()) for entry in entries if entry.name.endswith(SUFFIXES)
+                )
+            for file, status in files:
+                digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch, decoded from its GeoTIFFs."""

@@ -7,7 +7,7 @@ that the root itself has for them.
 from __future__ import annotations
 
 import functools
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError, SourceError
 from reben_cloud.formats import tar
+from reben_cloud.manifest import MANIFEST, InvalidManifestError, from_bytes
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 from reben_cloud.patch import PAYLOAD_BYTES, Patch, PatchInfo
 from reben_cloud.store import Store
-
-MANIFEST = "manifest.json"
-"""The commit point of a root: without it there is no dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,14 @@ class RootSource:
         """Every patch of the metadata, which is the root's own."""
         return dict.fromkeys(self.modalities)
 
+    def identity(self) -> Mapping[str, str]:
+        """What the manifest vouches for: a root never changes, another one has another manifest."""
+        return {MANIFEST: hashlib.sha256(self.store.get(MANIFEST)).hexdigest()}
+
+    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
+        """Nothing: a shard holds many patches."""
+        return ""
+
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch.
 
@@ -77,25 +83,38 @@ class RootSource:
         return Patch(info=info, payloads=payloads)
 
 
+def read_manifest(store: Store) -> dict[str, Any] | None:
+    """What the root at `store` says of itself; None if nothing is published there.
+
+    Raises:
+        SourceError: If the manifest is not that of a root, or damaged.
+        RebenError: If a newer version has written it.
+    """
+    try:
+        return from_bytes(store.get(MANIFEST), where=store.url)
+    except FileNotFoundError:
+        return None
+    except InvalidManifestError as error:
+        raise SourceError(
+            f"{store.url}/{MANIFEST} is not the manifest of a root, or it is damaged: {error}"
+        ) from error
+
+
 def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
     """The source behind a root and its metadata in the official schema; None if there is no manifest.
 
     Raises:
-        SourceError: If the manifest is none of ours.
+        SourceError: If the manifest is none of ours, or damaged.
     """
-    try:
-        manifest = json.loads(bytes(store.get(MANIFEST)))
-        modalities = tuple(manifest["modalities"])
-    except FileNotFoundError:
+    manifest = read_manifest(store)
+    if manifest is None:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{store.url}/{MANIFEST} is not the manifest of a root ({error})") from error
     columns = {name: name if name == "patch_id" else f"reben:{name}" for name in OFFICIAL_SCHEMA.names}
     table = _read(store, ["id" if name == "patch_id" else name for name in columns.values()])
     official = pa.table(
         [c.cast(f.type) for c, f in zip(table.columns, OFFICIAL_SCHEMA, strict=True)], OFFICIAL_SCHEMA
     )
-    return RootSource(store, modalities), official.sort_by("patch_id").combine_chunks()
+    return RootSource(store, tuple(manifest["modalities"])), official.sort_by("patch_id").combine_chunks()
 
 
 class _Places(NamedTuple):
@@ -117,8 +136,8 @@ class _Places(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _places(_url: str, store: Store) -> _Places:
     """The index of a root, read once a process (60 MB of memory for the whole dataset)."""
-    manifest = json.loads(bytes(store.get(MANIFEST)))
-    sums = [f"reben:{m}_xxh3" for m in manifest["modalities"]]
+    modalities = (read_manifest(store) or {})["modalities"]
+    sums = [f"reben:{m}_xxh3" for m in modalities]
     table = _read(store, ["id", "reben:shard_group", "reben:shard", "reben:shard_row", *sums])
     ids = np.array(table.column("id").to_pylist(), "S50")
     order = np.argsort(ids)
@@ -128,7 +147,7 @@ def _places(_url: str, store: Store) -> _Places:
         groups[order],
         table.column("reben:shard").to_numpy()[order],
         table.column("reben:shard_row").to_numpy()[order],
-        {m: table.column(c).to_numpy()[order] for m, c in zip(manifest["modalities"], sums, strict=True)},
+        {m: table.column(c).to_numpy()[order] for m, c in zip(modalities, sums, strict=True)},
     )
 
 

@@ -48,6 +48,14 @@ class SyntheticSource:
         """Every patch of the metadata."""
         return dict.fromkeys(TENSORS)
 
+    def identity(self) -> Mapping[str, str]:
+        """Nothing: there are no files."""
+        return {}
+
+    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
+        """Nothing: there are no files."""
+        return ""
+
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch, computed."""
         land = synthetic_map(info)

@@ -297,7 +297,7 @@ class RawLoader:
             "epoch": self.epoch,
             "position": self._position,
             "num_samples": self.num_samples,
-            "fingerprint": int(self._fingerprint or "0", 16) % 2**63,
+            "fingerprint": _number(self._fingerprint),
             "selection": self._digest,
             **{name: int(value) for name, value in self._order_key.items()},
         }
@@ -308,8 +308,15 @@ class RawLoader:
         Raises:
             ValueError: If the state is of another selection or order, or these ranks cannot continue there.
         """
+        self._adopt_former(state)
         here = self.state_dict()
         for name in here.keys() - {"epoch", "position"}:
+            if name == "fingerprint" and state.get(name) != here[name] and self._former():
+                raise ValueError(
+                    f"the state was saved with fingerprint={state.get(name)}, this loader has {here[name]}: another "
+                    "dataset, or this LMDB as an earlier reben_cloud with another pyarrow named it; go on with the "
+                    "versions that saved it, or begin the epoch again"
+                )
             if state.get(name) != here[name]:
                 raise ValueError(
                     f"the state was saved with {name}={state.get(name)}, this loader has {name}={here[name]}; "
@@ -318,6 +325,15 @@ class RawLoader:
         self._steps.check_start(state["position"])
         self.epoch, self._running = state["epoch"], None
         self._resume_at = self._position = state["position"]
+
+    def _former(self) -> str | None:
+        return getattr(self._stored.selection.dataset, "former_fingerprint", None)
+
+    def _adopt_former(self, state: Mapping[str, int]) -> None:
+        """Go on in the order of the first version, if a state was saved by it."""
+        former = self._former()
+        if former is not None and state.get("fingerprint") == _number(former):
+            self._fingerprint = former
 
     def stats(self) -> StreamStats:
         """What was done so far; may be called at any time, from any thread."""
@@ -333,6 +349,10 @@ class RawLoader:
             wait_s=self._wait_s,
             elapsed_s=self._elapsed_s,
         )
+
+
+def _number(fingerprint: str) -> int:
+    return int(fingerprint or "0", 16) % 2**63
 
 
 def _shard_bytes(stored: StoredSelection) -> int:
