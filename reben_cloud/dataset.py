@@ -5,7 +5,6 @@ Opening reads the manifest only; everything else is read when asked for.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from reben_cloud.build import FORMAT_VERSION, MANIFEST
 from reben_cloud.errors import NotFoundError, RebenError
 from reben_cloud.lmdb_root import find_lmdb_root
 from reben_cloud.metadata import COUNTRIES
+from reben_cloud.root import read_manifest
 from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
 from reben_cloud.store import Store, open_store
 
@@ -38,18 +38,16 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
     if (lmdb := find_lmdb_root(url)) is not None:
         return Dataset(lmdb.store, lmdb.manifest, lmdb_folder=lmdb.folder)
     store = open_store(url, storage_options)
-    try:
-        text = bytes(store.get(MANIFEST))
-    except FileNotFoundError as error:
+    manifest = read_manifest(store)
+    if manifest is None:
         raise NotFoundError(
             f"{store.url} has no {MANIFEST}, so no dataset is published there; "
             "check the URL, or finish the build (run `reben-cloud build` again)"
-        ) from error
+        )
     try:
-        manifest = json.loads(text)
         version = manifest["version"]
         complete = manifest["format"] == "reben_cloud root" and manifest.keys() >= _MANIFEST_KEYS
-    except (ValueError, TypeError, KeyError):
+    except (TypeError, KeyError):
         complete, version = False, 0
     if not isinstance(version, int) or (not complete and version <= FORMAT_VERSION):
         raise NotFoundError(
@@ -107,7 +105,7 @@ class Dataset:
     @cached_property
     def patch_table(self) -> PatchTable:
         """The table of all patches, read as far as it is asked for."""
-        return PatchTable(self.store)
+        return PatchTable(self.store, self.manifest)
 
     @cached_property
     def selection(self) -> Selection:

@@ -15,6 +15,8 @@ LAYERS = (
     ("errors", "torchvision_ops"),
     ("bands", "labels", "sampling"),
     ("grid", "patch", "picture", "store", "placement", "recipe"),
+    ("parquet",),
+    ("root",),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),
     ("sources",),
     ("catalog", "recognise", "raster", "stream"),

@@ -25,9 +25,9 @@ from reben_cloud.build.spool import Spool
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.placement import PlacementOptions, group_sizes, place
+from reben_cloud.root import MANIFEST as MANIFEST
 from reben_cloud.sources import Source
 from reben_cloud.sources.archives import ArchiveSource
-from reben_cloud.sources.roots import MANIFEST as MANIFEST
 from reben_cloud.store import Store
 
 JOURNAL = "_build"

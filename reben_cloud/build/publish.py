@@ -25,6 +25,8 @@ from reben_cloud.build.plan import FORMAT_VERSION, MANIFEST, BuildPlan, ShardTas
 from reben_cloud.build.tasks import Receipt, WrittenObject, put
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
+from reben_cloud.parquet import Seal
+from reben_cloud.root import OBJECTS, PATCHES, PATCHES_SEAL
 from reben_cloud.store import Store
 
 
@@ -52,12 +54,13 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     for modality in plan.modalities:
         placement = placement.append_column(f"reben:{modality}_xxh3", _checksums(plan, receipts, modality))
     table = metadata.patches_table(plan.table, placement)
-    written.append(put(plan.store, "patches.parquet", metadata.write_patches(table)))
-    manifest = manifest_of(plan)
+    patches = metadata.write_patches(table)
+    written.append(put(plan.store, PATCHES, patches))
+    manifest = {**manifest_of(plan), PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json()}
     for path, data in catalog.root_documents(table, manifest, written).items():
         written.append(put(plan.store, path, data))
     objects = _objects_parquet(written)
-    written.append(put(plan.store, "objects.parquet", objects))
+    written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
     _check_presence(plan.store, written)
     return _commit(plan.store, manifest, objects)
@@ -82,7 +85,7 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
     fingerprint = hashlib.sha256(patches).hexdigest()[:16]
     if store.exists(MANIFEST) and json.loads(bytes(store.get(MANIFEST))).get("fingerprint") != fingerprint:
         raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
-    written = [put(store, "patches.parquet", patches)]
+    written = [put(store, PATCHES, patches)]
     manifest = {
         "format": "reben_cloud root",
         "version": FORMAT_VERSION,
@@ -94,11 +97,12 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
         "groups": {},
         "order": {"kind": "none", "seed": 0},
         "fingerprint": fingerprint,
+        PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json(),
     }
     for path, data in catalog.root_documents(table, None, written).items():
         written.append(put(store, path, data))
     objects = _objects_parquet(written)
-    store.put("objects.parquet", objects)
+    store.put(OBJECTS, objects)
     return _commit(store, manifest, objects)
 
 
@@ -225,5 +229,5 @@ def _objects_parquet(written: Sequence[WrittenObject]) -> bytes:
         }
     )
     out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
+    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
     return out.getvalue()

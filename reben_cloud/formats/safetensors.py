@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reben_cloud.bands import ARRAYS, MODALITIES
@@ -32,6 +31,8 @@ from reben_cloud.patch import (
     Patch,
     PatchInfo,
 )
+from reben_cloud.root import EXPORT_MANIFEST, read_patches
+from reben_cloud.store import open_store
 
 _DTYPES = {"uint16": "U16", "float32": "F32"}
 
@@ -259,8 +260,8 @@ class _Index(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _index(folder: str) -> _Index:
-    manifest = json.loads((Path(folder) / "export.json").read_bytes())
-    table = pq.read_table(Path(folder) / "patches.parquet", columns=["id", "reben:s1_name"])
+    manifest = json.loads((Path(folder) / EXPORT_MANIFEST).read_bytes())
+    table = read_patches(open_store(folder), manifest, ["id", "reben:s1_name"])
     ids = table.column("id").to_pylist()
     return _Index(
         {patch_id: row for row, patch_id in enumerate(ids)},
@@ -273,7 +274,7 @@ def _index(folder: str) -> _Index:
 def is_safetensors(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` holds an export to safetensors."""
     try:
-        manifest = json.loads((Path(folder) / "export.json").read_bytes())
+        manifest = json.loads((Path(folder) / EXPORT_MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("kind") == "safetensors"

@@ -84,7 +84,9 @@ class Selection:
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
         names = ["id", *(f"reben:{n}" for n in OFFICIAL_SCHEMA.names[1:]), "reben:product", "datetime"]
-        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas()
+        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas(
+            use_threads=False  # which would hold Python objects
+        )
         frame = frame.rename(columns=lambda name: name.removeprefix("reben:")).rename(
             columns={"id": "patch_id"}
         )

@@ -7,14 +7,13 @@ that the root itself has for them.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
@@ -22,10 +21,9 @@ from reben_cloud.errors import ChecksumError, NotFoundError, SourceError
 from reben_cloud.formats import tar
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 from reben_cloud.patch import PAYLOAD_BYTES, Patch, PatchInfo
+from reben_cloud.placement import check_places
+from reben_cloud.root import MANIFEST, PATCHES, lost, read_manifest, read_patches
 from reben_cloud.store import Store
-
-MANIFEST = "manifest.json"
-"""The commit point of a root: without it there is no dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +65,17 @@ class RootSource:
         for modality in modalities:
             path = tar.shard_path(str(places.group[at]), modality, int(places.shard[at]))
             start = int(places.row[at]) * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET
-            payload = bytes(self.store.get_range(path, start, PAYLOAD_BYTES[modality]))
-            if xxhash.xxh3_64_intdigest(payload) != int(places.xxh3[modality][at]):
-                raise ChecksumError(
-                    f"{self.store.url}/{path}: the {modality} payload of {info.patch_id} is damaged; "
-                    "`reben-cloud verify` says what else is"
-                )
-            payloads[modality] = payload
+            checksum = int(places.xxh3[modality][at])
+            what = f"{self.store.url}/{path}: the {modality} payload of {info.patch_id}"
+            read = partial(self._payload, path, start, PAYLOAD_BYTES[modality], checksum, what)
+            payloads[modality] = again(self.store, path, read)
         return Patch(info=info, payloads=payloads)
+
+    def _payload(self, path: str, start: int, nbytes: int, checksum: int, what: str) -> bytes:
+        payload = bytes(self.store.get_range(path, start, nbytes))
+        if xxhash.xxh3_64_intdigest(payload) != checksum:
+            raise ChecksumError(f"{what} is damaged; `reben-cloud verify` says what else is")
+        return payload
 
 
 def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
@@ -83,15 +84,15 @@ def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
     Raises:
         SourceError: If the manifest is none of ours.
     """
-    try:
-        manifest = json.loads(bytes(store.get(MANIFEST)))
-        modalities = tuple(manifest["modalities"])
-    except FileNotFoundError:
+    manifest = read_manifest(store)
+    if manifest is None:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    try:
+        modalities = tuple(manifest["modalities"])
+    except (KeyError, TypeError) as error:
         raise SourceError(f"{store.url}/{MANIFEST} is not the manifest of a root ({error})") from error
     columns = {name: name if name == "patch_id" else f"reben:{name}" for name in OFFICIAL_SCHEMA.names}
-    table = _read(store, ["id" if name == "patch_id" else name for name in columns.values()])
+    table = read_patches(store, manifest, ["id" if name == "patch_id" else name for name in columns.values()])
     official = pa.table(
         [c.cast(f.type) for c, f in zip(table.columns, OFFICIAL_SCHEMA, strict=True)], OFFICIAL_SCHEMA
     )
@@ -117,27 +118,22 @@ class _Places(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _places(_url: str, store: Store) -> _Places:
     """The index of a root, read once a process (60 MB of memory for the whole dataset)."""
-    manifest = json.loads(bytes(store.get(MANIFEST)))
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise lost(store, MANIFEST)
     sums = [f"reben:{m}_xxh3" for m in manifest["modalities"]]
-    table = _read(store, ["id", "reben:shard_group", "reben:shard", "reben:shard_row", *sums])
+    table = read_patches(
+        store, manifest, ["id", "reben:shard_group", "reben:shard", "reben:shard_row", *sums]
+    )
     ids = np.array(table.column("id").to_pylist(), "S50")
     order = np.argsort(ids)
     groups = table.column("reben:shard_group").cast(pa.string()).to_numpy()
+    shards, rows = table.column("reben:shard").to_numpy(), table.column("reben:shard_row").to_numpy()
+    check_places(manifest, groups=groups, shards=shards, rows=rows, name=f"{store.url}/{PATCHES}")
     return _Places(
         ids[order],
         groups[order],
-        table.column("reben:shard").to_numpy()[order],
-        table.column("reben:shard_row").to_numpy()[order],
+        shards[order],
+        rows[order],
         {m: table.column(c).to_numpy()[order] for m, c in zip(manifest["modalities"], sums, strict=True)},
     )
-
-
-def _read(store: Store, columns: list[str]) -> pa.Table:
-    data = store.get("patches.parquet")
-    try:
-        return pq.read_table(pa.BufferReader(data), columns=columns).select(columns)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(
-            f"{store.url}/patches.parquet: no parquet file, or a damaged one ({str(error).splitlines()[0]}); "
-            "`reben-cloud verify` says what else is wrong with the root"
-        ) from error
