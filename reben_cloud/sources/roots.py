@@ -22,7 +22,7 @@ from reben_cloud.formats import tar
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 from reben_cloud.patch import PAYLOAD_BYTES, Patch, PatchInfo
 from reben_cloud.placement import check_places
-from reben_cloud.root import MANIFEST, PATCHES, lost, read_manifest, read_patches
+from reben_cloud.root import MANIFEST, PATCHES, again, lost, read_manifest, read_patches
 from reben_cloud.store import Store
 
 
