@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from reben_cloud import grid
 from reben_cloud.build import FORMAT_VERSION, MANIFEST
 from reben_cloud.errors import NotFoundError, RebenError
 from reben_cloud.lmdb_root import find_lmdb_root
 from reben_cloud.metadata import COUNTRIES
-from reben_cloud.root import read_manifest
+from reben_cloud.root import read_manifest, read_objects
 from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
 from reben_cloud.store import Store, open_store
 
@@ -144,11 +147,15 @@ class Dataset:
     def open_zarr(self, product: str) -> xr.Dataset:
         """A product's Zarr store as a lazy xarray Dataset.
 
+        Pixels that are lost or damaged are an error when they are read.
+
         Raises:
-            NotFoundError: If the dataset has no such product.
+            NotFoundError: If the dataset has no such product, or has lost it.
+            ChecksumError: If its metadata are damaged.
         """
         import xarray as xr
-        from zarr.storage import ObjectStore
+
+        from reben_cloud.formats.zarr_store import ListedStore
 
         if self.lmdb_folder is not None:
             raise NotFoundError(f"{self.url} is an LMDB and has no Zarr stores; open the root for that")
@@ -156,15 +163,28 @@ class Dataset:
             raise NotFoundError(
                 f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"
             )
-        store = ObjectStore(self.store.child(f"zarr/{product}.zarr").client, read_only=True)
+        place = f"zarr/{product}.zarr"
+        store = ListedStore(self.store.child(place), self._listed(f"{place}/"))
         stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
         return stack
+
+    def _listed(self, prefix: str) -> dict[str, str]:
+        """Path below `prefix` of each object that the root lists there -> sha256."""
+        names = self._objects.column("path")
+        mine = self._objects.filter(pc.starts_with(names, prefix))
+        paths = [path.removeprefix(prefix) for path in mine.column("path").to_pylist()]
+        return dict(zip(paths, mine.column("sha256").to_pylist(), strict=True))
+
+    @cached_property
+    def _objects(self) -> pa.Table:
+        return read_objects(self.store, self.manifest, ["path", "sha256"])
 
     def open_patch(self, patch_id: str) -> xr.Dataset:
         """One patch as a lazy xarray Dataset with x and y coordinates and CRS.
 
         Raises:
-            NotFoundError: If the dataset has no such patch.
+            NotFoundError: If the dataset has no such patch, or has lost it.
+            ChecksumError: If the Zarr store has another patch in its place, or is damaged.
         """
         from reben_cloud import raster
 
@@ -173,7 +193,9 @@ class Dataset:
                 f"open_patch takes one patch id, got {patch_id!r}; see Selection.to_xarray for several"
             )
         row = self.search(ids=patch_id).column("reben:zarr_row")[0].as_py()
-        return raster.patch_view(self.open_zarr(grid.product_of(patch_id)), row)
+        stack = self.open_zarr(grid.product_of(patch_id))
+        raster.check_rows(stack, [row], [patch_id], url=self.url)
+        return raster.patch_view(stack, row)
 
     def mosaic(
         self,

@@ -116,8 +116,8 @@ def check_places(
     if unknown or outside.any():
         at = int(np.flatnonzero(outside)[0])
         raise ChecksumError(
-            f"{name}: names row {rows[at]} of shard {shards[at]} of group {groups[at]!r}, which the manifest does not "
-            "have; the root is damaged, `reben-cloud verify` says what else is"
+            f"{name}: names row {rows[at]} of shard {shards[at]} of group {str(groups[at])!r}, which the manifest does "
+            "not have; the root is damaged, `reben-cloud verify` says what else is"
         )
 
 

@@ -35,7 +35,7 @@ def test_commands_on_a_local_root_end_well(command, tmp_path):
     source, official = open_source("synthetic:40")
     build(make_plan(source, official, open_store(tmp_path / "root")))
 
-    assert endings(command, str(tmp_path / "root"), tmp_path) == {0: RUNS}
+    assert endings(command, str(tmp_path / "root"), tmp_path) == {(0, ""): RUNS}
 
 
 @pytest.mark.s3
@@ -43,7 +43,7 @@ def test_commands_on_a_remote_root_end_well(command, s3_bucket, tmp_path):
     source, official = open_source("synthetic:40")
     build(make_plan(source, official, open_store(s3_bucket.url, s3_bucket.storage_options)))
 
-    assert endings(command, s3_bucket.url, tmp_path, s3_bucket.environment) == {0: RUNS}
+    assert endings(command, s3_bucket.url, tmp_path, s3_bucket.environment) == {(0, ""): RUNS}
 
 
 @pytest.fixture(params=COMMANDS)
@@ -51,10 +51,12 @@ def command(request):
     return COMMANDS[request.param]
 
 
-def endings(command: str, root: str, folder: Path, environment: dict[str, str] | None = None) -> Counter[int]:
-    """Exit status -> how many of the runs ended with it."""
+def endings(
+    command: str, root: str, folder: Path, environment: dict[str, str] | None = None
+) -> Counter[tuple[int, str]]:
+    """(Exit status, what it said if that is not 0) -> how many of the runs ended with it."""
 
-    def run(number: int) -> int:
+    def run(number: int) -> tuple[int, str]:
         arguments = command.format(root=root, out=folder / f"out-{number}").split()
         done = subprocess.run(
             [sys.executable, "-m", "reben_cloud.cli", *arguments],
@@ -62,9 +64,7 @@ def endings(command: str, root: str, folder: Path, environment: dict[str, str] |
             capture_output=True,
             text=True,
         )
-        if done.returncode:
-            print(done.stderr)
-        return done.returncode
+        return done.returncode, done.stderr if done.returncode else ""
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return Counter(pool.map(run, range(RUNS)))
