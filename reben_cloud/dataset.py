@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from reben_cloud import grid
 from reben_cloud.errors import NotFoundError
 from reben_cloud.lmdb_root import MadeRoot, find_lmdb_root
-from reben_cloud.manifest import MANIFEST, InvalidManifestError, from_bytes
 from reben_cloud.metadata import COUNTRIES
+from reben_cloud.root import MANIFEST, read_manifest, read_objects
 from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
 from reben_cloud.store import Store, open_store
 
@@ -31,27 +34,20 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
         storage_options: Credentials and endpoint, as in `store.open_store`.
 
     Raises:
-        NotFoundError: If there is no manifest, so no published dataset, or a damaged one.
+        NotFoundError: If there is no manifest, so no published dataset.
+        ChecksumError: If the manifest is damaged, or not that of a root.
         RebenError: If a newer version has written it.
         StorageError: If the store cannot be reached or refuses.
     """
     if (lmdb := find_lmdb_root(url)) is not None:
         return Dataset(lmdb.store, lmdb.manifest, lmdb_folder=lmdb.folder)
     store = open_store(url, storage_options)
-    try:
-        text = bytes(store.get(MANIFEST))
-    except FileNotFoundError as error:
+    manifest = read_manifest(store)
+    if manifest is None:
         raise NotFoundError(
             f"{store.url} has no {MANIFEST}, so no dataset is published there; "
             "check the URL, or finish the build (run `reben-cloud build` again)"
-        ) from error
-    try:
-        manifest = from_bytes(text, where=store.url)
-    except InvalidManifestError as error:
-        raise NotFoundError(
-            f"{store.url}/{MANIFEST} is not the manifest of a reben_cloud root, or it is damaged: {error}; "
-            "copy it again from where the root was made"
-        ) from error
+        )
     return Dataset(store, manifest)
 
 
@@ -101,7 +97,7 @@ class Dataset:
     @cached_property
     def patch_table(self) -> PatchTable:
         """The table of all patches, read as far as it is asked for."""
-        return PatchTable(self.store)
+        return PatchTable(self.store, self.manifest)
 
     @cached_property
     def selection(self) -> Selection:
@@ -140,11 +136,15 @@ class Dataset:
     def open_zarr(self, product: str) -> xr.Dataset:
         """A product's Zarr store as a lazy xarray Dataset.
 
+        Pixels that are lost or damaged are an error when they are read.
+
         Raises:
-            NotFoundError: If the dataset has no such product.
+            NotFoundError: If the dataset has no such product, or has lost it.
+            ChecksumError: If its metadata are damaged.
         """
         import xarray as xr
-        from zarr.storage import ObjectStore
+
+        from reben_cloud.formats.zarr_store import ListedStore
 
         if self.lmdb_folder is not None:
             raise NotFoundError(f"{self.url} is an LMDB and has no Zarr stores; open the root for that")
@@ -152,15 +152,28 @@ class Dataset:
             raise NotFoundError(
                 f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"
             )
-        store = ObjectStore(self.store.child(f"zarr/{product}.zarr").client, read_only=True)
+        place = f"zarr/{product}.zarr"
+        store = ListedStore(self.store.child(place), self._listed(f"{place}/"))
         stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
         return stack
+
+    def _listed(self, prefix: str) -> dict[str, str]:
+        """Path below `prefix` of each object that the root lists there -> sha256."""
+        names = self._objects.column("path")
+        mine = self._objects.filter(pc.starts_with(names, prefix))
+        paths = [path.removeprefix(prefix) for path in mine.column("path").to_pylist()]
+        return dict(zip(paths, mine.column("sha256").to_pylist(), strict=True))
+
+    @cached_property
+    def _objects(self) -> pa.Table:
+        return read_objects(self.store, self.manifest, ["path", "sha256"])
 
     def open_patch(self, patch_id: str) -> xr.Dataset:
         """One patch as a lazy xarray Dataset with x and y coordinates and CRS.
 
         Raises:
-            NotFoundError: If the dataset has no such patch.
+            NotFoundError: If the dataset has no such patch, or has lost it.
+            ChecksumError: If the Zarr store has another patch in its place, or is damaged.
         """
         from reben_cloud import raster
 
@@ -169,7 +182,9 @@ class Dataset:
                 f"open_patch takes one patch id, got {patch_id!r}; see Selection.to_xarray for several"
             )
         row = self.search(ids=patch_id).column("reben:zarr_row")[0].as_py()
-        return raster.patch_view(self.open_zarr(grid.product_of(patch_id)), row)
+        stack = self.open_zarr(grid.product_of(patch_id))
+        raster.check_rows(stack, [row], [patch_id], url=self.url)
+        return raster.patch_view(stack, row)
 
     def mosaic(
         self,

@@ -26,7 +26,7 @@ from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.metadata import patches_table, write_patches
 from reben_cloud.recognise import open_source
-from reben_cloud.search import PATCHES
+from reben_cloud.root import PATCHES
 from reben_cloud.store import Store, open_store
 
 SCHEME = "lmdb://"

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from reben_cloud import grid, labels
-from reben_cloud.errors import SourceError
+from reben_cloud import grid, labels, parquet
+from reben_cloud.errors import ChecksumError, SourceError
 from reben_cloud.patch import PatchInfo
 
 Column = Any
@@ -99,13 +99,9 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
     for path in paths:
         name = os.fspath(path)
         try:
-            table = pq.ParquetFile(path).read()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(
-                f"{name}: no parquet file, or a damaged one ({str(error).splitlines()[0]}); load it again"
-            ) from error
+            table = parquet.read_table(path, name=name)
+        except ChecksumError as error:
+            raise SourceError(f"{error}; load it again") from error
         missing = [column for column in OFFICIAL_SCHEMA.names if column not in table.column_names]
         if missing:
             raise SourceError(
@@ -241,11 +237,14 @@ def write_patches(table: pa.Table) -> bytes:
     out = io.BytesIO()
     with patches_writer(out, table.schema, table.select(["bbox", "datetime"])) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    parquet.add_chunk_sums(out)
     return out.getvalue()
 
 
 def patches_writer(out: Any, schema: pa.Schema, extents: pa.Table) -> pq.ParquetWriter:
     """What writes ``patches.parquet``, row group by row group, for tables that are not held in memory.
+
+    When it is closed, `parquet.add_chunk_sums` finishes the file.
 
     Args:
         out: A path, or a file.
@@ -291,6 +290,7 @@ def patches_writer(out: Any, schema: pa.Schema, extents: pa.Table) -> pq.Parquet
         out,
         schema.with_metadata({"geo": json.dumps(geo), "stac-geoparquet": json.dumps(stac)}),
         compression="zstd",
+        write_page_checksum=True,
         use_dictionary=[*_dictionary_columns(schema), "reben:labels.list.element"],
         column_encoding={
             **{f"bbox.{side}": "BYTE_STREAM_SPLIT" for side in ("xmin", "ymin", "xmax", "ymax")},
@@ -429,10 +429,9 @@ def _wkb_polygons(rings: NDArray[np.float64]) -> Column:
     """Little-endian WKB of polygons with one ring of five points."""
     record = np.dtype([("head", "V13"), ("points", "<f8", (5, 2))])
     head = b"\x01" + (3).to_bytes(4, "little") + (1).to_bytes(4, "little") + (5).to_bytes(4, "little")
-    values = np.empty(len(rings), record)
+    buffer = pa.allocate_buffer(len(rings) * record.itemsize)
+    values = np.frombuffer(buffer, record)
     values["head"] = np.void(head)
     values["points"] = rings
-    fixed = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(record.itemsize), len(rings), [None, pa.py_buffer(values.tobytes())]
-    )
+    fixed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(record.itemsize), len(rings), [None, buffer])
     return fixed.cast(pa.binary())

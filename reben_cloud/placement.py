@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from reben_cloud.errors import ChecksumError
 from reben_cloud.sampling import shuffled_order, stratified_order
 
 Order = Literal["stratified", "shuffled"]
@@ -86,6 +87,38 @@ def place(table: pa.Table, options: PlacementOptions) -> pa.Table:
             "reben:shard_row": row,
         }
     )
+
+
+def check_places(
+    manifest: Mapping[str, Any], *, groups: NDArray[Any], shards: NDArray[Any], rows: NDArray[Any], name: str
+) -> None:
+    """See that places in the shards are within what the manifest says there is: addresses are computed from them.
+
+    Args:
+        manifest: Of the root; ``groups`` and ``shard_samples`` are used.
+        groups: Names of the shard groups, shape (n,).
+        shards: Numbers of the shards, shape (n,).
+        rows: Rows in the shards, shape (n,).
+        name: What holds the places, for the error.
+
+    Raises:
+        ChecksumError: If one is not.
+    """
+    names, codes = np.unique(np.asarray(groups, str), return_inverse=True)
+    unknown = [group for group in names.tolist() if group not in manifest["groups"]]
+    sizes = np.array(
+        [manifest["groups"].get(g, {"num_samples": 0})["num_samples"] for g in names.tolist()], int
+    )
+    full = int(manifest["shard_samples"])
+    shards, rows = np.asarray(shards, np.int64), np.asarray(rows, np.int64)
+    total = sizes[codes] if len(names) else np.zeros(0, np.int64)
+    outside = (shards < 0) | (rows < 0) | (rows >= full) | (shards * full + rows >= total)
+    if unknown or outside.any():
+        at = int(np.flatnonzero(outside)[0])
+        raise ChecksumError(
+            f"{name}: names row {rows[at]} of shard {shards[at]} of group {str(groups[at])!r}, which the manifest does "
+            "not have; the root is damaged, `reben-cloud verify` says what else is"
+        )
 
 
 def group_sizes(placement: pa.Table) -> Mapping[str, int]:

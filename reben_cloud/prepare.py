@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from reben_cloud import grid
+from reben_cloud import grid, parquet
 from reben_cloud.bands import BANDS, PATCH_M
 from reben_cloud.build import JOURNAL as BUILD_JOURNAL
 from reben_cloud.build import Executor, Progress, build, local, make_plan, silent
@@ -49,7 +49,7 @@ from reben_cloud.reference_map import (
     rasterise,
     read_land_cover,
 )
-from reben_cloud.sources.roots import read_manifest
+from reben_cloud.root import read_manifest
 from reben_cloud.sources.safe import S2_BANDS, SafeProduct, open_safe
 from reben_cloud.sources.sentinel1 import POLARIZATIONS, Scene, open_scenes, pair, v1_files
 from reben_cloud.sources.v1 import V1Patch, read_v1
@@ -475,7 +475,8 @@ _ROW_GROUP_ROWS = 124_928  # as DuckDB cut the official files
 def write_metadata(folder: str | os.PathLike[str]) -> None:
     """Both metadata files from the receipts of all products in `folder`: zstd, sorted by id."""
     root = Path(folder)
-    parts = [pq.read_table(path).cast(OFFICIAL_SCHEMA) for path in sorted((root / JOURNAL).glob("*.parquet"))]
+    receipts = sorted((root / JOURNAL).glob("*.parquet"))
+    parts = [parquet.read_table(path, name=str(path)).cast(OFFICIAL_SCHEMA) for path in receipts]
     table = pa.concat_tables([OFFICIAL_SCHEMA.empty_table(), *parts]).sort_by("patch_id")
     extra = pc.or_(table["contains_seasonal_snow"], table["contains_cloud_or_shadow"])
     for name, rows in ((METADATA, pc.invert(extra)), (EXTRA_METADATA, extra)):

@@ -7,6 +7,7 @@ it, so rioxarray, GDAL and QGIS agree where a pixel is. Nothing is read before v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from reben_cloud.bands import ARRAYS, BANDS, PATCH_M
-from reben_cloud.errors import NotFoundError
+from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import zarr
 from reben_cloud.metadata import check_names
+from reben_cloud.root import get_checked
 from reben_cloud.store import Store
 
 _AXES = {60: ("y60", "x60"), 20: ("y20", "x20"), 10: ("y", "x")}
@@ -40,6 +42,28 @@ def patch_view(stack: xr.Dataset, row: int) -> xr.Dataset:
             count = PATCH_M // step
             coordinates |= _pixel_centres(x0, y0, count, count, step, (y, x))
     return patch.assign_coords(coordinates)
+
+
+def check_rows(stack: xr.Dataset, rows: Sequence[int], patch_ids: Sequence[str], *, url: str) -> None:
+    """See that patches are where the table says they are.
+
+    Args:
+        stack: The opened store of their product.
+        rows: Row of each patch in it.
+        patch_ids: Their ids.
+        url: The root, for the error.
+
+    Raises:
+        ChecksumError: If a row does not exist, or holds another patch.
+    """
+    names = stack.patch_id.values
+    for row, patch_id in zip(rows, patch_ids, strict=True):
+        there = str(names[row]) if 0 <= row < len(names) else "nothing"
+        if there != patch_id:
+            raise ChecksumError(
+                f"{url}: patches.parquet has {patch_id} in row {row} of its product's Zarr store, which has {there} "
+                "there; the root is damaged, `reben-cloud verify` says what else is"
+            )
 
 
 def patches_view(
@@ -257,9 +281,11 @@ class _MosaicArray(BackendArray):
         for shard in np.unique(number).tolist():
             mine = rows[number == shard]
             path = zarr.shard_path(self.array, shard)
-            pixels = zarr.decode_shard(
-                self.array, self.store.get(path), rows=mine % zarr.PATCHES_PER_ZARR_SHARD, name=path
-            )
+            inner = mine % zarr.PATCHES_PER_ZARR_SHARD
+            pixels = get_checked(self.store, path, partial(self._decode, path, inner))
             pixels = pixels if pixels.ndim == 4 else pixels[:, None]
             found.update(zip(mine.tolist(), pixels[:, self.numbers], strict=True))
         return found
+
+    def _decode(self, path: str, rows: NDArray[np.int64], data: memoryview) -> NDArray[Any]:
+        return zarr.decode_shard(self.array, data, rows=rows, name=f"{self.store.url}/{path}")

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from reben_cloud import metadata
 from reben_cloud.errors import MissingExtraError, SourceError
+from reben_cloud.root import check_exported
 from reben_cloud.sources import Source
 from reben_cloud.store import Store, open_store
 
@@ -128,7 +129,10 @@ def _read_metadata(store: Store, paths: Sequence[str | os.PathLike[str]]) -> pa.
         return metadata.read_official([Path(path) for path in paths])
     folder = store.local_path()
     if folder is not None:
-        return metadata.read_official(_find_metadata(folder if folder.is_dir() else folder.parent))
+        found = _find_metadata(folder if folder.is_dir() else folder.parent)
+        for file in found:
+            check_exported(file)
+        return metadata.read_official(found)
     with tempfile.TemporaryDirectory() as copies:
         here = []
         for name in OFFICIAL_METADATA:

@@ -19,11 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud import metadata
+from reben_cloud import metadata, parquet
 from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.build import JOURNAL, MANIFEST
 from reben_cloud.build.tasks import sample_json
@@ -149,10 +148,7 @@ def verify(
     if deep or against is not None or (lmdb is not None and not quick):
         try:
             index = _Index(dataset)
-        except StorageError:
-            raise
-        # Damaged parquet raises whatever the decoder that meets it first raises.
-        except (OSError, pa.ArrowException, KeyError, ValueError, RebenError) as error:
+        except (NotFoundError, ChecksumError, KeyError) as error:
             problems.append(f"patches.parquet: cannot be read ({error}); pixels were not compared")
         else:
             if lmdb is not None and readable:
@@ -193,9 +189,9 @@ def _listed_objects(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
     if hashlib.sha256(listing).hexdigest() != dataset.manifest.get("objects_sha256"):
         problems.append("objects.parquet: not the list that the manifest names, its sha256 differs")
     try:
-        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(listing)).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        return [], [*problems, f"objects.parquet: cannot be read ({error})"]
+        rows: list[dict[str, Any]] = parquet.read_table(listing, name="objects.parquet").to_pylist()
+    except ChecksumError as error:
+        return [], [*problems, str(error)]
     return rows, problems
 
 
@@ -299,7 +295,7 @@ class _Index:
     def __init__(self, dataset: Dataset) -> None:
         self.official = dataset.selection.official()
         self.modalities = dataset.modalities
-        table = pq.read_table(pa.BufferReader(dataset.store.get("patches.parquet"))).sort_by("id")
+        table = dataset.selection.to_arrow().sort_by("id")
         self.ids: list[str] = table.column("id").to_pylist()
         self.product = np.array([patch_id[:-6] for patch_id in self.ids])
         self.zarr_row = table.column("reben:zarr_row").to_numpy()

@@ -15,6 +15,8 @@ LAYERS = (
     ("errors", "torchvision_ops"),
     ("bands", "labels", "sampling", "digest"),
     ("grid", "patch", "picture", "store", "placement", "recipe", "manifest"),
+    ("parquet",),
+    ("root",),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),
     ("sources",),
     ("catalog", "recognise", "raster", "stream"),

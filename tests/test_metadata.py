@@ -97,7 +97,7 @@ def test_wrong_metadata_is_refused_with_the_file_and_the_cause(written, table, m
 def test_what_is_no_parquet_is_refused(tmp_path):
     (tmp_path / "m.parquet").write_text("no")
 
-    with pytest.raises(SourceError, match="no parquet file"):
+    with pytest.raises(SourceError, match="not a parquet file"):
         read_official([tmp_path / "m.parquet"])
     with pytest.raises(SourceError, match="no metadata file"):
         read_official([])

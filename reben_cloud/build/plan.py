@@ -26,9 +26,9 @@ from reben_cloud.digest import DIGEST, document_digest, table_digest
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.manifest import FORMAT_VERSION as FORMAT_VERSION
-from reben_cloud.manifest import MANIFEST as MANIFEST
 from reben_cloud.manifest import ROOT_FORMAT
 from reben_cloud.placement import PlacementOptions, group_sizes, place
+from reben_cloud.root import MANIFEST as MANIFEST
 from reben_cloud.sources import Source
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.sources.roots import open_root

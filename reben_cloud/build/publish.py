@@ -36,7 +36,8 @@ from reben_cloud.digest import sealed
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
 from reben_cloud.manifest import ROOT_FORMAT, to_bytes
-from reben_cloud.sources.roots import read_manifest
+from reben_cloud.parquet import Seal
+from reben_cloud.root import OBJECTS, PATCHES, PATCHES_SEAL, read_manifest
 from reben_cloud.store import Store
 
 
@@ -65,12 +66,13 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     for modality in plan.modalities:
         placement = placement.append_column(f"reben:{modality}_xxh3", _checksums(plan, receipts, modality))
     table = metadata.patches_table(plan.table, placement)
-    written.append(put(plan.store, "patches.parquet", metadata.write_patches(table)))
-    manifest = manifest_of(plan)
+    patches = metadata.write_patches(table)
+    written.append(put(plan.store, PATCHES, patches))
+    manifest = {**manifest_of(plan), PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json()}
     for path, data in catalog.root_documents(table, manifest, written).items():
         written.append(put(plan.store, path, data))
     objects = _objects_parquet(written)
-    written.append(put(plan.store, "objects.parquet", objects))
+    written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
     _check_presence(plan.store, written)
     return _commit(plan.store, manifest, objects)
@@ -98,7 +100,7 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
         raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
     table = metadata.patches_table(official)
     patches = metadata.write_patches(table)
-    written = [put(store, "patches.parquet", patches)]
+    written = [put(store, PATCHES, patches)]
     manifest = {
         "format": ROOT_FORMAT,
         "version": FORMAT_VERSION,
@@ -110,11 +112,12 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
         "groups": {},
         "order": {"kind": "none", "seed": 0},
         "fingerprint": fingerprint,
+        PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json(),
     }
     for path, data in catalog.root_documents(table, None, written).items():
         written.append(put(store, path, data))
     objects = _objects_parquet(written)
-    store.put("objects.parquet", objects)
+    store.put(OBJECTS, objects)
     return _commit(store, manifest, objects)
 
 
@@ -260,5 +263,5 @@ def _objects_parquet(written: Sequence[WrittenObject]) -> bytes:
         }
     )
     out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
+    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
     return out.getvalue()

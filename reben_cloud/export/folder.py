@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from reben_cloud import metadata
+from reben_cloud import metadata, parquet
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.export.copying import Sink
 from reben_cloud.export.plan import FORMAT, MANIFEST, afresh
 from reben_cloud.manifest import to_bytes
 from reben_cloud.metadata import OFFICIAL_SCHEMA
+from reben_cloud.root import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection
@@ -92,12 +93,14 @@ def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) ->
     gone = {"assets", *(f"reben:{m}_xxh3" for m in MODALITIES if m not in modalities)}
     names = [name for name in chosen.table.names if name not in gone]
     schema = chosen.table.take(chosen.rows[:1], names).schema
-    file = partial / "patches.parquet"
+    file = partial / PATCHES
     extents = chosen.columns(["bbox", "datetime"])
     with metadata.patches_writer(file, schema, extents) as writer:
         # Row groups of the root's size, but for those that the selection leaves smaller.
         for part in chosen.table.parts(chosen.rows, names):
             writer.write_table(part.cast(schema), row_group_size=metadata.ROW_GROUP_ROWS)
+    with file.open("r+b") as written:
+        parquet.add_chunk_sums(written)
     _sync(file)
 
 
@@ -114,7 +117,11 @@ def _write_official(partial: Path, chosen: Selection) -> None:
     }
     with ExitStack() as stack:
         writers = {
-            name: stack.enter_context(pq.ParquetWriter(partial / name, OFFICIAL_SCHEMA, compression="zstd"))
+            name: stack.enter_context(
+                pq.ParquetWriter(
+                    partial / name, OFFICIAL_SCHEMA, compression="zstd", write_page_checksum=True
+                )
+            )
             for name in files
         }
         for start in range(0, len(order), metadata.ROW_GROUP_ROWS):
@@ -132,6 +139,8 @@ def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -
     """What the root says of itself, as far as it holds for the export; the order of streaming follows from it."""
     table = chosen.columns(["reben:product", "reben:shard_group"])
     counts = pc.value_counts(table.column("reben:shard_group").cast(pa.string())).to_pylist()
+    with (partial / PATCHES).open("rb") as file:
+        seal = parquet.Seal.of(file)
     manifest = {
         **chosen.dataset.manifest,
         **facts,
@@ -142,7 +151,8 @@ def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -
         "exported_groups": {
             one["values"]: one["counts"] for one in sorted(counts, key=lambda c: c["values"])
         },
-        "files": {
+        PATCHES_SEAL: seal.to_json(),
+        EXPORTED_FILES: {
             file.name: [file.stat().st_size, _sketch(file)]
             for file in sorted(partial.iterdir())
             if file.name not in (_LOCK_FILE, MANIFEST)
@@ -157,7 +167,7 @@ def find_damage(path: Path, manifest: Mapping[str, Any]) -> str | None:
 
     Sizes, and a sketch of the bytes. Every payload is compared by `reben-cloud verify`.
     """
-    for name, (nbytes, sketch) in manifest.get("files", {}).items():
+    for name, (nbytes, sketch) in manifest.get(EXPORTED_FILES, {}).items():
         try:
             size = (path / name).stat().st_size
         except FileNotFoundError:
@@ -178,7 +188,7 @@ def _sketch(file: Path) -> str:
     digest = xxhash.xxh3_64()
     with file.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
-        if size <= _SKETCH_BYTES:
+        if size <= WHOLE_BYTES:
             digest.update(opened.read())
         else:
             for start in range(0, size - _SKETCH_STEP, size // _SKETCH_STEP):
@@ -188,7 +198,6 @@ def _sketch(file: Path) -> str:
 
 
 _LOCK_FILE = "lock.mdb"  # LMDB's own: readers write to it
-_SKETCH_BYTES = 64 * 1024 * 1024
 _SKETCH_STEP = 256
 
 

@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.bands import MODALITIES
-from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
 from reben_cloud.manifest import EXPORT_FORMAT as FORMAT
 from reben_cloud.manifest import InvalidManifestError, from_bytes
 from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
+from reben_cloud.root import EXPORT_MANIFEST as MANIFEST
+from reben_cloud.root import read_patches
+from reben_cloud.store import open_store
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection
-
-MANIFEST = "export.json"
-"""What the folder says of itself; written last."""
 
 
 def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -103,8 +102,8 @@ def reconcile(
     change = (0, 0)
     if there is not None and (update or prune):
         try:
-            ids = pq.read_table(path / "patches.parquet", columns=["id"]).column("id").to_pylist()
-        except (OSError, ValueError) as error:
+            ids = read_patches(open_store(path), there, ["id"]).column("id").to_pylist()
+        except (ChecksumError, NotFoundError) as error:
             if update and prune:
                 return afresh(selection, rows), modalities, change
             raise ConflictError(
@@ -128,7 +127,7 @@ def reconcile(
 
 def afresh(selection: Selection, rows: NDArray[np.int64]) -> Selection:
     """These rows, with a table of their own: what it reads is gone with it, and not in memory for good."""
-    return type(selection)(selection.dataset, type(selection.table)(selection.table.store), rows)
+    return type(selection)(selection.dataset, selection.table.afresh(), rows)
 
 
 def identity_of(

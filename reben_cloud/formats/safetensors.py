@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reben_cloud.bands import ARRAYS, MODALITIES
@@ -33,7 +32,8 @@ from reben_cloud.patch import (
     Patch,
     PatchInfo,
 )
-from reben_cloud.store import file_version
+from reben_cloud.root import EXPORT_MANIFEST, read_patches
+from reben_cloud.store import file_version, open_store
 
 _DTYPES = {"uint16": "U16", "float32": "F32"}
 
@@ -271,10 +271,11 @@ class _Index(NamedTuple):
 @lru_cache(maxsize=2)
 def _index(folder: str) -> _Index:
     try:
-        manifest = from_bytes((Path(folder) / "export.json").read_bytes(), where=folder, kind=EXPORT_FORMAT)
+        text = (Path(folder) / EXPORT_MANIFEST).read_bytes()
+        manifest = from_bytes(text, where=folder, kind=EXPORT_FORMAT)
     except InvalidManifestError as error:
-        raise SourceError(f"{folder}/export.json is damaged: {error}; export again") from error
-    table = pq.read_table(Path(folder) / "patches.parquet", columns=["id", "reben:s1_name"])
+        raise SourceError(f"{folder}/{EXPORT_MANIFEST} is damaged: {error}; export again") from error
+    table = read_patches(open_store(folder), manifest, ["id", "reben:s1_name"])
     ids = table.column("id").to_pylist()
     return _Index(
         {patch_id: row for row, patch_id in enumerate(ids)},
@@ -287,7 +288,7 @@ def _index(folder: str) -> _Index:
 def is_safetensors(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` holds an export to safetensors."""
     try:
-        manifest = json.loads((Path(folder) / "export.json").read_bytes())
+        manifest = json.loads((Path(folder) / EXPORT_MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("kind") == "safetensors"

@@ -7,10 +7,9 @@ interval leave, and columns beyond the filter's only when they are asked for.
 from reben_cloud.search.arguments import parse_box, parse_interval, parse_names
 from reben_cloud.search.query import SEASONS, search
 from reben_cloud.search.selection import Selection
-from reben_cloud.search.table import PATCHES, PatchTable
+from reben_cloud.search.table import PatchTable
 
 __all__ = [
-    "PATCHES",
     "SEASONS",
     "PatchTable",
     "Selection",

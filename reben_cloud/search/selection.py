@@ -84,7 +84,9 @@ class Selection:
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
         names = ["id", *(f"reben:{n}" for n in OFFICIAL_SCHEMA.names[1:]), "reben:product", "datetime"]
-        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas()
+        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas(
+            use_threads=False  # which would hold Python objects
+        )
         frame = frame.rename(columns=lambda name: name.removeprefix("reben:")).rename(
             columns={"id": "patch_id"}
         )
@@ -132,10 +134,14 @@ class Selection:
         products = [str(name) for name in table.column("reben:product").to_pylist()]
         stacks = {product: self.dataset.open_zarr(product) for product in sorted(set(products))}
         rows = table.column("reben:zarr_row").to_numpy().astype(np.int64)
+        ids = np.array(table.column("id").to_pylist(), object)
+        for product, stack in stacks.items():
+            mine = np.flatnonzero(np.asarray(products) == product)
+            raster.check_rows(stack, rows[mine].tolist(), ids[mine].tolist(), url=self.dataset.url)
         found = raster.patches_view(stacks, products, rows, bands=names)
         labels = ["; ".join(names) for names in table.column("reben:labels").to_pylist()]
         return found.assign_coords(
-            patch_id=("patch", np.array(table.column("id").to_pylist(), object)),
+            patch_id=("patch", ids),
             time=found.time.compute(),
             label_names=("patch", np.array(labels, object)),
         )

@@ -6,23 +6,18 @@ column that is wanted; what was read once is kept. This module knows nothing of 
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from reben_cloud.errors import ChecksumError
+from reben_cloud.parquet import ChunkReader
+from reben_cloud.root import PATCHES, again, open_patches
 from reben_cloud.store import Store
-
-PATCHES = "patches.parquet"
-"""Path of the table below a root."""
-
-_FOOTER_BYTES = 256 * 1024
-"""Read at once from the end of the file: the footer of 34 row groups takes about 130 kB."""
 
 
 class PatchTable:
@@ -30,35 +25,46 @@ class PatchTable:
 
     Args:
         store: The root.
+        manifest: What vouches for the table (`root.open_patches`).
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, manifest: Mapping[str, Any]) -> None:
         self.store = store
-        """Where the file lies."""
+        """Where the file is."""
+        self.manifest = manifest
+        """What the root or the export says of itself."""
         self._columns: dict[tuple[int, str], pa.ChunkedArray[Any]] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"store": self.store, "_columns": {}}
+        return {"store": self.store, "manifest": self.manifest, "_columns": {}}
+
+    def afresh(self) -> PatchTable:
+        """The same table with no columns read yet: what it reads is gone with it."""
+        found = PatchTable(self.store, self.manifest)
+        found._reader = self._reader
+        return found
 
     @cached_property
-    def _source(self) -> _Ranges:
-        return _Ranges(self.store, PATCHES)
-
-    @cached_property
-    def _parquet(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self._source)
+    def _reader(self) -> ChunkReader:
+        reader = open_patches(self.store, self.manifest)
+        if reader.metadata.num_rows != (expected := int(self.manifest["num_patches"])):
+            raise ChecksumError(
+                f"{self.store.url}/{PATCHES} has {reader.metadata.num_rows:,} rows and the manifest says "
+                f"{expected:,} patches; the root is damaged: copy it again from where it was made"
+            )
+        return reader
 
     @cached_property
     def group_starts(self) -> NDArray[np.int64]:
         """First row of each row group, and the number of rows; int64 (num_row_groups + 1,)."""
-        meta = self._parquet.metadata
+        meta = self._reader.metadata
         sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
     @cached_property
     def schema(self) -> pa.Schema:
         """Names and types of the columns."""
-        return self._parquet.schema_arrow
+        return self._reader.schema
 
     @property
     def names(self) -> list[str]:
@@ -67,7 +73,7 @@ class PatchTable:
 
     def bounds(self, group: int, leaf: str) -> tuple[Any, Any] | None:
         """Smallest and largest value of a leaf column in a row group; None when not recorded."""
-        column = self._parquet.metadata.row_group(group).column(self._leaf(leaf))
+        column = self._reader.metadata.row_group(group).column(self._leaf(leaf))
         stats = column.statistics
         return (stats.min, stats.max) if stats is not None and stats.has_min_max else None
 
@@ -76,6 +82,7 @@ class PatchTable:
 
         Raises:
             KeyError: If there is no such column.
+            ChecksumError: If what was read is not what was written.
         """
         for name in columns:
             if name not in self.names:
@@ -84,12 +91,10 @@ class PatchTable:
         wanted = [g for g in groups if any((g, c) not in self._columns for c in columns)]
         missing = [c for c in columns if any((g, c) not in self._columns for g in groups)]
         if wanted:
-            self._source.fetch([self._extent(g, missing) for g in wanted])
-            for group in wanted:
-                found = self._parquet.read_row_group(group, columns=missing)
+            found = again(self.store, PATCHES, lambda: self._reader.read(wanted, missing))
+            for group, part in zip(wanted, found, strict=True):
                 for name in missing:
-                    self._columns[group, name] = found.column(name)
-            self._source.forget()
+                    self._columns[group, name] = part.column(name)
         chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
         return pa.table({n: pa.chunked_array(c, self.schema.field(n).type) for n, c in chunks.items()})
 
@@ -115,66 +120,5 @@ class PatchTable:
                 self._columns = kept
 
     def _leaf(self, path: str) -> int:
-        group = self._parquet.metadata.row_group(0)
+        group = self._reader.metadata.row_group(0)
         return next(i for i in range(group.num_columns) if group.column(i).path_in_schema == path)
-
-    def _extent(self, group: int, columns: Sequence[str]) -> tuple[int, int]:
-        """First byte and end of the part of a row group that holds `columns`."""
-        meta = self._parquet.metadata.row_group(group)
-        spans = []
-        for number in range(meta.num_columns):
-            column = meta.column(number)
-            if column.path_in_schema.split(".")[0] in columns:
-                start = column.dictionary_page_offset or column.data_page_offset
-                spans.append((start, start + column.total_compressed_size))
-        return min(s for s, _ in spans), max(e for _, e in spans)
-
-
-class _Ranges(io.RawIOBase):
-    """A remote file that answers reads from ranges fetched before; what is not there is fetched."""
-
-    def __init__(self, store: Store, path: str) -> None:
-        super().__init__()
-        self._store, self._path, self._position = store, path, 0
-        self._size = store.head(path)
-        start = max(0, self._size - _FOOTER_BYTES)
-        self._tail = (start, store.get_range(path, start, self._size - start))
-        self._parts: list[tuple[int, memoryview]] = []
-
-    def fetch(self, extents: Sequence[tuple[int, int]]) -> None:
-        """Fetch the extents (start, end), neighbours in one request, all at once."""
-        merged: list[list[int]] = []
-        for start, end in sorted(extents):
-            if merged and start - merged[-1][1] < 64 * 1024:
-                merged[-1][1] = max(end, merged[-1][1])
-            else:
-                merged.append([start, end])
-        starts, lengths = [s for s, _ in merged], [e - s for s, e in merged]
-        self._parts = list(zip(starts, self._store.get_ranges(self._path, starts, lengths), strict=True))
-
-    def forget(self) -> None:
-        """Drop what was fetched."""
-        self._parts = []
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = (0, self._position, self._size)[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        start = self._position
-        end = self._size if size is None or size < 0 else min(self._size, start + size)
-        self._position = end
-        for first, data in (*self._parts, self._tail):
-            if first <= start and end <= first + data.nbytes:
-                return bytes(data[start - first : end - first])
-        return bytes(self._store.get_range(self._path, start, end - start)) if end > start else b""

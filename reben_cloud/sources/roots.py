@@ -10,19 +10,20 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.errors import ChecksumError, NotFoundError, SourceError
+from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import tar
-from reben_cloud.manifest import MANIFEST, InvalidManifestError, from_bytes
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 from reben_cloud.patch import PAYLOAD_BYTES, Patch, PatchInfo
+from reben_cloud.placement import check_places
+from reben_cloud.root import MANIFEST, PATCHES, again, lost, read_manifest, read_patches
 from reben_cloud.store import Store
 
 
@@ -73,31 +74,17 @@ class RootSource:
         for modality in modalities:
             path = tar.shard_path(str(places.group[at]), modality, int(places.shard[at]))
             start = int(places.row[at]) * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET
-            payload = bytes(self.store.get_range(path, start, PAYLOAD_BYTES[modality]))
-            if xxhash.xxh3_64_intdigest(payload) != int(places.xxh3[modality][at]):
-                raise ChecksumError(
-                    f"{self.store.url}/{path}: the {modality} payload of {info.patch_id} is damaged; "
-                    "`reben-cloud verify` says what else is"
-                )
-            payloads[modality] = payload
+            checksum = int(places.xxh3[modality][at])
+            what = f"{self.store.url}/{path}: the {modality} payload of {info.patch_id}"
+            read = partial(self._payload, path, start, PAYLOAD_BYTES[modality], checksum, what)
+            payloads[modality] = again(self.store, path, read)
         return Patch(info=info, payloads=payloads)
 
-
-def read_manifest(store: Store) -> dict[str, Any] | None:
-    """What the root at `store` says of itself; None if nothing is published there.
-
-    Raises:
-        SourceError: If the manifest is not that of a root, or damaged.
-        RebenError: If a newer version has written it.
-    """
-    try:
-        return from_bytes(store.get(MANIFEST), where=store.url)
-    except FileNotFoundError:
-        return None
-    except InvalidManifestError as error:
-        raise SourceError(
-            f"{store.url}/{MANIFEST} is not the manifest of a root, or it is damaged: {error}"
-        ) from error
+    def _payload(self, path: str, start: int, nbytes: int, checksum: int, what: str) -> bytes:
+        payload = bytes(self.store.get_range(path, start, nbytes))
+        if xxhash.xxh3_64_intdigest(payload) != checksum:
+            raise ChecksumError(f"{what} is damaged; `reben-cloud verify` says what else is")
+        return payload
 
 
 def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
@@ -110,7 +97,7 @@ def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
     if manifest is None:
         return None
     columns = {name: name if name == "patch_id" else f"reben:{name}" for name in OFFICIAL_SCHEMA.names}
-    table = _read(store, ["id" if name == "patch_id" else name for name in columns.values()])
+    table = read_patches(store, manifest, ["id" if name == "patch_id" else name for name in columns.values()])
     official = pa.table(
         [c.cast(f.type) for c, f in zip(table.columns, OFFICIAL_SCHEMA, strict=True)], OFFICIAL_SCHEMA
     )
@@ -136,27 +123,23 @@ class _Places(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _places(_url: str, store: Store) -> _Places:
     """The index of a root, read once a process (60 MB of memory for the whole dataset)."""
-    modalities = (read_manifest(store) or {})["modalities"]
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise lost(store, MANIFEST)
+    modalities = manifest["modalities"]
     sums = [f"reben:{m}_xxh3" for m in modalities]
-    table = _read(store, ["id", "reben:shard_group", "reben:shard", "reben:shard_row", *sums])
+    table = read_patches(
+        store, manifest, ["id", "reben:shard_group", "reben:shard", "reben:shard_row", *sums]
+    )
     ids = np.array(table.column("id").to_pylist(), "S50")
     order = np.argsort(ids)
     groups = table.column("reben:shard_group").cast(pa.string()).to_numpy()
+    shards, rows = table.column("reben:shard").to_numpy(), table.column("reben:shard_row").to_numpy()
+    check_places(manifest, groups=groups, shards=shards, rows=rows, name=f"{store.url}/{PATCHES}")
     return _Places(
         ids[order],
         groups[order],
-        table.column("reben:shard").to_numpy()[order],
-        table.column("reben:shard_row").to_numpy()[order],
+        shards[order],
+        rows[order],
         {m: table.column(c).to_numpy()[order] for m, c in zip(modalities, sums, strict=True)},
     )
-
-
-def _read(store: Store, columns: list[str]) -> pa.Table:
-    data = store.get("patches.parquet")
-    try:
-        return pq.read_table(pa.BufferReader(data), columns=columns).select(columns)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(
-            f"{store.url}/patches.parquet: no parquet file, or a damaged one ({str(error).splitlines()[0]}); "
-            "`reben-cloud verify` says what else is wrong with the root"
-        ) from error

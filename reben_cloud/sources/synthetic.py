@@ -15,9 +15,9 @@ from importlib.resources import files
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from reben_cloud import parquet
 from reben_cloud.bands import BANDS, STATISTICS_MEAN
 from reben_cloud.errors import SourceError
 from reben_cloud.labels import CLASSES, representative_code
@@ -81,7 +81,7 @@ def synthetic_metadata(num_patches: int, paths: Sequence[str | os.PathLike[str]]
     """
     if not paths:
         sample = files("reben_cloud.sources").joinpath("sample_metadata.parquet")
-        table = pq.read_table(pa.BufferReader(sample.read_bytes()))
+        table = parquet.read_table(sample.read_bytes(), name=sample.name)
     else:
         table = read_official(paths)
     if num_patches > table.num_rows:

@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from reben_cloud.errors import SourceError
+from reben_cloud import parquet
+from reben_cloud.errors import ChecksumError, SourceError
 
 LINKS = "tile_names_and_links.csv"
 """v1 patch name, Level-1C product, link; may be compressed (``.bz2``)."""
@@ -84,7 +84,11 @@ def _s1_names(root: Path, names: pa.ChunkedArray) -> dict[str, str]:
     if (root / S1_MAPPING).exists():
         table = _read_csv(root / S1_MAPPING, ("s2v1_name", "s1_name"))
     elif found := sorted(root.glob("metadata*.parquet")):
-        table = pa.concat_tables([pq.read_table(path, columns=["s2v1_name", "s1_name"]) for path in found])
+        names_of = ["s2v1_name", "s1_name"]
+        try:
+            table = pa.concat_tables([parquet.read_table(path, names_of, name=str(path)) for path in found])
+        except ChecksumError as error:
+            raise SourceError(f"{error}; load it again") from error
     else:
         return {}
     table = table.filter(pc.is_in(table["s2v1_name"], names.combine_chunks()))
@@ -109,6 +113,8 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> pa.Table:
     try:
         data = path.read_bytes()
         text = bz2.decompress(data) if path.suffix == ".bz2" else data
-        return pa.csv.read_csv(pa.BufferReader(text), read_options=options, convert_options=types)
+        return pa.csv.read_csv(
+            pa.BufferReader(parquet.arrow_memory(text)), read_options=options, convert_options=types
+        )
     except (pa.ArrowInvalid, OSError) as error:
         raise SourceError(f"{path}: not {len(columns)} columns of names ({error})") from error

@@ -245,7 +245,7 @@ class ShardReader:
             if file is None or data is None:
                 return None
             self._mapped.move_to_end(file)
-        with suppress(FileNotFoundError):  # whoever maps it again says so
+        with suppress(NotFoundError):  # whoever maps it again says so
             if (file, *_identity(file)) in self._verified:
                 return data
         return None
@@ -437,7 +437,10 @@ def _map_file(file: Path, url: str) -> NDArray[np.uint8]:
 
 def _identity(file: str | os.PathLike[str]) -> tuple[int, ...]:
     """Changes when a file is replaced or written to."""
-    status = os.stat(file)
+    try:
+        status = os.stat(file)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"the shard {file} is lost; run `reben-cloud verify`") from error
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud import labels
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ChecksumError
+from reben_cloud.placement import check_places
+from reben_cloud.root import PATCHES, read_objects
 from reben_cloud.sampling import Ints
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.fetch import Counters, LmdbReader, Places, Reader, ShardReader, ZarrReader
@@ -97,6 +97,13 @@ class StoredSelection:
         names = sorted(names)
         number = table.column("reben:shard").to_numpy().astype(np.int64)
         row = table.column("reben:shard_row").to_numpy().astype(np.int64)
+        check_places(
+            manifest,
+            groups=np.array(names, object)[codes] if names else codes,
+            shards=number,
+            rows=row,
+            name=f"{selection.dataset.url}/{PATCHES}",
+        )
         order = np.lexsort((row, number, codes))
         keys, shard = np.unique((codes << 32 | number)[order], return_inverse=True)
         shards = [(names[key >> 32], key & 0xFFFFFFFF) for key in keys.tolist()]
@@ -161,6 +168,11 @@ def open_reader(
         )
     if form == "zarr":
         rows = np.array(stored.values("reben:zarr_row"))
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(dataset):
+            raise ChecksumError(
+                f"{dataset.url}/{PATCHES}: names rows {rows.min()} to {rows.max()} of Zarr stores, which have no such "
+                "rows; the root is damaged, `reben-cloud verify` says what else is"
+            )
         table = _objects(dataset)
         sizes = dict(zip(table.column("path").to_pylist(), table.column("bytes").to_pylist(), strict=True))
         return ZarrReader(
@@ -190,10 +202,4 @@ def _shard_objects(dataset: Any) -> dict[str, tuple[int, int]]:
 
 
 def _objects(dataset: Any) -> pa.Table:
-    """``objects.parquet``, checked against the manifest."""
-    data = dataset.store.get("objects.parquet")
-    if hashlib.sha256(data).hexdigest() != dataset.manifest["objects_sha256"]:
-        raise ChecksumError(
-            f"{dataset.url}/objects.parquet is not the one that the manifest names; the root is damaged"
-        )
-    return pq.read_table(pa.BufferReader(data), columns=["path", "bytes", "xxh3"])
+    return read_objects(dataset.store, dataset.manifest, ["path", "bytes", "xxh3"])
