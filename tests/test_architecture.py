@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 LAYERS = (
     ("errors", "torchvision_ops"),
-    ("bands", "labels", "sampling"),
+    ("bands", "labels", "local_file", "sampling"),
     ("grid", "patch", "picture", "store", "placement", "recipe"),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),
     ("sources",),
