@@ -65,9 +65,8 @@ class LocalFile:
             start, nbytes = start + len(part), nbytes - len(part)
         return b"".join(parts)
 
-    def read_into(self, pieces: Sequence[memoryview], start: int) -> None:
-        """Fill the pieces, bytes that may be written, one after the other. Raises as `read`."""
-        nbytes = sum(piece.nbytes for piece in pieces)
+    def read_into(self, pieces: Sequence[bytearray | memoryview], start: int, nbytes: int) -> None:
+        """Fill the pieces, which have `nbytes` bytes together, one after the other. Raises as `read`."""
         try:
             found = os.preadv(self._file, pieces, start)
         except OSError as error:
@@ -77,15 +76,24 @@ class LocalFile:
         # At the end of the file, or on a file system that answers in parts.
         data = memoryview(self.read(start, nbytes))
         for piece in pieces:
-            piece[:] = data[: piece.nbytes]
-            data = data[piece.nbytes :]
+            piece[:] = data[: len(piece)]
+            data = data[len(piece) :]
 
     def read_ahead(self, start: int, nbytes: int) -> None:
-        """Ask the system to have these bytes in memory soon; does not wait."""
-        if hasattr(os, "posix_fadvise"):
-            for first in range(start, start + nbytes, READ_AHEAD_BYTES):
-                length = min(READ_AHEAD_BYTES, start + nbytes - first)
-                os.posix_fadvise(self._file, first, length, os.POSIX_FADV_WILLNEED)
+        """Ask the system to have these bytes in memory soon, unless it has; does not wait."""
+        if not hasattr(os, "posix_fadvise") or all(
+            self._is_at_hand(place) for place in (start, start + nbytes // 2, start + nbytes - 1)
+        ):
+            return
+        for first in range(start, start + nbytes, READ_AHEAD_BYTES):
+            length = min(READ_AHEAD_BYTES, start + nbytes - first)
+            os.posix_fadvise(self._file, first, length, os.POSIX_FADV_WILLNEED)
+
+    def _is_at_hand(self, place: int) -> bool:
+        try:
+            return os.preadv(self._file, [bytearray(1)], place, os.RWF_NOWAIT) == 1
+        except OSError:  # it would have to wait, or the file system cannot tell
+            return False
 
     def _unreadable(self, error: OSError) -> StorageError:
         return StorageError(f"cannot read {self.path}: {error.strerror}")

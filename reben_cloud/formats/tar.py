@@ -166,6 +166,11 @@ def records(modality: str, shard: Buffer) -> NDArray[np.uint8] | None:
     return view
 
 
+def name_in(header: Buffer) -> bytes:
+    """The name of the member whose header, 512 bytes, comes first."""
+    return bytes(header[:NAME_BYTES]).partition(b"\0")[0]
+
+
 def find_payloads(modality: str, file: IO[bytes]) -> dict[str, int]:
     """Where the payloads of any tar with the same members start: name of the member -> first byte.
 

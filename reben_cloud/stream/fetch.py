@@ -273,17 +273,22 @@ class ShardReader:
         if wanted.is_strided:
             file.read_ahead(int(records.min()), int(np.ptp(records)) + tar.RECORD_BYTES[wanted.modality])
 
-        def headers() -> list[bytes]:
-            return [file.read(start, tar.BLOCK_BYTES) for start in records.tolist()]
-
-        starts = self._starts(wanted, headers, lambda: io.BytesIO(file.read(0, wanted.nbytes)))
+        # The other names are compared when their payloads are read.
+        is_ours = (
+            wanted.is_strided and tar.name_in(file.read(int(records[0]), tar.BLOCK_BYTES)) == wanted.names[0]
+        )
+        if is_ours:
+            starts = records + tar.PAYLOAD_OFFSET
+        else:
+            starts = self._members(wanted, lambda: io.BytesIO(file.read(0, wanted.nbytes)))
         return InFile(
             file=file,
             starts=starts,
             nbytes=PAYLOAD_BYTES[wanted.modality],
             header=PAYLOAD_HEADER[wanted.modality],
             checksums=wanted.checksums,
-            damage=lambda number: self._damage(wanted, number),
+            names=wanted.names.tolist() if is_ours else (),
+            damage=lambda number, cause: self._damage(wanted, number, cause),
             count=lambda nbytes: self._counters.add(bytes_read=nbytes),
             fetch_again=fetch_again,
         )
@@ -336,16 +341,12 @@ class ShardReader:
 
     def _in_memory(self, wanted: _Wanted, data: NDArray[np.uint8]) -> InMemory:
         """Payloads in the bytes of a whole shard, whose checksum was compared."""
-
-        def headers() -> list[bytes]:
-            return [bytes(data[start : start + tar.BLOCK_BYTES]) for start in wanted.records.tolist()]
-
-        starts = self._starts(wanted, headers, lambda: io.BytesIO(data))
-        nbytes, name = PAYLOAD_BYTES[wanted.modality], f"{self._store.url}/{wanted.path}"
-        found = InMemory(data, starts, nbytes, name=name)
-        if wanted.path in self._foreign:
-            for number in range(len(starts)):
-                self._check_payload(wanted, number, found.read(number))
+        name, nbytes = f"{self._store.url}/{wanted.path}", PAYLOAD_BYTES[wanted.modality]
+        if wanted.is_strided and _are_named(wanted.names, data, wanted.records):
+            return InMemory(data, wanted.records + tar.PAYLOAD_OFFSET, nbytes, name=name)
+        found = InMemory(data, self._members(wanted, lambda: io.BytesIO(data)), nbytes, name=name)
+        for number in range(len(wanted.rows)):
+            self._check_payload(wanted, number, found.read(number))
         return found
 
     def _download(self, path: str) -> NDArray[np.uint8]:
@@ -401,35 +402,24 @@ class ShardReader:
         self._counters.add(requests=1, bytes_read=data.nbytes)
         if data.nbytes != length:
             raise ChecksumError(f"{name}: asked for {length:,} bytes at {start:,}, got {data.nbytes:,}")
-        starts = wanted.records - start
-        if not _are_named(wanted.names, [bytes(data[s : s + tar.BLOCK_BYTES]) for s in starts.tolist()]):
+        memory, records = np.frombuffer(data, np.uint8), wanted.records - start
+        if not _are_named(wanted.names, memory, records):
             raise ChecksumError(f"{name}: other patches are in its rows than patches.parquet says")
-        found = InMemory(np.frombuffer(data, np.uint8), starts + tar.PAYLOAD_OFFSET, payload, name=name)
-        for number in range(len(starts)):
+        found = InMemory(memory, records + tar.PAYLOAD_OFFSET, payload, name=name)
+        for number in range(len(records)):
             self._check_payload(wanted, number, found.read(number))
         return found
 
     # -- who is where ------------------------------------------------------------------------------
 
-    def _starts(
-        self, wanted: _Wanted, headers: Callable[[], list[bytes]], open_shard: Callable[[], IO[bytes]]
-    ) -> Ints:
-        """Where in its shard the payload of each sample starts, by the names in the shard.
-
-        Args:
-            wanted: The samples.
-            headers: Reads the tar headers where these samples must be in a strided shard.
-            open_shard: Opens the shard as a file, to read any other tar member by member.
-        """
-        if wanted.is_strided and _are_named(wanted.names, headers()):
-            return wanted.records + tar.PAYLOAD_OFFSET
+    def _members(self, wanted: _Wanted, open_shard: Callable[[], IO[bytes]]) -> Ints:
+        """Where the payloads start in a tar of another writer, read member by member, by their names."""
         name = f"{self._store.url}/{wanted.path}"
         if wanted.path not in self._foreign:
-            with open_shard() as opened:
-                try:
-                    self._foreign[wanted.path] = tar.find_payloads(wanted.modality, opened)
-                except (tarfile.TarError, InvalidPatchError) as error:
-                    raise ChecksumError(f"{name} is not a shard of {wanted.modality}: {error}") from error
+            try:
+                self._foreign[wanted.path] = tar.find_payloads(wanted.modality, open_shard())
+            except (tarfile.TarError, InvalidPatchError) as error:
+                raise ChecksumError(f"{name} is not a shard of {wanted.modality}: {error}") from error
         places = self._foreign[wanted.path]
         members = [member.decode() for member in wanted.names.tolist()]
         for row, member in zip(wanted.rows.tolist(), members, strict=True):
@@ -443,22 +433,22 @@ class ShardReader:
     def _check_payload(self, wanted: _Wanted, number: int, payload: Buffer) -> None:
         header = PAYLOAD_HEADER[wanted.modality]
         if payload[: len(header)] != header or xxhash.xxh3_64_intdigest(payload) != wanted.checksums[number]:
-            raise ChecksumError(self._damage(wanted, number))
+            raise ChecksumError(self._damage(wanted, number, "xxh3 differs"))
 
-    def _damage(self, wanted: _Wanted, number: int) -> str:
+    def _damage(self, wanted: _Wanted, number: int, cause: str) -> str:
         return (
             f"{self._store.url}/{wanted.path}: the payload in row {wanted.rows[number]} is not the one that "
-            "patches.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
+            f"patches.parquet lists ({cause}); if `reben-cloud verify` says so too, the object is damaged"
         )
 
     def _lost(self, path: str) -> NotFoundError:
         return NotFoundError(f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`")
 
 
-def _are_named(names: NDArray[np.bytes_], headers: Sequence[bytes]) -> bool:
-    """Whether the tar headers, 512 bytes each, are those of the members named."""
-    found = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, tar.BLOCK_BYTES)[:, : tar.NAME_BYTES]
-    return bool((np.ascontiguousarray(found).view(f"S{tar.NAME_BYTES}")[:, 0] == names).all())
+def _are_named(names: NDArray[np.bytes_], memory: NDArray[np.uint8], records: Ints) -> bool:
+    """Whether the members of these names start at these bytes."""
+    found = memory[records[:, None] + np.arange(tar.NAME_BYTES)]
+    return bool((found.view(f"S{tar.NAME_BYTES}")[:, 0] == names).all())
 
 
 class LmdbReader:
@@ -520,7 +510,7 @@ class LmdbReader:
             nbytes=nbytes,
             header=PAYLOAD_HEADER[modality],
             checksums=None if sums is None else sums[stored],
-            damage=lambda number: self._damage(keys[stored[number]]),
+            damage=lambda number, _: self._damage(keys[stored[number]]),
             count=lambda nbytes: self._counters.add(bytes_read=nbytes),
         )
 

@@ -17,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.bands import ARRAYS, BANDS, MODALITIES
-from reben_cloud.patch import MAP_SHAPE, MAP_TENSOR, PAYLOAD_HEADER, TENSORS
+from reben_cloud.patch import MAP_SHAPE, MAP_TENSOR, TENSORS
 
 Arrays = dict[str, NDArray[Any]]
-
-_HEADER_ROOM = max(len(header) for header in PAYLOAD_HEADER.values())
 
 
 class Copy(NamedTuple):
@@ -145,7 +143,6 @@ class Slot:
         self.arrays = arrays
         """Batch array -> the whole buffer, contiguous, shape (batch_size, *shape of a sample)."""
         self._bytes = {n: a.view(np.uint8).reshape(len(a), -1) for n, a in arrays.items() if a.ndim > 2}
-        self._rest = memoryview(bytearray(_HEADER_ROOM))
 
     def targets(self, copies: Sequence[Copy]) -> list[tuple[int, int, NDArray[np.uint8]]]:
         """Where a payload goes: (first byte, byte after the last, bytes of each row) of each piece."""
@@ -155,16 +152,11 @@ class Slot:
         ]
 
     def row_pieces(self, copies: Sequence[Copy], rows: Sequence[int]) -> list[list[memoryview]]:
-        """The memory of each row in the order of a payload, which can be read into it as it is.
-
-        What belongs to no array (the header) comes first, in memory that all rows share.
-        """
+        """The memory of each row in the order of a payload, whose end can be read into it as it is."""
         flat = {c.array: memoryview(self._bytes[c.array].reshape(-1)) for c in copies}
         places = [(flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes) for c in sorted(copies)]
-        header = self._rest[: min(copies).source]
         return [
-            [header, *(m[row * size + start : row * size + start + n] for m, size, start, n in places)]
-            for row in rows
+            [m[row * size + start : row * size + start + n] for m, size, start, n in places] for row in rows
         ]
 
 

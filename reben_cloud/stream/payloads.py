@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, StorageError
+from reben_cloud.formats import tar
 from reben_cloud.local_file import LocalFile
 from reben_cloud.patch import Buffer
 from reben_cloud.sampling import Ints
@@ -92,8 +93,10 @@ class InFile:
     """First bytes of every payload."""
     checksums: NDArray[np.uint64] | None
     """xxh3-64 of each payload; None where none is known."""
-    damage: Callable[[int], str]
-    """What to say when a payload is not the one that was written."""
+    names: Sequence[bytes] = ()
+    """Member name of each payload, where a tar header comes right before each."""
+    damage: Callable[[int, str], str]
+    """What to say when a payload is not the one that was written, given its number and how that shows."""
     count: Callable[[int], None]
     """Told how many bytes were read."""
     fetch_again: Callable[[], InMemory] | None = None
@@ -103,10 +106,12 @@ class InFile:
 
     def fill(self, numbers: Ints, slot: Slot, copies: Sequence[Copy], rows: Ints) -> None:
         """Read payloads into rows of a slot."""
-        pieces = slot.row_pieces(copies, rows.tolist())
-        for position, number in enumerate(numbers.tolist()):
+        head = self._make_head()
+        for position, (number, pieces) in enumerate(
+            zip(numbers.tolist(), slot.row_pieces(copies, rows.tolist()), strict=True)
+        ):
             try:
-                self._read_into(pieces[position], number)
+                self._read_into(head, pieces, number)
             except (ChecksumError, StorageError) as error:
                 self._recovered(error).fill(numbers[position:], slot, copies, rows[position:])
                 break
@@ -114,25 +119,33 @@ class InFile:
 
     def read(self, number: int) -> Buffer:
         """One payload."""
-        data = memoryview(bytearray(self.nbytes))
-        cut = len(self.header)
+        head = self._make_head()
+        rest = bytearray(self.nbytes - len(self.header))
         try:
-            self._read_into([data[:cut], data[cut:]], number)
+            self._read_into(head, [memoryview(rest)], number)
         except (ChecksumError, StorageError) as error:
             return self._recovered(error).read(number)
         self.count(self.nbytes)
-        return data.toreadonly()
+        return self.header + rest
 
-    def _read_into(self, pieces: Sequence[memoryview], number: int) -> None:
-        self.file.read_into(pieces, int(self.starts[number]))
+    def _make_head(self) -> bytearray:
+        """Room for what comes before the pixels: a tar header, if there is one, and that of the payload."""
+        return bytearray((tar.BLOCK_BYTES if self.names else 0) + len(self.header))
+
+    def _read_into(self, head: bytearray, pieces: Sequence[memoryview], number: int) -> None:
+        lead = len(head) - len(self.header)
+        self.file.read_into([head, *pieces], int(self.starts[number]) - lead, lead + self.nbytes)
+        if self.names and not head.startswith(self.names[number] + b"\0"):
+            raise ChecksumError(self.damage(number, f"it is {bytes(head[: tar.NAME_BYTES])!r}"))
+        payload_head = head[lead:]
+        is_right = payload_head == self.header
         if self.checksums is not None:
-            digest = xxhash.xxh3_64()
+            digest = xxhash.xxh3_64(payload_head)
             for piece in pieces:
                 digest.update(piece)
-            if digest.intdigest() != self.checksums[number]:
-                raise ChecksumError(self.damage(number))
-        if pieces[0] != self.header:
-            raise ChecksumError(self.damage(number))
+            is_right = is_right and digest.intdigest() == self.checksums[number]
+        if not is_right:
+            raise ChecksumError(self.damage(number, "xxh3 differs"))
 
     def _recovered(self, error: ChecksumError | StorageError) -> InMemory:
         """The payloads fetched again, once; an original that is damaged stays an error."""
