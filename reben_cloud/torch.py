@@ -7,16 +7,15 @@ there. The order, the threads and the reading are `reben_cloud.stream`'s.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reben_cloud.errors import ForkError, missing_extra
-from reben_cloud.model_input import ModelInput, work_alone
+from reben_cloud.model_input import ModelInput
 from reben_cloud.stream import Form, RawLoader, StreamStats
-from reben_cloud.stream.gather import MEMORY, MEMORY_START, Addresses, Copy, Slot
+from reben_cloud.stream.gather import BatchArray, Slot
 
 try:
     import torch
@@ -29,15 +28,13 @@ __all__ = ["ModelInput", "StreamDataset", "StreamLoader"]
 
 Batch = dict[str, Tensor]
 
-HOLD_PINNED = 2
-"""Batches that are handed out before a pinned buffer is written again, even if nothing refers to it."""
-
 
 class StreamLoader:
     """Shuffled raw batches of a selection as tensors, exactly once an epoch; no DataLoader needed.
 
-    The fast way: threads of this process fetch and copy, nothing is pickled. With CUDA, batches lie in
-    pinned memory, so ``tensor.to(device, non_blocking=True)`` overlaps with the next step. What a
+    The fast way: threads of this process fetch and copy, nothing is pickled. With CUDA, batches are in
+    pinned memory, so ``tensor.to(device, non_blocking=True)`` overlaps with the next step; it is written
+    again only when nothing refers to the batch and the device has done such copies, on whatever stream. What a
     batch holds, how long it stays valid and what the arguments mean is said at
     `reben_cloud.stream.RawLoader`; `rank` and `world_size` come from ``torch.distributed`` when it is
     initialised and they are not given.
@@ -89,9 +86,7 @@ class StreamLoader:
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             form=form,
-            gather=gather_tensors,
-            make_buffer=_pinned_zeros if pinned else np.zeros,
-            hold=HOLD_PINNED if pinned else 0,
+            buffers=PinnedBatches if pinned else None,
         )
         self.batch_size = batch_size
         """Samples in a batch of this rank."""
@@ -221,36 +216,52 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _tensors(batch: Mapping[str, NDArray[Any]]) -> Batch:
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
+def _tensors(batch: Mapping[str, Any]) -> Batch:
+    return {name: torch.as_tensor(array) for name, array in batch.items()}
 
 
-def _pinned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    # Through bytes: the dtype's name in torch is not needed, and uint16 is young there.
-    flat = torch.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=torch.uint8, pin_memory=True)
-    array: NDArray[Any] = np.frombuffer(flat.numpy(), dtype).reshape(shape)
-    return array
+def _pinned(nbytes: int) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 
-def gather_tensors(addresses: Addresses, copies: Sequence[Copy], slot: Slot) -> None:
-    """Copy payloads into a slot by one ``index_select`` a piece: C speed, and the GIL is free meanwhile.
+class PinnedBatches:
+    """Batches in pinned memory of torch's own allocator, as a ``DataLoader`` with ``pin_memory`` has them.
 
-    The memory from the first payload to the last is seen as a matrix whose row a is the bytes from
-    the a-th byte on (stride 1 in both directions), so that distances are the index.
+    Each batch is new memory to us. The allocator records an event on the stream of every ``non_blocking``
+    copy from its memory, whichever stream that is, and gives memory out again only when it was let go and all
+    its events are done. We could see only the streams that are current when a batch is let go, in whatever
+    thread that is. It knows its memory by the tensor, so no array in between is handed out.
+
+    Args:
+        specs: Name, shape and dtype of every array of a batch.
+        allocate: Makes so many bytes of pinned memory.
     """
-    if not len(addresses):
-        return
-    work_alone()
-    first = int(addresses.min())
-    index = torch.from_numpy(addresses - first)
-    span = int(addresses.max()) - first + 1
-    for copy in copies:
-        key = copy.array, copy.target
-        if key not in slot.extra:
-            flat = torch.from_numpy(slot.flat[copy.array])
-            slot.extra[key] = flat[:, copy.target : copy.target + copy.nbytes]
-        rows = _MEMORY.as_strided((span, copy.nbytes), (1, 1), first - MEMORY_START + copy.source)
-        torch.index_select(rows, 0, index, out=slot.extra[key][: len(index)])
+
+    def __init__(
+        self, specs: Mapping[str, BatchArray], *, allocate: Callable[[int], Tensor] = _pinned
+    ) -> None:
+        self._specs = specs
+        self._allocate = allocate
+
+    def take(self) -> Slot:
+        """A slot in memory that no copy reads any more."""
+        return _TensorSlot({name: self._make(spec) for name, spec in self._specs.items()})
+
+    def hand_out(self, slot: Slot, num_rows: int) -> Batch:
+        """The first rows of every tensor."""
+        assert isinstance(slot, _TensorSlot)
+        return {name: tensor[:num_rows] for name, tensor in slot.tensors.items()}
+
+    def give_back(self, slot: Slot) -> None:
+        """Return a slot that was not handed out: its memory goes back to the allocator by itself."""
+
+    def _make(self, spec: BatchArray) -> Tensor:
+        # Through bytes: the dtype's name in torch is not needed.
+        dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
+        return self._allocate(spec.nbytes).view(dtype).view(spec.shape)
 
 
-_MEMORY = torch.from_numpy(MEMORY)
+class _TensorSlot(Slot):
+    def __init__(self, tensors: Batch) -> None:
+        super().__init__({name: tensor.numpy() for name, tensor in tensors.items()})
+        self.tensors = tensors

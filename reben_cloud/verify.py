@@ -244,7 +244,7 @@ def _lmdb_files(folder: str) -> tuple[list[dict[str, Any]], list[str], bool]:
     except (SourceError, RebenError) as error:
         problems.append(str(error))
     try:
-        lmdb.open_environment(folder)
+        lmdb.open_lmdb(folder)
     except (NotFoundError, SourceError) as error:
         problems, readable = problems or [str(error)], False
     files = [{"path": file.name, "bytes": file.stat().st_size} for file in here.iterdir()]
@@ -269,20 +269,20 @@ class _RecordsUnit:
 
         problems = []
         infos = metadata.patch_infos(self.index.official.take(pa.array(self.rows)))
-        with lmdb.open_environment(self.folder).begin(buffers=True) as txn:
-            for row, info in zip(self.rows.tolist(), infos, strict=True):
-                for modality in self.index.modalities:
-                    key = lmdb_key(modality, info)
-                    payload = txn.get(key.encode())
-                    if payload is None:
-                        problems.append(f"data.mdb: no record {key}")
-                        continue
-                    try:
-                        check_payload(modality, payload, name=f"record {key}")
-                    except InvalidPatchError as error:
-                        problems.append(f"data.mdb: {error}")
-                    else:
-                        problems += self.index.compare(modality, row, payload, f"data.mdb record {key}")
+        file = lmdb.open_lmdb(self.folder)
+        for row, info in zip(self.rows.tolist(), infos, strict=True):
+            for modality in self.index.modalities:
+                key = lmdb_key(modality, info)
+                payload = file.get(key.encode())
+                if payload is None:
+                    problems.append(f"data.mdb: no record {key}")
+                    continue
+                try:
+                    check_payload(modality, payload, name=f"record {key}")
+                except InvalidPatchError as error:
+                    problems.append(f"data.mdb: {error}")
+                else:
+                    problems += self.index.compare(modality, row, payload, f"data.mdb record {key}")
         return problems
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 LAYERS = (
     ("errors", "torchvision_ops"),
-    ("bands", "labels", "sampling", "digest"),
+    ("bands", "labels", "sampling", "digest", "local_file"),
     ("grid", "patch", "picture", "store", "placement", "recipe", "manifest"),
     ("parquet",),
     ("root",),

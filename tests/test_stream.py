@@ -336,14 +336,6 @@ def test_a_view_keeps_its_batch_alone_and_the_rest_is_reused(selection, truth):
     assert len(places) <= 8, "buffers of batches that nobody holds are used again"
 
 
-def test_a_buffer_rests_for_as_many_batches_as_asked_after_it_was_let_go(selection):
-    loader = RawLoader(selection, batch_size=16, hold=2)
-    places = [b["s2_10m"].__array_interface__["data"][0] for b in loader]
-
-    for i, place in enumerate(places):
-        assert place not in places[i + 1 : i + 3]
-
-
 # -- ending -----------------------------------------------------------------------------------------
 
 

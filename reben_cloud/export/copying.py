@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -11,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from reben_cloud.errors import NotFoundError, SourceError
+from reben_cloud.errors import NotFoundError, SourceError, StorageError
 from reben_cloud.export.plan import Records, afresh
 from reben_cloud.formats import tar
-from reben_cloud.patch import PAYLOAD_BYTES, Buffer
+from reben_cloud.patch import Buffer
 from reben_cloud.stream.fetch import Counters, Places, Reader
-from reben_cloud.stream.gather import MEMORY, MEMORY_START
 from reben_cloud.stream.select import StoredSelection, open_reader
 
 if TYPE_CHECKING:
@@ -76,17 +76,18 @@ def copy_from(folder: Path, sink: Sink, records: Records, missing: NDArray[np.in
     from reben_cloud.formats import lmdb
 
     try:
-        environment = lmdb.open_environment(folder)
+        earlier = lmdb.open_lmdb(folder)
     except (NotFoundError, SourceError):
         return missing
     left = []
-    with environment.begin(buffers=True) as txn:
-        for number in missing.tolist():
-            payload = txn.get(records.keys[number])
-            if payload is not None and records.check(number, payload):
-                sink.write(number, payload)
-            else:
-                left.append(number)
+    for number in missing.tolist():
+        payload = None
+        with suppress(SourceError, StorageError):  # damaged or cut short there: fetched like what it lacks
+            payload = earlier.get(records.keys[number])
+        if payload is not None and records.check(number, payload):
+            sink.write(number, payload)
+        else:
+            left.append(number)
     return np.array(left, np.int64)
 
 
@@ -104,9 +105,7 @@ class Origin(NamedTuple):
 def open_origin(chosen: Selection, modalities: Sequence[str]) -> Origin:
     """The reader of a selection, and no more of it than copying needs."""
     stored = StoredSelection.of(afresh(chosen, chosen.rows), modalities)
-    reader = open_reader(
-        stored, Counters(), form="shards", cache_dir=None, cache_bytes=None, max_mapped_bytes=PIECE_BYTES
-    )
+    reader = open_reader(stored, Counters(), form="shards", cache_dir=None, cache_bytes=None, keep=2)
     origin = Origin(reader, stored.places, stored.index)
     del stored
     pa.default_memory_pool().release_unused()  # a hundred megabytes, for the whole dataset
@@ -126,9 +125,9 @@ def fetch(
 
     def copy(piece: Piece) -> None:
         part = origin.reader.load((piece.modality,), piece.stored)
-        nbytes, addresses = PAYLOAD_BYTES[piece.modality], part.addresses[piece.modality] - MEMORY_START
-        for number, start in zip(piece.numbers.tolist(), addresses.tolist(), strict=True):
-            sink.write(number, MEMORY[start : start + nbytes].data)
+        for positions, payloads in part[piece.modality]:
+            for inside, position in enumerate(positions.tolist()):
+                sink.write(int(piece.numbers[position]), payloads.read(inside))
 
     with ThreadPoolExecutor(threads, "reben-export") as pool:
         futures = [pool.submit(copy, piece) for piece in plan_pieces(origin, records, missing)]

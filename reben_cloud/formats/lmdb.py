@@ -1,14 +1,14 @@
 """LMDB folders as rico-hdl writes them: one unnamed database, UTF-8 keys, one payload a key.
 
-One environment a process and folder, whatever asks for it: py-lmdb 2 and later refuse to open one
-twice. This module knows keys and bytes, not selections or metadata.
+Read by `lmdb_file`, without a mapping; written by LMDB itself. This module knows keys and bytes, not
+selections or metadata.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reben_cloud.errors import NotFoundError, SourceError, StorageError, missing_extra
+from reben_cloud.formats.lmdb_file import LmdbFile
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
 from reben_cloud.patch import Buffer, Patch, PatchInfo, lmdb_key
 from reben_cloud.store import file_version
@@ -28,109 +29,56 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
 TRANSACTION_RECORDS = 512
 """Records that rico-hdl puts in one transaction."""
 
-_environments: dict[tuple[str, int, int], Any] = {}
-_lock = threading.Lock()
-
-
-def _forget_lock() -> None:
-    # Whoever held it in the parent does not exist here, and would hold it for ever.
-    global _lock
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_lock)
-
 
 def is_lmdb(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` holds an LMDB environment."""
     return (Path(folder) / "data.mdb").is_file()
 
 
-def open_environment(folder: str | os.PathLike[str]) -> Any:
-    """The read-only environment of `folder`, the same object for all of this process.
-
-    Opened without locks, it is a mapping of the file and no more, so a forked child may use the one
-    that it inherits (and could not open another). A file that an export replaced is opened anew;
-    who still reads the old one keeps it.
+def open_lmdb(folder: str | os.PathLike[str]) -> LmdbFile:
+    """The LMDB of `folder`, to read. A file that was replaced or written to since is opened again.
 
     Raises:
         NotFoundError: If there is none.
-        SourceError: If the file is no LMDB database, or another library has it open in this process.
+        SourceError: If the file is not an LMDB database, or cut short.
     """
     path = os.path.realpath(folder)
     try:
         status = os.stat(os.path.join(path, "data.mdb"))
+        return _opened(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not an LMDB folder: it has no data.mdb") from None
-    key = (path, status.st_dev, status.st_ino)
-    with _lock:
-        if key not in _environments:
-            try:
-                # The file, not its folder: of a folder py-lmdb also remembers the inode of ``lock.mdb``, which
-                # nobody holds open, and which the next export's may get once this one was replaced.
-                _environments[key] = lmdb.open(
-                    os.path.join(path, "data.mdb"),
-                    subdir=False,
-                    readonly=True,
-                    lock=False,
-                    readahead=False,
-                    meminit=False,
-                    max_readers=512,
-                )
-            except lmdb.Error as error:
-                hint = ""
-                if "already open" in str(error):
-                    hint = "; py-lmdb opens a folder once a process: close the other reader first"
-                raise SourceError(f"{path}: not a readable LMDB database ({error}){hint}") from error
-            expected = (_environments[key].info()["last_pgno"] + 1) * PAGE_BYTES
-            if status.st_size < expected:
-                # A page beyond the end of the file would end the process (SIGBUS), not raise.
-                _environments.pop(key).close()
-                raise SourceError(
-                    f"{path}/data.mdb is truncated: {status.st_size:,} bytes of {expected:,}; export or copy it again"
-                )
-        return _environments[key]
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(path: str, *_identity: int) -> LmdbFile:
+    return LmdbFile(os.path.join(path, "data.mdb"))
 
 
 def keys(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Every key, in LMDB's byte order."""
-    with open_environment(folder).begin() as txn:
-        for key in txn.cursor().iternext(keys=True, values=False):
-            yield bytes(key).decode()
+    for key in open_lmdb(folder).iter_keys():
+        yield key.decode()
 
 
 def num_records(folder: str | os.PathLike[str]) -> int:
     """How many records it has."""
-    return int(open_environment(folder).stat()["entries"])
+    return open_lmdb(folder).num_records
 
 
 def read_many(folder: str | os.PathLike[str], wanted: Iterable[str]) -> list[bytes]:
-    """The values of the keys `wanted`, copied.
+    """The values of the keys `wanted`.
 
     Raises:
         NotFoundError: If a key is missing.
     """
-    views, _held = view_many(folder, wanted)
-    return [bytes(view) for view in views]
-
-
-def view_many(folder: str | os.PathLike[str], wanted: Iterable[str]) -> tuple[list[memoryview], object]:
-    """The values of the keys `wanted` where they lie in the mapped file, without a copy.
-
-    Returns:
-        The values, and an object (the transaction) that must be kept as long as they are used.
-
-    Raises:
-        NotFoundError: If a key is missing.
-    """
-    found = []
-    txn = open_environment(folder).begin(buffers=True)
+    file, found = open_lmdb(folder), []
     for key in wanted:
-        value = txn.get(key.encode())
+        value = file.get(key.encode())
         if value is None:
             raise NotFoundError(f"{os.fspath(folder)}: no record {key!r}")
         found.append(value)
-    return found, txn
+    return found
 
 
 def put_as_rico_hdl(

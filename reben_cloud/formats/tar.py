@@ -15,6 +15,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ BLOCK_BYTES = 512
 
 JSON_BYTES = 1024
 """Size of a sample's JSON member: room for all 19 labels (531 bytes) and the other fields."""
+
+NAME_BYTES = 100
+"""Room for a member's name, at the start of its header."""
 
 PAYLOAD_OFFSET = BLOCK_BYTES
 """Where the payload starts in a record."""
@@ -162,21 +166,27 @@ def records(modality: str, shard: Buffer) -> NDArray[np.uint8] | None:
     return view
 
 
-def payloads(modality: str, shard: Buffer) -> NDArray[np.uint8]:
-    """The payloads as ``uint8 [num_samples, PAYLOAD_BYTES]``.
+def name_in(header: Buffer) -> bytes:
+    """The name of the member whose header, 512 bytes, comes first."""
+    return bytes(header[:NAME_BYTES]).partition(b"\0")[0]
 
-    A view into a strided shard; any other tar with the same members is read member by member and
-    copied, so foreign shards (another writer, other padding) work, slower.
+
+def find_payloads(modality: str, file: IO[bytes]) -> dict[str, int]:
+    """Where the payloads of any tar with the same members start: name of the member -> first byte.
 
     Raises:
-        InvalidPatchError: If a member is not a payload of `modality`.
-        tarfile.TarError: If the bytes are no tar.
+        InvalidPatchError: If a payload has another size than those of `modality`.
+        tarfile.TarError: If the bytes are not a tar.
     """
-    view = records(modality, shard)
-    if view is not None:
-        return view[:, PAYLOAD_OFFSET : PAYLOAD_OFFSET + PAYLOAD_BYTES[modality]]
-    found = [p for _, p, _ in iter_samples(modality, shard)]
-    return np.frombuffer(b"".join(found), np.uint8).reshape(len(found), PAYLOAD_BYTES[modality])
+    found: dict[str, int] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if not member.name.endswith(f".{modality}.safetensors"):
+                continue
+            if not member.isfile() or member.size != PAYLOAD_BYTES[modality]:
+                raise InvalidPatchError(f"{member.name}: not a payload of {modality}")
+            found[member.name] = member.offset_data
+    return found
 
 
 def patch_ids(view: NDArray[np.uint8]) -> list[str]:

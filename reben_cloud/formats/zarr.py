@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -208,6 +208,30 @@ def decode_chunk(chunk: memoryview, out: NDArray[Any], *, name: str) -> None:
         ChecksumError: If the chunk is damaged.
     """
     _blosc().decode(_without_crc32c(chunk, name), out=out)
+
+
+def read_patch_ids(get: Callable[[str], memoryview], *, name: str) -> NDArray[np.bytes_]:
+    """The patch ids of a product's store, in the order of its rows.
+
+    Args:
+        get: Reads an object of the store.
+        name: What to call the store in messages.
+
+    Raises:
+        ChecksumError: If they cannot be decoded.
+    """
+    import zarr
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.storage import MemoryStore
+
+    paths = ("patch_id/zarr.json", "patch_id/c/0")
+    make = default_buffer_prototype().buffer.from_bytes
+    objects = {path: make(bytes(get(path))) for path in paths}
+    try:
+        array: Any = zarr.open_array(MemoryStore(objects), path="patch_id", mode="r", zarr_format=3)
+        return np.array([text.encode() for text in array[:].tolist()])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ChecksumError(f"{name}: patch_id cannot be read, it is damaged: {error}") from error
 
 
 def product_objects(

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reben_cloud import labels
 from reben_cloud.errors import ForkError
-from reben_cloud.formats import tar
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
-from reben_cloud.stream.fetch import Counters, Part, Reader
-from reben_cloud.stream.gather import Arrays, BatchArray, Gather, Ring, Slot, arrays_of, gather_rows
+from reben_cloud.stream.fetch import Counters, Reader
+from reben_cloud.stream.gather import Arrays, BatchArray, BatchBuffers, LentBatches, Slot, arrays_of
+from reben_cloud.stream.payloads import Part
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
 
 __all__ = ["Form", "RawLoader", "StreamStats"]
@@ -48,7 +48,7 @@ class StreamStats:
     bytes_delivered: int
     """Bytes of pixels in these samples."""
     bytes_read: int
-    """Bytes fetched from the store, or verified for the first time in local files."""
+    """Bytes fetched from the store, or read from local files."""
     requests: int
     """Objects, ranges and records asked for."""
     retries: int
@@ -106,9 +106,11 @@ class RawLoader:
     float32 in alphabetical class order, ``index`` [B] int64 (position in the selection) and
     ``valid`` [B] bool. Rows that are not valid are padding: zeros, with index -1.
 
-    A batch stays as it is for as long as anything refers to it or to a view of it, and with `hold` at
-    least until so many further batches were taken; then its memory is used again. Keep what you like
-    (it costs memory), but do not keep bare addresses.
+    A batch stays as it is for as long as anything refers to it or to a view of it; then its memory is used
+    again. Keep what you like (it costs memory), but do not keep bare addresses.
+
+    What a batch holds was compared with checksums after it was read, each time: files that are written to,
+    cut short or replaced while they are read are an error, or fetched again where they were a cache.
 
     Args:
         selection: What to stream (`Dataset.search`).
@@ -130,10 +132,8 @@ class RawLoader:
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
         form: ``shards`` or ``zarr``; an LMDB export is always read as what it is.
-        gather: How payloads are copied; `gather_rows` needs NumPy only.
-        make_buffer: Allocates a batch array, e.g. in pinned memory.
-        hold: Batches that are handed out before a buffer is written again that nothing refers to any
-            more: a copy from pinned memory to a device may still run then.
+        buffers: Makes the memory that batches are handed out in, given the name, shape and dtype of every
+            array; by default NumPy arrays that are used again.
 
     Raises:
         TypeError: If `selection` is no selection, or `batch_size` no integer.
@@ -160,9 +160,7 @@ class RawLoader:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
-        gather: Gather = gather_rows,
-        make_buffer: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = np.zeros,
-        hold: int = 0,
+        buffers: Callable[[Mapping[str, BatchArray]], BatchBuffers] | None = None,
     ) -> None:
         if fetch_threads < 1 or gather_threads < 1:
             raise ValueError(
@@ -200,16 +198,23 @@ class RawLoader:
             form=form,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
-            max_mapped_bytes=self._resident * _shard_bytes(stored),
+            keep=self._resident,
         )
         self._threads = (fetch_threads, gather_threads)
-        self._gather = gather
-        self._pixels = {name: spec for m in stored.modalities for name, spec in arrays_of(m).items()}
-        self._sample_bytes = sum(spec.nbytes for spec in self._pixels.values())
+        pixels = {name: spec for m in stored.modalities for name, spec in arrays_of(m).items()}
+        self._sample_bytes = sum(spec.nbytes for spec in pixels.values())
         # Ranks must agree on shapes; one alone never needs more rows than there are samples.
         rows = batch_size if world_size > 1 else min(batch_size, self.num_samples)
-        _check_memory(rows * self._sample_bytes, gather_threads + 2 + hold, batch_size)
-        self._ring = Ring(partial(_make_arrays, self._pixels, rows, make_buffer), hold=hold)
+        in_memory = gather_threads + 2
+        _check_memory(rows * self._sample_bytes, in_memory, batch_size)
+        specs = {name: BatchArray((rows, *shape), dtype) for name, (shape, dtype) in pixels.items()} | {
+            "labels": BatchArray((rows, len(labels.CLASSES)), np.dtype(np.float32)),
+            "index": BatchArray((rows,), np.dtype(np.int64)),
+            "valid": BatchArray((rows,), np.dtype(np.bool_)),
+        }
+        self._buffers = (
+            buffers(specs) if buffers else LentBatches(partial(_make_arrays, specs), keep=in_memory)
+        )
         self._position = 0
         self._resume_at = 0
         self._running: object = None
@@ -260,9 +265,7 @@ class RawLoader:
                     self._position += steps.global_batch
                 else:  # now, because not everybody asks for a batch after the last one
                     self._go_to_next_epoch()
-                self._ring.hand_out(slot)
-                shown = steps.batch_size if pad else num_valid
-                batch = {name: array[:shown] for name, array in slot.arrays.items()}
+                batch = self._buffers.hand_out(slot, steps.batch_size if pad else num_valid)
                 del slot
                 yield batch
                 del batch
@@ -355,12 +358,6 @@ def _number(fingerprint: str) -> int:
     return int(fingerprint or "0", 16) % 2**63
 
 
-def _shard_bytes(stored: StoredSelection) -> int:
-    """Bytes of the largest shard, all modalities together."""
-    samples = int(stored.places.num_samples.max(initial=0))
-    return sum(tar.shard_bytes(modality, samples) for modality in stored.modalities)
-
-
 def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
     """Refuse batches that this machine cannot hold: memory is given on paper, and the machine dies of it later."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -371,16 +368,8 @@ def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
         )
 
 
-def _make_arrays(
-    pixels: Mapping[str, BatchArray],
-    batch_size: int,
-    make: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]],
-) -> Arrays:
-    arrays = {name: make((batch_size, *spec.shape), spec.dtype) for name, spec in pixels.items()}
-    arrays["labels"] = make((batch_size, len(labels.CLASSES)), np.dtype(np.float32))
-    arrays["index"] = make((batch_size,), np.dtype(np.int64))
-    arrays["valid"] = make((batch_size,), np.dtype(np.bool_))
-    return arrays
+def _make_arrays(specs: Mapping[str, BatchArray]) -> Arrays:
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in specs.items()}
 
 
 class _Fetched(NamedTuple):
@@ -432,7 +421,7 @@ class _Pipeline:
         self._fetchers.shutdown()
         self._gatherers.shutdown()
         while self._queue:
-            self._loader._ring.give_back(self._queue.popleft()[0])
+            self._loader._buffers.give_back(self._queue.popleft()[0])
 
     def next(self) -> tuple[Slot, int]:
         """The next batch's slot and its number of valid rows."""
@@ -449,7 +438,7 @@ class _Pipeline:
             if self._queue and self._is_full() and self._lacks_blocks(numbers):
                 break  # the batches that are being filled give blocks back first
             runs = self._plan(numbers)
-            slot = self._loader._ring.take()
+            slot = self._loader._buffers.take()
             future = self._gatherers.submit(self._fill, slot, len(numbers), runs)
             self._queue.append((slot, len(numbers), future))
             self._number += self._steps.global_batch
@@ -510,9 +499,11 @@ class _Pipeline:
     def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> None:
         """Copy the samples into the slot; runs on a gather thread."""
         loader = self._loader
-        stored, addresses, keep = self._where(num_valid, runs)
-        for source, copies in loader._reader.copies.items():
-            loader._gather(addresses[source], copies, slot)
+        stored = np.empty(num_valid, np.int64)
+        finished = 0
+        # Let go of each block's memory first: what is counted as free must be free.
+        while runs:
+            finished += self._fill_run(slot, runs.pop(), stored)
         arrays = slot.arrays
         arrays["labels"][:num_valid] = loader._stored.labels[stored]
         arrays["index"][:num_valid] = loader._stored.index[stored]
@@ -521,25 +512,17 @@ class _Pipeline:
             for name in arrays:
                 arrays[name][num_valid:] = 0
             arrays["index"][num_valid:] = -1
-        finished = sum(run.inside.stop == len(run.fetched.block.samples) for run in runs)
-        # Let go of the memory first: what is counted as free must be free.
-        runs.clear()
-        keep.clear()
         with self._lock:
             self._in_use -= finished
 
-    def _where(
-        self, num_valid: int, runs: list[_Run]
-    ) -> tuple[Ints, dict[str, Ints], list[Sequence[object]]]:
-        """Stored position and addresses of each row of a batch, and what must live meanwhile."""
-        stored = np.empty(num_valid, np.int64)
-        addresses = {source: np.empty(num_valid, np.int64) for source in self._loader._reader.copies}
-        keep = []
-        for run in runs:
-            stored[run.rows] = run.fetched.block.samples[run.inside]
-            for future in run.fetched.parts:
-                part = future.result()
-                keep.append(part.keep)
-                for source, values in part.addresses.items():
-                    addresses[source][run.rows] = values[run.inside]
-        return stored, addresses, keep
+    def _fill_run(self, slot: Slot, run: _Run, stored: Ints) -> bool:
+        """Copy the pixels of a run into the slot, and note what they are; whether that was the last of its block."""
+        stored[run.rows] = run.fetched.block.samples[run.inside]
+        rows = np.arange(run.rows.start, run.rows.stop, run.rows.step)
+        for source, found in chain.from_iterable(part.result().items() for part in run.fetched.parts):
+            copies = self._loader._reader.copies[source]
+            for positions, payloads in found:
+                numbers = np.flatnonzero((positions >= run.inside.start) & (positions < run.inside.stop))
+                if numbers.size:
+                    payloads.fill(numbers, slot, copies, rows[positions[numbers] - run.inside.start])
+        return bool(run.inside.stop == len(run.fetched.block.samples))

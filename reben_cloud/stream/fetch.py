@@ -1,36 +1,37 @@
-"""Bring the payloads of a block into memory and verify them: from shards, Zarr stores or an LMDB.
+"""Find the payloads of a block and bring them near: from shards, Zarr stores or an LMDB.
 
-Every reader answers ``load(part, stored)`` with one address a sample, so that what follows does not
-know where samples came from. How a shard is read is decided by one rule (`plan_ranges`); every byte
-that is delivered was compared with a checksum in this process, or lies in a format with its own.
+Every reader answers ``load(part, stored)`` with `Payloads`, so that what follows does not know where
+samples came from. How a remote shard is read is decided by one rule (`plan_ranges`). Names in a shard are
+compared with those of the table when it arrives; every byte that is delivered was compared with a
+checksum in memory that nobody else writes to, or belongs to a format with checksums of its own.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
+import io
 import random
-import sys
+import tarfile
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
+from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, StorageError
 from reben_cloud.formats import tar, zarr
-from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
+from reben_cloud.local_file import LocalFile
+from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, Buffer
 from reben_cloud.sampling import Ints
 from reben_cloud.store import Store
 from reben_cloud.stream.cache import ShardCache
-from reben_cloud.stream.gather import PAYLOAD_COPIES, Addresses, BufferPool, Copy, address_of, arrays_of
+from reben_cloud.stream.gather import PAYLOAD_COPIES, BufferPool, Copy, arrays_of
+from reben_cloud.stream.payloads import InFile, InMemory, Part, Payloads
 
 T = TypeVar("T")
 
@@ -44,27 +45,18 @@ ATTEMPTS = 4
 """How often an object is read before its damage is reported, over and above the store's own retries."""
 
 
-class Part(NamedTuple):
-    """What one `load` brought."""
-
-    addresses: dict[str, Addresses]
-    """Source (a key of `Reader.copies`) -> address of each sample's payload, in the order asked for."""
-    keep: Sequence[object]
-    """What must stay alive as long as the addresses are used."""
-
-
 @dataclass(slots=True)
 class Counters:
     """What was done so far; updated by many threads."""
 
     bytes_read: int = 0
-    """Bytes fetched from the store or read from local files."""
+    """Bytes fetched from the store, or read from local files."""
     requests: int = 0
     """Objects and ranges asked for."""
     retries: int = 0
     """Objects read again because they were damaged or the store failed."""
     cache_hits: int = 0
-    """Shards found in the disk cache, or still mapped."""
+    """Shards found in the disk cache."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, **counts: int) -> None:
@@ -86,7 +78,7 @@ class Reader(Protocol):
         """Sources in groups: each group is loaded by one call, and calls may run at the same time."""
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
-        """Bring the payloads of these sources into memory, of the samples at these stored positions."""
+        """The payloads of these sources, of the samples at these stored positions, brought near."""
 
 
 def plan_ranges(
@@ -127,21 +119,66 @@ class Places:
     """(Group, number) of each shard."""
     num_samples: NDArray[np.int64]
     """All samples of each shard, selected or not, shape (num_shards,)."""
+    ids: NDArray[np.bytes_]
+    """Patch id of each sample, shape (n,)."""
     checksums: Mapping[str, NDArray[np.uint64]]
     """Modality -> xxh3-64 of each sample's payload, shape (n,)."""
 
+    def __post_init__(self) -> None:
+        # Addresses are computed from it.
+        outside = np.flatnonzero((self.row < 0) | (self.row >= self.num_samples[self.shard]))
+        if outside.size:
+            first = int(outside[0])
+            group, number = self.shards[int(self.shard[first])]
+            raise ChecksumError(
+                f"patches.parquet places {self.ids[first].decode()} in row {self.row[first]} of shard {number} of "
+                f"{group}, which has {max(0, int(self.num_samples[self.shard[first]])):,} samples by the manifest: "
+                "one of them is damaged; run `reben-cloud verify`"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wanted:
+    """Some samples of one shard."""
+
+    path: str
+    """The shard."""
+    modality: str
+    """Its modality."""
+    nbytes: int
+    """Size of the shard."""
+    num_samples: int
+    """Samples in it, wanted or not."""
+    is_strided: bool
+    """Whether the size is that of a shard in which every record has one size."""
+    rows: Ints
+    """Row of each sample."""
+    names: NDArray[np.bytes_]
+    """Member in which each sample's payload must be."""
+    checksums: NDArray[np.uint64]
+    """xxh3-64 of each payload."""
+
+    def part(self, which: Ints) -> _Wanted:
+        """Some of these samples."""
+        return replace(self, rows=self.rows[which], names=self.names[which], checksums=self.checksums[which])
+
+    @property
+    def records(self) -> Ints:
+        """Where the records start if the shard is strided."""
+        return self.rows * tar.RECORD_BYTES[self.modality]
+
 
 class ShardReader:
-    """Reads tar shards: local ones and cached ones mapped, others into memory, sparse ones by ranges.
+    """Reads tar shards: local and cached files sample by sample, others into memory, sparse ones by ranges.
 
     Args:
         store: The root.
-        places: Where the samples lie.
+        places: Where the samples are.
         objects: Path of each shard -> (bytes, xxh3-64).
         modalities: What to read.
         counters: Where to count.
         cache: Disk cache of a remote root.
-        max_mapped_bytes: Shard files that nobody uses any more stay mapped up to so many bytes in all.
+        keep: Buffers of each modality that are kept for the next shards.
     """
 
     def __init__(
@@ -153,299 +190,269 @@ class ShardReader:
         counters: Counters,
         *,
         cache: ShardCache | None = None,
-        max_mapped_bytes: int = 2**30,
+        keep: int,
     ) -> None:
         self.copies = {m: PAYLOAD_COPIES[m] for m in modalities}
-        # Objects of a remote root come at the same time; mapping files costs less than handing it out.
+        # Objects of a remote root come at the same time; opening files costs less than handing it out.
         self.parts = (tuple(modalities),) if store.is_local else tuple((m,) for m in modalities)
         self._store = store
         self._places = places
         self._objects = objects
         self._counters = counters
         self._cache = None if store.is_local else cache
-        self._max_mapped_bytes = max_mapped_bytes
-        self._mapped_bytes = 0
-        self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-        self._files: dict[str, str] = {}
-        # A group's last shard is smaller, and lies in the smallest buffer that holds it.
+        # A group's last shard is smaller, and goes to the smallest buffer that holds it.
         most = int(places.num_samples.max(initial=0))
-        self._pools = [BufferPool(size) for size in sorted(tar.shard_bytes(m, most) for m in modalities)]
-        self._verified: set[tuple[object, ...]] = set()
-        # Follows from a shard's bytes, and these from its checksum: found out once a shard.
-        self._strided: dict[str, bool] = {}
-        self._checked = {m: np.zeros(len(places.row), np.bool_) for m in modalities}
-        self._rows_of_file: dict[str, tuple[int, ...]] = {}
-        self._lock = threading.Lock()
+        self._pools = [
+            BufferPool(size, keep=keep) for size in sorted(tar.shard_bytes(m, most) for m in modalities)
+        ]
+        self._foreign: dict[str, Mapping[str, int]] = {}
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
-        """Addresses of the payloads of these modalities."""
+        """The payloads of these modalities."""
         shards = self._places.shard[stored]
-        numbers = np.unique(shards).tolist()
-        addresses = {modality: np.empty(len(stored), np.int64) for modality in part}
-        keep: list[object] = []
-        for shard in numbers:
-            here = np.flatnonzero(shards == shard) if len(numbers) > 1 else slice(None)
+        found: Part = {modality: [] for modality in part}
+        for shard in np.unique(shards).tolist():
+            here = np.flatnonzero(shards == shard)
             for modality in part:
-                addresses[modality][here], kept = self._load_shard(modality, shard, stored[here])
-                keep.append(kept)
-        return Part(addresses, keep)
+                wanted = self._wanted(modality, shard, stored[here])
+                found[modality] += [(here[inside], some) for inside, some in self._load_shard(wanted)]
+        return found
 
-    def _load_shard(self, modality: str, shard: int, stored: Ints) -> tuple[Addresses, object]:
-        """Addresses of some samples of one shard."""
+    def _wanted(self, modality: str, shard: int, stored: Ints) -> _Wanted:
         group, number = self._places.shards[shard]
         path = tar.shard_path(group, modality, number)
         if path not in self._objects:
             raise NotFoundError(f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`")
-        data = self._whole_at_hand(path)
-        if data is None:
-            few = self._load_few(modality, path, int(self._places.num_samples[shard]), stored)
-            if few is not None:
-                return few
-            data = self._whole(path)
-        rows = self._places.row[stored]
-        if path not in self._strided:
-            self._strided[path] = tar.records(modality, data.data) is not None
-        if not self._strided[path]:
-            view = tar.payloads(modality, data.data)
-            return address_of(view) + rows * PAYLOAD_BYTES[modality], view
-        return address_of(data) + rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET, data
+        nbytes, num_samples = self._objects[path][0], int(self._places.num_samples[shard])
+        return _Wanted(
+            path=path,
+            modality=modality,
+            nbytes=nbytes,
+            num_samples=num_samples,
+            is_strided=nbytes == tar.shard_bytes(modality, num_samples),
+            rows=self._places.row[stored],
+            names=np.char.add(self._places.ids[stored], f".{modality}.safetensors".encode()),
+            checksums=self._places.checksums[modality][stored],
+        )
 
-    def _load_few(
-        self, modality: str, path: str, num_samples: int, stored: Ints
-    ) -> tuple[Addresses, object] | None:
-        """The samples without the rest of their shard, where that costs less and its rows are as expected."""
-        if self._cache and self._is_cached(path):
-            return None
-        rising = np.argsort(self._places.row[stored], kind="stable")
-        stored = stored[rising]
-        rows = self._places.row[stored]
-        uses = 1 if self._cache is None else CACHED_USES
-        ranges = plan_ranges(rows, modality, num_samples, uses=uses)
-        if ranges is None:
-            return None
-        sums = self._places.checksums[modality][stored]
-        addresses = np.empty(len(rows), np.int64)
-        # What does not verify is damaged, or another writer's tar with rows elsewhere: the whole
-        # shard's checksum tells which.
-        with suppress(ChecksumError):
-            if self._store.is_local:
-                addresses[rising], kept = self._load_rows(modality, path, stored, rows, sums)
-            else:
-                addresses[rising], kept = self._load_ranges(modality, path, ranges, rows, sums)
-            return addresses, kept
-        return None
-
-    # -- whole shards ------------------------------------------------------------------------------
-
-    def _whole_at_hand(self, path: str) -> NDArray[np.uint8] | None:
-        """All bytes of a local shard if it is mapped and was verified, and the file is still that one."""
-        file = self._files.get(path)
-        with self._lock:
-            data = self._mapped.get(file or "")
-            if file is None or data is None:
-                return None
-            self._mapped.move_to_end(file)
-        with suppress(NotFoundError):  # whoever maps it again says so
-            if (file, *_identity(file)) in self._verified:
-                return data
-        return None
-
-    def _whole(self, path: str) -> NDArray[np.uint8]:
-        """All bytes of a shard, verified."""
-        local = self._store.local_path(path)
+    def _load_shard(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]]:
+        """Some samples of one shard, by where they are: (which of them, payloads)."""
+        every = np.arange(len(wanted.rows))
+        local = self._store.local_path(wanted.path)
         if local is not None:
-            self._files[path] = str(local)
-            return self._map(path, local)
+            try:
+                file = LocalFile(local)
+            except FileNotFoundError as error:
+                raise self._lost(wanted.path) from error
+            self._counters.add(requests=1)
+            return [(every, self._in_file(wanted, file))]
+        if self._cache is not None:
+            cached = self._find_cached(wanted)
+            if cached is not None:
+                return [(every, cached)]
+        few = self._load_few(wanted)
+        if few is not None:
+            return few
         if self._cache is None:
-            return np.frombuffer(self._download(path), np.uint8)
-        return persistently(lambda: self._through_cache(path), self._counters)
+            return [(every, self._in_memory(wanted, self._download(wanted.path)))]
+        return [(every, self._through_cache(wanted))]
 
-    def _through_cache(self, path: str) -> NDArray[np.uint8]:
+    # -- in files ----------------------------------------------------------------------------------
+
+    def _in_file(
+        self, wanted: _Wanted, file: LocalFile, fetch_again: Callable[[], InMemory] | None = None
+    ) -> InFile:
+        """The payloads in a file, which is the shard by its size and by the names in it."""
+        found = file.nbytes
+        if found != wanted.nbytes:
+            raise ChecksumError(
+                f"{self._store.url}/{wanted.path}: {file.path} has {found:,} bytes, not the {wanted.nbytes:,} "
+                "that objects.parquet lists: it was cut short or replaced; run `reben-cloud verify`"
+            )
+        records = wanted.records
+        if wanted.is_strided:
+            file.read_ahead(int(records.min()), int(np.ptp(records)) + tar.RECORD_BYTES[wanted.modality])
+
+        # The other names are compared when their payloads are read.
+        is_ours = (
+            wanted.is_strided and tar.name_in(file.read(int(records[0]), tar.BLOCK_BYTES)) == wanted.names[0]
+        )
+        if is_ours:
+            starts = records + tar.PAYLOAD_OFFSET
+        else:
+            starts = self._members(wanted, lambda: io.BytesIO(file.read(0, wanted.nbytes)))
+        return InFile(
+            file=file,
+            starts=starts,
+            nbytes=PAYLOAD_BYTES[wanted.modality],
+            header=PAYLOAD_HEADER[wanted.modality],
+            checksums=wanted.checksums,
+            names=wanted.names.tolist() if is_ours else (),
+            damage=lambda number, cause: self._damage(wanted, number, cause),
+            count=lambda nbytes: self._counters.add(bytes_read=nbytes),
+            fetch_again=fetch_again,
+        )
+
+    def _find_cached(self, wanted: _Wanted) -> InFile | None:
+        """The payloads in the cached file, None if there is none that fits."""
         assert self._cache is not None
+        path = self._cache.find(wanted.path, self._objects[wanted.path][1])
+        if path is None:
+            return None
+        try:
+            found = self._in_file(wanted, LocalFile(path), lambda: self._fetch_again(wanted))
+        except (ChecksumError, StorageError, FileNotFoundError):
+            # Damaged on disk, or evicted by another process since.
+            path.unlink(missing_ok=True)
+            return None
+        self._counters.add(cache_hits=1)
+        return found
+
+    def _through_cache(self, wanted: _Wanted) -> Payloads:
+        """Fetch a shard into the cache; what was fetched here is in memory already."""
+        assert self._cache is not None
+        nbytes, checksum = self._objects[wanted.path]
+        fetched: list[NDArray[np.uint8]] = []
+
+        def fetch() -> memoryview:
+            fetched.append(self._download(wanted.path))
+            return fetched[-1].data
+
+        self._cache.add(wanted.path, checksum, nbytes, fetch)
+        if not fetched:
+            # Another thread or process brought it; its file may be evicted or damaged again already.
+            cached = self._find_cached(wanted)
+            if cached is not None:
+                return cached
+            fetch()
+        return self._in_memory(wanted, fetched[-1])
+
+    def _fetch_again(self, wanted: _Wanted) -> InMemory:
+        """A shard whose cached file is damaged, from the store; the cache gets it too."""
+        assert self._cache is not None
+        nbytes, checksum = self._objects[wanted.path]
+        self._counters.add(retries=1)
+        data = self._download(wanted.path)
+        self._cache.path(wanted.path, checksum).unlink(missing_ok=True)
+        self._cache.add(wanted.path, checksum, nbytes, lambda: data.data)
+        return self._in_memory(wanted, data)
+
+    # -- in memory ---------------------------------------------------------------------------------
+
+    def _in_memory(self, wanted: _Wanted, data: NDArray[np.uint8]) -> InMemory:
+        """Payloads in the bytes of a whole shard, whose checksum was compared."""
+        name, nbytes = f"{self._store.url}/{wanted.path}", PAYLOAD_BYTES[wanted.modality]
+        if wanted.is_strided and _are_named(wanted.names, data, wanted.records):
+            return InMemory(data, wanted.records + tar.PAYLOAD_OFFSET, nbytes, name=name)
+        found = InMemory(data, self._members(wanted, lambda: io.BytesIO(data)), nbytes, name=name)
+        for number in range(len(wanted.rows)):
+            self._check_payload(wanted, number, found.read(number))
+        return found
+
+    def _download(self, path: str) -> NDArray[np.uint8]:
         nbytes, checksum = self._objects[path]
-        file = self._cache.find(path, checksum)
-        if file is not None:
-            try:
-                data = self._map(path, file)
-            except (ChecksumError, FileNotFoundError, NotFoundError):
-                # Damaged on disk, or evicted by another process since: fetch it again.
-                file.unlink(missing_ok=True)
-            else:
-                self._counters.add(cache_hits=1)
-                return data
-        file, data_bytes = self._cache.add(path, checksum, nbytes, lambda: self._download(path))
-        if file is not None:
-            try:
-                return self._map(path, file)
-            except (FileNotFoundError, NotFoundError):
-                # Evicted again already: the budget holds fewer shards than are in use.
-                data_bytes = self._download(path)
-        return np.frombuffer(data_bytes or b"", np.uint8)
-
-    def _is_cached(self, path: str) -> bool:
-        assert self._cache is not None
-        return self._cache.path(path, self._objects[path][1]).exists()
-
-    def _download(self, path: str) -> memoryview:
-        nbytes, _ = self._objects[path]
         # Another writer's tar may be larger than ours.
-        pool = next((p for p in self._pools if p.nbytes >= nbytes), None) or BufferPool(nbytes)
+        pool = next((p for p in self._pools if p.nbytes >= nbytes), None) or BufferPool(nbytes, keep=0)
 
-        def attempt() -> memoryview:
+        def attempt() -> NDArray[np.uint8]:
             data = pool.take(nbytes)
             try:
-                found = self._store.get_into(path, data)
+                found = self._store.get_into(path, data.data)
             except FileNotFoundError as error:
-                raise NotFoundError(
-                    f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`"
-                ) from error
+                raise self._lost(path) from error
             self._counters.add(requests=1, bytes_read=found)
-            self._check(path, data, found)
+            if found != nbytes or xxhash.xxh3_64_intdigest(data) != checksum:
+                raise ChecksumError(
+                    f"{self._store.url}/{path}: the {found:,} bytes read are not the {nbytes:,} that "
+                    "objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
+                )
             return data
 
         return persistently(attempt, self._counters)
 
-    def _check(self, path: str, data: Any, found: int) -> None:
-        """See that `data` is the shard, of which `found` bytes came."""
-        nbytes, checksum = self._objects[path]
-        if found != nbytes or xxhash.xxh3_64_intdigest(data) != checksum:
-            raise ChecksumError(
-                f"{self._store.url}/{path}: the {found:,} bytes read are not the {nbytes:,} "
-                "that objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
-            )
+    def _load_few(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]] | None:
+        """The samples without the rest of their shard, where that costs less and its rows are as expected."""
+        if not wanted.is_strided:
+            return None
+        rising = np.argsort(wanted.rows, kind="stable")
+        uses = 1 if self._cache is None else CACHED_USES
+        ranges = plan_ranges(wanted.rows[rising], wanted.modality, wanted.num_samples, uses=uses)
+        if ranges is None:
+            return None
+        found: list[tuple[Ints, Payloads]] = []
+        # What does not verify is damaged, or another writer's tar with rows elsewhere: the whole
+        # shard's checksum tells which.
+        with suppress(ChecksumError):
+            for first, stop in ranges:
+                inside = rising[(wanted.rows[rising] >= first) & (wanted.rows[rising] < stop)]
+                read = partial(self._load_range, wanted.part(inside), first, stop)
+                found.append((inside, persistently(read, self._counters)))
+            return found
+        return None
 
-    def _map(self, path: str, file: Path, *, verify: bool = True) -> NDArray[np.uint8]:
-        """A file as memory. Verified once for each state of the file in this process."""
-        key = str(file)
-        with self._lock:
-            data = self._mapped.get(key)
-            if data is not None:
-                self._mapped.move_to_end(key)
-        if data is None:
-            data = _map_file(file, self._store.url)
-            if data.nbytes != self._objects[path][0]:
-                self._check(path, data, data.nbytes)
-            with self._lock:
-                self._mapped_bytes += data.nbytes - self._unmap(key)
-                self._mapped[key] = data
-                for old in list(self._mapped):
-                    if self._mapped_bytes <= self._max_mapped_bytes:
-                        break
-                    # Only this call and the dict refer to it; to let go of one in use would free nothing.
-                    if sys.getrefcount(self._mapped[old]) == 2:
-                        self._mapped_bytes -= self._unmap(old)
-            self._counters.add(requests=1)
-        if verify:
-            identity = (key, *_identity(file))
-            if identity not in self._verified:
-                try:
-                    self._check(path, data, data.nbytes)
-                except ChecksumError:
-                    with self._lock:
-                        self._mapped_bytes -= self._unmap(key)
-                    raise
-                self._counters.add(bytes_read=data.nbytes)
-                self._verified.add(identity)
-        return data
+    def _load_range(self, wanted: _Wanted, first: int, stop: int) -> InMemory:
+        """Rows that lie close together, by one range read; each payload verified on arrival."""
+        record, payload = tar.RECORD_BYTES[wanted.modality], PAYLOAD_BYTES[wanted.modality]
+        start, length = first * record, (stop - 1 - first) * record + tar.PAYLOAD_OFFSET + payload
+        name = f"{self._store.url}/{wanted.path}"
+        try:
+            data = self._store.get_range(wanted.path, start, length)
+        except FileNotFoundError as error:
+            raise self._lost(wanted.path) from error
+        self._counters.add(requests=1, bytes_read=data.nbytes)
+        if data.nbytes != length:
+            raise ChecksumError(f"{name}: asked for {length:,} bytes at {start:,}, got {data.nbytes:,}")
+        memory, records = np.frombuffer(data, np.uint8), wanted.records - start
+        if not _are_named(wanted.names, memory, records):
+            raise ChecksumError(f"{name}: other patches are in its rows than patches.parquet says")
+        found = InMemory(memory, records + tar.PAYLOAD_OFFSET, payload, name=name)
+        for number in range(len(records)):
+            self._check_payload(wanted, number, found.read(number))
+        return found
 
-    def _unmap(self, key: str) -> int:
-        """Let a mapping go (whoever uses it keeps it), and say how many bytes it had."""
-        data = self._mapped.pop(key, None)
-        return 0 if data is None else data.nbytes
+    # -- who is where ------------------------------------------------------------------------------
 
-    # -- single rows -------------------------------------------------------------------------------
-
-    def _load_rows(
-        self, modality: str, path: str, stored: Ints, rows: Ints, sums: NDArray[np.uint64]
-    ) -> tuple[Addresses, object]:
-        """Some rows of a local shard: mapped, and only these rows verified, once."""
-        local = self._store.local_path(path)
-        assert local is not None
-        data = self._map(path, local, verify=False)
-        identity = _identity(local)
-        if self._rows_of_file.setdefault(path, identity) != identity:
-            # Another file than the one whose rows were verified.
-            self._checked[modality][self._places.shard == self._places.shard[stored[0]]] = False
-            self._rows_of_file[path] = identity
-        starts = rows * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET
-        if (str(local), *identity) in self._verified and self._strided.get(path):
-            return address_of(data) + starts, data
-        for position in np.flatnonzero(~self._checked[modality][stored]).tolist():
-            start = int(starts[position])
-            payload = data[start : start + PAYLOAD_BYTES[modality]]
-            self._check_payload(modality, path, int(rows[position]), payload, int(sums[position]))
-            self._checked[modality][stored[position]] = True
-            self._counters.add(bytes_read=payload.nbytes)
-        return address_of(data) + starts, data
-
-    def _load_ranges(
-        self,
-        modality: str,
-        path: str,
-        ranges: Sequence[tuple[int, int]],
-        rows: Ints,
-        sums: NDArray[np.uint64],
-    ) -> tuple[Addresses, object]:
-        """Some rows of a remote shard, by range reads; each payload verified on arrival."""
-        record, payload_bytes = tar.RECORD_BYTES[modality], PAYLOAD_BYTES[modality]
-        addresses = np.empty(len(rows), np.int64)
-
-        def attempt(first: int, stop: int) -> memoryview:
-            start = first * record + tar.PAYLOAD_OFFSET
-            length = (stop - 1 - first) * record + payload_bytes
+    def _members(self, wanted: _Wanted, open_shard: Callable[[], IO[bytes]]) -> Ints:
+        """Where the payloads start in a tar of another writer, read member by member, by their names."""
+        name = f"{self._store.url}/{wanted.path}"
+        if wanted.path not in self._foreign:
             try:
-                data = self._store.get_range(path, start, length)
-            except FileNotFoundError as error:
-                raise NotFoundError(
-                    f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`"
-                ) from error
-            self._counters.add(requests=1, bytes_read=data.nbytes)
-            if data.nbytes != length:
+                self._foreign[wanted.path] = tar.find_payloads(wanted.modality, open_shard())
+            except (tarfile.TarError, InvalidPatchError) as error:
+                raise ChecksumError(f"{name} is not a shard of {wanted.modality}: {error}") from error
+        places = self._foreign[wanted.path]
+        members = [member.decode() for member in wanted.names.tolist()]
+        for row, member in zip(wanted.rows.tolist(), members, strict=True):
+            if member not in places:
                 raise ChecksumError(
-                    f"{self._store.url}/{path}: asked for {length:,} bytes at {start:,}, got {data.nbytes:,}"
+                    f"{name} has no member {member}, which patches.parquet places in row {row}: the table is of "
+                    "another root, or one of them is damaged; run `reben-cloud verify`"
                 )
-            inside = np.flatnonzero((rows >= first) & (rows < stop))
-            for position in inside.tolist():
-                offset = (int(rows[position]) - first) * record
-                payload = data[offset : offset + payload_bytes]
-                self._check_payload(modality, path, int(rows[position]), payload, int(sums[position]))
-            addresses[inside] = address_of(data) + (rows[inside] - first) * record
-            return data
+        return np.array([places[member] for member in members], np.int64)
 
-        keep = [persistently(lambda r=r: attempt(*r), self._counters) for r in ranges]  # type: ignore[misc]
-        return addresses, keep
+    def _check_payload(self, wanted: _Wanted, number: int, payload: Buffer) -> None:
+        header = PAYLOAD_HEADER[wanted.modality]
+        if payload[: len(header)] != header or xxhash.xxh3_64_intdigest(payload) != wanted.checksums[number]:
+            raise ChecksumError(self._damage(wanted, number, "xxh3 differs"))
 
-    def _check_payload(self, modality: str, path: str, row: int, payload: Any, checksum: int) -> None:
-        header = PAYLOAD_HEADER[modality]
-        if bytes(payload[: len(header)]) != header or xxhash.xxh3_64_intdigest(payload) != checksum:
-            raise ChecksumError(
-                f"{self._store.url}/{path}: the payload in row {row} is not the one that patches.parquet lists "
-                "(xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
-            )
+    def _damage(self, wanted: _Wanted, number: int, cause: str) -> str:
+        return (
+            f"{self._store.url}/{wanted.path}: the payload in row {wanted.rows[number]} is not the one that "
+            f"patches.parquet lists ({cause}); if `reben-cloud verify` says so too, the object is damaged"
+        )
+
+    def _lost(self, path: str) -> NotFoundError:
+        return NotFoundError(f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`")
 
 
-def _map_file(file: Path, url: str) -> NDArray[np.uint8]:
-    try:
-        with file.open("rb") as opened:
-            mapping = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{url} has lost the shard {file}; run `reben-cloud verify`") from error
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise StorageError(f"cannot map {file}: {error}") from error
-    return np.frombuffer(mapping, np.uint8)
-
-
-def _identity(file: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Changes when a file is replaced or written to."""
-    try:
-        status = os.stat(file)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"the shard {file} is lost; run `reben-cloud verify`") from error
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _are_named(names: NDArray[np.bytes_], memory: NDArray[np.uint8], records: Ints) -> bool:
+    """Whether the members of these names start at these bytes."""
+    found = memory[records[:, None] + np.arange(tar.NAME_BYTES)]
+    return bool((found.view(f"S{tar.NAME_BYTES}")[:, 0] == names).all())
 
 
 class LmdbReader:
-    """Reads payloads where they lie on the pages of an LMDB; nothing is copied before the batch.
+    """Reads the values of an LMDB from its file into batches.
 
     Args:
         folder: The LMDB folder.
@@ -471,36 +478,44 @@ class LmdbReader:
         keys = {"s2": patch_ids, "s1": s1_names, "map": [f"{p}_reference_map" for p in patch_ids]}
         self._keys = {m: keys[m] for m in modalities}
         self._checksums = checksums
-        self._checked = {m: np.zeros(len(patch_ids), np.bool_) for m in modalities}
         self._counters = counters
-
-    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
-        """Addresses of the values of these modalities."""
         from reben_cloud.formats import lmdb
 
-        transaction = lmdb.open_environment(self._folder).begin(buffers=True)
-        return Part({m: self._addresses(transaction, m, stored) for m in part}, [transaction])
+        self._file = lmdb.open_lmdb(folder)
+        self._starts = {m: np.full(len(patch_ids), -1, np.int64) for m in modalities}
 
-    def _addresses(self, transaction: Any, modality: str, stored: Ints) -> Addresses:
-        keys, header, checked = self._keys[modality], PAYLOAD_HEADER[modality], self._checked[modality]
-        addresses = np.empty(len(stored), np.int64)
-        for position, sample in enumerate(stored.tolist()):
-            key = keys[sample]
-            value = transaction.get(key.encode())
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """The values of these modalities."""
+        self._file.check_unchanged()
+        every = np.arange(len(stored))
+        return {modality: [(every, self._payloads(modality, stored))] for modality in part}
+
+    def _payloads(self, modality: str, stored: Ints) -> InFile:
+        keys, nbytes, found = self._keys[modality], PAYLOAD_BYTES[modality], self._starts[modality]
+        for sample in stored[found[stored] < 0].tolist():
+            value = self._file.find(keys[sample].encode())
             if value is None:
-                raise NotFoundError(f"{self._folder}: no record {key!r}")
-            if not checked[sample]:
-                sums = self._checksums.get(modality)
-                if (
-                    len(value) != PAYLOAD_BYTES[modality]
-                    or value[: len(header)] != header
-                    or (sums is not None and xxhash.xxh3_64_intdigest(value) != sums[sample])
-                ):
-                    raise ChecksumError(f"{self._folder}: record {key!r} is not the payload that was written")
-                checked[sample] = True
-                self._counters.add(bytes_read=len(value), requests=1)
-            addresses[position] = address_of(value)
-        return addresses
+                raise NotFoundError(f"{self._folder}: no record {keys[sample]!r}")
+            if value.nbytes != nbytes:
+                raise ChecksumError(self._damage(keys[sample]))
+            found[sample] = value.start
+        starts = found[stored]
+        for start in starts.tolist():
+            self._file.file.read_ahead(start, nbytes)
+        self._counters.add(requests=len(stored))
+        sums = self._checksums.get(modality)
+        return InFile(
+            file=self._file.file,
+            starts=starts,
+            nbytes=nbytes,
+            header=PAYLOAD_HEADER[modality],
+            checksums=None if sums is None else sums[stored],
+            damage=lambda number, _: self._damage(keys[stored[number]]),
+            count=lambda nbytes: self._counters.add(bytes_read=nbytes),
+        )
+
+    def _damage(self, key: str) -> str:
+        return f"{self._folder}: record {key!r} is not the payload that was written; export or copy it again"
 
 
 class ZarrReader:
@@ -510,6 +525,7 @@ class ZarrReader:
         store: The root.
         products: Product of each sample in stored order.
         rows: Row of each sample in its product's store, shape (n,).
+        ids: Patch id of each sample, shape (n,).
         sizes: Path of each Zarr shard -> bytes.
         modalities: What to read.
         counters: Where to count.
@@ -520,6 +536,7 @@ class ZarrReader:
         store: Store,
         products: Sequence[str],
         rows: NDArray[np.integer],
+        ids: NDArray[np.bytes_],
         sizes: Mapping[str, int],
         modalities: Sequence[str],
         counters: Counters,
@@ -534,20 +551,20 @@ class ZarrReader:
         self._store = store
         self._products = np.asarray(products)
         self._rows = np.asarray(rows, np.int64)
+        self._ids = ids
+        self._named: set[str] = set()
         self._sizes = sizes
         self._counters = counters
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
-        """Addresses of the decoded chunks of these Zarr arrays."""
-        pixels = {array: self._pixels(array, stored) for array in part}
-        return Part(
-            {
-                array: address_of(values.reshape(-1).view(np.uint8))
-                + np.arange(len(stored)) * values[0].nbytes
-                for array, values in pixels.items()
-            },
-            list(pixels.values()),
-        )
+        """The decoded chunks of these Zarr arrays."""
+        every, found = np.arange(len(stored)), {}
+        for array in part:
+            pixels = self._pixels(array, stored)
+            nbytes = self.copies[array][0].nbytes
+            memory = pixels.reshape(-1).view(np.uint8)
+            found[array] = [(every, InMemory(memory, every * nbytes, nbytes, name=array))]
+        return found
 
     def _pixels(self, array: str, stored: Ints) -> NDArray[Any]:
         spec = zarr.PIXEL_ARRAYS[array]
@@ -556,11 +573,33 @@ class ZarrReader:
         shard = rows // zarr.PATCHES_PER_ZARR_SHARD
         order = np.lexsort((shard, product))
         cuts = np.flatnonzero((product[order][1:] != product[order][:-1]) | (np.diff(shard[order]) != 0)) + 1
+        for name in np.unique(product).tolist():
+            self._check_names(name)
         for group in np.split(order, cuts):
             path = f"zarr/{product[group[0]]}.zarr/{zarr.shard_path(array, int(shard[group[0]]))}"
             inner = rows[group] % zarr.PATCHES_PER_ZARR_SHARD
             out[group] = self._read(array, path, inner)
         return out
+
+    def _check_names(self, product: str) -> None:
+        """See, once, that the rows of a product's store are the patches that the table says."""
+        if product in self._named:
+            return
+        prefix = f"zarr/{product}.zarr/"
+        try:
+            names = zarr.read_patch_ids(lambda path: self._store.get(prefix + path), name=prefix[:-1])
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self._store.url} has lost {prefix}patch_id: {error}") from error
+        mine = np.flatnonzero(self._products == product)
+        rows = self._rows[mine]
+        inside = (rows >= 0) & (rows < len(names))
+        wrong = np.flatnonzero(~inside | (names[np.where(inside, rows, 0)] != self._ids[mine]))
+        if wrong.size:
+            raise ChecksumError(
+                f"{self._store.url}/{prefix[:-1]}: row {rows[wrong[0]]} is not {self._ids[mine[wrong[0]]].decode()}, "
+                "as patches.parquet says: one of them is damaged; run `reben-cloud verify`"
+            )
+        self._named.add(product)
 
     def _read(self, array: str, path: str, rows: Ints) -> NDArray[Any]:
         """Some patches of one Zarr shard: their chunks, or all of it when that is cheaper."""

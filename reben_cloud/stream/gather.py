@@ -1,17 +1,17 @@
-"""From payloads anywhere in memory to contiguous batch arrays, and the buffers that batches live in.
+"""The buffers that batches and downloads live in, and how a payload becomes a sample of a batch.
 
-A payload's address is all that gathering needs, so mapped shards, downloaded buffers, LMDB pages and
-decoded Zarr chunks are gathered by the same code. Whoever passes addresses keeps the memory alive.
+Memory is lent: what was handed out may be written again once the last array over it, or view of one, is
+gone. The arrays themselves say so when they end, in whichever thread that is; nothing counts references.
 """
 
 from __future__ import annotations
 
-import sys
-import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from reben_cloud.bands import ARRAYS, BANDS, MODALITIES
 from reben_cloud.patch import MAP_SHAPE, MAP_TENSOR, TENSORS
 
-Addresses = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -80,121 +79,124 @@ PAYLOAD_COPIES: Mapping[str, tuple[Copy, ...]] = MappingProxyType({m: _payload_c
 """How a payload of each modality becomes a sample of its batch arrays."""
 
 
-class _AddressSpace:
-    # Page 0 is never mapped; the end is that of user space on x86-64 and arm64.
-    __array_interface__ = {  # noqa: RUF012 - NumPy reads it from the class as well
-        "data": (4096, False),
-        "shape": (2**47 - 8192,),
-        "typestr": "|u1",
-        "version": 3,
-    }
+class _Loan:
+    """Ends when no array refers to it any more."""
+
+    __slots__ = ("__weakref__",)
 
 
-MEMORY: NDArray[np.uint8] = np.asarray(_AddressSpace())
-"""All memory of this process as one array; byte a is ``MEMORY[a - MEMORY_START]``. Read only where you own it."""
+class _Lent:
+    """What NumPy takes for the owner of lent memory: it lives as long as any array, view or tensor over it."""
 
-MEMORY_START = 4096
-"""Address of ``MEMORY[0]``."""
+    def __init__(self, memory: NDArray[Any], loan: _Loan) -> None:
+        self.__array_interface__ = memory.__array_interface__
+        self._keep = memory, loan
 
 
-def address_of(buffer: Any) -> int:
-    """Where a buffer lies. It must outlive every use of the address."""
-    return int(np.frombuffer(buffer, np.uint8).__array_interface__["data"][0])
+def lend(memory: Mapping[str, NDArray[Any]], give_back: Callable[[], object]) -> Arrays:
+    """Arrays over memory that may be used again when they have ended.
+
+    Args:
+        memory: Name -> array.
+        give_back: Called once, when none of the arrays and nothing that was made of them without a copy
+            (views, tensors, memoryviews) is left. It is called in any thread, and in the middle of anything:
+            it must not wait for a lock.
+
+    Returns:
+        Name -> array of the same shape and dtype over the same memory.
+    """
+    loan = _Loan()
+    weakref.finalize(loan, give_back).atexit = False
+    return {name: np.asarray(_Lent(array, loan)) for name, array in memory.items()}
 
 
 class BufferPool:
-    """Memory that is used again once nobody refers to what was put there.
+    """Memory for downloads, used again.
 
     Fresh memory of this size costs a page fault for every 4 kB, and given back in another order than it
     was taken it stays with the process.
+
+    Args:
+        nbytes: Size of every buffer.
+        keep: Most buffers that are kept for later; what comes back beyond them is freed.
     """
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, *, keep: int) -> None:
         self.nbytes = nbytes
         """Size of every buffer."""
-        self._buffers: list[NDArray[np.uint8]] = []
-        self._lock = threading.Lock()
+        # Appending to a deque, and taking from it, needs no lock on any Python.
+        self._free: deque[NDArray[np.uint8]] = deque(maxlen=keep)
 
-    def take(self, nbytes: int) -> memoryview:
-        """`nbytes` bytes, at most the size of a buffer; theirs for as long as the view or one of it lives."""
-        with self._lock:
-            for buffer in self._buffers:
-                # The list, this loop and the call itself refer to it.
-                if sys.getrefcount(buffer) == 3:
-                    return buffer[:nbytes].data
-            self._buffers.append(np.empty(self.nbytes, np.uint8))
-            return self._buffers[-1][:nbytes].data
-
-
-Gather = Callable[[Addresses, Sequence[Copy], "Slot"], None]
-"""Copies the payloads at the addresses into the first rows of a slot's arrays."""
-
-
-def gather_rows(addresses: Addresses, copies: Sequence[Copy], slot: Slot) -> None:
-    """The gather that needs NumPy only: a Python loop over rows and pieces."""
-    targets = [(c.source - MEMORY_START, c.nbytes, slot.flat[c.array], c.target) for c in copies]
-    for row, address in enumerate(addresses.tolist()):
-        for source, nbytes, target, offset in targets:
-            start = address + source
-            target[row, offset : offset + nbytes] = MEMORY[start : start + nbytes]
+    def take(self, nbytes: int) -> NDArray[np.uint8]:
+        """`nbytes` bytes, at most the size of a buffer; yours for as long as the array or a view of it lives."""
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = np.empty(self.nbytes, np.uint8)
+        return lend({"": buffer[:nbytes]}, partial(self._free.append, buffer))[""]
 
 
 class Slot:
-    """The buffers of one batch; reused once nobody refers to the batch any more."""
+    """The buffers of one batch, while they are filled."""
 
     def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
-        """Batch array -> the whole buffer, shape (batch_size, *shape of a sample)."""
-        self.flat = {n: a.view(np.uint8).reshape(len(a), -1) for n, a in arrays.items() if a.ndim > 2}
-        """Pixel arrays as bytes, shape (batch_size, bytes of a sample)."""
-        self.extra: dict[Any, Any] = {}
-        """What a `Gather` wants to keep with the buffers."""
-        self.number = 0
-        """Number of the batch that was last put here, counted over all batches."""
-        # What a view refers to: the array itself, or, when it does not own its memory (pinned buffers
-        # do not), whatever NumPy takes for the owner.
-        self._owners = [array[:1].base for array in arrays.values()]
-        self._at_rest = self._references()
+        """Batch array -> the whole buffer, contiguous, shape (batch_size, *shape of a sample)."""
+        self._bytes = {n: a.view(np.uint8).reshape(len(a), -1) for n, a in arrays.items() if a.ndim > 2}
 
-    def in_use(self) -> bool:
-        """Whether a batch that was made from these buffers, or a view of it, is still referred to."""
-        return self._references() != self._at_rest
+    def targets(self, copies: Sequence[Copy]) -> list[tuple[int, int, NDArray[np.uint8]]]:
+        """Where a payload goes: (first byte, byte after the last, bytes of each row) of each piece."""
+        return [
+            (c.source, c.source + c.nbytes, self._bytes[c.array][:, c.target : c.target + c.nbytes])
+            for c in copies
+        ]
 
-    def _references(self) -> list[int]:
-        return [sys.getrefcount(owner) for owner in self._owners]
+    def row_pieces(self, copies: Sequence[Copy], rows: Sequence[int]) -> list[list[memoryview]]:
+        """The memory of each row in the order of a payload, whose end can be read into it as it is."""
+        flat = {c.array: memoryview(self._bytes[c.array].reshape(-1)) for c in copies}
+        places = [(flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes) for c in sorted(copies)]
+        return [
+            [m[row * size + start : row * size + start + n] for m, size, start, n in places] for row in rows
+        ]
 
 
-class Ring:
-    """Slots for batches, reused in turn.
+class BatchBuffers(Protocol):
+    """Where batches are filled, and what is handed out of it."""
 
-    A slot is taken again when nothing refers to its batch any more *and* `hold` further batches
-    were handed out since (a copy to a device may still run after the last reference is gone). Who
-    keeps batches gets new slots, so a batch that is held is never overwritten.
+    def take(self) -> Slot:
+        """A slot that may be written: nobody reads it, nor will."""
+
+    def hand_out(self, slot: Slot, num_rows: int) -> dict[str, Any]:
+        """The batch: the first rows of every array. The slot is not touched any more."""
+
+    def give_back(self, slot: Slot) -> None:
+        """Return a slot that was not handed out."""
+
+
+class LentBatches:
+    """Batches in memory that is used again once nobody refers to the batch; whoever keeps batches gets new memory.
+
+    Args:
+        make: Makes the arrays of a slot.
+        keep: Most slots that are kept for later.
     """
 
-    def __init__(self, make: Callable[[], Arrays], *, hold: int) -> None:
+    def __init__(self, make: Callable[[], Arrays], *, keep: int) -> None:
         self._make = make
-        self._hold = hold
-        self._idle: deque[Slot] = deque()
-        self._out: deque[Slot] = deque()
-        self._handed = 0
+        self._free: deque[Slot] = deque(maxlen=keep)
 
     def take(self) -> Slot:
         """A slot that may be written."""
-        for _ in range(len(self._out)):
-            slot = self._out.popleft()
-            if slot.number + self._hold <= self._handed and not slot.in_use():
-                self._idle.append(slot)
-            else:
-                self._out.append(slot)
-        return self._idle.popleft() if self._idle else Slot(self._make())
+        try:
+            return self._free.pop()
+        except IndexError:
+            return Slot(self._make())
 
-    def hand_out(self, slot: Slot) -> None:
-        """Note that the slot's batch goes to the caller now."""
-        self._handed += 1
-        slot.number = self._handed
-        self._out.append(slot)
+    def hand_out(self, slot: Slot, num_rows: int) -> Arrays:
+        """The first rows of every array; the slot is free when they have ended."""
+        first = {name: array[:num_rows] for name, array in slot.arrays.items()}
+        return lend(first, partial(self._free.append, slot))
 
     def give_back(self, slot: Slot) -> None:
-        """Return a slot whose batch was never handed out."""
-        self._idle.append(slot)
+        """Return a slot that was not handed out."""
+        self._free.append(slot)

@@ -82,6 +82,7 @@ class StoredSelection:
         summed = [m for m in wanted if f"reben:{m}_xxh3" in selection.table.names]
         table = selection.columns(
             [
+                "id",
                 "reben:shard_group",
                 "reben:shard",
                 "reben:shard_row",
@@ -121,6 +122,7 @@ class StoredSelection:
                 row=row[order],
                 shards=shards,
                 num_samples=np.array(sizes, np.int64),
+                ids=table.column("id").to_numpy().astype(np.bytes_)[order],
                 checksums={
                     m: table.column(f"reben:{m}_xxh3").to_numpy().astype(np.uint64)[order] for m in summed
                 },
@@ -148,7 +150,7 @@ def open_reader(
     form: Form,
     cache_dir: str | os.PathLike[str] | None,
     cache_bytes: int | None,
-    max_mapped_bytes: int,
+    keep: int,
 ) -> Reader:
     """The reader of the form in which the samples are wanted.
 
@@ -176,7 +178,13 @@ def open_reader(
         table = _objects(dataset)
         sizes = dict(zip(table.column("path").to_pylist(), table.column("bytes").to_pylist(), strict=True))
         return ZarrReader(
-            dataset.store, stored.values("reben:product"), rows, sizes, stored.modalities, counters
+            dataset.store,
+            stored.values("reben:product"),
+            rows,
+            stored.places.ids,
+            sizes,
+            stored.modalities,
+            counters,
         )
     if form != "shards":
         raise ValueError(f"form must be 'shards' or 'zarr', got {form!r}")
@@ -190,7 +198,7 @@ def open_reader(
         stored.modalities,
         counters,
         cache=cache,
-        max_mapped_bytes=max_mapped_bytes,
+        keep=keep,
     )
 
 

@@ -1,17 +1,20 @@
-"""LMDB folders: rico-hdl's bytes from real TIFFs, page layouts read by LMDB itself, environments shared."""
+"""LMDB folders: rico-hdl's bytes from real TIFFs, layouts read by LMDB itself, LMDB's files read without it."""
 
 import hashlib
 import multiprocessing
 import os
 import random
 
+import hypothesis
 import lmdb as py_lmdb
 import numpy as np
 import pytest
 import rasterio
+from hypothesis import strategies as st
 
-from reben_cloud.errors import NotFoundError, SourceError
+from reben_cloud.errors import NotFoundError, SourceError, StorageError
 from reben_cloud.formats import lmdb
+from reben_cloud.formats.lmdb_file import LmdbFile
 from reben_cloud.formats.lmdb_pages import PAGE_BYTES, plan_pages
 from reben_cloud.patch import encode_payload
 
@@ -128,20 +131,15 @@ def folder(tmp_path, passes):
     return tmp_path / "db"
 
 
-def test_one_environment_a_process_and_views_without_copies(folder, passes):
+def test_records_are_read_by_key_and_keys_come_in_order(folder, passes):
     link = folder.parent / "link"
     link.symlink_to(folder)
     s2_key, s2_value = passes[1][0]
 
-    views, held = lmdb.view_many(link, [s2_key.decode()])
-
-    assert lmdb.open_environment(folder) is lmdb.open_environment(link)
-    assert isinstance(views[0], memoryview)
-    assert views[0].readonly
-    assert views[0] == s2_value
+    assert lmdb.open_lmdb(folder) is lmdb.open_lmdb(link)
     assert lmdb.read_many(folder, [s2_key.decode()]) == [s2_value]
     assert list(lmdb.keys(folder)) == sorted(k.decode() for records in passes for k, _ in records)
-    assert held is not None
+    assert lmdb.num_records(folder) == sum(map(len, passes))
 
 
 def test_a_forked_child_and_a_spawned_one_read_too(folder, passes):
@@ -165,9 +163,9 @@ def test_a_forked_child_and_a_spawned_one_read_too(folder, passes):
     assert spawned == [value]
 
 
-def test_a_replaced_file_is_opened_anew(folder, passes, tmp_path):
+def test_a_replaced_file_is_opened_again(folder, passes, tmp_path):
     key, value = passes[0][0]
-    old, held = lmdb.view_many(folder, [key.decode()])
+    old = lmdb.open_lmdb(folder)
     other = bytes(value[:-4]) + b"\0\0\0\0"
     lmdb.put_as_rico_hdl(tmp_path / "new", [[(key, other)]])
 
@@ -175,25 +173,89 @@ def test_a_replaced_file_is_opened_anew(folder, passes, tmp_path):
     os.rename(tmp_path / "new", folder)
 
     assert lmdb.read_many(folder, [key.decode()]) == [other]
-    assert old[0] == value
-    assert held is not None
+    assert old.get(key) == value
 
 
 def test_errors_say_what_is_wrong(folder, tmp_path):
     with pytest.raises(NotFoundError, match=r"nowhere is not an LMDB folder: it has no data\.mdb"):
-        lmdb.open_environment(tmp_path / "nowhere")
+        lmdb.open_lmdb(tmp_path / "nowhere")
     with pytest.raises(NotFoundError, match="no record 'nobody'"):
         lmdb.read_many(folder, ["nobody"])
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "data.mdb").write_bytes(b"x" * 8192)
     with pytest.raises(SourceError, match="not a readable LMDB database"):
-        lmdb.open_environment(tmp_path / "bad")
+        lmdb.open_lmdb(tmp_path / "bad")
+    (tmp_path / "bad" / "data.mdb").write_bytes(b"x")
+    with pytest.raises(SourceError, match="not a readable LMDB database, it has 1 bytes"):
+        lmdb.open_lmdb(tmp_path / "bad")
 
 
-def test_another_librarys_reader_is_named(passes, tmp_path):
-    lmdb.put_as_rico_hdl(tmp_path / "db", passes)
-    with (
-        py_lmdb.open(str(tmp_path / "db"), readonly=True, lock=False),
-        pytest.raises(SourceError, match="opens a folder once a process"),
-    ):
-        lmdb.open_environment(tmp_path / "db")
+def test_a_file_that_another_library_has_open_is_read_all_the_same(folder, passes):
+    key, value = passes[0][0]
+
+    with py_lmdb.open(str(folder), readonly=True, lock=False):
+        assert lmdb.read_many(folder, [key.decode()]) == [value]
+
+
+def test_a_file_cut_short_while_it_is_read_is_an_error(folder, passes):
+    opened = lmdb.open_lmdb(folder)
+    key, value = passes[0][0]
+    assert opened.get(key) == value
+
+    os.truncate(folder / "data.mdb", 3 * PAGE_BYTES)
+
+    with pytest.raises(StorageError, match=r"data\.mdb ends at byte 12,288, before .* cut short"):
+        [opened.get(key) for records in passes for key, _ in records]
+    with pytest.raises(SourceError, match="is truncated"):
+        opened.check_unchanged()
+    with pytest.raises(SourceError, match="is truncated"):
+        lmdb.open_lmdb(folder)
+
+
+@hypothesis.given(data=st.data())
+@hypothesis.settings(max_examples=12, suppress_health_check=list(hypothesis.HealthCheck))
+def test_what_lmdb_wrote_in_any_way_is_read_as_lmdb_reads_it(tmp_path_factory, data):
+    draw = random.Random(data.draw(st.integers(0, 10**6)))
+    folder = tmp_path_factory.mktemp("db")
+    with py_lmdb.open(str(folder), map_size=2**26) as env:
+        for _ in range(draw.randint(1, 4)):
+            with env.begin(write=True) as txn:
+                for _ in range(draw.choice([0, 1, 30, 400])):
+                    key = draw.randbytes(draw.randint(1, 60))
+                    txn.put(key, draw.randbytes(draw.choice([0, 1, 100, 1500, 2000, 2100, 5000, 9000])))
+                for key in draw.sample(list(txn.cursor().iternext(values=False)), draw.choice([0, 0, 1])):
+                    txn.delete(key)
+        with env.begin() as txn:
+            expected = dict(txn.cursor())
+
+    file = LmdbFile(folder / "data.mdb")
+
+    assert list(file.iter_keys()) == sorted(expected)
+    assert file.num_records == len(expected)
+    assert {key: file.get(key) for key in expected} == expected
+    others = [draw.randbytes(draw.randint(1, 60)) for _ in range(50)]
+    assert [file.get(key) for key in others] == [expected.get(key) for key in others]
+
+
+def test_a_damaged_tree_ends_no_process_and_no_loop(tmp_path):
+    keys = [f"S2A_{n:06d}".encode() for n in range(300)]
+    values = [n.to_bytes(4, "little") * 700 for n in range(300)]
+    layout = write_layout(tmp_path / "db", keys, values)
+    file = tmp_path / "db" / "data.mdb"
+    whole = file.read_bytes()
+    draw, first = random.Random(0), layout.tree_page * PAGE_BYTES
+    outcomes = set()
+
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(first, len(whole))] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            opened = LmdbFile(file)
+            found = [opened.get(key) for key in keys]
+        except (SourceError, StorageError) as error:
+            outcomes.add(type(error))
+        else:
+            outcomes.add(found == values)
+
+    assert SourceError in outcomes

@@ -93,8 +93,14 @@ def test_records_are_a_view_of_every_sample(modality, count):
 
     assert view.shape == (count, tar.RECORD_BYTES[modality])
     assert tar.patch_ids(view) == [patch_id for patch_id, _, _ in samples]
-    assert [bytes(p) for p in tar.payloads(modality, shard)] == [p for _, p, _ in samples]
-    assert np.shares_memory(tar.payloads(modality, shard), np.frombuffer(shard, np.uint8)) == bool(count)
+    assert np.shares_memory(view, np.frombuffer(shard, np.uint8)) == bool(count)
+    start, stop = tar.PAYLOAD_OFFSET, tar.PAYLOAD_OFFSET + len(samples[0][1]) if samples else 0
+    assert [bytes(record[start:stop]) for record in view] == [p for _, p, _ in samples]
+    found = tar.find_payloads(modality, io.BytesIO(shard))
+    assert found == {
+        f"{patch_id}.{modality}.safetensors": row * tar.RECORD_BYTES[modality] + start
+        for row, (patch_id, _, _) in enumerate(samples)
+    }
 
 
 def test_a_shard_of_webdatasets_own_writer_is_read_the_slow_way(tmp_path):
@@ -106,7 +112,21 @@ def test_a_shard_of_webdatasets_own_writer_is_read_the_slow_way(tmp_path):
     shard = path.read_bytes()
 
     assert tar.records("s1", shard) is None
-    assert [bytes(p) for p in tar.payloads("s1", shard)] == [p for _, p, _ in samples]
+    found = tar.find_payloads("s1", io.BytesIO(shard))
+    for patch_id, payload, _ in samples:
+        start = found[f"{patch_id}.s1.safetensors"]
+        assert shard[start : start + len(payload)] == payload
+
+
+def test_a_member_that_is_not_a_payload_of_its_modality_is_refused():
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as writer:
+        info = tarfile.TarInfo("a.s1.safetensors")
+        info.size = 7
+        writer.addfile(info, io.BytesIO(b"x" * 7))
+
+    with pytest.raises(InvalidPatchError, match=r"a\.s1\.safetensors: not a payload of s1"):
+        tar.find_payloads("s1", io.BytesIO(out.getvalue()))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,640 @@
+"""Whose memory a batch is: lent arrays, pinned batches, and files that change under a stream."""
+
+# ruff: noqa: F811 - fixtures are imported from the tests of the raw loader
+
+import ast
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+from collections import deque
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import xxhash
+
+import reben_cloud as rc
+from reben_cloud.errors import ChecksumError, SourceError, StorageError
+from reben_cloud.formats import tar
+from reben_cloud.local_file import LocalFile
+from reben_cloud.store import open_store
+from reben_cloud.stream import RawLoader
+from reben_cloud.stream.fetch import Places
+from reben_cloud.stream.gather import (
+    PAYLOAD_COPIES,
+    BufferPool,
+    LentBatches,
+    lend,
+)
+from reben_cloud.stream.payloads import InMemory
+from tests.test_stream import NUM_PATCHES, SHARD_SAMPLES, check_pixels, epoch_of, root, selection, truth  # noqa: F401
+
+PACKAGE = Path(rc.__file__).parent
+
+
+def memory_copy(root, name):
+    """The root in a `MemoryStore`: remote, as far as a loader can tell."""
+    store = open_store(f"memory://{name}")
+    for path in root.rglob("*"):
+        if path.is_file():
+            store.put(str(path.relative_to(root)), path.read_bytes())
+    return rc.open(f"memory://{name}").search()
+
+
+@pytest.fixture(scope="module")
+def remote(root):
+    return memory_copy(root, "stream-memory")
+
+
+# -- lending -----------------------------------------------------------------------------------------
+
+
+def test_nothing_in_the_package_counts_references():
+    names = {"getrefcount", "get_referrers", "get_referents", "_getrefcount", "mmap", "memmap"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            used = {getattr(node, "attr", None), getattr(node, "id", None), getattr(node, "name", None)}
+            assert not used & names, f"{path.name} line {node.lineno}"
+
+
+KEEPERS = {
+    "array": lambda a: a,
+    "slice": lambda a: a[2:4, 1:],
+    "slice of a slice": lambda a: a[1:][1:][:1],
+    "other dtype": lambda a: a.view(np.uint8)[..., :1],
+    "reshaped": lambda a: a.reshape(-1)[5:6],
+    "transposed": lambda a: a.T[0],
+    "memoryview": lambda a: memoryview(a[3:]),
+    "base": lambda a: a[1:].base,
+    "base of the base": lambda a: a.base,
+    "iterator": lambda a: iter(a),
+    "frombuffer": lambda a: np.frombuffer(a, np.uint8)[7:9],
+    "asarray": lambda a: np.asarray(memoryview(a))[1:],
+    "read-only broadcast": lambda a: np.broadcast_to(a[0], (3, *a[0].shape))[1],
+    "dlpack": lambda a: np.from_dlpack(a)[1:],
+    "torch": lambda a: pytest.importorskip("torch").from_numpy(a),
+    "torch view": lambda a: pytest.importorskip("torch").from_numpy(a)[1:3].reshape(-1)[2:],
+    "torch and back": lambda a: pytest.importorskip("torch").from_numpy(a)[1:].numpy()[1:],
+    "torch storage": lambda a: pytest.importorskip("torch").from_numpy(a).untyped_storage(),
+}
+
+
+@pytest.mark.parametrize("keep", KEEPERS.values(), ids=KEEPERS.keys())
+def test_whatever_is_left_of_a_lent_array_keeps_its_memory(keep):
+    returned = []
+    memory = {"a": np.zeros((6, 4), np.int32), "b": np.zeros(3)}
+    lent = lend(memory, partial(returned.append, "memory"))
+    assert np.shares_memory(lent["a"], memory["a"])
+
+    kept = keep(lent["a"])
+    del lent
+    gc.collect()
+
+    assert not returned
+    del kept
+    gc.collect()
+    assert returned == ["memory"]
+
+
+def test_memory_comes_back_by_the_collector_in_any_thread_while_others_take_it():
+    pool = BufferPool(1 << 12, keep=4)
+    wrong, stop = [], threading.Event()
+
+    def use(number):
+        while not stop.is_set():
+            mine = pool.take(1 << 12)
+            mine[:] = number
+            circle = [mine]
+            circle.append(circle)  # only the collector ends it
+            if (mine != number).any():
+                wrong.append(number)
+            del mine, circle
+
+    threads = [threading.Thread(target=use, args=[n]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        gc.collect()
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=30)
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+
+
+def test_what_comes_back_beyond_what_is_kept_is_freed():
+    pool = BufferPool(100, keep=2)
+    taken = [pool.take(100) for _ in range(10)]
+
+    taken.clear()
+
+    assert len(pool._free) == 2
+
+
+@pytest.mark.parametrize("counted", [1, 2, 3, 4, 5, 2**30])
+@pytest.mark.parametrize("where", ["folder", "remote", "remote by ranges"])
+def test_batches_are_right_whatever_an_interpreter_counts(root, remote, truth, where, counted, monkeypatch):
+    """CPython 3.14 counts one reference less for what a local variable borrows; others may count as they like."""
+    monkeypatch.setattr(sys, "getrefcount", lambda _: counted)
+    selection = rc.open(root).search() if where == "folder" else remote
+    step = 25 if where == "remote by ranges" else 1
+    some = type(selection)(selection.dataset, selection.table, selection.rows[::step])
+    kept = []
+
+    for _ in range(2):
+        # A slice of one array, of another nothing but a view of its last row.
+        kept += [
+            (batch["index"].copy(), batch["s2_10m"][1:], batch["s1"][-1], batch["map"][:1, 60:])
+            for batch in RawLoader(some, batch_size=16, prefetch=8)
+        ]
+
+    for index, s2, s1, last in kept:
+        index = index * step
+        np.testing.assert_array_equal(s2, truth["s2_10m"][index[1:]])
+        np.testing.assert_array_equal(s1, truth["s1"][index[-1]])
+        np.testing.assert_array_equal(last, truth["map"][index[:1], 60:])
+
+
+def test_every_batch_of_an_epoch_may_be_kept_from_a_remote_root_through_a_cache(remote, truth, tmp_path):
+    loader = RawLoader(remote, batch_size=16, cache_dir=tmp_path, cache_bytes=20_000_000)
+
+    kept = [batch for _ in range(3) for batch in loader]
+
+    check_pixels(kept, truth)
+
+
+def test_tensors_and_their_slices_may_be_kept_for_an_epoch(selection, truth):
+    torch = pytest.importorskip("torch")
+    from reben_cloud.torch import StreamLoader
+
+    kept = []
+    for batch in StreamLoader(selection, batch_size=16):
+        rows = batch["index"].clone()
+        kept.append((rows.numpy(), batch["s2_20m"][2:].view(-1, 60, 60)[3:], batch["s1"].numpy()[1:, 0]))
+
+    for rows, s2, s1 in kept:
+        expected = truth["s2_20m"][rows[2:]].reshape(-1, 60, 60)[3:]
+        assert torch.equal(s2, torch.from_numpy(expected))
+        np.testing.assert_array_equal(s1, truth["s1"][rows[1:], 0])
+
+
+def test_a_slot_that_was_lent_is_taken_again_only_when_it_is_back():
+    buffers = LentBatches(lambda: {"x": np.zeros((4, 2, 2), np.uint16)}, keep=3)
+    slot = buffers.take()
+    batch = buffers.hand_out(slot, 3)
+    view = batch["x"][1]
+    del batch
+
+    other = buffers.take()
+    assert other is not slot
+    del view
+    assert buffers.take() is slot
+
+
+# -- pinned memory -----------------------------------------------------------------------------------
+
+
+class SlowDevice:
+    """A device that reads host memory late, and the allocator of pinned memory that knows it.
+
+    As torch's caching host allocator: a copy notes an event on the block that it reads, and a block whose
+    tensors are gone is given out again when its events are done. The events are passed in, so that the
+    order of things is the test's.
+    """
+
+    def __init__(self, torch):
+        self.torch = torch
+        self.queue = deque()
+        self.blocks = []
+
+    def allocate(self, nbytes):
+        for block in self.blocks:
+            is_free = block["tensor"]() is None and all(event.is_set() for event in block["events"])
+            if is_free and block["memory"].nbytes == nbytes:
+                break
+        else:
+            block = {"memory": np.zeros(nbytes, np.uint8), "events": []}
+            self.blocks.append(block)
+        # A tensor of its own each time, alive as long as the batch or a view of it is.
+        array = lend({"": block["memory"]}, lambda: None)[""]
+        block["tensor"], block["events"] = weakref.ref(array.base), []
+        return self.torch.from_numpy(array)
+
+    def copy(self, tensor):
+        """``tensor.to(device, non_blocking=True)``: reads the memory as it is when the device comes to it."""
+        address = tensor.untyped_storage().data_ptr()
+        (block,) = (b for b in self.blocks if b["memory"].__array_interface__["data"][0] == address)
+        event, out = threading.Event(), self.torch.empty_like(tensor)
+        offset, nbytes = tensor.storage_offset() * tensor.element_size(), tensor.nbytes
+        block["events"].append(event)
+
+        def run():
+            read = self.torch.from_numpy(block["memory"][offset : offset + nbytes].copy())
+            out.view(-1).view(self.torch.uint8).copy_(read)
+            event.set()
+
+        self.queue.append(run)
+        return out
+
+    def work(self, count):
+        """Do the oldest copies that are waiting."""
+        for _ in range(min(count, len(self.queue))):
+            self.queue.popleft()()
+
+
+@pytest.mark.parametrize("behind", [1, 3, 7, 10**6], ids=lambda n: f"{n} batches behind")
+def test_a_device_that_is_behind_never_reads_a_later_batch(selection, truth, behind):
+    torch = pytest.importorskip("torch")
+    from reben_cloud.torch import PinnedBatches
+
+    device = SlowDevice(torch)
+    buffers = partial(PinnedBatches, allocate=device.allocate)
+    copied = []
+
+    for _ in range(2):
+        for batch in RawLoader(selection, batch_size=16, buffers=buffers):
+            tail = batch["s1"][5:]  # a copy of a part counts as well
+            copied.append((batch["index"].numpy().copy(), device.copy(batch["s2_10m"]), device.copy(tail)))
+            del batch, tail
+            device.work(2 if len(copied) > behind else 0)
+    num_blocks = len(device.blocks)
+    device.work(10**9)
+
+    for index, s2, s1 in copied:
+        np.testing.assert_array_equal(s2.numpy(), truth["s2_10m"][index])
+        np.testing.assert_array_equal(s1.numpy(), truth["s1"][index[5:]])
+    if behind < 10:
+        assert num_blocks <= 8 * (behind + 6), "memory that the device has read is used again"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stream", ["current", "side"])
+def test_a_gpu_that_is_behind_never_reads_a_later_batch(selection, truth, stream):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from reben_cloud.torch import StreamLoader
+
+    side = torch.cuda.Stream() if stream == "side" else torch.cuda.current_stream()
+    copied = []
+    for _ in range(3):
+        for batch in StreamLoader(selection, batch_size=16):
+            assert batch["s2_10m"].is_pinned()
+            with torch.cuda.stream(side):
+                torch.cuda._sleep(20_000_000)  # cycles: about 10 ms, far more than a batch takes to fill
+                s2 = batch["s2_10m"].to("cuda", non_blocking=True)
+                part = batch["s1"][5:].to("cuda", non_blocking=True)
+            copied.append((batch["index"].numpy().copy(), s2, part))
+            del batch
+    torch.cuda.synchronize()
+
+    for index, s2, part in copied:
+        np.testing.assert_array_equal(s2.cpu().numpy(), truth["s2_10m"][index])
+        np.testing.assert_array_equal(part.cpu().numpy(), truth["s1"][index[5:]])
+
+
+# -- files that change while they are read -----------------------------------------------------------
+
+
+@pytest.fixture
+def own_root(root, tmp_path):
+    shutil.copytree(root, tmp_path / "root")
+    return tmp_path / "root"
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 3)
+
+
+def flip(path):
+    """Change the last byte of every payload, with the times of the file as they were."""
+    modality = path.parent.name if path.parent.name in PAYLOAD_COPIES else path.name.split("-")[-2]
+    status, data = path.stat(), bytearray(path.read_bytes())
+    end = max(c.source + c.nbytes for c in PAYLOAD_COPIES[modality])
+    for start in range(tar.PAYLOAD_OFFSET, len(data) - end, tar.RECORD_BYTES[modality]):
+        data[start + end - 1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def swap(path):
+    """Put another shard, of the same size, in its place."""
+    same = [p for p in path.parent.iterdir() if p != path and p.stat().st_size == path.stat().st_size]
+    other = path.with_name("other")
+    shutil.copy(same[0], other)
+    os.replace(other, path)
+
+
+@pytest.mark.parametrize("part", [1, 7], ids=["whole shards", "single rows"])
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        pytest.param(cut, (StorageError, ChecksumError), "cut short", id="cut"),
+        pytest.param(flip, ChecksumError, "xxh3 differs", id="flipped"),
+    ],
+)
+def test_a_local_shard_that_changes_between_epochs_or_batches_is_named(own_root, part, change, error, match):
+    chosen = rc.open(own_root).search()
+    chosen = type(chosen)(chosen.dataset, chosen.table, chosen.rows[::part])
+    loader = RawLoader(chosen, batch_size=4, lanes=1, prefetch=2, gather_threads=1)
+    epoch_of(loader)  # everything was seen to be right once
+    iterator = iter(loader)
+    next(iterator)
+    for path in own_root.glob("shards/*/s2/*.tar"):
+        change(path)
+
+    with pytest.raises(error, match=match) as caught:
+        list(iterator)
+
+    assert ".tar" in str(caught.value)
+
+
+def test_a_shard_in_the_place_of_another_is_named_though_its_size_is_right(own_root):
+    swap(sorted(own_root.glob("shards/train/s1/*.tar"))[0])
+
+    with pytest.raises(ChecksumError, match=r"train-s1-000000.tar has no member S2.*\.s1\.safetensors"):
+        epoch_of(RawLoader(rc.open(own_root).search()))
+
+
+@pytest.mark.parametrize("change", [cut, flip, swap, Path.unlink], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_cached_shard_that_changes_is_fetched_again(remote, truth, tmp_path, change, when):
+    loader = RawLoader(remote, batch_size=16, cache_dir=tmp_path, lanes=2)
+    epoch_of(loader)
+    iterator = iter(loader)
+    batches = [] if when == "before" else [{n: a.copy() for n, a in next(iterator).items()}]
+    files = sorted(tmp_path.glob("*.tar"))
+    for path in files:
+        if change is not swap:
+            change(path)
+    if change is swap:
+        for one, other in zip(files[::2], files[1::2], strict=False):
+            shutil.copy(one, tmp_path / "x")
+            os.replace(other, one)
+            os.replace(tmp_path / "x", other)
+
+    batches += [{n: a.copy() for n, a in batch.items()} for batch in iterator]
+
+    assert np.array_equal(np.sort(np.concatenate([b["index"] for b in batches])), np.arange(NUM_PATCHES))
+    check_pixels(batches, truth)
+    epoch_of(loader)
+    last = loader.stats().requests
+    check_pixels(epoch_of(loader), truth)
+    assert loader.stats().requests == last, "the cache is whole again"
+
+
+def test_an_lmdb_that_is_cut_short_while_it_is_read_is_an_error(root, tmp_path):
+    rc.open(root).search(split="train").export_lmdb(tmp_path / "export")
+    loader = RawLoader(rc.open(tmp_path / "export").search(), batch_size=4, lanes=1, prefetch=0)
+    epoch_of(loader)
+    iterator = iter(loader)
+    next(iterator)
+
+    os.truncate(tmp_path / "export" / "data.mdb", 1_000_000)
+
+    with pytest.raises(
+        (StorageError, SourceError), match=r"data\.mdb (ends at byte 1,000,000.*cut short|is truncated)"
+    ):
+        list(iterator)
+
+
+def test_an_lmdb_that_another_program_writes_to_is_an_error(root, tmp_path):
+    import lmdb as py_lmdb
+
+    rc.open(root).search(split="train").export_lmdb(tmp_path / "export")
+    loader = RawLoader(rc.open(tmp_path / "export").search(), batch_size=4, lanes=1, prefetch=0)
+    iterator = iter(loader)
+    next(iterator)
+    with py_lmdb.open(str(tmp_path / "export"), map_size=2**30) as env, env.begin(write=True) as txn:
+        txn.put(b"more", b"x")
+
+    with pytest.raises(SourceError, match="was written to while it was read"):
+        list(iterator)
+
+
+def test_a_file_system_that_answers_in_parts_is_read_whole(tmp_path, monkeypatch):
+    data = os.urandom(10_000)
+    (tmp_path / "file").write_bytes(data)
+    file = LocalFile(tmp_path / "file")
+    preadv, pread = os.preadv, os.pread
+    monkeypatch.setattr(os, "preadv", lambda f, pieces, start: preadv(f, [memoryview(pieces[0])[:7]], start))
+    monkeypatch.setattr(os, "pread", lambda f, count, start: pread(f, min(count, 999), start))
+    head, rest = bytearray(512), memoryview(bytearray(8000))
+
+    file.read_into([head, rest], 100, 8512)
+
+    assert bytes(head) + bytes(rest) == data[100:8612]
+
+
+def test_files_are_closed_when_nothing_needs_them(selection):
+    loader = RawLoader(selection, batch_size=16)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        epoch_of(loader)
+    gc.collect()
+
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+# -- who is delivered --------------------------------------------------------------------------------
+
+
+def rotated(selection, *names, by=1):
+    """The selection with columns of its table moved on by some rows, within the first shard of train."""
+    table = selection.table
+    rows = [
+        i
+        for i, (group, shard) in enumerate(
+            zip(
+                table.column("reben:shard_group").to_pylist(),
+                table.column("reben:shard").to_pylist(),
+                strict=True,
+            )
+        )
+        if (group, shard) == ("train", 0)
+    ]
+    order = np.arange(len(table))
+    order[rows] = np.roll(rows, by)
+    for name in names:
+        position = table.column_names.index(name)
+        table = table.set_column(position, table.schema.field(name), table.column(name).take(pa.array(order)))
+    return type(selection)(selection.dataset, table, selection.rows)
+
+
+SUMS = [f"reben:{m}_xxh3" for m in ("s2", "s1", "map")]
+PLACE = ["reben:shard_row", *SUMS]
+
+
+@pytest.mark.parametrize("step", [1, 5], ids=["whole shards", "ranges"])
+@pytest.mark.parametrize("where", ["folder", "remote", "cache"])
+def test_a_table_whose_rows_are_of_other_patches_is_an_error(root, remote, tmp_path, where, step):
+    """Rows and checksums fit each other, so pixels alone would not show that they are another patch's."""
+    selection = rc.open(root).search() if where == "folder" else remote
+    wrong = rotated(selection, *PLACE)
+    wrong = type(wrong)(wrong.dataset, wrong.table, wrong.rows[::step])
+    options = {"cache_dir": tmp_path} if where == "cache" else {}
+
+    with pytest.raises(ChecksumError, match=r"train-(s2|s1|map)-000000\.tar"):
+        epoch_of(RawLoader(wrong, batch_size=16, **options))
+
+
+def test_a_zarr_row_of_another_patch_is_an_error(selection):
+    wrong = rotated(selection, "reben:zarr_row", "reben:product")
+
+    with pytest.raises(ChecksumError, match=r"zarr/.*\.zarr: row \d+ is not S2.*, as patches.parquet says"):
+        epoch_of(RawLoader(wrong, batch_size=16, form="zarr"))
+
+
+@pytest.mark.parametrize("row", [-1, SHARD_SAMPLES, 2**40])
+def test_a_row_outside_its_shard_is_named(row):
+    with pytest.raises(
+        ChecksumError, match=rf"places P in row {row} of shard 3 of train, which has 16 samples"
+    ):
+        Places(
+            shard=np.array([0]),
+            row=np.array([row]),
+            shards=[("train", 3)],
+            num_samples=np.array([SHARD_SAMPLES]),
+            ids=np.array([b"P"]),
+            checksums={},
+        )
+
+
+@pytest.mark.parametrize("starts", [[-1], [0, 11], [2**62]])
+def test_no_payload_is_read_outside_its_memory(starts):
+    with pytest.raises(ChecksumError, match=r"thing: a payload of 10 bytes .* is not inside its 20 bytes"):
+        InMemory(np.zeros(20, np.uint8), np.array(starts), 10, name="thing")
+
+
+# -- a campaign --------------------------------------------------------------------------------------
+
+CAMPAIGN = """
+    import json, os, random, shutil, sys, threading, time
+    from pathlib import Path
+    import xxhash
+    import reben_cloud as rc
+    from reben_cloud.errors import RebenError
+    from reben_cloud.store import open_store
+    from reben_cloud.stream import RawLoader
+
+    kind, root, victims, digests, seed, seconds = sys.argv[1:]
+    expected = json.loads(Path(digests).read_text())
+    victims, random = Path(victims), random.Random(int(seed))
+    options = {"batch_size": 8, "lanes": 4, "gather_threads": 2}
+    if kind == "cache":
+        store = open_store("memory://campaign")
+        for path in Path(root).rglob("*"):
+            if path.is_file():
+                store.put(str(path.relative_to(root)), path.read_bytes())
+        url, options["cache_dir"] = "memory://campaign", str(victims)
+    else:
+        url = root
+    chosen = rc.open(url).search(**({"split": "train"} if kind == "lmdb" else {}))
+    ids = chosen.patch_ids
+    loader = RawLoader(chosen, **options)
+    stop = threading.Event()
+
+    def vandal():
+        # A file is whole again after each act, so that the stream goes on.
+        while not stop.is_set():
+            time.sleep(random.random() * 0.01)
+            files = [p for p in victims.rglob("*") if p.suffix in (".tar", ".mdb")]
+            if not files:
+                continue
+            path = random.choice(files)
+            try:
+                data = path.read_bytes()
+                act = random.choice(["flip", "cut", "cut", "replace", "unlink", "empty"])
+                if act == "flip":
+                    with open(path, "r+b") as file:
+                        for _ in range(40):
+                            place = random.randrange(len(data))
+                            file.seek(place)
+                            file.write(bytes([data[place] ^ 1 << random.randrange(8)]))
+                elif act == "cut":
+                    os.truncate(path, random.randrange(len(data)))
+                elif act == "empty":
+                    os.truncate(path, 0)
+                elif act == "replace":
+                    other = path.with_name("new")
+                    shutil.copy(random.choice(files), other)
+                    os.replace(other, path)
+                else:
+                    path.unlink()
+                counts[act] = counts.get(act, 0) + 1
+                time.sleep(random.random() * 0.02)
+                if kind != "cache" or random.random() < 0.2:
+                    with open(path, "r+b" if path.exists() else "wb") as file:  # in place, as bad tools do
+                        file.write(data)
+                        file.truncate(len(data))
+            except FileNotFoundError:
+                pass  # the cache was quicker
+
+    counts, errors, delivered = {}, {}, 0
+    thread = threading.Thread(target=vandal)
+    thread.start()
+    deadline = time.monotonic() + float(seconds)
+    while time.monotonic() < deadline:
+        try:
+            for batch in loader:
+                for row, index in enumerate(batch["index"].tolist()):
+                    digest = xxhash.xxh3_64()
+                    for name in ("s2_10m", "s2_20m", "s2_60m", "s1", "map"):
+                        digest.update(batch[name][row].data)
+                    assert digest.intdigest() == expected[ids[index]], f"{ids[index]} has other pixels"
+                    delivered += 1
+                if time.monotonic() > deadline:
+                    break
+        except RebenError as error:
+            name = type(error).__name__
+            errors[name] = errors.get(name, 0) + 1
+            assert any(word in str(error) for word in (".tar", ".mdb", "record", "not an LMDB")), error
+    stop.set()
+    thread.join()
+    print(json.dumps({"delivered": delivered, "errors": errors, "acts": counts}))
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "cache", "lmdb"])
+def test_a_vandal_is_met_with_right_pixels_or_clear_errors(own_root, truth, tmp_path, kind):
+    ids = rc.open(own_root).search().patch_ids
+    digests = {}
+    for position, patch_id in enumerate(ids):
+        digest = xxhash.xxh3_64()
+        for name in ("s2_10m", "s2_20m", "s2_60m", "s1", "map"):
+            digest.update(np.ascontiguousarray(truth[name][position]).data)
+        digests[patch_id] = digest.intdigest()
+    (tmp_path / "digests.json").write_text(json.dumps(digests))
+    (tmp_path / "campaign.py").write_text(textwrap.dedent(CAMPAIGN))
+    place, victims = own_root, own_root / "shards"
+    if kind == "cache":
+        victims = tmp_path / "cache"
+    elif kind == "lmdb":
+        rc.open(own_root).search(split="train").export_lmdb(tmp_path / "export")
+        place = victims = tmp_path / "export"
+
+    done = subprocess.run(
+        [sys.executable, tmp_path / "campaign.py", kind, place, victims, tmp_path / "digests.json", "5", "4"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
+    result = json.loads(done.stdout)
+    assert result["delivered"] > 0
+    assert sum(result["acts"].values()) > 20
+    if kind == "cache":
+        assert not result["errors"], "what a cache lost is fetched again"
+    else:
+        assert result["errors"]
