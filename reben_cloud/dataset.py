@@ -150,7 +150,8 @@ class Dataset:
             NotFoundError: If the dataset has no such product.
         """
         import xarray as xr
-        from zarr.storage import ObjectStore
+
+        from reben_cloud.formats.zarr_reads import ZarrReads
 
         if self.lmdb_folder is not None:
             raise NotFoundError(f"{self.url} is an LMDB and has no Zarr stores; open the root for that")
@@ -158,7 +159,7 @@ class Dataset:
             raise NotFoundError(
                 f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"
             )
-        store = ObjectStore(self.store.child(f"zarr/{product}.zarr").client, read_only=True)
+        store = ZarrReads(self.store.child(f"zarr/{product}.zarr"))
         stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
         return stack
 

@@ -28,7 +28,14 @@ from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.build import JOURNAL, MANIFEST
 from reben_cloud.build.tasks import sample_json
 from reben_cloud.dataset import Dataset
-from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, SourceError, StorageError
+from reben_cloud.errors import (
+    ChecksumError,
+    InvalidPatchError,
+    NotFoundError,
+    SourceError,
+    StorageError,
+    UnreachableError,
+)
 from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export import find_damage
 from reben_cloud.formats import tar, zarr
@@ -211,6 +218,8 @@ class _ChecksumUnit:
             data = self.dataset.store.get(path)
         except FileNotFoundError:
             return []  # said already
+        except UnreachableError:
+            raise  # nor would the others be
         except StorageError as error:
             return [f"{path}: {error}"]
         if data.nbytes == self.row["bytes"] and hashlib.sha256(data).hexdigest() != self.row["sha256"]:
@@ -331,7 +340,16 @@ class _ZarrMetadataUnit:
             ids = [str(name) for name in stack.patch_id.values]
             hot = stack.labels.values.astype(bool)
             names = [str(name) for name in stack.label.values]
-        except (FileNotFoundError, NotFoundError, ValueError, KeyError, AttributeError) as error:
+        except UnreachableError:
+            raise
+        except (
+            FileNotFoundError,
+            NotFoundError,
+            StorageError,
+            ValueError,
+            KeyError,
+            AttributeError,
+        ) as error:
             return [f"{where}: cannot be opened ({str(error).splitlines()[0] if str(error) else error!r})"]
         expected = [self.index.ids[row] for row in self.rows]
         if ids != expected:
@@ -369,6 +387,8 @@ class _ZarrShardUnit:
                     problems.append(f"{path}: missing")
                 except ChecksumError as error:
                     problems.append(str(error))  # names the object already
+                except UnreachableError:
+                    raise
                 except (StorageError, ValueError, RuntimeError) as error:
                     problems.append(f"{path}: {error}")
             if len(stacks) < len(zarr.arrays_of(modality)):
@@ -423,6 +443,8 @@ class _ShardUnit:
             samples = tar.iter_samples(self.modality, self.dataset.store.get(path))
         except FileNotFoundError:
             return [f"{path}: missing"]
+        except UnreachableError:
+            raise
         except (tarfile.TarError, InvalidPatchError, StorageError, ValueError) as error:
             return [f"{path}: {error}"]
         if len(samples) != len(self.rows):

@@ -41,7 +41,7 @@ CACHED_USES = 4
 """Epochs over which a shard in the disk cache is expected to pay; a training run has more."""
 
 ATTEMPTS = 4
-"""How often an object is read before its damage is reported, over and above the store's own retries."""
+"""How often an object is read before its damage is reported; a store that fails is the store's own matter."""
 
 
 class Part(NamedTuple):
@@ -62,7 +62,7 @@ class Counters:
     requests: int = 0
     """Objects and ranges asked for."""
     retries: int = 0
-    """Objects read again because they were damaged or the store failed."""
+    """Objects read again because they were damaged."""
     cache_hits: int = 0
     """Shards found in the disk cache, or still mapped."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -258,7 +258,7 @@ class ShardReader:
             return self._map(path, local)
         if self._cache is None:
             return np.frombuffer(self._download(path), np.uint8)
-        return persistently(lambda: self._through_cache(path), self._counters)
+        return self._through_cache(path)
 
     def _through_cache(self, path: str) -> NDArray[np.uint8]:
         assert self._cache is not None
@@ -277,8 +277,8 @@ class ShardReader:
         if file is not None:
             try:
                 return self._map(path, file)
-            except (FileNotFoundError, NotFoundError):
-                # Evicted again already: the budget holds fewer shards than are in use.
+            except (ChecksumError, FileNotFoundError, NotFoundError):
+                # Evicted again already, as the budget holds fewer shards than are in use; or the disk damaged it.
                 data_bytes = self._download(path)
         return np.frombuffer(data_bytes or b"", np.uint8)
 
@@ -589,14 +589,14 @@ class ZarrReader:
 
 
 def persistently(attempt: Callable[[], T], counters: Counters) -> T:
-    """Try again, with backoff and jitter, when bytes are damaged or the store fails."""
+    """Try again, with backoff and jitter, when bytes are damaged."""
     for number in range(ATTEMPTS):
         try:
             return attempt()
-        except (ChecksumError, StorageError):
+        except ChecksumError:
             if number == ATTEMPTS - 1:
                 raise
             counters.add(retries=1)
-            # Jitter: the readers of a store that just failed must not come back all at once.
+            # Jitter: readers that were damaged by one fault must not come back all at once.
             time.sleep(0.05 * 2**number * (0.5 + random.random()))  # noqa: S311
     raise AssertionError
