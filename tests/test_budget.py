@@ -61,19 +61,21 @@ class Stalling(_Ranged):
         if server.mode == "serve" or server.match not in self.path:
             return False
         mode = self.path.rpartition("/")[2] if server.mode == "as the path says" else server.mode
+        file = Path(self.translate_path(self.path))
+        size = file.stat().st_size if file.is_file() else 2**21
         if mode == "accept":
             server.ended.wait()
         elif mode == "slow":
-            data = Path(self.translate_path(self.path)).read_bytes()
+            data = file.read_bytes()
             for start in range(self.begin_part(len(data)), len(data), 40_000):
                 self.wfile.write(data[start : start + 40_000])
                 time.sleep(0.1)
         elif mode == "body":
-            start = self.begin_part(2**21)
-            self.wfile.write(b"x" * max(0, 2**19 - start))
+            start = self.begin_part(size)
+            self.wfile.write(b"x" * max(0, size // 4 - start))
             server.ended.wait()
         elif mode == "trickle":
-            self.begin_part(2**21)
+            self.begin_part(size)
             while not server.ended.wait(0.1):
                 self.wfile.write(b"x")
         else:
@@ -165,7 +167,7 @@ CALLS = {
     "get_into": lambda s: s.get_into("x", memoryview(bytearray(2**21))),
     "get_range": lambda s: s.get_range("x", 5, 2**20),
     "get_end": lambda s: s.get_end("x", 100),
-    "get_ranges": lambda s: s.get_ranges("x", [0, 100], [10, 10]),
+    "get_ranges": lambda s: s.get_ranges("x", [0, 2**20], [2**20, 2**20]),
     "head": lambda s: s.head("x"),
     "exists": lambda s: s.exists("x"),
     "list": lambda s: list(s.list()),
@@ -291,6 +293,7 @@ def test_every_access_to_a_stalled_store_ends_in_time(short, server, access, mod
 
 
 def test_doctor_of_a_stalled_store_ends_in_time(short, server):
+    list(diagnose())  # which imports whatever is installed
     server.stall("accept")
     start = time.monotonic()
 
@@ -370,9 +373,7 @@ def test_a_store_shows_where_it_is_and_not_how_one_gets_in(server):
     assert store.child("shards").url == f"http://{server.address}/root/shards"
     bytes(store.get("manifest.json"))
     store.child("shards").exists("x")
-    for _, path, headers in server.asked:
-        assert f"sig={SECRET}" in path
-        assert headers["Authorization"].startswith("Basic ")
+    assert all(f"sig={SECRET}" in path for _, path, _ in server.asked)
     assert "/root/shards/x" in server.asked[-1][1]
 
 
