@@ -273,16 +273,22 @@ class Store:
                         return buffer
                     etag = result.meta["e_tag"]
                 for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
+                    if done + len(chunk) > stop - first:
+                        raise OSError(f"more bytes came than the {stop - first:,} announced")
                     buffer[done : done + len(chunk)] = memoryview(chunk)
                     done += len(chunk)
                     tries.progress()
+                if done < stop - first:
+                    raise OSError(f"{done:,} bytes came of the {stop - first:,} announced")
                 return buffer
             except (obs_errors.BaseError, OSError) as error:
                 self._again(tries, error, "read", path)
             if done == 0:
                 buffer = None
             elif done < stop - first:
-                options = {"range": (first + done, stop)} | ({"if_match": etag} if etag else {})
+                options = {"range": (first + done, stop)} | (
+                    {"if_match": etag} if etag and not etag.startswith("W/") else {}
+                )
             else:
                 return buffer
 
@@ -294,9 +300,7 @@ class Store:
         if not passing:
             raise failure from error
         if not tries.wait():
-            message = f"{failure}; {tries}"
-            kind = UnreachableError if _is_silence(str(error)) else StorageError
-            raise kind(message) from error
+            raise type(failure)(f"{failure}; {tries}") from error
 
     # -- beside ----------------------------------------------------------------------------------
 
@@ -352,7 +356,7 @@ class Store:
 
     @property
     def client(self) -> Any:
-        """The obstore client of this process, for libraries that take one (zarr's ObjectStore).
+        """The obstore client of this process, for libraries that take one; it makes one attempt at a time.
 
         Raises:
             ForkError: In a child that was forked after the parent used the client.

@@ -206,7 +206,7 @@ DECISIONS = [
         "T_INTERSECTS(datetime, INTERVAL('2017-06-12','2017-06-13'))",
         "abcde",
         "abc",
-        "7.8: the end is included, as a day; ours",
+        "7.8: closed, so with the last day; ours",
     ),
     (f"datetime = {DAY}", "cde", "c", "6.3.3: casts are the system's; ours are those of T_EQUALS"),
     (f"datetime <> {DAY}", "abfg", "abdefg", "6.3.3: the system's; ours are those of T_DISJOINT"),
