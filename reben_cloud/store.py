@@ -134,7 +134,7 @@ class Store:
             UnreachableError: If the store does not answer within the budget.
             StorageError: If the store refuses, or fails after the attempts of the budget.
         """
-        return self._read(path).toreadonly()
+        return memoryview(self._read(path)).toreadonly()
 
     def get_into(self, path: str, buffer: memoryview) -> int:
         """Fill a buffer with the object that should fit it: no memory of its own, so faster than `get`.
@@ -152,11 +152,11 @@ class Store:
 
     def get_range(self, path: str, start: int, length: int) -> memoryview:
         """`length` bytes from byte `start`. Raises as `get`."""
-        return self._read(path, (start, start + length)).toreadonly()
+        return memoryview(self._read(path, (start, start + length))).toreadonly()
 
     def get_end(self, path: str, length: int) -> memoryview:
         """The last `length` bytes. Raises as `get`."""
-        return self._read(path, {"suffix": length}).toreadonly()
+        return memoryview(self._read(path, {"suffix": length})).toreadonly()
 
     def get_ranges(self, path: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """Several ranges of one object, one request each, concurrently. Raises as `get`."""
@@ -268,7 +268,7 @@ class Store:
                     return memoryview(result.bytes())
                 if buffer is None:
                     first, stop = result.range
-                    buffer = place(stop - first) if place else memoryview(np.empty(stop - first, np.uint8))
+                    buffer = place(stop - first) if place else np.empty(stop - first, np.uint8).data
                     if not isinstance(buffer, memoryview):
                         return buffer
                     etag = result.meta["e_tag"]
@@ -286,9 +286,9 @@ class Store:
             if done == 0:
                 buffer = None
             elif done < stop - first:
-                options = {"range": (first + done, stop)} | (
-                    {"if_match": etag} if etag and not etag.startswith("W/") else {}
-                )
+                options = {"range": (first + done, stop)}
+                if etag and not etag.startswith("W/"):
+                    options["if_match"] = etag
             else:
                 return buffer
 

@@ -35,7 +35,7 @@ class ZarrReads(ObjectStore[Any]):
             data = await asyncio.to_thread(self._bytes, key, byte_range)
         except FileNotFoundError:
             return None
-        return prototype.buffer.from_bytes(data)  # type: ignore[arg-type]
+        return prototype.buffer.from_bytes(data)
 
     async def exists(self, key: str) -> bool:
         """Whether there is such an object."""
