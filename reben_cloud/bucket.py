@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.errors import ConflictError, StorageError, UnreachableError
 from reben_cloud.formats.tar import shard_path
 from reben_cloud.search import Selection
-from reben_cloud.store import Store, s3_config
+from reben_cloud.store import Store, mask, s3_config, scrub
 
 Access = Literal["public", "reader", "builder"]
 """``public`` and ``reader`` stream and search; ``builder`` also writes, but deletes nothing."""
@@ -292,19 +292,27 @@ def _location(client: Any) -> dict[str, Any]:
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        EndpointConnectionError,
+        HTTPClientError,
+        NoCredentialsError,
+    )
 
     try:
         yield
     except ClientError as error:
         code = error.response["Error"].get("Code", "?")
         text = error.response["Error"].get("Message") or "no further word"
-        raise StorageError(f"cannot {what}: {code} ({text})") from error
+        raise StorageError(f"cannot {what}: {code} ({mask(text)})") from scrub(error)
     except NoCredentialsError as error:
         raise StorageError(
             f"cannot {what}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         ) from error
-    except EndpointConnectionError as error:
-        raise StorageError(f"cannot {what}: {error}; check AWS_ENDPOINT_URL or --endpoint-url") from error
+    except (EndpointConnectionError, HTTPClientError) as error:
+        raise UnreachableError(
+            f"cannot {what}: {mask(str(error))}; check AWS_ENDPOINT_URL or --endpoint-url"
+        ) from scrub(error)
     except BotoCoreError as error:
-        raise StorageError(f"cannot {what}: {error}") from error
+        raise StorageError(f"cannot {what}: {mask(str(error))}") from scrub(error)

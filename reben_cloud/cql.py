@@ -1,16 +1,20 @@
 """CQL2 filters: parsed by the ``cql2`` package, evaluated here on Arrow columns.
 
-Three-valued logic throughout: a comparison with a property that an Item lacks is null, and a row is
-found when the filter is true. Only the columns that a filter names are asked for.
+Three-valued logic throughout: a comparison with a value that an Item lacks is null, and a row is
+found when the filter is true. A date is a day, in UTC: a time is in it, before it or after it.
+Only the columns that a filter names are asked for.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -78,9 +82,16 @@ def _nodes(expression: Expression) -> Iterator[Mapping[str, Any]]:
 
 
 def columns(expression: Expression, known: Sequence[str]) -> list[str]:
-    """The known columns that an expression reads."""
-    names = [node["property"] for node in _nodes(expression) if "property" in node]
-    return sorted({column for name in names for column in _column(name, known)})
+    """The columns that an expression reads.
+
+    Args:
+        expression: A filter.
+        known: The columns that there are.
+
+    Raises:
+        ValueError: If it names a property that is none of them; the message has the nearest names.
+    """
+    return sorted({_column(node["property"], known) for node in _nodes(expression) if "property" in node})
 
 
 def evaluate(expression: Expression, table: pa.Table) -> NDArray[np.bool_]:
@@ -96,9 +107,18 @@ def evaluate(expression: Expression, table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False), bool)
 
 
-def _column(name: str, known: Sequence[str]) -> list[str]:
-    plain = name.removeprefix("properties.")
-    return [c for c in (plain, f"reben:{plain}") if c in known][:1]
+def _column(name: str, known: Sequence[str]) -> str:
+    plain = str(name).removeprefix("properties.")
+    for column in (plain, f"reben:{plain}"):
+        if column in known:
+            return column
+    short = {column.removeprefix("reben:").lower(): column.removeprefix("reben:") for column in known}
+    near = difflib.get_close_matches(plain.removeprefix("reben:").lower(), short, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(short[n]) for n in near)}?" if near else ""
+    raise ValueError(
+        f"the filter names the property {name!r}, which no Item has; "
+        f"{hint or 'known are ' + ', '.join(short.values())}"
+    )
 
 
 _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -115,7 +135,16 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "*": pc.multiply,
     "/": pc.divide,
     "^": pc.power,
+    "div": lambda a, b: pc.trunc(pc.divide(a, b)),
+    "%": lambda a, b: pc.if_else(pc.is_inf(b), a, pc.subtract(a, pc.multiply(b, pc.trunc(pc.divide(a, b))))),
 }
+_SETS: Mapping[str, Callable[[set[Any], set[Any]], bool]] = {
+    "a_contains": lambda a, b: a >= b,
+    "a_containedby": lambda a, b: a <= b,
+    "a_equals": lambda a, b: a == b,
+    "a_overlaps": lambda a, b: bool(a & b),
+}
+_CONDITIONS = frozenset({*_COMPARE, *_SETS, "between", "in", "isnull", "like"})
 _SPATIAL: Mapping[str, Callable[[Any, Any], Any]] = {
     "s_intersects": shapely.intersects,
     "s_disjoint": shapely.disjoint,
@@ -126,17 +155,82 @@ _SPATIAL: Mapping[str, Callable[[Any, Any], Any]] = {
     "s_crosses": shapely.crosses,
     "s_equals": shapely.equals,
 }
-_TEMPORAL: Mapping[str, Callable[[Any, Any, Any, Any], Any]] = {
-    # Start and end of the left, then of the right; an instant starts and ends at once.
-    "t_before": lambda _a, b, c, _d: pc.less(b, c),
-    "t_after": lambda a, _b, _c, d: pc.greater(a, d),
-    "t_equals": lambda a, b, c, d: pc.and_(pc.equal(a, c), pc.equal(b, d)),
-    "t_intersects": lambda a, b, c, d: pc.and_(pc.less_equal(a, d), pc.greater_equal(b, c)),
-    "t_disjoint": lambda a, b, c, d: pc.or_(pc.less(b, c), pc.greater(a, d)),
-    "t_during": lambda a, b, c, d: pc.and_(pc.greater(a, c), pc.less(b, d)),
-    "t_contains": lambda a, b, c, d: pc.and_(pc.less(a, c), pc.greater(b, d)),
+
+
+class _Instant(NamedTuple):
+    """A time, from its first to its last microsecond: a timestamp has one of them, a date a whole day.
+
+    An instant of the specification has the granularity of its type, so two of them are compared at the
+    coarser one: a timestamp is neither before nor after its own day.
+    """
+
+    first: Any
+    last: Any
+
+
+def _less(a: _Instant, b: _Instant) -> Any:
+    return pc.less(a.last, b.first)
+
+
+def _coincide(a: _Instant, b: _Instant) -> Any:
+    return pc.and_kleene(pc.less_equal(a.first, b.last), pc.greater_equal(a.last, b.first))
+
+
+def _both(*conditions: Any) -> Any:
+    return functools.reduce(pc.and_kleene, conditions)
+
+
+_COMPARE_TIMES: Mapping[str, Callable[[_Instant, _Instant], Any]] = {
+    "=": _coincide,
+    "<>": lambda a, b: pc.invert(_coincide(a, b)),
+    "<": _less,
+    "<=": lambda a, b: pc.invert(_less(b, a)),
+    ">": lambda a, b: _less(b, a),
+    ">=": lambda a, b: pc.invert(_less(a, b)),
 }
+
+_TEMPORAL: Mapping[str, Callable[[_Instant, _Instant, _Instant, _Instant], Any]] = {
+    # Start and end of the left, then of the right; an instant starts and ends at once. Intervals are closed,
+    # and one of dates begins with its first day and ends with its last. The names are those of OWL-Time.
+    "t_before": lambda _a, b, c, _d: _less(b, c),
+    "t_after": lambda a, _b, _c, d: _less(d, a),
+    "t_equals": lambda a, b, c, d: _both(_coincide(a, c), _coincide(b, d)),
+    "t_disjoint": lambda a, b, c, d: pc.or_kleene(_less(b, c), _less(d, a)),
+    "t_intersects": lambda a, b, c, d: pc.invert(pc.or_kleene(_less(b, c), _less(d, a))),
+    "t_during": lambda a, b, c, d: _inside(a, b, c, d),
+    "t_contains": lambda a, b, c, d: _inside(c, d, a, b),
+    "t_meets": lambda _a, b, c, _d: _coincide(b, c),
+    "t_metby": lambda a, _b, _c, d: _coincide(d, a),
+    "t_starts": lambda a, b, c, d: _both(_coincide(a, c), _less(b, d)),
+    "t_startedby": lambda a, b, c, d: _both(_coincide(a, c), _less(d, b)),
+    "t_finishes": lambda a, b, c, d: _both(_coincide(b, d), _less(c, a)),
+    "t_finishedby": lambda a, b, c, d: _both(_coincide(b, d), _less(a, c)),
+    "t_overlaps": lambda a, b, c, d: _both(_less(a, c), _less(c, b), _less(b, d)),
+    "t_overlappedby": lambda a, b, c, d: _both(_less(c, a), _less(a, d), _less(d, b)),
+}
+
+
+def _inside(a: _Instant, b: _Instant, c: _Instant, d: _Instant) -> Any:
+    """Begins later and ends earlier, by microseconds: within a day is within it, not at its end."""
+    return _both(pc.greater(a.first, c.first), pc.less(b.last, d.last))
+
+
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_TIME = pa.timestamp("us", "UTC")
+_STROKES = str.maketrans("øØłŁđĐħĦŧŦıŀĿ", "oOlLdDhHtTilL")
+"""Letters with diacritics that Unicode does not take apart."""
+
+
+def _without_accents(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text.translate(_STROKES))
+    return "".join(letter for letter in plain if not unicodedata.combining(letter))
+
+
+def _without_case(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+_FOLD: Mapping[str, Callable[[str], str]] = {"casei": _without_case, "accenti": _without_accents}
 
 
 class _Evaluation:
@@ -150,91 +244,107 @@ class _Evaluation:
         if not isinstance(node, Mapping):
             raise ValueError(f"the filter has {node!r} where a condition must stand")
         if "property" in node:
-            return self.value(node)
-        op, args = str(node.get("op")), list(node.get("args", ()))
+            found = self.value(node)
+            if not pa.types.is_boolean(found.type):
+                raise ValueError(f"the filter has {node['property']!r} where a condition must stand")
+            return found
+        op, args = str(node.get("op")).lower(), list(node.get("args", ()))
         if op in ("and", "or"):
             combine = pc.and_kleene if op == "and" else pc.or_kleene
-            found = self.boolean(args[0])
-            for other in args[1:]:
-                found = combine(found, self.boolean(other))
-            return found
+            return functools.reduce(combine, [self.boolean(arg) for arg in args])
         if op == "not":
             return pc.invert(self.boolean(args[0]))
         if op in _SPATIAL:
             return self.spatial(op, *args)
         if op in _TEMPORAL:
             return self._column(_TEMPORAL[op](*self.interval(args[0]), *self.interval(args[1])))
+        if op not in _CONDITIONS:
+            raise ValueError(f"the filter has an operator that is not supported: {node.get('op')!r}")
         return self._column(self.condition(op, args))
 
     def condition(self, op: str, args: list[Expression]) -> Any:
         if op in _COMPARE:
-            return _COMPARE[op](*self.pair(*args))
+            return self.compare(op, *args)
         if op == "between":
             value, low, high = args
-            return pc.and_kleene(
-                pc.greater_equal(*self.pair(value, low)), pc.less_equal(*self.pair(value, high))
-            )
+            return pc.and_kleene(self.compare(">=", value, low), self.compare("<=", value, high))
         if op == "in":
             found = pa.array(np.zeros(self.table.num_rows, bool))
             for option in args[1]:
-                found = pc.or_kleene(found, self._column(pc.equal(*self.pair(args[0], option))))
+                found = pc.or_kleene(found, self._column(self.compare("=", args[0], option)))
             return found
-        if op == "isNull":
+        if op == "isnull":
             return pc.is_null(self._column(self.value(args[0])))
         if op == "like":
-            ignore_case = isinstance(args[1], Mapping)
-            pattern = args[1]["args"][0] if ignore_case else args[1]
-            return pc.match_like(self.value(args[0]), pattern, ignore_case=ignore_case)
-        if op.lower() in ("a_contains", "a_containedby", "a_equals", "a_overlaps"):
-            return self.lists(op.lower(), *args)
-        raise ValueError(f"the filter has an operator that is not supported: {op!r}")
+            pattern = self.value(args[1])
+            if not isinstance(pattern, pa.Scalar):
+                raise ValueError("the filter has a LIKE whose pattern is not a text")
+            text = self.value(args[0])
+            if pattern.as_py() is None:
+                return pa.nulls(self.table.num_rows, pa.bool_())
+            return pc.match_like(text, pattern.as_py())
+        return self.lists(op, *args)
 
     def value(self, node: Expression) -> Any:
         """A column, or a scalar."""
         if not isinstance(node, Mapping):
             return pa.scalar(node)
         if "property" in node:
-            names = _column(node["property"], self.table.column_names)
-            if not names:
-                return pa.nulls(self.table.num_rows)
-            column = self.table.column(names[0]).combine_chunks()
+            name = _column(node["property"], self.table.column_names)
+            column = self.table.column(name).combine_chunks()
             return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-        for kind in ("timestamp", "date"):
-            if kind in node:
-                return pa.scalar(_instant(node[kind]), pa.timestamp("us", "UTC"))
-        op, args = str(node.get("op")), node.get("args", ())
+        if "timestamp" in node or "date" in node:
+            return self.instant(node).first
+        op, args = str(node.get("op")).lower(), node.get("args", ())
         if op in _ARITHMETIC:
-            return _ARITHMETIC[op](self.value(args[0]), self.value(args[1]))
-        if op == "casei":
-            return pc.utf8_lower(self.value(args[0]))
-        if op == "accenti":
-            return pc.utf8_normalize(self.value(args[0]), form="NFKD")
+            # As floats: integers would wrap, and divide without a remainder.
+            return _ARITHMETIC[op](*(pc.cast(self.value(arg), pa.float64()) for arg in args))
+        if op in _FOLD:
+            return _map_texts(self.value(args[0]), _FOLD[op])
+        if op in _CONDITIONS or op in _SPATIAL or op in _TEMPORAL or op in ("and", "or", "not"):
+            return self.boolean(node)
         raise ValueError(f"the filter has a value that is not supported: {node!r}")
 
-    def pair(self, left: Expression, right: Expression) -> tuple[Any, Any]:
-        """Two values of one type: a null column takes the other's, a text beside a time becomes one."""
-        a, b = self.value(left), self.value(right)
-        if pa.types.is_null(a.type):
-            return pa.nulls(self.table.num_rows, b.type), b
-        if pa.types.is_null(b.type):
-            return a, pa.nulls(self.table.num_rows, a.type)
-        if pa.types.is_timestamp(a.type) and pa.types.is_string(b.type) and isinstance(b, pa.Scalar):
-            return a, pa.scalar(_instant(b.as_py()), pa.timestamp("us", "UTC"))
-        if pa.types.is_timestamp(b.type) and pa.types.is_string(a.type) and isinstance(a, pa.Scalar):
-            return pa.scalar(_instant(a.as_py()), pa.timestamp("us", "UTC")), b
-        return a, b
+    def compare(self, op: str, left: Expression, right: Expression) -> Any:
+        """Two values; a text beside a time is a time."""
+        if self.is_time(left) or self.is_time(right):
+            return _COMPARE_TIMES[op](self.instant(left), self.instant(right))
+        return _COMPARE[op](self.value(left), self.value(right))
 
-    def interval(self, node: Expression) -> tuple[Any, Any]:
+    def is_time(self, node: Expression) -> bool:
+        if not isinstance(node, Mapping):
+            return False
+        return "date" in node or (
+            ("timestamp" in node or "property" in node) and pa.types.is_timestamp(self.value(node).type)
+        )
+
+    def instant(self, node: Expression) -> _Instant:
+        """A date, a timestamp, either as text, or a time column."""
+        if isinstance(node, Mapping) and "property" in node:
+            column = self.value(node)
+            if not pa.types.is_timestamp(column.type):
+                raise ValueError(f"the filter has {node['property']!r} where a time must stand")
+            return _Instant(column, column)
+        text = node.get("timestamp", node.get("date")) if isinstance(node, Mapping) else node
+        if text is None:
+            return _Instant(pa.scalar(None, _TIME), pa.scalar(None, _TIME))
+        first = _instant(text)
+        is_date = re.fullmatch(r"\d{4}-\d\d-\d\d", text) is not None
+        last = first + timedelta(days=1, microseconds=-1) if is_date else first
+        return _Instant(pa.scalar(first, _TIME), pa.scalar(last, _TIME))
+
+    def interval(self, node: Expression) -> tuple[_Instant, _Instant]:
         """Start and end of an instant, an interval or a time column."""
-        if isinstance(node, Mapping) and "interval" in node:
-            start, end = (
-                open_end if end in ("..", "") else _instant(end)
-                for end, open_end in zip(node["interval"], (_FIRST, _LAST), strict=True)
-            )
-            kind = pa.timestamp("us", "UTC")
-            return pa.scalar(start, kind), pa.scalar(end, kind)
-        value = self.value(node)
-        return value, value
+        if not (isinstance(node, Mapping) and "interval" in node):
+            found = self.instant(node)
+            return found, found
+        start, end = (
+            _Instant(pa.scalar(open_end, _TIME), pa.scalar(open_end, _TIME))
+            if end in ("..", "")
+            else self.instant(end)
+            for end, open_end in zip(node["interval"], (_FIRST, _LAST), strict=True)
+        )
+        return start, end
 
     def spatial(self, op: str, left: Expression, right: Expression) -> Any:
         shapes = [self.geometry(node) for node in (left, right)]
@@ -250,6 +360,10 @@ class _Evaluation:
             west, south, east, north = (
                 node["bbox"] if len(node["bbox"]) == 4 else np.take(node["bbox"], [0, 1, 3, 4])
             )
+            if west > east:  # over the antimeridian
+                return shapely.union(
+                    shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)
+                )
             return shapely.box(west, south, east, north)
         try:
             shape = shapely.from_geojson(json.dumps(node))
@@ -259,32 +373,56 @@ class _Evaluation:
         return shape
 
     def lists(self, op: str, left: Expression, right: Expression) -> Any:
-        """A list column against a list of literals; order and repetition do not matter."""
+        """Lists as sets: order and repetition do not matter."""
+        if isinstance(left, list) and not isinstance(right, list):
+            swapped = {"a_contains": "a_containedby", "a_containedby": "a_contains"}
+            return self.lists(swapped.get(op, op), right, left)
+        if not isinstance(right, list):
+            raise ValueError(
+                f"the filter compares lists of two properties with {op.upper()}: name the values"
+            )
+        wanted = set(right)
+        if isinstance(left, list):
+            return pa.scalar(_SETS[op](set(left), wanted))
         column = self.value(left)
-        if pa.types.is_null(column.type):
-            return pa.nulls(self.table.num_rows, pa.bool_())
-        wanted = sorted(set(right))
-        flat, rows = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
-        matches = rows[pc.is_in(flat, pa.array(wanted)).to_numpy(zero_copy_only=False)]
-        hits = np.bincount(matches, minlength=self.table.num_rows)
-        size = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-        return pa.array(
-            {
-                "a_contains": hits == len(wanted),
-                "a_containedby": hits == size,
-                "a_equals": (hits == size) & (hits == len(wanted)),
-                "a_overlaps": hits > 0,
-            }[op]
-        )
+        if not pa.types.is_list(column.type):
+            raise ValueError(f"the filter has {left!r} where a list must stand")
+        unique = pc.list_flatten(column).dictionary_encode()
+        rows = pc.list_parent_indices(column).to_numpy()
+        codes = unique.indices.to_numpy()
+        names = unique.dictionary.to_pylist()
+        width = max(1, len(names))
+        # Each value of a row once.
+        rows, codes = np.divmod(np.unique(rows.astype(np.int64) * width + codes), width)
+        known = np.array([name in wanted for name in names], bool)
+        size = np.bincount(rows, minlength=self.table.num_rows)
+        hits = np.bincount(rows[known[codes]], minlength=self.table.num_rows)
+        found = {
+            "a_contains": hits == len(wanted),
+            "a_containedby": hits == size,
+            "a_equals": (hits == size) & (hits == len(wanted)),
+            "a_overlaps": hits > 0,
+        }[op]
+        return pa.array(found, mask=np.asarray(pc.is_null(column)))
 
     def _column(self, found: Any) -> Any:
         """A scalar answer (both sides literal) as a column."""
         return pa.repeat(found, self.table.num_rows) if isinstance(found, pa.Scalar) else found
 
 
-def _instant(text: str) -> datetime:
+def _map_texts(values: Any, change: Callable[[str], str]) -> Any:
+    """Texts changed one by one, each different one once."""
+    if isinstance(values, pa.Scalar):
+        return pa.scalar(None if values.as_py() is None else change(values.as_py()), pa.string())
+    if not pa.types.is_string(values.type):
+        raise ValueError(f"the filter folds a value that is no text but {values.type}")
+    coded = values.dictionary_encode()
+    return pa.array([change(text) for text in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
+
+
+def _instant(text: Any) -> datetime:
     try:
-        found = datetime.fromisoformat(text)
-    except (TypeError, ValueError) as error:
+        found = datetime.fromisoformat(text.upper())
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"the filter has {text!r} where a time must stand") from error
     return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 from reben_cloud.errors import RebenError, StorageError
 from reben_cloud.export import find_damage
 from reben_cloud.lmdb_root import LmdbRoot, find_lmdb_root, is_export
-from reben_cloud.store import Store, open_store, s3_config
+from reben_cloud.store import Store, open_store, public_url, s3_config
 
 Level = Literal["ok", "note", "warning", "problem"]
 
@@ -199,7 +199,7 @@ def _credentials(storage_options: Mapping[str, Any]) -> Finding:
 
 def _endpoint(storage_options: Mapping[str, Any]) -> Iterator[Finding]:
     config = s3_config(storage_options)
-    endpoint = str(config.get("endpoint") or f"https://s3.{config['region']}.amazonaws.com")
+    endpoint = public_url(str(config.get("endpoint") or f"https://s3.{config['region']}.amazonaws.com"))
     host = urlsplit(endpoint).netloc
     if urlsplit(endpoint).scheme not in ("http", "https") or not host:
         yield Finding(

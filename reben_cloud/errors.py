@@ -6,6 +6,7 @@
     ├── NotFoundError      (LookupError)      no such dataset, patch, product, split or shard
     ├── ChecksumError      (ValueError)       the bytes read are not the bytes that were written
     ├── StorageError       (OSError)          the store refused, or failed after the retries
+    │   └── UnreachableError (TimeoutError)   nobody answers, or the answers stop
     ├── ConflictError      (FileExistsError)  the root exists, or somebody else is building it
     ├── ForkError          (RuntimeError)     used in a forked child, where its clients would hang
     └── MissingExtraError  (ImportError)      an optional dependency is not installed
@@ -40,6 +41,10 @@ class ChecksumError(RebenError, ValueError):
 
 class StorageError(RebenError, OSError):
     """The store refused the request, or still failed after the retries."""
+
+
+class UnreachableError(StorageError, TimeoutError):
+    """The store does not answer, or its answers stop: what is asked of it next will fare no better."""
 
 
 class ConflictError(RebenError, FileExistsError):

@@ -88,10 +88,10 @@ def _find_archives(store: Store) -> Source | None:
     """The archives at `store`, or the one that it is itself."""
     from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
 
-    parent, _, name = store.url.rpartition("/")
+    parent, name = store.parent()
     for modality, archive in ARCHIVES.items():
         if name == archive:
-            return ArchiveSource({modality: (Store(parent, store.storage_options), name)})
+            return ArchiveSource({modality: (parent, name)})
     folder = store.local_path()
     if folder is not None:
         there = [m for m, archive in ARCHIVES.items() if (folder / archive).is_file()]

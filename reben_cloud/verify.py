@@ -35,6 +35,7 @@ from reben_cloud.errors import (
     RebenError,
     SourceError,
     StorageError,
+    UnreachableError,
 )
 from reben_cloud.export import find_damage
 from reben_cloud.export.plan import read_manifest
@@ -222,6 +223,8 @@ class _ChecksumUnit:
             data = self.dataset.store.get(path)
         except FileNotFoundError:
             return []  # said already
+        except UnreachableError:
+            raise  # nor would the others be
         except StorageError as error:
             return [f"{path}: {error}"]
         if data.nbytes == self.row["bytes"] and hashlib.sha256(data).hexdigest() != self.row["sha256"]:
@@ -241,7 +244,7 @@ def _lmdb_files(folder: str) -> tuple[list[dict[str, Any]], list[str], bool]:
     try:
         damage = find_damage(here, read_manifest(here)) if is_export(folder) else None
         problems += [damage] if damage else []
-    except (SourceError, RebenError) as error:
+    except RebenError as error:
         problems.append(str(error))
     try:
         lmdb.open_lmdb(folder)
@@ -346,7 +349,16 @@ class _ZarrMetadataUnit:
             ids = [str(name) for name in stack.patch_id.values]
             hot = stack.labels.values.astype(bool)
             names = [str(name) for name in stack.label.values]
-        except (FileNotFoundError, NotFoundError, ValueError, KeyError, AttributeError) as error:
+        except UnreachableError:
+            raise
+        except (
+            FileNotFoundError,
+            NotFoundError,
+            StorageError,
+            ValueError,
+            KeyError,
+            AttributeError,
+        ) as error:
             return [f"{where}: cannot be opened ({str(error).splitlines()[0] if str(error) else error!r})"]
         expected = [self.index.ids[row] for row in self.rows]
         if ids != expected:
@@ -384,6 +396,8 @@ class _ZarrShardUnit:
                     problems.append(f"{path}: missing")
                 except ChecksumError as error:
                     problems.append(str(error))  # names the object already
+                except UnreachableError:
+                    raise
                 except (StorageError, ValueError, RuntimeError) as error:
                     problems.append(f"{path}: {error}")
             if len(stacks) < len(zarr.arrays_of(modality)):
@@ -438,6 +452,8 @@ class _ShardUnit:
             samples = tar.iter_samples(self.modality, self.dataset.store.get(path))
         except FileNotFoundError:
             return [f"{path}: missing"]
+        except UnreachableError:
+            raise
         except (tarfile.TarError, InvalidPatchError, StorageError, ValueError) as error:
             return [f"{path}: {error}"]
         if len(samples) != len(self.rows):

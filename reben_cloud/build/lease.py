@@ -16,7 +16,7 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
-from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.errors import ConflictError, StorageError, UnreachableError
 from reben_cloud.store import Store
 
 BEAT_S = 15.0
@@ -69,8 +69,8 @@ class Lease:
         self._stop.set()
         self._thread.join()
         _held.discard(self._id)
-        if self._lost:
-            return
+        if self._lost or isinstance(error, UnreachableError):
+            return  # a store that nobody reaches is not waited for again: the lease ends when it is not renewed
         try:
             self._store.put(self._path, _RELEASED)
         except StorageError:

@@ -84,8 +84,8 @@ def search(
         cloud: With or without cloud or shadow.
         recommended: True leaves out snow, cloud and shadow, as training recipes do; False keeps
             only those.
-        cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra). A property that
-            no Item has is null, as the specification has it, so a comparison with it finds nothing.
+        cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra). A ``DATE`` is a
+            day, in UTC; a value that an Item lacks is null, so a comparison with it finds nothing.
         sortby: Columns, a leading ``-`` for descending order.
         limit: At most so many, at least 1.
 

@@ -422,7 +422,7 @@ class _Queryables(BaseFiltersClient):
             "$id": f"{get_base_url(kwargs['request'])}queryables",
             "type": "object",
             "title": "Queryables of BigEarthNet v2.0",
-            "additionalProperties": True,
+            "additionalProperties": False,
             "properties": {
                 "id": {"title": "Patch", **text},
                 "collection": {"title": "Collection", **text},

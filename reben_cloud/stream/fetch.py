@@ -42,7 +42,7 @@ CACHED_USES = 4
 """Epochs over which a shard in the disk cache is expected to pay; a training run has more."""
 
 ATTEMPTS = 4
-"""How often an object is read before its damage is reported, over and above the store's own retries."""
+"""How often an object is read before its damage is reported; a store that fails is the store's own matter."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Counters:
     requests: int = 0
     """Objects and ranges asked for."""
     retries: int = 0
-    """Objects read again because they were damaged or the store failed."""
+    """Objects read again because they were damaged."""
     cache_hits: int = 0
     """Shards found in the disk cache."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -631,14 +631,14 @@ class ZarrReader:
 
 
 def persistently(attempt: Callable[[], T], counters: Counters) -> T:
-    """Try again, with backoff and jitter, when bytes are damaged or the store fails."""
+    """Try again, with backoff and jitter, when bytes are damaged."""
     for number in range(ATTEMPTS):
         try:
             return attempt()
-        except (ChecksumError, StorageError):
+        except ChecksumError:
             if number == ATTEMPTS - 1:
                 raise
             counters.add(retries=1)
-            # Jitter: the readers of a store that just failed must not come back all at once.
+            # Jitter: readers that were damaged by one fault must not come back all at once.
             time.sleep(0.05 * 2**number * (0.5 + random.random()))  # noqa: S311
     raise AssertionError

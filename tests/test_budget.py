@@ -1,0 +1,387 @@
+"""A store that stalls, fails or refuses: told in bounded time, with a cause, and without anybody's secrets."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reben_cloud as rc
+from reben_cloud import store as store_module
+from reben_cloud.build import build, make_plan
+from reben_cloud.doctor import diagnose
+from reben_cloud.errors import StorageError, UnreachableError
+from reben_cloud.export import export_lmdb
+from reben_cloud.placement import PlacementOptions
+from reben_cloud.recognise import open_source
+from reben_cloud.store import Budget, Store, mask, open_store, public_url
+from reben_cloud.stream import RawLoader
+from reben_cloud.verify import verify
+from tests.webserver import _Ranged
+
+SHORT = Budget(attempts=3, seconds=1.5, silence_s=0.8, request_s=1.2)
+MOST_S = 2 * (SHORT.seconds + SHORT.request_s)
+"""What a call may take with `SHORT` on a busy machine."""
+
+SECRET = "sEcr3t"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder until told to do otherwise with paths that contain `match`."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, folder):
+        self.mode, self.match, self.asked, self.folder = "serve", "", [], str(folder)
+        self.ended = threading.Event()
+        super().__init__(("127.0.0.1", 0), Stalling)
+
+    def stall(self, mode, match=""):
+        self.mode, self.match = mode, match
+        self.asked.clear()
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.server_port}"
+
+
+class Stalling(_Ranged):
+    def __init__(self, request, client_address, server):
+        super().__init__(request, client_address, server, directory=server.folder)
+
+    def answer(self):
+        server = self.server
+        server.asked.append((self.command, self.path, self.headers))
+        if server.mode == "serve" or server.match not in self.path:
+            return False
+        mode = self.path.rpartition("/")[2] if server.mode == "as the path says" else server.mode
+        file = Path(self.translate_path(self.path))
+        size = file.stat().st_size if file.is_file() else 2**21
+        if mode == "accept":
+            server.ended.wait()
+        elif mode == "slow":
+            data = file.read_bytes()
+            for start in range(self.begin_part(len(data)), len(data), 40_000):
+                self.wfile.write(data[start : start + 40_000])
+                time.sleep(0.1)
+        elif mode == "body":
+            start = self.begin_part(size)
+            self.wfile.write(b"x" * max(0, size // 4 - start))
+            server.ended.wait()
+        elif mode == "trickle":
+            self.begin_part(size)
+            while not server.ended.wait(0.1):
+                self.wfile.write(b"x")
+        else:
+            status, _, code = mode.partition(" ")
+            body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            self.begin(int(status), len(body))
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+        self.close_connection = True
+        return True
+
+    def begin_part(self, size):
+        """Begin to answer with an object of this size, or the range asked for; its first byte."""
+        first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        start, stop = int(first or 0), min(int(last or size), size - 1) + 1
+        if not first and last:
+            start, stop = size - int(last), size
+        self.send_response(206 if first or last else 200)
+        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        return start
+
+    def begin(self, status, length):
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def guarded(self, otherwise):
+        try:
+            if not self.answer():
+                otherwise()
+        except OSError:
+            self.close_connection = True  # the client has gone
+
+    def do_GET(self):
+        self.guarded(super().do_GET)
+
+    def do_HEAD(self):
+        self.guarded(super().do_HEAD)
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.guarded(lambda: self.begin(200, 0))
+
+    def do_POST(self):  # which is how obstore deletes
+        self.do_PUT()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("budget") / "root"
+    source, official = open_source("synthetic:24")
+    build(make_plan(source, official, open_store(folder), options=PlacementOptions(shard_samples=8)))
+    return folder
+
+
+@pytest.fixture
+def server(root):
+    with Server(root.parent) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.ended.set()
+        server.shutdown()
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(store_module, "BUDGET", SHORT)
+
+
+def s3_store(server, **options):
+    """A store of a bucket at the server, which knows nothing of S3 but how to refuse."""
+    options = {"endpoint_url": f"http://{server.address}", "key": "k", "secret": SECRET, **options}
+    return Store("s3://bucket/root", options, budget=SHORT)
+
+
+def failure_of(call, *, within_s=MOST_S):
+    """The error that a call raises in time."""
+    start = time.monotonic()
+    with pytest.raises(StorageError) as caught:
+        call()
+    assert time.monotonic() - start < within_s
+    return caught.value
+
+
+CALLS = {
+    "get": lambda s: s.get("x"),
+    "get_into": lambda s: s.get_into("x", memoryview(bytearray(2**21))),
+    "get_range": lambda s: s.get_range("x", 5, 2**20),
+    "get_end": lambda s: s.get_end("x", 100),
+    "get_ranges": lambda s: s.get_ranges("x", [0, 2**20], [2**20, 2**20]),
+    "head": lambda s: s.head("x"),
+    "exists": lambda s: s.exists("x"),
+    "list": lambda s: list(s.list()),
+    "put": lambda s: s.put("x", b"1"),
+    "create": lambda s: s.put("x", b"1", create=True),
+    "delete": lambda s: s.delete("x"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_store_that_never_answers_is_told_in_time(server, call):
+    server.stall("accept")
+
+    error = failure_of(lambda: CALLS[call](s3_store(server)))
+
+    assert isinstance(error, UnreachableError)
+    assert "no answer" in str(error)
+    assert "given up after 2 attempts in " in str(error)
+    # Nothing below or above tried again; two ranges are asked for at once.
+    assert len(server.asked) <= (3 if call == "get_ranges" else 2)
+
+
+@pytest.mark.parametrize("call", ["get", "get_into", "get_range", "get_ranges"])
+@pytest.mark.parametrize("mode", ["body", "trickle"])
+def test_an_answer_that_stops_or_trickles_is_told_in_time(server, mode, call):
+    server.stall(mode)
+
+    error = failure_of(lambda: CALLS[call](s3_store(server)), within_s=2 * MOST_S)
+
+    assert "s without progress" in str(error)
+    assert len(server.asked) <= 6
+
+
+def test_a_store_that_throttles_gets_all_attempts_and_no_more(server):
+    server.stall("503 SlowDown")
+
+    error = failure_of(lambda: s3_store(server).get("x"))
+
+    assert "SlowDown" in str(error)
+    assert "given up after 3 attempts" in str(error)
+    assert not isinstance(error, UnreachableError)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("403 InvalidAccessKeyId", "permission denied.*check the credentials"),
+        ("403 SignatureDoesNotMatch", "permission denied.*check the credentials"),
+        ("400 ExpiredToken", "credentials have expired|check the credentials"),
+        ("400 InvalidToken", "check the credentials"),
+        ("403 RequestTimeTooSkewed", "set the clock|check the credentials"),
+        ("403 AccessDenied", "permission denied"),
+    ],
+)
+def test_refusals_are_told_at_once(server, call, answer, message):
+    server.stall(answer)
+
+    with pytest.raises(StorageError, match=message) as caught:
+        CALLS[call](s3_store(server))
+
+    assert len(server.asked) <= 2  # of get_ranges: one a range
+    assert SECRET not in str(caught.value)
+    if call not in ("head", "exists"):  # whose answers have no text
+        assert answer.split()[1] in str(caught.value)
+
+
+def test_a_slow_download_goes_on_for_as_long_as_it_takes(tmp_path):
+    data = np.random.default_rng(5).bytes(1_600_000)
+    (tmp_path / "x").write_bytes(data)
+
+    with Server(tmp_path) as server:
+        server.stall("slow")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = Store(f"http://{server.address}", {}, budget=SHORT)
+        start = time.monotonic()
+
+        found = store.get("x")
+
+        assert time.monotonic() - start > SHORT.seconds + SHORT.request_s  # more than a stall is granted
+        assert bytes(found) == data
+        assert len(server.asked) > 2  # it went on where a request ended
+        assert all(headers["Range"] for _, _, headers in server.asked[1:])
+        server.shutdown()
+
+
+ACCESSES = {
+    "open": lambda ds, url, tmp: rc.open(url),
+    "search": lambda ds, url, tmp: ds.search(country="Finland"),
+    "stream": lambda ds, url, tmp: next(iter(RawLoader(ds.search(), batch_size=4))),
+    "stream few": lambda ds, url, tmp: next(iter(RawLoader(ds.search(limit=1), batch_size=1))),
+    "stream with a cache": lambda ds, url, tmp: next(
+        iter(RawLoader(ds.search(), batch_size=4, cache_dir=tmp / "cache"))
+    ),
+    "stream from Zarr": lambda ds, url, tmp: next(iter(RawLoader(ds.search(), batch_size=4, form="zarr"))),
+    "zarr": lambda ds, url, tmp: ds.open_zarr(ds.products[0]).B02.values,
+    "export": lambda ds, url, tmp: export_lmdb(ds.search(), tmp / "out"),
+}
+PARTS = {
+    "open": "manifest.json",
+    "search": "patches.parquet",
+    "stream": ".tar",
+    "stream few": ".tar",
+    "stream with a cache": ".tar",
+    "stream from Zarr": "/c/",
+    "zarr": "/zarr/",
+    "export": ".tar",
+}
+
+
+@pytest.mark.parametrize("access", ACCESSES)
+@pytest.mark.parametrize("mode", ["accept", "trickle"])
+def test_every_access_to_a_stalled_store_ends_in_time(short, server, access, mode, tmp_path):
+    url = f"http://user:{SECRET}@{server.address}/root?sig={SECRET}"
+    dataset = rc.open(url)
+    server.stall(mode, PARTS[access])
+
+    error = failure_of(lambda: ACCESSES[access](dataset, url, tmp_path), within_s=3 * MOST_S)
+
+    shown = "".join(traceback.format_exception(error)) + str(error.__context__) + repr(dataset.store)
+    assert SECRET not in shown
+    assert "without progress" in str(error)
+
+
+def test_doctor_of_a_stalled_store_ends_in_time(short, server):
+    list(diagnose())  # which imports whatever is installed
+    server.stall("accept")
+    start = time.monotonic()
+
+    findings = list(diagnose(f"http://user:{SECRET}@{server.address}/root?token={SECRET}"))
+
+    assert time.monotonic() - start < 3 * MOST_S
+    assert findings[-1].level == "problem"
+    assert SECRET not in repr(findings)
+
+
+@pytest.mark.s3
+def test_verify_and_build_of_a_store_that_stalls_on_the_way_end_in_time(short, root, s3_bucket, fault_proxy):
+    direct = open_store(f"{s3_bucket.url}/root", s3_bucket.storage_options)
+    for file in root.rglob("*"):
+        if file.is_file():
+            direct.put(file.relative_to(root).as_posix(), file.read_bytes())
+    behind = s3_bucket.through(fault_proxy.endpoint)
+    dataset = rc.open(f"{s3_bucket.url}/root", behind.storage_options)
+    fault_proxy.add(".tar", "delay", times=10**6, seconds=1000)
+
+    failure_of(lambda: verify(dataset), within_s=3 * MOST_S)
+
+    fault_proxy.rules.clear()
+    fault_proxy.add("PUT", "delay", times=10**6, seconds=1000)
+    source, official = open_source("synthetic:4")
+    plan = make_plan(source, official, open_store(f"{s3_bucket.url}/other", behind.storage_options))
+    failure_of(lambda: build(plan), within_s=3 * MOST_S)
+
+
+@pytest.mark.slow
+def test_the_defaults_end_within_ninety_seconds(server):
+    server.stall("as the path says")
+    store = Store(f"http://{server.address}", {})
+    took = {}
+
+    def ask(mode):
+        start = time.monotonic()
+        with pytest.raises(StorageError, match=r"given up after 3 attempts in \d+ s"):
+            store.get(mode)
+        took[mode] = time.monotonic() - start
+
+    threads = [threading.Thread(target=ask, args=(mode,)) for mode in ("accept", "body", "trickle")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(took) == 3
+    assert all(seconds <= 90 for seconds in took.values()), took
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("http://user:pass@host:1/b/x", "http://***@host:1/b/x"),
+        ("http://user@host/x", "http://***@host/x"),
+        ("GET https://us%40er:p@ss@host/x?a=1 failed", "GET https://***@host/x?*** failed"),
+        ("'http://KEY:abc/def+g@host:9000/x'", "'http://***@host:9000/x'"),
+        ("https://h/x?X-Amz-Signature=abc&X-Amz-Date=1)", "https://h/x?***)"),
+        ("https://h/x?sv=1&sig=a%2Bb: gone", "https://h/x?*** gone"),
+        ("/x?token=abc&y=1", "/x?token=***&y=1"),
+        ("x-amz-security-token=abc", "x-amz-security-token=***"),
+        # What is no secret stays.
+        ("http://host:8080/path@v1/x", "http://host:8080/path@v1/x"),
+        ("s3://bucket/a@b/c?d", "s3://bucket/a@b/c?d"),
+        ("an ordinary = text: a@b.c", "an ordinary = text: a@b.c"),
+    ],
+)
+def test_what_is_masked(text, want):
+    assert mask(text) == want
+
+
+def test_a_store_shows_where_it_is_and_not_how_one_gets_in(server):
+    store = Store(f"http://user:{SECRET}@{server.address}/root?sig={SECRET}", {})
+
+    assert store.url == public_url(store.url) == f"http://{server.address}/root"
+    assert store.child("shards").url == f"http://{server.address}/root/shards"
+    bytes(store.get("manifest.json"))
+    store.child("shards").exists("x")
+    assert all(f"sig={SECRET}" in path for _, path, _ in server.asked)
+    assert "/root/shards/x" in server.asked[-1][1]
+
+
+def test_secrets_in_the_endpoint_are_in_no_error(server):
+    server.stall("503 SlowDown")
+    store = s3_store(server, endpoint_url=f"http://user:{SECRET}@{server.address}")
+
+    error = failure_of(lambda: store.get("x"))
+
+    assert SECRET not in "".join(traceback.format_exception(error)) + repr(store)
+    assert "127.0.0.1" in str(error)
