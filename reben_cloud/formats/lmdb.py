@@ -6,23 +6,26 @@ twice. This module knows keys and bytes, not selections or metadata.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reben_cloud.errors import NotFoundError, SourceError, StorageError, missing_extra
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
-from reben_cloud.patch import Buffer, Patch, PatchInfo, lmdb_key
+from reben_cloud.patch import Buffer, Patch, PatchInfo, check_payload, lmdb_key
 
 try:
     import lmdb
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("lmdb", "lmdb") from error
+
+logger = logging.getLogger(__name__)
 
 TRANSACTION_RECORDS = 512
 """Records that rico-hdl puts in one transaction."""
@@ -81,7 +84,8 @@ def open_environment(folder: str | os.PathLike[str]) -> Any:
                 if "already open" in str(error):
                     hint = "; py-lmdb opens a folder once a process: close the other reader first"
                 raise SourceError(f"{path}: not a readable LMDB database ({error}){hint}") from error
-            expected = (_environments[key].info()["last_pgno"] + 1) * PAGE_BYTES
+            # Not our own page size: LMDB takes that of the machine that wrote the file, 16 KiB on some.
+            expected = (_environments[key].info()["last_pgno"] + 1) * _environments[key].stat()["psize"]
             if status.st_size < expected:
                 # A page beyond the end of the file would end the process (SIGBUS), not raise.
                 _environments.pop(key).close()
@@ -95,7 +99,7 @@ def keys(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Every key, in LMDB's byte order."""
     with open_environment(folder).begin() as txn:
         for key in txn.cursor().iternext(keys=True, values=False):
-            yield bytes(key).decode()
+            yield _text(bytes(key))
 
 
 def num_records(folder: str | os.PathLike[str]) -> int:
@@ -206,7 +210,10 @@ def _batches(records: Iterable[tuple[bytes, Buffer]]) -> Iterator[list[tuple[byt
         yield batch
 
 
-_MAP_SUFFIX = "_reference_map"
+_MAP_SUFFIX = b"_reference_map"
+_MODALITY = {f"S{sensor}{satellite}_".encode(): f"s{sensor}" for sensor in (1, 2) for satellite in "ABCD"}
+_V1_UNDERSCORES = 4  # S2A_MSIL2A_20170613T101031_87_48; of v2 it is seven
+_CHECKED_RECORDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +222,10 @@ class LmdbSource:
 
     folder: str
     """The folder that holds ``data.mdb``."""
+    only: tuple[str, ...] = ()
+    """Modalities to look at; all when empty."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """As `sources.Source.left_out`."""
 
     @property
     def kind(self) -> str:
@@ -226,24 +237,62 @@ class LmdbSource:
         return f"rico-hdl LMDB {self.folder}"
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Names by modality, from the keys."""
+        """Names by modality, from the keys; a few hundred records of each are looked at, the others when they are read.
+
+        Keys that are not records (``__len__`` and the like) are left out, with a warning that counts them.
+
+        Raises:
+            SourceError: If it has no records of BigEarthNet v2, or some of v1.
+            InvalidPatchError: If a record has other tensors, dtypes or shapes; it names the record.
+        """
         found: dict[str, list[str]] = {}
-        for key in keys(self.folder):
-            if key.startswith("S1"):
-                found.setdefault("s1", []).append(key)
-            elif key.endswith(_MAP_SUFFIX):
-                found.setdefault("map", []).append(key.removesuffix(_MAP_SUFFIX))
-            elif key.startswith("S2"):
-                found.setdefault("s2", []).append(key)
-            else:
-                raise SourceError(f"{self.folder}: key {key!r} is none of BigEarthNet v2")
+        foreign: list[bytes] = []
+        # Keys alone: a value's size is on its own first page, and 1.6 million of those take minutes to read.
+        with open_environment(self.folder).begin() as txn:
+            for key in txn.cursor().iternext(keys=True, values=False):
+                modality, name = _MODALITY.get(key[:4]), key.removesuffix(_MAP_SUFFIX)
+                if modality is None:
+                    foreign.append(key)
+                    continue
+                if len(name) < len(key):
+                    modality = "map"
+                if self.only and modality not in self.only:
+                    continue
+                if modality == "s2" and key.count(b"_") == _V1_UNDERSCORES:
+                    raise SourceError(
+                        f"{self.folder}: the record {_text(key)!r} is named as BigEarthNet v1 names its patches; "
+                        "a root is made of v2's"
+                    )
+                found.setdefault(modality, []).append(_text(name))
+            for modality, names in found.items():
+                for name in [*names[:: -(-len(names) // _CHECKED_RECORDS)], names[-1]]:
+                    key = name.encode() + (_MAP_SUFFIX if modality == "map" else b"")
+                    check_payload(modality, txn.get(key), name=f"{self.folder}: record {_text(key)!r}")
+        if foreign and not found and not self.only:
+            raise SourceError(
+                f"{self.folder}: an LMDB without records of BigEarthNet v2; its keys are like {_text(foreign[0])!r} "
+                f"({len(foreign):,} keys). Records in named databases inside it are not read"
+            )
+        if foreign:
+            logger.warning(
+                "%s: %s that are not records of BigEarthNet v2 are left out, the first is %r",
+                self.folder,
+                f"{len(foreign):,} {'key' if len(foreign) == 1 else 'keys'}",
+                _text(foreign[0]),
+            )
         return found
 
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch."""
         wanted = [lmdb_key(m, info) for m in modalities]
         values = read_many(self.folder, wanted)
+        for modality, key, value in zip(modalities, wanted, values, strict=True):
+            check_payload(modality, value, name=f"{self.folder}: record {key!r}")
         return Patch(info=info, payloads=dict(zip(modalities, values, strict=True)))
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")
 
 
 def find_lmdb(folder: str | os.PathLike[str]) -> str | None:

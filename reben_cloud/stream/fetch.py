@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
 from reben_cloud.formats import tar, zarr
-from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
+from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, check_payload
 from reben_cloud.sampling import Ints
 from reben_cloud.store import Store
 from reben_cloud.stream.cache import ShardCache
@@ -479,7 +479,7 @@ class LmdbReader:
         return Part({m: self._addresses(transaction, m, stored) for m in part}, [transaction])
 
     def _addresses(self, transaction: Any, modality: str, stored: Ints) -> Addresses:
-        keys, header, checked = self._keys[modality], PAYLOAD_HEADER[modality], self._checked[modality]
+        keys, checked = self._keys[modality], self._checked[modality]
         addresses = np.empty(len(stored), np.int64)
         for position, sample in enumerate(stored.tolist()):
             key = keys[sample]
@@ -488,12 +488,9 @@ class LmdbReader:
                 raise NotFoundError(f"{self._folder}: no record {key!r}")
             if not checked[sample]:
                 sums = self._checksums.get(modality)
-                if (
-                    len(value) != PAYLOAD_BYTES[modality]
-                    or value[: len(header)] != header
-                    or (sums is not None and xxhash.xxh3_64_intdigest(value) != sums[sample])
-                ):
+                if sums is not None and xxhash.xxh3_64_intdigest(value) != sums[sample]:
                     raise ChecksumError(f"{self._folder}: record {key!r} is not the payload that was written")
+                check_payload(modality, value, name=f"{self._folder}: record {key!r}")
                 checked[sample] = True
                 self._counters.add(bytes_read=len(value), requests=1)
             addresses[position] = address_of(value)
