@@ -147,7 +147,9 @@ def build(
     from reben_cloud.store import open_store
 
     access = storage_options(endpoint_url)
-    found, official = open_source(source, metadata_paths=metadata or (), storage_options=access)
+    found, official = open_source(
+        source, metadata_paths=metadata or (), modalities=modality, storage_options=access
+    )
     options = PlacementOptions(order=order, seed=seed, shard_samples=shard_samples)  # type: ignore[arg-type]
     store = open_store(root, access)
     scratch = scratch or default_scratch(found)

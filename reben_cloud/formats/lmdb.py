@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import NotFoundError, SourceError, StorageError, missing_extra
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
 from reben_cloud.patch import Buffer, Patch, PatchInfo, check_payload, lmdb_key
@@ -105,6 +106,19 @@ def keys(folder: str | os.PathLike[str]) -> Iterator[str]:
 def num_records(folder: str | os.PathLike[str]) -> int:
     """How many records it has."""
     return int(open_environment(folder).stat()["entries"])
+
+
+def modalities_of(folder: str | os.PathLike[str]) -> list[str]:
+    """The modalities that an LMDB's keys say it has; the keys of one are not all read if more is soon found."""
+    found = set()
+    with open_environment(folder).begin() as txn:
+        for key in txn.cursor().iternext(keys=True, values=False):
+            modality = _MODALITY.get(key[:4])
+            if modality is not None:
+                found.add("map" if key.endswith(_MAP_SUFFIX) else modality)
+                if len(found) == len(MODALITIES):
+                    break
+    return [modality for modality in MODALITIES if modality in found]
 
 
 def read_many(folder: str | os.PathLike[str], wanted: Iterable[str]) -> list[bytes]:
@@ -225,7 +239,7 @@ class LmdbSource:
     only: tuple[str, ...] = ()
     """Modalities to look at; all when empty."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """As `sources.Source.left_out`."""
+    """Modality that it lacks -> what is near it, looks like that modality and is not taken (`recognise`)."""
 
     @property
     def kind(self) -> str:
@@ -268,10 +282,18 @@ class LmdbSource:
                 for name in [*names[:: -(-len(names) // _CHECKED_RECORDS)], names[-1]]:
                     key = name.encode() + (_MAP_SUFFIX if modality == "map" else b"")
                     check_payload(modality, txn.get(key), name=f"{self.folder}: record {_text(key)!r}")
-        if foreign and not found and not self.only:
+        lacking = [modality for modality in self.only if modality not in found]
+        if lacking:
+            raise SourceError(f"{self.folder}: an LMDB without records of {' and '.join(lacking)}")
+        if not found:
+            keys_are = (
+                f"; its keys are like {_text(foreign[0])!r} ({len(foreign):,} keys)"
+                if foreign
+                else ", it is empty"
+            )
             raise SourceError(
-                f"{self.folder}: an LMDB without records of BigEarthNet v2; its keys are like {_text(foreign[0])!r} "
-                f"({len(foreign):,} keys). Records in named databases inside it are not read"
+                f"{self.folder}: an LMDB without records of BigEarthNet v2{keys_are}. Records in "
+                "named databases inside it are not read"
             )
         if foreign:
             logger.warning(
@@ -293,20 +315,3 @@ class LmdbSource:
 
 def _text(key: bytes) -> str:
     return key.decode("utf-8", "backslashreplace")
-
-
-def find_lmdb(folder: str | os.PathLike[str]) -> str | None:
-    """The folder with a ``data.mdb`` at or below `folder`, None if there is none.
-
-    Raises:
-        SourceError: If there are several.
-    """
-    found = []
-    for place, below, files in os.walk(folder):
-        # Products, scenes and patches of an unpacked dataset: millions of files, and no LMDB.
-        below[:] = sorted(name for name in below if not name.startswith(("S1A_", "S1B_", "S2A_", "S2B_")))
-        if "data.mdb" in files:
-            found.append(place)
-    if len(found) > 1:
-        raise SourceError(f"{os.fspath(folder)} holds several LMDB folders, name one: {', '.join(found)}")
-    return found[0] if found else None
