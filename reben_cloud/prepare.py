@@ -34,8 +34,8 @@ from reben_cloud import grid
 from reben_cloud.bands import BANDS, PATCH_M
 from reben_cloud.build import JOURNAL as BUILD_JOURNAL
 from reben_cloud.build import MANIFEST, Executor, Progress, build, local, make_plan, silent
-from reben_cloud.country import Countries
 from reben_cloud.clutter import is_clutter
+from reben_cloud.country import Countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
 from reben_cloud.metadata import OFFICIAL_SCHEMA

@@ -22,7 +22,7 @@ LAYERS = (
     ("build.spool", "build.lease"),
     ("build.plan",),
     ("build.tasks",),
-    ("build.executors", "build.publish"),
+    ("build.executors", "build.publish", "build.account"),
     ("build", "search"),
     ("prepare",),
     ("lmdb_root",),

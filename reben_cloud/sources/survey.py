@@ -64,7 +64,7 @@ def modality_named(name: str) -> tuple[str, bool] | None:
     ``Reference Maps``; short are ``S2`` and ``maps``. None if it stands for none.
     """
     text = re.sub(r"[\s_.()-]+", "", name.lower())
-    text = re.sub(r"(v[12]0?|copy)?\d?$", "", text) if not re.fullmatch(r".*s[12]", text) else text
+    text = re.sub(r"(v[12]0?|copy)?\d?$", "", text) if not re.fullmatch(r".*s(entinel)?[12]", text) else text
     match = re.fullmatch(
         r"(?P<set>(re)?(bigearthnet|ben)(mm)?)?(v[12]0?)?(?P<what>s(entinel)?[12]|(?P<ref>ref(erence)?)?maps?)?",
         text,
