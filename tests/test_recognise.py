@@ -28,6 +28,7 @@ from tests.formats.test_lmdb_records import records_of
 from tests.formats.test_lmdb_records import write as write_lmdb
 
 TABLE = official.table_of(4)
+ALL = {"s2", "s1", "map"}
 
 
 def run(*arguments):
