@@ -122,7 +122,7 @@ def build(
     metadata: MetadataOption = None,
     modality: Annotated[
         list[str] | None,
-        typer.Option(help="s2, s1 or map; all that the source has by default.", show_default=False),
+        typer.Option(help="s2, s1 or map; repeat. All that the source has by default.", show_default=False),
     ] = None,
     order: Annotated[str, typer.Option(help="stratified or shuffled.")] = "stratified",
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
@@ -147,7 +147,9 @@ def build(
     from reben_cloud.store import open_store
 
     access = storage_options(endpoint_url)
-    found, official = open_source(source, metadata_paths=metadata or (), storage_options=access)
+    found, official = open_source(
+        source, metadata_paths=metadata or (), modalities=modality, storage_options=access
+    )
     options = PlacementOptions(order=order, seed=seed, shard_samples=shard_samples)  # type: ignore[arg-type]
     store = open_store(root, access)
     scratch = scratch or default_scratch(found)
@@ -177,12 +179,19 @@ def build(
         )
         # Not `sys.exit`, which waits for what is under way; worker processes end with this one.
         os._exit(130)
+    rows = building.rows_without_patches(plan, official)
+    if len(rows) and only is None:
+        typer.echo(
+            f"reben-cloud: {len(rows):,} of {official.num_rows:,} rows of the metadata have no patch in the source, "
+            f"the first is {rows[0]}",
+            err=True,
+        )
     if as_json:
-        typer.echo(json.dumps(manifest, indent=2))
+        typer.echo(json.dumps(manifest and building.account(manifest, plan, official), indent=2))
     elif manifest is None:
         typer.echo(f"share {worker_index} of {workers_total} is done; the last of them publishes")
     else:
-        typer.echo(f"published {manifest['num_patches']:,} patches at {plan.store.url}")
+        typer.echo(building.published(manifest, plan.store.url))
 
 
 @app.command()
@@ -299,7 +308,7 @@ def prepare(
             manifest = recipe.build_root(folder, store, executor=run, progress=progress)
             if out is None:
                 shutil.rmtree(folder)
-            typer.echo(f"published {manifest['num_patches']:,} patches at {store.url}")
+            typer.echo(building.published(manifest, store.url))
     except KeyboardInterrupt:
         typer.echo(
             f"reben-cloud: stopped; what is done stays done in {folder}, the same command goes on from there",

@@ -166,13 +166,52 @@ def check_payload(modality: str, payload: Buffer, *, name: str) -> None:
     size = memoryview(payload).nbytes
     if size != PAYLOAD_BYTES[modality]:
         raise InvalidPatchError(
-            f"{name}: the {modality} payload must have {PAYLOAD_BYTES[modality]:,} bytes, got {size:,}"
+            f"{name}: the {modality} payload must have {PAYLOAD_BYTES[modality]:,} bytes, got {size:,}; "
+            f"{_difference(modality, payload)}"
         )
     if bytes(memoryview(payload)[: len(header)]) != header:
         raise InvalidPatchError(
-            f"{name}: the {modality} payload has another safetensors header than the one expected "
-            f"(tensors {', '.join(TENSORS[modality])})"
+            f"{name}: the {modality} payload has another safetensors header than the one expected; "
+            f"{_difference(modality, payload)}"
         )
+
+
+def _difference(modality: str, payload: Buffer) -> str:
+    """In what a record is not a payload of `modality`, in words."""
+    data = memoryview(payload)
+    length = int.from_bytes(data[:8], "little")
+    try:
+        if data.nbytes < 8 + length or length < 2:
+            raise ValueError
+        header = json.loads(bytes(data[8 : 8 + length]))
+        found = {
+            k: (v["dtype"], v["shape"], v["data_offsets"]) for k, v in header.items() if k != "__metadata__"
+        }
+        end = 8 + length + max((int(offsets[1]) for _, _, offsets in found.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return f"it is not a safetensors record, or it ends within its header (it starts with {bytes(data[:16])!r})"
+    wrong = [f"lacks {name}" for name in TENSORS[modality] if name not in found]
+    wrong += [
+        f"has {name}, which is not a tensor of {modality}" for name in found if name not in TENSORS[modality]
+    ]
+    for name, tensor in TENSORS[modality].items():
+        if name not in found:
+            continue
+        dtype, shape, _ = found[name]
+        expected = _SAFETENSORS_DTYPE[tensor.dtype.name]
+        if dtype != expected:
+            wrong.append(f"{name} is {dtype}, must be {expected}")
+        if shape != list(tensor.shape):
+            wrong.append(f"{name} has shape {shape}, must be {list(tensor.shape)}")
+    if data.nbytes != end:
+        wrong.append(f"it has {data.nbytes:,} bytes where its header says {end:,}")
+    if "__metadata__" in header:
+        wrong.append("has __metadata__, which rico-hdl does not write")
+    if not wrong:
+        wrong.append(
+            "its tensors are right, but written in another order or with other padding than rico-hdl's"
+        )
+    return "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} differences more" if len(wrong) > 4 else "")
 
 
 def encode_payload(modality: str, arrays: Mapping[str, Array], *, name: str = "patch") -> bytes:

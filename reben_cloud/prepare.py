@@ -34,6 +34,7 @@ from reben_cloud import grid, parquet
 from reben_cloud.bands import BANDS, PATCH_M
 from reben_cloud.build import JOURNAL as BUILD_JOURNAL
 from reben_cloud.build import Executor, Progress, build, local, make_plan, silent
+from reben_cloud.clutter import is_clutter
 from reben_cloud.country import Countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
@@ -558,7 +559,11 @@ def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = [path] if path.suffix == ".SAFE" else sorted(path.glob("*.SAFE"))
+        inside = (
+            [path]
+            if path.suffix == ".SAFE"
+            else sorted(p for p in path.glob("*.SAFE") if not is_clutter(p.name))
+        )
         if not inside:
             hint = "; unzip it first" if path.suffix == ".zip" else ""
             raise FileNotFoundError(f"{path}: no .SAFE product there{hint}")

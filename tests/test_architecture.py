@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 LAYERS = (
-    ("errors", "torchvision_ops"),
+    ("clutter", "errors", "torchvision_ops"),
     ("bands", "labels", "sampling", "digest", "local_file"),
     ("grid", "patch", "picture", "store", "placement", "recipe", "manifest"),
     ("parquet",),
@@ -24,7 +24,7 @@ LAYERS = (
     ("build.spool", "build.lease"),
     ("build.plan",),
     ("build.tasks",),
-    ("build.executors", "build.publish"),
+    ("build.executors", "build.publish", "build.account"),
     ("build", "search"),
     ("prepare",),
     ("lmdb_root",),

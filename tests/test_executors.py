@@ -228,7 +228,7 @@ def test_build_and_verify_from_the_command_line(tmp_path):
     code, text, _ = run(
         "build", tmp_path / "folders", root, "--scratch", tmp_path / "scratch", "--shard-samples", 5
     )
-    assert (code, text) == (0, f"published 12 patches at {root.as_uri()}\n")
+    assert (code, text) == (0, f"published 12 patches at {root.as_uri()}: s2 12, s1 12, map 12\n")
     assert run("build", tmp_path / "folders", root, "--shard-samples", 5)[:2] == (code, text)
 
     code, text, _ = run("verify", root, "--deep", "--against", tmp_path / "folders")

@@ -486,7 +486,10 @@ def test_one_command_goes_from_scenes_to_a_root(landscape, tmp_path):
         return {name: data for name, data in contents(root).items() if not name.startswith("_build/")}
 
     assert (result.exit_code, by_way.exit_code) == (0, 0)
-    assert result.stdout.splitlines()[-1] == f"published 9 patches at {open_store(tmp_path / 'root').url}"
+    assert (
+        result.stdout.splitlines()[-1]
+        == f"published 9 patches at {open_store(tmp_path / 'root').url}: s2 9, s1 9, map 9"
+    )
     assert objects(tmp_path / "root") == objects(tmp_path / "two")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "root", "two"]
     report = verify(rc.open(tmp_path / "root"))

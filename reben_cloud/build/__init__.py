@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from reben_cloud.build import lease
+from reben_cloud.build.account import account, published, rows_without_patches
 from reben_cloud.build.executors import Executor, dask, local
 from reben_cloud.build.plan import (
     FORMAT_VERSION,
@@ -43,12 +44,15 @@ __all__ = [
     "Progress",
     "Receipt",
     "WrittenObject",
+    "account",
     "build",
     "build_share",
     "dask",
     "local",
     "make_plan",
     "num_done",
+    "published",
+    "rows_without_patches",
     "silent",
 ]
 

@@ -335,15 +335,17 @@ def make_plan(
         source: Where payloads come from.
         official: Official metadata, of the source's patches and perhaps many more.
         store: The root to be.
-        modalities: What to build; by default every modality that the source has.
+        modalities: What to build; by default every modality that the source has, if nothing is near it that looks like
+            another one.
         options: Order, seed and shard size.
         scratch: Folder for payloads between their two uses (Zarr and shards). Archives need one.
         only: Patch ids to build, of those that the source has; all by default.
 
     Raises:
         ValueError: If a modality is unknown.
-        SourceError: If the source is empty, a name in it has no metadata row, a patch lacks a modality, or the
-            source needs a scratch folder and none is given.
+        SourceError: If the source is empty, a name in it has no metadata row, a patch lacks a modality, what looks
+            like a modality would be left out and `modalities` does not say so, or the source needs a scratch
+            folder and none is given.
     """
     unknown = set(modalities or ()) - set(MODALITIES)
     if unknown:
@@ -353,6 +355,8 @@ def make_plan(
     names = source.names()
     if not names:
         raise SourceError(f"{source.describe()}: there is no patch in it")
+    if modalities is None:
+        _refuse_to_leave_out(source, names)
     wanted = tuple(m for m in MODALITIES if m in (modalities or names))
     table = _matching_rows(names, official, wanted, source.describe())
     if only is not None:
@@ -373,6 +377,18 @@ def make_plan(
         options=options,
         scratch=scratch,
     )
+
+
+def _refuse_to_leave_out(source: Source, names: Mapping[str, Sequence[str] | None]) -> None:
+    """Nobody has said which modalities are wanted: one that is lacking must not be there in a form that is not read."""
+    left_out: Mapping[str, str] = getattr(source, "left_out", {})
+    for modality, what in left_out.items():
+        if modality not in names:
+            flags = " ".join(f"--modality {m}" for m in MODALITIES if m in names)
+            raise SourceError(
+                f"{source.describe()} has no {modality}, but there is {what}, which is not taken; put it where it "
+                f"belongs, or say that a root without {modality} is wanted ({flags})"
+            )
 
 
 def _matching_rows(

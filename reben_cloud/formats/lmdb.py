@@ -7,24 +7,28 @@ selections or metadata.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import NotFoundError, SourceError, StorageError, missing_extra
 from reben_cloud.formats.lmdb_file import LmdbFile
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
-from reben_cloud.patch import Buffer, Patch, PatchInfo, lmdb_key
+from reben_cloud.patch import Buffer, Patch, PatchInfo, check_payload, lmdb_key
 from reben_cloud.store import file_version
 
 try:
     import lmdb
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("lmdb", "lmdb") from error
+
+logger = logging.getLogger(__name__)
 
 TRANSACTION_RECORDS = 512
 """Records that rico-hdl puts in one transaction."""
@@ -58,12 +62,24 @@ def _opened(path: str, *_identity: int) -> LmdbFile:
 def keys(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Every key, in LMDB's byte order."""
     for key in open_lmdb(folder).iter_keys():
-        yield key.decode()
+        yield _text(key)
 
 
 def num_records(folder: str | os.PathLike[str]) -> int:
     """How many records it has."""
     return open_lmdb(folder).num_records
+
+
+def modalities_of(folder: str | os.PathLike[str]) -> list[str]:
+    """The modalities that an LMDB's keys say it has; the keys of one are not all read if more is soon found."""
+    found = set()
+    for key in open_lmdb(folder).iter_keys():
+        modality = _MODALITY.get(key[:4])
+        if modality is not None:
+            found.add("map" if key.endswith(_MAP_SUFFIX) else modality)
+            if len(found) == len(MODALITIES):
+                break
+    return [modality for modality in MODALITIES if modality in found]
 
 
 def read_many(folder: str | os.PathLike[str], wanted: Iterable[str]) -> list[bytes]:
@@ -155,7 +171,10 @@ def _batches(records: Iterable[tuple[bytes, Buffer]]) -> Iterator[list[tuple[byt
         yield batch
 
 
-_MAP_SUFFIX = "_reference_map"
+_MAP_SUFFIX = b"_reference_map"
+_MODALITY = {f"S{sensor}{satellite}_".encode(): f"s{sensor}" for sensor in (1, 2) for satellite in "ABCD"}
+_V1_UNDERSCORES = 4  # S2A_MSIL2A_20170613T101031_87_48; of v2 it is seven
+_CHECKED_RECORDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +183,10 @@ class LmdbSource:
 
     folder: str
     """The folder that holds ``data.mdb``."""
+    only: tuple[str, ...] = ()
+    """Modalities to look at; all when empty."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Modality that it lacks -> what is near it, looks like that modality and is not taken (`recognise`)."""
 
     @property
     def kind(self) -> str:
@@ -175,17 +198,57 @@ class LmdbSource:
         return f"rico-hdl LMDB {self.folder}"
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Names by modality, from the keys."""
+        """Names by modality, from the keys; a few hundred records of each are looked at, the others when they are read.
+
+        Keys that are not records (``__len__`` and the like) are left out, with a warning that counts them.
+
+        Raises:
+            SourceError: If it has no records of BigEarthNet v2, or some of v1.
+            InvalidPatchError: If a record has other tensors, dtypes or shapes; it names the record.
+        """
         found: dict[str, list[str]] = {}
-        for key in keys(self.folder):
-            if key.startswith("S1"):
-                found.setdefault("s1", []).append(key)
-            elif key.endswith(_MAP_SUFFIX):
-                found.setdefault("map", []).append(key.removesuffix(_MAP_SUFFIX))
-            elif key.startswith("S2"):
-                found.setdefault("s2", []).append(key)
-            else:
-                raise SourceError(f"{self.folder}: key {key!r} is none of BigEarthNet v2")
+        foreign: list[bytes] = []
+        # Keys alone: a value's size is on its own first page, and 1.6 million of those take minutes to read.
+        file = open_lmdb(self.folder)
+        for key in file.iter_keys():
+            modality, name = _MODALITY.get(key[:4]), key.removesuffix(_MAP_SUFFIX)
+            if modality is None:
+                foreign.append(key)
+                continue
+            if len(name) < len(key):
+                modality = "map"
+            if self.only and modality not in self.only:
+                continue
+            if modality == "s2" and key.count(b"_") == _V1_UNDERSCORES:
+                raise SourceError(
+                    f"{self.folder}: the record {_text(key)!r} is named as BigEarthNet v1 names its patches; "
+                    "a root is made of v2's"
+                )
+            found.setdefault(modality, []).append(_text(name))
+        for modality, names in found.items():
+            for name in [*names[:: -(-len(names) // _CHECKED_RECORDS)], names[-1]]:
+                key = name.encode() + (_MAP_SUFFIX if modality == "map" else b"")
+                check_payload(modality, file.get(key) or b"", name=f"{self.folder}: record {_text(key)!r}")
+        lacking = [modality for modality in self.only if modality not in found]
+        if lacking:
+            raise SourceError(f"{self.folder}: an LMDB without records of {' and '.join(lacking)}")
+        if not found:
+            keys_are = (
+                f"; its keys are like {_text(foreign[0])!r} ({len(foreign):,} keys)"
+                if foreign
+                else ", it is empty"
+            )
+            raise SourceError(
+                f"{self.folder}: an LMDB without records of BigEarthNet v2{keys_are}. Records in "
+                "named databases inside it are not read"
+            )
+        if foreign:
+            logger.warning(
+                "%s: %s that are not records of BigEarthNet v2 are left out, the first is %r",
+                self.folder,
+                f"{len(foreign):,} {'key' if len(foreign) == 1 else 'keys'}",
+                _text(foreign[0]),
+            )
         return found
 
     def identity(self) -> Mapping[str, str]:
@@ -200,21 +263,10 @@ class LmdbSource:
         """The payloads of one patch."""
         wanted = [lmdb_key(m, info) for m in modalities]
         values = read_many(self.folder, wanted)
+        for modality, key, value in zip(modalities, wanted, values, strict=True):
+            check_payload(modality, value, name=f"{self.folder}: record {key!r}")
         return Patch(info=info, payloads=dict(zip(modalities, values, strict=True)))
 
 
-def find_lmdb(folder: str | os.PathLike[str]) -> str | None:
-    """The folder with a ``data.mdb`` at or below `folder`, None if there is none.
-
-    Raises:
-        SourceError: If there are several.
-    """
-    found = []
-    for place, below, files in os.walk(folder):
-        # Products, scenes and patches of an unpacked dataset: millions of files, and no LMDB.
-        below[:] = sorted(name for name in below if not name.startswith(("S1A_", "S1B_", "S2A_", "S2B_")))
-        if "data.mdb" in files:
-            found.append(place)
-    if len(found) > 1:
-        raise SourceError(f"{os.fspath(folder)} holds several LMDB folders, name one: {', '.join(found)}")
-    return found[0] if found else None
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")

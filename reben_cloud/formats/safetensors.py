@@ -215,6 +215,8 @@ class SafetensorsSource:
 
     folder: str
     """The folder with the part files."""
+    only: tuple[str, ...] = ()
+    """Modalities to look at; all when empty."""
 
     @property
     def kind(self) -> str:
@@ -229,7 +231,8 @@ class SafetensorsSource:
         """Names by modality: every patch has all of them."""
         index = _index(self.folder)
         ids = list(index.rows)
-        return {m: [index.s1_names[i] for i in ids] if m == "s1" else ids for m in index.modalities}
+        modalities = [m for m in index.modalities if not self.only or m in self.only]
+        return {m: [index.s1_names[i] for i in ids] if m == "s1" else ids for m in modalities}
 
     def identity(self) -> Mapping[str, str]:
         """Sizes and times of the part files and of what says which patch is where."""

@@ -14,10 +14,11 @@ import posixpath
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from reben_cloud import grid
+from reben_cloud.clutter import is_clutter
 from reben_cloud.errors import InvalidPatchError, SourceError, missing_extra
 from reben_cloud.patch import PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
 from reben_cloud.sources.folders import FOLDERS, SUFFIXES, file_part, is_patch
@@ -40,6 +41,8 @@ class ArchiveSource:
 
     files: Mapping[str, tuple[Store, str]]
     """Modality -> the store that holds its archive, and the path in it."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Modality that it lacks -> what is near it, looks like that modality and is not taken (`recognise`)."""
 
     @property
     def kind(self) -> str:
@@ -209,6 +212,10 @@ def _iter_files(read: Callable[[int], bytes], where: str) -> Iterator[_File]:
         if total != (_octal(header[148:156]) + 1) % _ADLER_MODULUS:
             raise SourceError(f"{where}: damaged after {last}, a header's checksum is wrong")
         kind, size = header[156:157], _octal(header[124:136])
+        if size > _MAX_FILE_BYTES and _is_clutter(name or _name(header)):
+            _skip(read, size, where, last)
+            last, name = name or _name(header), ""
+            continue
         if not 0 <= size <= _MAX_FILE_BYTES:
             raise SourceError(f"{where}: {_name(header)} has {size:,} bytes, no patch file is that large")
         padded = -(-size // _BLOCK) * _BLOCK
@@ -228,7 +235,9 @@ def _iter_files(read: Callable[[int], bytes], where: str) -> Iterator[_File]:
             raise SourceError(
                 f"{where}: the member {name!r} climbs out of the archive; do not trust this file"
             )
-        if kind in (b"0", b"\0"):
+        if _is_clutter(name):
+            pass  # also links and the like: nothing of it is read
+        elif kind in (b"0", b"\0"):
             yield _File(posixpath.normpath(name), data[:size])
         elif kind != b"5":
             what = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device"}
@@ -237,6 +246,19 @@ def _iter_files(read: Callable[[int], bytes], where: str) -> Iterator[_File]:
                 "an official archive holds plain files only"
             )
         last, name = name, ""
+
+
+def _is_clutter(path: str) -> bool:
+    return any(is_clutter(part) for part in path.split("/") if part not in ("", ".", ".."))
+
+
+def _skip(read: Callable[[int], bytes], size: int, where: str, last: str) -> None:
+    left = -(-size // _BLOCK) * _BLOCK
+    while left:
+        data = read(min(left, _READ_BYTES))
+        if not data:
+            raise SourceError(f"{where}: cut short after {last}; load it again")
+        left -= len(data)
 
 
 def _octal(field: bytes) -> int:

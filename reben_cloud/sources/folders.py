@@ -4,23 +4,27 @@
     BigEarthNet-S1/<scene>/<S1 name>/<S1 name>_<VV|VH>.tif
     Reference_Maps/<product>/<patch id>/<patch id>_reference_map.tif
 
-``.tiff`` is taken for ``.tif``, and the product or scene folder may be missing. Foreign files and
-folders are left alone; a patch folder that lacks a band is an error when the patch is read.
+``.tiff`` is taken for ``.tif``, and the product or scene folder may be missing. Foreign files and folders are
+left out with a warning; a patch folder that lacks a band is an error when the patch is read.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import xxhash
 
 from reben_cloud import grid
+from reben_cloud.clutter import is_clutter
 from reben_cloud.errors import SourceError
 from reben_cloud.patch import MAP_TENSOR, PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
 from reben_cloud.sources.geotiff import Footprint, read_pixels
+
+logger = logging.getLogger(__name__)
 
 FOLDERS: Mapping[str, str] = {"s2": "BigEarthNet-S2", "s1": "BigEarthNet-S1", "map": "Reference_Maps"}
 """Modality -> official name of the folder that holds it."""
@@ -28,6 +32,7 @@ FOLDERS: Mapping[str, str] = {"s2": "BigEarthNet-S2", "s1": "BigEarthNet-S1", "m
 SUFFIXES = (".tif", ".tiff")
 """Endings of a GeoTIFF's name."""
 
+_V1_PATCH = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d+_\d+_\d+")
 _READ_BYTES = 1 << 16  # the largest official file has 58,024 bytes
 
 
@@ -37,6 +42,8 @@ class FolderSource:
 
     roots: Mapping[str, str]
     """Modality -> the folder that holds its patches."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Modality that it lacks -> what is near it, looks like that modality and is not taken (`recognise`)."""
 
     @property
     def kind(self) -> str:
@@ -49,7 +56,7 @@ class FolderSource:
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
         """Names by modality, from the folders' names."""
-        return {m: names for m, root in self.roots.items() if (names := sorted(_patch_folders(m, root)))}
+        return {m: names for m, root in self.roots.items() if (names := _patch_folders(m, root))}
 
     def identity(self) -> Mapping[str, str]:
         """Nothing: no file holds more than one band of one patch."""
@@ -105,43 +112,34 @@ def file_part(tensor: str) -> str:
     return "reference_map" if tensor == MAP_TENSOR else tensor
 
 
-def find_folders(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Modality -> folder, for each modality found at `folder` or one or two levels below it.
+def _patch_folders(modality: str, root: str) -> list[str]:
+    """Names of the patch folders in `root` or one level below it, sorted; a warning counts what else is there."""
+    found: list[str] = []
+    foreign: list[str] = []
 
-    Official names first; else a folder is recognised by the names of the patch folders in it.
-    """
-    found: dict[str, str] = {}
-    for candidate in [Path(folder), *_subfolders(folder, depth=2)]:
-        for modality, official in FOLDERS.items():
-            if candidate.name == official:
-                found.setdefault(modality, os.fspath(candidate))
-    if not found:
-        for candidate in [Path(folder), *_subfolders(folder, depth=1)]:
-            for modality in ("s2", "s1"):
-                if next(iter(_patch_folders(modality, os.fspath(candidate))), None):
-                    found.setdefault(modality, os.fspath(candidate))
-    return found
+    def look(folder: str, *, is_root: bool) -> None:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_clutter(entry.name):
+                    continue
+                is_folder = entry.is_dir()
+                if is_folder and is_patch(modality, entry.name):
+                    found.append(entry.name)
+                elif is_folder and is_root and entry.name.startswith(("S1", "S2")):
+                    look(entry.path, is_root=False)
+                elif not is_root and not is_other_patch(modality, entry.name):
+                    foreign.append(entry.path)
 
-
-def _subfolders(folder: str | os.PathLike[str], depth: int) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        below = sorted(entry.path for entry in entries if entry.is_dir())
-    for path in below[:1000]:
-        yield Path(path)
-        if depth > 1:
-            yield from _subfolders(path, depth - 1)
-
-
-def _patch_folders(modality: str, root: str) -> Iterator[str]:
-    """Names of the patch folders in `root`, or one level below it."""
-    with os.scandir(root) as entries:
-        folders = sorted((e.name, e.path) for e in entries if e.is_dir())
-    for name, path in folders:
-        if is_patch(modality, name):
-            yield name
-        elif name.startswith(("S1", "S2")):
-            with os.scandir(path) as entries:
-                yield from (e.name for e in entries if is_patch(modality, e.name) and e.is_dir())
+    look(root, is_root=True)
+    if foreign:
+        logger.warning(
+            "%s: %s there that are no folders of %s patches are left out, the first is %s",
+            root,
+            f"{len(foreign):,} {'file or folder' if len(foreign) == 1 else 'files and folders'}",
+            modality,
+            min(foreign),
+        )
+    return sorted(found)
 
 
 def is_patch(modality: str, name: str) -> bool:
@@ -150,6 +148,16 @@ def is_patch(modality: str, name: str) -> bool:
     if modality == "s1":
         return len(parts) == 8 and parts[0] in ("S1A", "S1B", "S1C", "S1D") and parts[1:3] == ["IW", "GRDH"]
     return len(parts) == 8 and parts[0] in ("S2A", "S2B", "S2C", "S2D") and parts[1] == "MSIL2A"
+
+
+def is_other_patch(modality: str, name: str) -> bool:
+    """Whether `name` is a patch of the other sensor; their folders may be in one folder."""
+    return is_patch("s2" if modality == "s1" else "s1", name)
+
+
+def is_v1_patch(name: str) -> bool:
+    """Whether `name` looks like a Sentinel-2 patch of BigEarthNet v1; an S1 patch has one name in v1 and v2."""
+    return _V1_PATCH.fullmatch(name) is not None
 
 
 def _read_file(folder: str, name: str, tensor: str) -> tuple[str, bytes]:

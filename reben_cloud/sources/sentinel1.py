@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from reben_cloud.clutter import is_clutter
 from reben_cloud.errors import SourceError, missing_extra
 
 POLARIZATIONS = ("VV", "VH")
@@ -105,7 +106,11 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".tif", ".tiff"))
+        found = sorted(
+            p
+            for p in path.rglob("*")
+            if p.suffix.lower() in (".tif", ".tiff") and not any(map(is_clutter, p.relative_to(path).parts))
+        )
         if not found:
             raise FileNotFoundError(f"{path}: no Sentinel-1 scenes (.tif) and no official patches there")
         return found

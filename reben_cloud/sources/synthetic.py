@@ -34,6 +34,8 @@ class SyntheticSource:
 
     num_patches: int
     """How many the metadata has; for people only."""
+    modalities: tuple[str, ...] = tuple(TENSORS)
+    """What every patch has."""
 
     @property
     def kind(self) -> str:
@@ -46,7 +48,7 @@ class SyntheticSource:
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
         """Every patch of the metadata."""
-        return dict.fromkeys(TENSORS)
+        return dict.fromkeys(self.modalities)
 
     def identity(self) -> Mapping[str, str]:
         """Nothing: there are no files."""

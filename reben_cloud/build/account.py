@@ -1,0 +1,46 @@
+"""What a build has published and what it has not: its last line, and the same for a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reben_cloud.bands import MODALITIES
+from reben_cloud.build.plan import BuildPlan
+
+
+def published(manifest: Mapping[str, Any], url: str) -> str:
+    """The last line of a build: where it is, how many patches, which modalities, and which not."""
+    count, has = manifest["num_patches"], manifest["modalities"]
+    lacking = "".join(f", no {modality}" for modality in MODALITIES if modality not in has)
+    return (
+        f"published {count:,} patches at {url}: "
+        + ", ".join(f"{modality} {count:,}" for modality in has)
+        + lacking
+    )
+
+
+def rows_without_patches(plan: BuildPlan, official: pa.Table) -> pa.Array:
+    """Patch ids that the metadata has and the build does not, sorted; of a build of a part they are most."""
+    ids = official.column("patch_id").combine_chunks()
+    return ids.filter(pc.invert(pc.is_in(ids, plan.table.column("patch_id").combine_chunks())))
+
+
+def account(manifest: Mapping[str, Any], plan: BuildPlan, official: pa.Table) -> dict[str, Any]:
+    """The manifest, and what a machine wants to know beside it.
+
+    Returns:
+        The manifest's entries and: ``url`` of the root; ``published``, patches of each modality; ``absent``, the
+        modalities that the root lacks; ``metadata_rows_without_patch``, how many rows of the metadata were not
+        published, as the source has nothing of them or a search left them out.
+    """
+    return {
+        **manifest,
+        "url": plan.store.url,
+        "published": dict.fromkeys(manifest["modalities"], manifest["num_patches"]),
+        "absent": [modality for modality in MODALITIES if modality not in manifest["modalities"]],
+        "metadata_rows_without_patch": len(rows_without_patches(plan, official)),
+    }
