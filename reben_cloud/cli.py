@@ -282,18 +282,20 @@ def prepare(
     products = recipe.find_products(s2 or [])
     inputs = None
     if store is not None:
-        elevations = Path(dem) if Path(dem).is_file() else None
-        table = Path(classes) if Path(classes).is_file() else None
-        files: dict[str, list[Path | None]] = {
-            "--l1c": [*(l1c or [])], "--s1": [*(s1 or [])], "--clc": [clc], "--v1": [v1],
-            "--countries": [countries], "--classes": [table], "--dem": [elevations], "--geoid": [geoid],
-        }  # fmt: skip
+        named = {
+            "--clc": clc,
+            "--countries": countries,
+            "--classes": Path(classes),
+            "--dem": Path(dem),
+            "--geoid": geoid,
+        }
+        files = {name: [path] for name, path in named.items() if path is not None and path.is_file()}
+        files |= {"--l1c": l1c or [], "--s1": s1 or []}
         options = {
-            "--s2": products, **files,
-            "--any-country": any_country, "--classes": classes, "--code-column": code_column,
-            "--patch-size": patch_size, "--dem": dem, "--dem-datum": dem_datum,
+            "--s2": products, **files, "--v1": v1, "--any-country": any_country, "--classes": classes,
+            "--code-column": code_column, "--patch-size": patch_size, "--dem": dem, "--dem-datum": dem_datum,
         }  # fmt: skip
-        inputs = recipe.identify_inputs(products, files)
+        inputs = recipe.identify_inputs(products, files, v1=v1)
         if (manifest := recipe.claim_root(store, options, inputs)) is not None:
             if as_json:
                 typer.echo(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyproj
 from numpy.typing import NDArray
+from pyproj.datadir import get_data_dir, get_user_data_dir  # type: ignore[attr-defined]
 
 from reben_cloud.errors import NotFoundError, SourceError, missing_extra
 
@@ -170,7 +171,7 @@ def _installed_grid(datum: str, dem: Path) -> Path:
         raise NotFoundError(
             f"{dem}: heights above {datum}; give the grid of its height above the ellipsoid (GTX or GeoTIFF) as --geoid"
         )
-    folders = [pyproj.datadir.get_user_data_dir(), *pyproj.datadir.get_data_dir().split(os.pathsep)]
+    folders = [get_user_data_dir(), *get_data_dir().split(os.pathsep)]
     for folder, name in itertools.product(folders, names):
         if Path(folder, name).is_file():
             _check_grid(Path(folder, name), datum)

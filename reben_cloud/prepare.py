@@ -509,7 +509,7 @@ def _check_official(
     """That the files of an official S1 patch are whole and lie where the patch does; their medians, dB."""
     left, top = tile.corner(y, x)
     side = tile.recipe.patch_m
-    place = Footprint(tile.product.epsg, left, top - side, left + side, top)
+    place: Footprint = tile.product.epsg, left, top - side, left + side, top
     medians = []
     for polarization in POLARIZATIONS:
         tensor, path = TENSORS["s1"][polarization], f"{name}_{polarization}.tif"
@@ -734,13 +734,16 @@ def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 def identify_inputs(
     products: Sequence[str | os.PathLike[str]],
-    others: Mapping[str, Sequence[str | os.PathLike[str] | None]],
+    others: Mapping[str, Sequence[Path]],
+    *,
+    v1: Path | None = None,
 ) -> dict[str, str]:
     """Identity of everything that a preparation is given, for `claim_root`.
 
     Args:
         products: Level-2A ``.SAFE`` folders.
-        others: What else: role -> files and folders; None is left out.
+        others: What else: role -> files and folders.
+        v1: Folder of the v1 lists.
     """
     found: dict[str, str] = {}
     for path in products:
@@ -749,11 +752,13 @@ def identify_inputs(
         for file in (*product.metadata, *product.images.values()):
             found |= identify(product.name, file)
     for role, paths in others.items():
-        for given in filter(None, paths):
+        for given in paths:
             of_path = identify(role, given)
             # Official patches are more than a million files.
-            official = Path(given).is_dir() and _has_official_patches(Path(given))
-            found |= {f"{role} {Path(given).name}": digest(of_path)} if official else of_path
+            official = given.is_dir() and _has_official_patches(given)
+            found |= {f"{role} {given.name}": digest(of_path)} if official else of_path
+    for path in () if v1 is None else list_files(v1):
+        found |= identify("--v1", path)
     return found
 
 

@@ -124,20 +124,20 @@ def run_snap(
     folder = Path(output)
 
     def process(path: Path) -> Path:
-        pattern = f"{_check_grd(path)}_{epsg}.tif"
+        pattern, name = f"{_check_grd(path)}_{epsg}.tif", f"{path.stem}_{epsg}"
         with as_file(files("reben_cloud").joinpath("snap", "grd_to_db.xml")) as graph:
             made_from = {
                 "program": program, "elevation model": dem,
                 "graph": hashlib.sha256(graph.read_bytes()).hexdigest(), **identify("product", path),
             }  # fmt: skip
-            if (done := _done(folder, path.stem, pattern, made_from)) is not None:
+            if (done := _done(folder, name, pattern, made_from)) is not None:
                 return done
             return _produce(
                 lambda scratch: [
                     tool, str(graph), f"-Pinput={path.absolute()}", f"-Poutput={scratch / pattern}",
                     f"-Pdem={dem}", f"-Pcrs=EPSG:{epsg}",
                 ],
-                folder=folder, name=path.stem, pattern=pattern, made_from=made_from,
+                folder=folder, name=name, pattern=pattern, made_from=made_from,
             )  # fmt: skip
 
     return _in_parallel(process, products, workers)
@@ -206,7 +206,7 @@ def run_sarsen(
 
     def process(run: tuple[Path, str, str]) -> Path:
         path, scene, polarization = run
-        made, name = f"{scene}_{place}_{polarization}.tif", f"{path.stem}_{polarization}"
+        made, name = f"{scene}_{place}_{polarization}.tif", f"{path.stem}_{place}_{polarization}"
         made_from = {"program": program, **heights_from, **identify("product", path)}
         if (done := _done(folder, name, made, made_from)) is not None:
             return done

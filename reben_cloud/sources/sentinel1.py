@@ -183,8 +183,8 @@ def _snap_time(text: str | None) -> datetime | None:
     months = "JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC"
     if match is None or match[2] not in months:
         return None
-    day, _, year, *clock = match.groups()
-    return datetime(int(year), months.index(match[2]) // 3 + 1, int(day), *map(int, clock), tzinfo=UTC)
+    day, year, hour, minute, second = map(int, match.group(1, 3, 4, 5, 6))
+    return datetime(year, months.index(match[2]) // 3 + 1, day, hour, minute, second, tzinfo=UTC)
 
 
 def _files(path: Path) -> list[Path]:
