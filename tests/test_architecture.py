@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 LAYERS = (
     ("clutter", "errors", "torchvision_ops"),
     ("bands", "labels", "sampling", "digest", "local_file"),
-    ("grid", "patch", "picture", "store", "placement", "recipe", "manifest"),
+    ("grid", "patch", "picture", "store", "placement", "recipe", "manifest", "elevation", "provenance"),
     ("parquet",),
     ("root",),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),
