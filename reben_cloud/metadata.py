@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from reben_cloud import grid, labels
 from reben_cloud.errors import SourceError
 from reben_cloud.patch import PatchInfo
+from reben_cloud.paths import local_path
 
 Column = Any
 """An Arrow array; the stubs' element types would say no more than the column's name does."""
@@ -99,7 +100,7 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
     for path in paths:
         name = os.fspath(path)
         try:
-            table = pq.ParquetFile(path).read()
+            table = pq.ParquetFile(local_path(path, "a metadata file")).read()
         except (FileNotFoundError, PermissionError):
             raise
         except (pa.ArrowException, OSError) as error:

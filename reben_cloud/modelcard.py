@@ -17,6 +17,7 @@ from safetensors import safe_open
 from reben_cloud.bands import BANDS, STATISTICS_MEAN, STATISTICS_STD
 from reben_cloud.labels import CLASSES_ALPHABETICAL, CLC, representative_code
 from reben_cloud.models import IMAGE_PX, ModelSpec
+from reben_cloud.paths import local_path
 from reben_cloud.recipe import TrainConfig
 
 EXTENSIONS = (
@@ -40,7 +41,7 @@ def write_card(
         metrics: What `train.train` returns.
         config: How it was trained.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "the folder of a model")
     (folder / "item.json").write_text(json.dumps(model_item(folder, spec, metrics, config), indent=2) + "\n")
     (folder / "README.md").write_text(model_card(spec, metrics, config))
 

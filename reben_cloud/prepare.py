@@ -38,6 +38,7 @@ from reben_cloud.country import Countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
 from reben_cloud.metadata import OFFICIAL_SCHEMA
+from reben_cloud.paths import local_path
 from reben_cloud.processors import run_sarsen, run_snap
 from reben_cloud.recognise import open_source
 from reben_cloud.reference_map import (
@@ -181,7 +182,7 @@ def prepare(
     """
     if not 0 <= worker_index < workers_total:
         raise ValueError(f"worker_index must be in [0, {workers_total}), got {worker_index}")
-    folder = Path(destination)
+    folder = local_path(destination, "the folder of the official layout")
     opened: dict[str, SafeProduct] = {}
     for path in products:
         product = open_safe(path)
@@ -473,7 +474,7 @@ _ROW_GROUP_ROWS = 124_928  # as DuckDB cut the official files
 
 def write_metadata(folder: str | os.PathLike[str]) -> None:
     """Both metadata files from the receipts of all products in `folder`: zstd, sorted by id."""
-    root = Path(folder)
+    root = local_path(folder, "the folder of the official layout")
     parts = [pq.read_table(path).cast(OFFICIAL_SCHEMA) for path in sorted((root / JOURNAL).glob("*.parquet"))]
     table = pa.concat_tables([OFFICIAL_SCHEMA.empty_table(), *parts]).sort_by("patch_id")
     extra = pc.or_(table["contains_seasonal_snow"], table["contains_cloud_or_shadow"])
@@ -558,7 +559,7 @@ def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
         FileNotFoundError: If a path is neither a product nor a folder of some.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in (local_path(path, "a Sentinel-2 product") for path in paths):
         inside = [path] if path.suffix == ".SAFE" else sorted(path.glob("*.SAFE"))
         if not inside:
             hint = "; unzip it first" if path.suffix == ".zip" else ""
@@ -596,7 +597,7 @@ def find_s1(
         NotFoundError: If there are GRD products and the program for them is not installed.
         SourceError: If inputs are mixed or wrong.
     """
-    given = [Path(path) for path in paths]
+    given = [local_path(path, "a Sentinel-1 scene") for path in paths]
     official = [path for path in given if path.is_dir() and any(path.glob("S1?_IW_GRDH_1SDV_*/"))]
     raw = [path for path in given if path.suffix in (".SAFE", ".zip")]
     rest = [path for path in given if path not in official and path not in raw]
@@ -612,7 +613,7 @@ def find_s1(
                 f"GRD products are processed in one UTM zone, the Level-2A products lie in EPSG {zones}; "
                 "prepare each zone by itself"
             )
-        if Path(dem).is_file():
+        if local_path(dem, "a file of elevations").is_file():
             sides = [tuple(PIXEL_M * pixels for pixels in tile.shapes[PIXEL_M]) for tile in tiles]
             bounds = (
                 min(tile.left for tile in tiles),

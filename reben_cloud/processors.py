@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from reben_cloud.errors import NotFoundError, SourceError, missing_extra
+from reben_cloud.paths import local_path
 
 _L1C = re.compile(r"(S2[A-D])_MSIL1C_(\d{8}T\d{6})_N\d{4}_(R\d{3}_T\w{5})_\d{8}T\d{6}\.SAFE")
 _GRD = re.compile(r"(S1[A-D]_IW_GRDH_1SDV_\d{8}T\d{6})_\w+\.(SAFE|zip)")
@@ -53,7 +54,7 @@ def run_sen2cor(
     tool = _find(
         program, "sen2cor 2.11 (step.esa.int) and pass its L2A_Process as --sen2cor, or give L2A products"
     )
-    folder = Path(output)
+    folder = local_path(output, "the folder of processed products")
 
     def process(path: Path) -> Path:
         match = _L1C.fullmatch(path.name)
@@ -106,7 +107,7 @@ def run_snap(
         "ESA SNAP (step.esa.int) and pass its gpt as --gpt, give a file of elevations as --dem to use sarsen, or "
         "give terrain-corrected GeoTIFFs in dB",
     )
-    folder = Path(output)
+    folder = local_path(output, "the folder of processed products")
 
     def process(path: Path) -> Path:
         match = _GRD.fullmatch(path.name)
@@ -164,7 +165,7 @@ def run_sarsen(
         "sarsen 0.9.6 (pip install sarsen, best in an environment of its own) and pass its command as --sarsen, "
         "or give terrain-corrected GeoTIFFs in dB",
     )
-    folder = Path(output)
+    folder = local_path(output, "the folder of processed products")
     folder.mkdir(parents=True, exist_ok=True)
     west, _, east, north = bounds
     place = f"{epsg}_{west}_{north}_{east - west}x{north - bounds[1]}"
@@ -172,7 +173,7 @@ def run_sarsen(
     if not heights.exists():
         _resample_heights(Path(dem), heights, epsg=epsg, bounds=bounds)
     runs = []
-    for path in map(Path, products):
+    for path in (local_path(product, "a Sentinel-1 product") for product in products):
         match = _GRD.fullmatch(path.name)
         if match is None or not path.is_dir():
             raise SourceError(

@@ -15,10 +15,10 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from reben_cloud.bands import BAND_SETS, BANDS
+from reben_cloud.paths import local_path
 
 RECIPES = files("reben_cloud").joinpath("recipes")
 """Folder of the recipes that come with the package."""
@@ -187,8 +187,8 @@ def load_recipe(recipe: str | os.PathLike[str], *, overrides: Iterable[str] = ()
     name = os.fspath(recipe)
     if name in recipe_names():
         text = RECIPES.joinpath(f"{name}.toml").read_text()
-    elif Path(name).is_file():
-        text = Path(name).read_text()
+    elif (path := local_path(name, "a recipe")).is_file():
+        text = path.read_text()
     else:
         raise FileNotFoundError(
             f"no recipe {name!r}: neither a TOML file nor one of {', '.join(recipe_names())}"

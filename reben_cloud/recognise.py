@@ -125,7 +125,7 @@ def _recognise(folder: Path) -> Source:
 
 def _read_metadata(store: Store, paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
     if paths:
-        return metadata.read_official([Path(path) for path in paths])
+        return metadata.read_official(paths)
     folder = store.local_path()
     if folder is not None:
         return metadata.read_official(_find_metadata(folder if folder.is_dir() else folder.parent))

@@ -19,6 +19,7 @@ from obstore import exceptions as obs_errors
 from obstore.store import HTTPStore, LocalStore, MemoryStore, S3Store
 
 from reben_cloud.errors import ForkError, StorageError
+from reben_cloud.paths import SCHEMES, local_path, split_scheme
 
 # 0.1 + 0.2 + ... + 3.2 s of backoff: a throttling store recovers within it, and a wrong endpoint
 # is reported after six seconds instead of obstore's default of minutes.
@@ -75,14 +76,14 @@ def normalise_url(url: str | os.PathLike[str]) -> str:
     text = os.fspath(url)
     if not text.strip():
         raise ValueError("cannot open '': name a folder or a URL; the current folder is '.'")
-    if "://" not in text:
-        return Path(text).expanduser().absolute().as_uri().rstrip("/")
-    scheme = text.split("://", 1)[0]
-    if scheme not in ("file", "s3", "http", "https", "memory"):
+    scheme, rest = split_scheme(text)
+    if scheme in (None, "file"):
+        return local_path(text).absolute().as_uri().rstrip("/")
+    if scheme not in SCHEMES:
         raise ValueError(
-            f"cannot open {text!r}: the scheme must be file, s3, http, https or memory, got {scheme!r}"
+            f"cannot open {text!r}: the scheme must be {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}, got {scheme!r}"
         )
-    return text.rstrip("/")
+    return f"{scheme}://{rest}".rstrip("/")
 
 
 class Store:

@@ -38,6 +38,7 @@ from reben_cloud.labels import encode_many
 from reben_cloud.metrics import GROUPINGS, early_stopping_score
 from reben_cloud.modelcard import write_card
 from reben_cloud.models import ModelSpec, create_model, load_pretrained, save_model
+from reben_cloud.paths import local_path
 from reben_cloud.recipe import Subset, TrainConfig, band_names, config_from
 from reben_cloud.report import write_report
 from reben_cloud.torch import Batch, StreamLoader
@@ -117,7 +118,7 @@ def train(
         NotFoundError: If no patch is left to train on or to validate with.
         ValueError: If the batch size or the lanes cannot be split over the processes.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "the folder of a run")
     spec = ModelSpec(
         architecture=config.architecture,
         bands=band_names(config.bands),

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 LAYERS = (
-    ("errors", "torchvision_ops"),
+    ("errors", "paths", "torchvision_ops"),
     ("bands", "labels", "sampling"),
     ("grid", "patch", "picture", "store", "placement", "recipe"),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),

@@ -24,6 +24,7 @@ from reben_cloud.bands import ARRAYS, MODALITIES
 from reben_cloud.build.spool import Spool
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import tar, zarr
+from reben_cloud.paths import local_path
 from reben_cloud.placement import PlacementOptions, group_sizes, place
 from reben_cloud.sources import Source
 from reben_cloud.sources.archives import ArchiveSource
@@ -349,6 +350,7 @@ def make_plan(
     if not table.num_rows:
         raise SourceError(f"{source.describe()}: no patch is left to build")
     options = options or PlacementOptions()
+    scratch = None if scratch is None else local_path(scratch, "the scratch folder")
     if isinstance(source, ArchiveSource) and scratch is None:
         raise SourceError(
             f"{source.describe()}: archives are read from front to back and need a scratch folder (--scratch)"

@@ -30,6 +30,7 @@ from reben_cloud.export.folder import find_damage as find_damage
 from reben_cloud.export.plan import FORMAT as FORMAT
 from reben_cloud.export.plan import MANIFEST as MANIFEST
 from reben_cloud.export.plan import Records, existing, identity_of, modalities_of, reconcile
+from reben_cloud.paths import local_path
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection
@@ -113,7 +114,7 @@ def export_lmdb(
 
     return _export(
         selection,
-        Path(path),
+        path,
         modalities,
         kind="lmdb",
         make_sink=lambda folder, records: LmdbSink(folder, records, map_size=map_size),
@@ -154,7 +155,7 @@ def export_safetensors(
         raise ValueError(f"patches_per_file must be at least 1, got {patches_per_file}")
     return _export(
         selection,
-        Path(path),
+        path,
         modalities,
         kind="safetensors",
         make_sink=lambda folder, records: SafetensorsSink(folder, records, patches_per_file=patches_per_file),
@@ -166,9 +167,15 @@ def export_safetensors(
     )
 
 
+_WAY_OUT = (
+    "export to a local folder and copy that to the store (such as `aws s3 cp --recursive`), "
+    "or build a root there with `reben-cloud build`"
+)
+
+
 def _export(
     selection: Selection,
-    path: Path,
+    path: str | os.PathLike[str],
     modalities: Sequence[str] | None,
     *,
     kind: str,
@@ -181,7 +188,7 @@ def _export(
 ) -> ExportReport:
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.abspath(local_path(path, "the folder of an export", way_out=_WAY_OUT)))
     wanted = modalities_of(selection, modalities)
     there = existing(path, selection, kind)
     chosen, wanted, (added, dropped) = reconcile(selection, wanted, path, there, update=update, prune=prune)

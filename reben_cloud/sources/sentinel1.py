@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.errors import SourceError, missing_extra
+from reben_cloud.paths import local_path
 
 POLARIZATIONS = ("VV", "VH")
 """The bands of a Sentinel-1 patch."""
@@ -69,7 +70,7 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
     except ImportError as error:
         raise missing_extra("rasterio", "geo") from error
     found: dict[str, dict[str, tuple[Path, int]]] = {}
-    for path in (file for given in paths for file in _files(Path(given))):
+    for path in (file for given in paths for file in _files(local_path(given, "a Sentinel-1 scene"))):
         match = _SCENE.match(path.name)
         if match is None:
             raise SourceError(
@@ -230,7 +231,7 @@ def v1_files(root: str | os.PathLike[str], s1_name: str) -> dict[str, Path]:
     Raises:
         FileNotFoundError: If a file is not there.
     """
-    for folder in (Path(root) / s1_name, Path(root) / s1_name[:32] / s1_name):
+    for folder in (local_path(root) / s1_name, local_path(root) / s1_name[:32] / s1_name):
         if folder.is_dir():
             found = {p: folder / f"{s1_name}_{p}.tif" for p in POLARIZATIONS}
             for path in found.values():
