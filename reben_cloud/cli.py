@@ -136,7 +136,9 @@ CountryOption = Annotated[
 ]
 RecommendedOption = Annotated[
     bool | None,
-    typer.Option("--recommended/--not-recommended", help="Without, or only with, snow and cloud."),
+    typer.Option(
+        "--recommended/--not-recommended", help="Only without, or only with, snow, cloud or shadow."
+    ),
 ]
 
 
@@ -213,7 +215,11 @@ def build(
     store = open_store(root, access)
     scratch = scratch or default_scratch(found)
     query = search_query(bbox, datetime, label, split, country, recommended)
-    only = open_dataset(source, access).search(**query).patch_ids if query else None
+    only = None
+    if query:
+        selection = open_dataset(source, access).search(**query)
+        selection.require_patches("nothing to build")
+        only = selection.patch_ids
     plan = building.make_plan(
         found, official, store, modalities=modality, options=options, scratch=scratch, only=only
     )
@@ -805,13 +811,17 @@ def show_metrics(metrics: Mapping[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    typer.echo(title)
+    classes = f", {metrics['num_classes']} of {len(metrics['per_class'])} classes occur"
+    typer.echo(title + classes)
     for mean in ("macro", "micro"):
         values = "  ".join(
             f"{name} {value:.4f}" for name, value in metrics.get(mean, {}).items() if value is not None
         )
         if values:
             typer.echo(f"  {mean}  {values}")
+    for what, number in metrics.get("left_out", {}).items():
+        if number:
+            typer.echo(f"  left out: {number:,} {what}")
 
 
 @contextlib.contextmanager

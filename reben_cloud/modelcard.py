@@ -53,11 +53,12 @@ def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig)
         "the land-cover classes of a patch" if spec.task == "labels" else "the land cover of every pixel"
     )
     names = list(metrics["macro"])
-    macro = [f"{metrics['macro'][name]:.4f}" if metrics["macro"][name] is not None else "–" for name in names]
     rows = ["| | " + " | ".join(name.upper() for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    rows.append("| macro | " + " | ".join(macro) + " |")
-    if "micro" in metrics:
-        rows.append("| micro | " + " | ".join(f"{metrics['micro'][name]:.4f}" for name in names) + " |")
+    for mean in ("macro", "micro"):
+        if mean in metrics:
+            values = [metrics[mean][name] for name in names]
+            shown = " | ".join("–" if value is None else f"{value:.4f}" for value in values)
+            rows.append(f"| {mean} | {shown} |")
     tags = [spec.architecture, "BigEarthNet v2.0", "Remote Sensing", task, "Multispectral"]
     return "\n".join(
         [
@@ -77,7 +78,8 @@ def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig)
             "",
             f"## Result on {metrics['subset']}",
             "",
-            f"{metrics['num_patches']:,} patches. The weights are those of epoch {metrics['best_epoch']}, the best on "
+            f"{metrics['num_patches']:,} patches; macro is the mean over the {metrics['num_classes']} classes "
+            f"that occur in them. The weights are those of epoch {metrics['best_epoch']}, the best on "
             f"validation ({metrics['validation_score']:.4f}). The {metrics['subset']} patches chose nothing"
             + (
                 "; the models published with the dataset were chosen by their result on test, so compare with care."
@@ -180,6 +182,7 @@ def model_item(
             ],
             "reben:metrics": {
                 "subset": metrics["subset"],
+                "num_classes": metrics["num_classes"],
                 "macro": metrics["macro"],
                 "validation_score": metrics["validation_score"],
             },

@@ -76,7 +76,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def per_class_bars(metrics: Mapping[str, Any]) -> Figure:
-    """AP and F1, or IoU and F1, of each class; classes that do not occur are named and have no bar."""
+    """AP and F1, or IoU and F1, of each class; those that do not occur are named without a bar."""
     first = "ap" if "ap" in metrics["macro"] else "iou"
     figure = _figure(9, 6)
     axes = figure.subplots()
@@ -88,7 +88,7 @@ def per_class_bars(metrics: Mapping[str, Any]) -> Figure:
             values,
             0.38,
             color=color,
-            label=f"{_METRIC_NAMES[name]} (macro {metrics['macro'][name] or 0:.3f})",
+            label=f"{_METRIC_NAMES[name]} (macro {metrics['macro'][name] or 0:.3f}, {metrics['num_classes']} classes)",
         )
     count = "num_positives" if first == "ap" else "num_pixels"
     numbers = [metrics["per_class"][label][count] for label in CLASSES_ALPHABETICAL]

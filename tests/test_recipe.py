@@ -45,7 +45,7 @@ def test_one_line_trains_here_and_tests_there():
         overrides=[
             "train.country=Finland",
             "test.country=['Portugal']",
-            "train.recommended=false",
+            "train.recommended=any",
             "lr=3e-4",
         ],
     )

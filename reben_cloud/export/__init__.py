@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reben_cloud.errors import ConflictError
+from reben_cloud.errors import ConflictError, NotFoundError
 from reben_cloud.export.copying import Progress, Sink, copy_from, fetch, find_missing, open_origin
 from reben_cloud.export.folder import (
     check_room,
@@ -105,7 +105,8 @@ def export_lmdb(
         progress: Wraps the iterable of finished parts.
 
     Raises:
-        ValueError: If nothing is selected, a modality is not there, or the map size holds less than the data.
+        NotFoundError: If nothing is selected; it names the condition that left nothing.
+        ValueError: If a modality is not there, or the map size holds less than the data.
         ConflictError: If `path` holds something else, or another process exports to it.
         StorageError: If the disk has too little room, or a store fails.
         ChecksumError: If the dataset is damaged.
@@ -144,7 +145,8 @@ def export_safetensors(
     n // patches_per_file.
 
     Raises:
-        ValueError: If nothing is selected, a modality is not there, or a part would be empty.
+        NotFoundError: If nothing is selected; it names the condition that left nothing.
+        ValueError: If a modality is not there, or a part would be empty.
         ConflictError: If `path` holds something else, or another process exports to it.
         StorageError: If the disk has too little room, or a store fails.
         ChecksumError: If the dataset is damaged.
@@ -189,11 +191,14 @@ def _export(
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     path = Path(os.path.abspath(local_path(path, "the folder of an export", way_out=_WAY_OUT)))
+    selection.require_patches("nothing to export")
     wanted = modalities_of(selection, modalities)
     there = existing(path, selection, kind)
     chosen, wanted, (added, dropped) = reconcile(selection, wanted, path, there, update=update, prune=prune)
     if not len(chosen):
-        raise ValueError("nothing is selected, so there is nothing to export")
+        raise NotFoundError(
+            f"nothing to export: {path} has none of the selected patches, so nothing would be left"
+        )
     identity = identity_of(chosen, wanted, kind, settings)
     num_records = len(chosen) * len(wanted)
     damage = None if there is None else find_damage(path, there)

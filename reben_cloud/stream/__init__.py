@@ -136,6 +136,7 @@ class RawLoader:
             more: a copy from pinned memory to a device may still run then.
 
     Raises:
+        NotFoundError: If the selection is empty; it names the condition that left nothing.
         TypeError: If `selection` is no selection, or `batch_size` no integer.
         ValueError: If an argument is out of range, or the selection lacks a modality.
     """
@@ -170,6 +171,7 @@ class RawLoader:
             )
         batch_size = operator.index(batch_size)
         stored = StoredSelection.of(selection, modalities)
+        selection.require_patches("nothing to stream")
         self.modalities = stored.modalities
         """What the batches hold."""
         self.epoch = epoch
