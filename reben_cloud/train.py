@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from reben_cloud.bands import BANDS
-from reben_cloud.errors import ConflictError, NotFiniteError, NotFoundError, missing_extra
+from reben_cloud.errors import ConflictError, NotFiniteError, missing_extra
 from reben_cloud.evaluate import (
     Compute,
     FiniteCheck,
@@ -153,10 +153,6 @@ def train(
             lanes=config.lanes,
             **options,
         )
-        if not len(loader):
-            raise NotFoundError(
-                f"train: {loader.num_samples} patches do not fill a batch of {config.batch_size}"
-            )
         validation = _subset(dataset, config.validation, "validation")
         run = _Run(folder, compute, model, optimizer, scaler, loader)
         num_steps = len(loader) * config.epochs

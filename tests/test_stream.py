@@ -470,6 +470,11 @@ def test_an_empty_selection_is_refused_with_what_left_nothing(root, query, messa
         RawLoader(nowhere)
 
 
+def test_a_loader_that_would_drop_every_batch_is_refused(selection):
+    with pytest.raises(NotFoundError, match="150 patches do not fill a batch of 160"):
+        RawLoader(selection, batch_size=80, world_size=2, drop_last=True)
+
+
 def test_rows_taken_by_hand_may_be_none_too(selection):
     nothing = type(selection)(selection.dataset, selection.table, selection.rows[:0])
 

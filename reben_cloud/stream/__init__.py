@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud import labels
-from reben_cloud.errors import ForkError
+from reben_cloud.errors import ForkError, NotFoundError
 from reben_cloud.formats import tar
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
 from reben_cloud.stream.fetch import Counters, Part, Reader
@@ -136,7 +136,8 @@ class RawLoader:
             more: a copy from pinned memory to a device may still run then.
 
     Raises:
-        NotFoundError: If the selection is empty; it names the condition that left nothing.
+        NotFoundError: If the selection is empty (it names the condition that left nothing), or `drop_last`
+            leaves no batch.
         TypeError: If `selection` is no selection, or `batch_size` no integer.
         ValueError: If an argument is out of range, or the selection lacks a modality.
     """
@@ -189,6 +190,11 @@ class RawLoader:
             world_size=world_size,
             drop_last=drop_last,
         )
+        if not len(self):
+            raise NotFoundError(
+                f"nothing to stream: {self.num_samples:,} patches do not fill a batch of {self._steps.global_batch:,} "
+                "(over all ranks), and drop_last leaves out what does not"
+            )
         self._order()  # refuses wrong lanes, window, rank now and not in the first epoch
         self._counters = Counters()
         lanes_here = lanes // world_size
