@@ -231,9 +231,11 @@ def share(
         ``patch_ids``, and ``shards``: modality -> links, in the order of group and number.
 
     Raises:
+        NotFoundError: If the selection is empty.
         ValueError: If the root is not on S3 or lacks a modality.
         StorageError: If there are no credentials to sign with.
     """
+    selection.require_patches("nothing to share")
     store = selection.dataset.store
     wanted = tuple(modalities or selection.dataset.modalities)
     if missing := set(wanted) - set(selection.dataset.modalities):

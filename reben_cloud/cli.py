@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from reben_cloud.errors import RebenError
+from reben_cloud.paths import SCHEMES, local_path, split_scheme
 
 app = typer.Typer(
     name="reben-cloud",
@@ -38,8 +39,58 @@ app.add_typer(bucket_app, name="bucket")
 
 T = TypeVar("T")
 
+
+def path(value: str | Path) -> Path:
+    """A path of this machine or a ``file://`` URL, as `paths.local_path` has it; another URL is wrong usage."""
+    try:
+        return local_path(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def whole_path(value: str | Path) -> Path:
+    """`path`, absolute and without links."""
+    return path(value).resolve()
+
+
+def path_or_url(value: str) -> str:
+    """A path, or a URL of a scheme that this package reads, as it is; another scheme is wrong usage."""
+    return _of_scheme(value, (*SCHEMES, "lmdb"))
+
+
+def new_root(value: str) -> str:
+    """A path or URL where a command can write a root; another scheme is wrong usage."""
+    return _of_scheme(value, ("file", "s3"))
+
+
+def _of_scheme(value: str, schemes: Sequence[str]) -> str:
+    scheme = split_scheme(value)[0]
+    if not value.strip():
+        raise typer.BadParameter("it is an empty string; the current folder is '.'")
+    if scheme is not None and scheme not in schemes:
+        raise typer.BadParameter(f"{value!r}: name a path, or a URL of {', '.join(schemes)}")
+    return value
+
+
+def name_or_path(value: str) -> str:
+    """A name that the library knows, or else a `path`."""
+    return value if split_scheme(value)[0] is None else os.fspath(path(value))
+
+
 RootArgument = Annotated[
-    str, typer.Argument(help="Path or URL of a root (file://, s3://).", show_default=False)
+    str,
+    typer.Argument(help="Path or URL of a root (file://, s3://).", show_default=False, parser=path_or_url),
+]
+NewRootArgument = Annotated[
+    str,
+    typer.Argument(help="Path or URL of the new root (file://, s3://).", show_default=False, parser=new_root),
+]
+RootOption = Annotated[
+    str, typer.Option(help="Path or URL of a root.", show_default=False, parser=path_or_url)
+]
+CacheDirOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder for shards of a remote root.", show_default=False, parser=path),
 ]
 EndpointOption = Annotated[
     str | None,
@@ -49,7 +100,12 @@ EndpointOption = Annotated[
 ]
 MetadataOption = Annotated[
     list[Path] | None,
-    typer.Option("--metadata", help="Official metadata parquet; may be given twice.", show_default=False),
+    typer.Option(
+        "--metadata",
+        help="Official metadata parquet; may be given twice.",
+        show_default=False,
+        parser=path,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
@@ -80,7 +136,9 @@ CountryOption = Annotated[
 ]
 RecommendedOption = Annotated[
     bool | None,
-    typer.Option("--recommended/--not-recommended", help="Without, or only with, snow and cloud."),
+    typer.Option(
+        "--recommended/--not-recommended", help="Only without, or only with, snow, cloud or shadow."
+    ),
 ]
 
 
@@ -94,7 +152,7 @@ def main_options(
 
 @app.command()
 def demo(
-    root: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("demo"),
+    root: Annotated[Path, typer.Option(help="Folder for what it makes.", parser=path)] = Path("demo"),
     patches: Annotated[int, typer.Option(help="Size of the made-up dataset, at most 4553.")] = 600,
 ) -> None:
     """Build a small made-up root, search it, stream it and export a part of it."""
@@ -110,9 +168,10 @@ def build(
         typer.Argument(
             help="Archives, GeoTIFF folders, an LMDB, a root (path or URL), or synthetic:N.",
             show_default=False,
+            parser=path_or_url,
         ),
     ],
-    root: RootArgument,
+    root: NewRootArgument,
     bbox: BboxOption = None,
     datetime: DatetimeOption = None,
     label: LabelOption = None,
@@ -133,7 +192,11 @@ def build(
     workers_total: WorkersTotalOption = 1,
     scratch: Annotated[
         Path | None,
-        typer.Option(help="Folder for payloads between their two uses; see --dry-run.", show_default=False),
+        typer.Option(
+            help="Folder for payloads between their two uses; see --dry-run.",
+            show_default=False,
+            parser=path,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     endpoint_url: EndpointOption = None,
@@ -154,7 +217,11 @@ def build(
     store = open_store(root, access)
     scratch = scratch or default_scratch(found)
     query = search_query(bbox, datetime, label, split, country, recommended)
-    only = open_dataset(source, access).search(**query).patch_ids if query else None
+    only = None
+    if query:
+        selection = open_dataset(source, access).search(**query)
+        selection.require_patches("nothing to build")
+        only = selection.patch_ids
     plan = building.make_plan(
         found, official, store, modalities=modality, options=options, scratch=scratch, only=only
     )
@@ -197,12 +264,12 @@ def build(
 @app.command()
 def prepare(
     clc: Annotated[
-        Path, typer.Option(help="CORINE vector file (.gpkg).", resolve_path=True, show_default=False)
+        Path, typer.Option(help="CORINE vector file (.gpkg).", parser=whole_path, show_default=False)
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the official layout and metadata.", resolve_path=True, show_default=False
+            help="Folder for the official layout and metadata.", parser=whole_path, show_default=False
         ),
     ] = None,
     root: Annotated[
@@ -210,30 +277,35 @@ def prepare(
         typer.Option(
             help="Root to build from that, path or URL; without --out the folder is removed then.",
             show_default=False,
+            parser=new_root,
         ),
     ] = None,
     s2: Annotated[
         list[Path] | None,
-        typer.Option(help="Level-2A .SAFE, or a folder of them; repeat.", resolve_path=True),
+        typer.Option(help="Level-2A .SAFE, or a folder of them; repeat.", parser=whole_path),
     ] = None,
     l1c: Annotated[
         list[Path] | None,
-        typer.Option(help="Level-1C .SAFE, made Level-2A first; repeat.", resolve_path=True),
+        typer.Option(help="Level-1C .SAFE, made Level-2A first; repeat.", parser=whole_path),
     ] = None,
     s1: Annotated[
         list[Path] | None,
         typer.Option(
             help="Official S1 patches, terrain-corrected dB scenes, or GRD products; repeat.",
-            resolve_path=True,
+            parser=whole_path,
         ),
     ] = None,
     v1: Annotated[
         Path | None,
-        typer.Option(help="Folder of the v1 lists; keeps only squares of v1.", resolve_path=True),
+        typer.Option(help="Folder of the v1 lists; keeps only squares of v1.", parser=whole_path),
     ] = None,
-    countries: Annotated[Path | None, typer.Option(help="Natural Earth GeoJSON; the ten by default.")] = None,
+    countries: Annotated[
+        Path | None, typer.Option(help="Natural Earth GeoJSON; the ten by default.", parser=path)
+    ] = None,
     any_country: Annotated[bool, typer.Option(help="All countries of the file, not the ten.")] = False,
-    classes: Annotated[str, typer.Option(help="reben19, clc_level1, or a TOML of classes.")] = "reben19",
+    classes: Annotated[
+        str, typer.Option(help="reben19, clc_level1, or a TOML of classes.", parser=name_or_path)
+    ] = "reben19",
     code_column: Annotated[str, typer.Option(help="Column with the land-cover code.")] = "code_18",
     patch_size: Annotated[int, typer.Option(help="Side of a patch, metres, a multiple of 60.")] = 1200,
     sen2cor: Annotated[str, typer.Option(help="L2A_Process of sen2cor 2.11.")] = "L2A_Process",
@@ -242,7 +314,10 @@ def prepare(
         str, typer.Option(help="sarsen's command, for GRD products where --dem is a file.")
     ] = "sarsen",
     dem: Annotated[
-        str, typer.Option(help="SNAP's name of an elevation model, or a file of elevations for sarsen.")
+        str,
+        typer.Option(
+            help="SNAP's name of an elevation model, or a file of elevations for sarsen.", parser=name_or_path
+        ),
     ] = "SRTM 1Sec HGT",
     dem_datum: Annotated[
         str | None,
@@ -374,17 +449,18 @@ def prepare(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a TOML file.", show_default=False)],
-    root: Annotated[str, typer.Option(help="Path or URL of a root.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a recipe, or a TOML file.", show_default=False, parser=name_or_path)
+    ],
+    root: RootOption,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of the run; runs/RECIPE by default.", show_default=False, parser=path),
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, as train.country=Finland; repeat.")
     ] = None,
-    cache_dir: Annotated[
-        str | None, typer.Option(help="Folder for shards of a remote root.", show_default=False)
-    ] = None,
+    cache_dir: CacheDirOption = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -410,9 +486,12 @@ def train(
 @app.command()
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="Folder of a model, or owner/name on the hub.", show_default=False)
+        str,
+        typer.Argument(
+            help="Folder of a model, or owner/name on the hub.", show_default=False, parser=name_or_path
+        ),
     ],
-    root: Annotated[str, typer.Option(help="Path or URL of a root.", show_default=False)],
+    root: RootOption,
     bbox: BboxOption = None,
     datetime: DatetimeOption = None,
     label: LabelOption = None,
@@ -420,7 +499,8 @@ def evaluate(
     country: CountryOption = None,
     recommended: RecommendedOption = None,
     report: Annotated[
-        Path | None, typer.Option(help="Folder for metrics.json and plots.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder for metrics.json and plots.", show_default=False, parser=path),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Patches a step, over all processes.")] = 256,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
@@ -444,7 +524,7 @@ def evaluate(
 @app.command()
 def export(
     root: RootArgument,
-    dest: Annotated[Path, typer.Argument(help="The new folder.", show_default=False)],
+    dest: Annotated[Path, typer.Argument(help="The new folder.", show_default=False, parser=path)],
     bbox: BboxOption = None,
     datetime: DatetimeOption = None,
     label: LabelOption = None,
@@ -484,9 +564,12 @@ def export(
 @app.command()
 def catalog(
     metadata: Annotated[
-        list[Path], typer.Argument(help="The official metadata parquet files.", show_default=False)
+        list[Path],
+        typer.Argument(help="The official metadata parquet files.", show_default=False, parser=path),
     ],
-    dest: Annotated[str, typer.Argument(help="Path or URL of the new catalog.", show_default=False)],
+    dest: Annotated[
+        str, typer.Argument(help="Path or URL of the new catalog.", show_default=False, parser=new_root)
+    ],
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Catalog the real dataset from its metadata alone: to search, to browse and to serve."""
@@ -541,8 +624,8 @@ def search(
 
     if intersects and intersects.startswith("@"):
         try:
-            intersects = Path(intersects[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            intersects = local_path(intersects[1:], "the file").read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise typer.BadParameter(f"--intersects {intersects} cannot be read as text: {error}") from error
     more: dict[str, Any] = {
         "intersects": intersects,
@@ -586,7 +669,9 @@ def verify(
     ] = False,
     against: Annotated[
         str | None,
-        typer.Option(help="Compare every patch with this source, as for build.", show_default=False),
+        typer.Option(
+            help="Compare every patch with this source, as for build.", show_default=False, parser=path_or_url
+        ),
     ] = None,
     metadata: MetadataOption = None,
     endpoint_url: EndpointOption = None,
@@ -700,9 +785,7 @@ def stream(
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     threads: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
     form: Annotated[str, typer.Option(help="shards or zarr.")] = "shards",
-    cache_dir: Annotated[
-        str | None, typer.Option(help="Folder for shards of a remote root.", show_default=False)
-    ] = None,
+    cache_dir: CacheDirOption = None,
     cache_bytes: Annotated[
         int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
     ] = None,
@@ -752,7 +835,8 @@ def fastest_loader() -> Any:
 @app.command()
 def doctor(
     root: Annotated[
-        str | None, typer.Argument(help="Path or URL of a root, to look at its store too.")
+        str | None,
+        typer.Argument(help="Path or URL of a root, to look at its store too.", parser=path_or_url),
     ] = None,
     write: Annotated[bool, typer.Option(help="Also try to write and delete a small object there.")] = False,
     endpoint_url: EndpointOption = None,
@@ -790,13 +874,17 @@ def show_metrics(metrics: Mapping[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    typer.echo(title)
+    classes = f", {metrics['num_classes']} of {len(metrics['per_class'])} classes occur"
+    typer.echo(title + classes)
     for mean in ("macro", "micro"):
         values = "  ".join(
             f"{name} {value:.4f}" for name, value in metrics.get(mean, {}).items() if value is not None
         )
         if values:
             typer.echo(f"  {mean}  {values}")
+    for what, number in metrics.get("left_out", {}).items():
+        if number:
+            typer.echo(f"  left out: {number:,} {what}")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pyproj
@@ -19,6 +18,7 @@ import shapely
 from numpy.typing import NDArray
 
 from reben_cloud.errors import SourceError
+from reben_cloud.paths import local_path
 
 # Where a patch touches two countries the first in this order wins. Alphabetical but for Kosovo: all
 # 170 such patches of the dataset are Serbian or Belgian (an accident of the original's index).
@@ -85,7 +85,7 @@ def load_countries(
         SourceError: If it is no GeoJSON with NAME_LONG, or lacks a country.
     """
     shipped = files("reben_cloud").joinpath("data", "ne_110m_ten_countries.geojson")
-    source = shipped if path is None else Path(path)
+    source = shipped if path is None else local_path(path, "a file of countries")
     try:
         found = {
             str(_property(feature["properties"], "NAME_LONG")): shapely.geometry.shape(feature["geometry"])

@@ -9,12 +9,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from reben_cloud.build import MANIFEST, build, make_plan
 from reben_cloud.dataset import open as open_dataset
+from reben_cloud.paths import local_path
 from reben_cloud.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
@@ -42,7 +42,7 @@ def run_demo(
     Raises:
         RebenError: If a step fails.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "the folder of the demo")
     root = folder / "root"
 
     say(f"1. Build a root of {num_patches:,} patches (real ids, places and labels; computed pixels)")

@@ -26,6 +26,7 @@ from urllib.request import Request, urlopen
 from reben_cloud.errors import RebenError, StorageError
 from reben_cloud.export import find_damage
 from reben_cloud.lmdb_root import LmdbRoot, find_lmdb_root, is_export
+from reben_cloud.paths import split_scheme
 from reben_cloud.store import Store, open_store, public_url, s3_config
 
 Level = Literal["ok", "note", "warning", "problem"]
@@ -78,7 +79,7 @@ def diagnose(
         Findings in the order in which one would ask.
     """
     yield from _versions()
-    yield from _machine(Path(root) if root and "://" not in root else Path.cwd())
+    yield from _machine(Path(root) if root and split_scheme(root)[0] is None else Path.cwd())
     if root is None:
         return
     try:

@@ -8,6 +8,7 @@
     ├── StorageError       (OSError)          the store refused, or failed after the retries
     │   └── UnreachableError (TimeoutError)   nobody answers, or the answers stop
     ├── ConflictError      (FileExistsError)  the root exists, or somebody else is building it
+    ├── NotFiniteError     (FloatingPointError)  a model's output, loss or weights are infinite or no number
     ├── ForkError          (RuntimeError)     used in a forked child, where its clients would hang
     └── MissingExtraError  (ImportError)      an optional dependency is not installed
 
@@ -49,6 +50,10 @@ class UnreachableError(StorageError, TimeoutError):
 
 class ConflictError(RebenError, FileExistsError):
     """The root is published already, or another build is at work on it."""
+
+
+class NotFiniteError(RebenError, FloatingPointError):
+    """Outputs, the loss or weights of a model are infinite or not a number."""
 
 
 class ForkError(RebenError, RuntimeError):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reben_cloud.errors import NotFoundError
+from reben_cloud.errors import NotFiniteError
 from reben_cloud.labels import class_of_code
 from reben_cloud.metrics import (
     GROUPINGS,
@@ -95,12 +95,69 @@ def compute_context(precision: Precision = "fp32") -> Iterator[Compute]:
             dist.destroy_process_group()
 
 
+class FiniteCheck:
+    """Finds the first step whose numbers are not finite, without waiting for the device at every step.
+
+    Args:
+        selection: What the steps' ``index`` counts in.
+        compute: This process's part; `check` is for all processes together.
+        what: The work, for the message.
+    """
+
+    EVERY_STEPS = 64
+    """Steps after which it is worth a wait to know."""
+
+    _NONE = 2**63 - 1
+    _NOBODY = 2**32 - 1
+
+    def __init__(self, selection: Any, compute: Compute, what: str) -> None:
+        self._selection, self._compute, self._what = selection, compute, what
+        # The first step and the patch in one number, so that the smallest of all is the first.
+        self._first = torch.tensor(self._NONE, device=compute.device)
+
+    def see(self, step: int, index: Tensor, outputs: Tensor, loss: Tensor | None = None) -> None:
+        """Look at a step.
+
+        Args:
+            step: Its number, in [0, 2**31).
+            index: int64 (batch,), positions in the selection; -1 is padding.
+            outputs: Floating (batch, ...).
+            loss: Floating scalar.
+        """
+        bad = ~outputs.detach().isfinite().flatten(1).all(1) & (index >= 0)
+        found = torch.where(bad, step << 32 | index, self._NONE).amin()
+        if loss is not None:
+            found = torch.where(loss.detach().isfinite(), found, found.clamp(max=step << 32 | self._NOBODY))
+        self._first = torch.minimum(self._first, found)
+
+    def check(self) -> None:
+        """Wait for the device and stop if a step was not finite; every process must call it.
+
+        Raises:
+            NotFiniteError: Names the step, and the patch if it was an output.
+        """
+        if self._compute.world_size > 1:
+            dist.all_reduce(self._first, dist.ReduceOp.MIN)
+        first = int(self._first)
+        if first == self._NONE:
+            return
+        step, index = first >> 32, first & self._NOBODY
+        where = "its loss" if index == self._NOBODY else f"the output for {self._selection.patch_ids[index]}"
+        raise NotFiniteError(
+            f"{self._what} stops at step {step:,}: {where} is infinite or not a number; look at the patch and the "
+            "weights, or take precision fp32 (in training also a lower lr, or clip_norm)"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """What a model made of a selection."""
 
     metrics: dict[str, Any]
-    """As `metrics.label_metrics` or `metrics.map_metrics`, with ``by``: grouping -> group -> the same."""
+    """As `metrics.label_metrics` or `metrics.map_metrics`, with ``by``: grouping -> group -> the same.
+
+    For maps also ``left_out``: what was not measured -> how much of it.
+    """
     probabilities: Tensor | None = None
     """float32 (patch, 19) in the selection's order, for labels."""
     labels: Tensor | None = None
@@ -163,9 +220,9 @@ def evaluate(
 
     Raises:
         NotFoundError: If the selection is empty.
+        NotFiniteError: If an output is infinite or not a number; it names the step, from 1, and the patch.
     """
-    if not len(selection):
-        raise NotFoundError("nothing to evaluate: no patch of the dataset fits the selection")
+    selection.require_patches("nothing to evaluate")
     loader = StreamLoader(
         selection,
         modalities=modalities_for(spec),
@@ -182,20 +239,31 @@ def evaluate(
     try:
         with torch.inference_mode():
             measure = _evaluate_maps if spec.task == "map" else _evaluate_labels
-            return measure(model, inputs, loader, compute, groups)
+            return measure(
+                model, inputs, loader, compute, groups, FiniteCheck(selection, compute, "evaluation")
+            )
     finally:
         model.train(was_training)
 
 
 def _evaluate_labels(
-    model: nn.Module, inputs: nn.Module, loader: StreamLoader, compute: Compute, groups: Any
+    model: nn.Module,
+    inputs: nn.Module,
+    loader: StreamLoader,
+    compute: Compute,
+    groups: Any,
+    finite: FiniteCheck,
 ) -> Evaluation:
     parts = []
-    for raw in loader:
+    for step, raw in enumerate(loader, 1):
         batch = compute.to_device(raw)
         with compute.autocast():
             logits = model(inputs(batch))
+        finite.see(step, batch["index"], logits)
+        if step % finite.EVERY_STEPS == 0:
+            finite.check()
         parts.append((batch["index"].clone(), logits.float().sigmoid(), batch["labels"].clone()))
+    finite.check()
     index, probabilities, labels = (
         compute.gather(torch.cat(column)).cpu() for column in zip(*parts, strict=True)
     )
@@ -215,7 +283,12 @@ def _evaluate_labels(
 
 
 def _evaluate_maps(
-    model: nn.Module, inputs: nn.Module, loader: StreamLoader, compute: Compute, groups: Any
+    model: nn.Module,
+    inputs: nn.Module,
+    loader: StreamLoader,
+    compute: Compute,
+    groups: Any,
+    finite: FiniteCheck,
 ) -> Evaluation:
     targets = MapTargets().to(compute.device)
     # Every grouping is counted in the same pass; the first one has a single group.
@@ -224,10 +297,14 @@ def _evaluate_maps(
         grouping: torch.zeros(len(names), NUM_CLASSES, NUM_CLASSES, dtype=torch.int64, device=compute.device)
         for grouping, (names, _) in groups.items()
     }
-    for raw in loader:
+    for step, raw in enumerate(loader, 1):
         batch = compute.to_device(raw)
         with compute.autocast():
-            predicted = model(inputs(batch)).argmax(1)
+            logits = model(inputs(batch))
+        finite.see(step, batch["index"], logits)
+        if step % finite.EVERY_STEPS == 0:
+            finite.check()
+        predicted = logits.argmax(1)  # of a row that is not finite it is a class like another
         valid = batch["valid"]
         index = raw["index"][raw["valid"]].numpy()
         for grouping, (names, numbers) in groups.items():
@@ -235,11 +312,14 @@ def _evaluate_maps(
             counts[grouping] += confusion_of(
                 predicted[valid], targets(batch["map"][valid]), group, len(names)
             )
+    finite.check()
     if compute.world_size > 1:
         for count in counts.values():
             dist.all_reduce(count)
     total = counts.pop("")[0].cpu()
     metrics = {"num_patches": loader.num_samples, **map_metrics(total)}
+    pixels = loader.num_samples * IMAGE_PX**2
+    metrics["left_out"] = {"pixels without one of the 19 classes": pixels - metrics["num_pixels"]}
     metrics["by"] = {
         grouping: {name: map_metrics(count[n].cpu()) for n, name in enumerate(groups[grouping][0])}
         for grouping, count in counts.items()

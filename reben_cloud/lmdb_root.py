@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +24,7 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.metadata import patches_table, write_patches
+from reben_cloud.paths import local_path, split_scheme
 from reben_cloud.recognise import open_source
 from reben_cloud.root import PATCHES
 from reben_cloud.store import Store, open_store
@@ -78,9 +78,7 @@ def is_export(folder: str | os.PathLike[str]) -> bool:
 
 
 def _local_folder(text: str) -> Path | None:
-    if text.startswith("file://"):
-        return Path(unquote(text.removeprefix("file://")))
-    return None if "://" in text else Path(text).expanduser().absolute()
+    return local_path(text).absolute() if split_scheme(text)[0] in (None, "file") else None
 
 
 def _open_export(folder: Path) -> LmdbRoot:

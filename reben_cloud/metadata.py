@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from reben_cloud import grid, labels, parquet
 from reben_cloud.errors import ChecksumError, SourceError
 from reben_cloud.patch import PatchInfo
+from reben_cloud.paths import local_path
 
 Column = Any
 """An Arrow array; the stubs' element types would say no more than the column's name does."""
@@ -99,7 +100,7 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
     for path in paths:
         name = os.fspath(path)
         try:
-            table = parquet.read_table(path, name=name)
+            table = parquet.read_table(local_path(path, "a metadata file"), name=name)
         except ChecksumError as error:
             raise SourceError(f"{error}; load it again") from error
         missing = [column for column in OFFICIAL_SCHEMA.names if column not in table.column_names]

@@ -6,6 +6,7 @@ however many processes, is `evaluate`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -45,63 +46,117 @@ _AT_HALF = {
 def label_metrics(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
     """Average precision, and at threshold 0.5 F1, precision, recall and accuracy.
 
-    A class without a positive patch has no average precision: None, and left out of the macro mean.
+    Macro means are over the classes that have a positive patch, for every metric the same ones; a class
+    without one has None for each metric. Micro values count every class. Where all classes occur, and over
+    those that do, the values are torchmetrics' and scikit-learn's.
 
     Args:
-        probabilities: float32 (patch, 19), alphabetical class order.
+        probabilities: Floating (patch, 19) in [0, 1], alphabetical class order.
         labels: (patch, 19), 0 or 1.
 
     Returns:
-        ``num_patches``; ``macro`` and ``micro`` with a value of each metric; ``per_class`` with a
-        value of each metric and ``num_positives`` for each class name.
+        ``num_patches``; ``num_classes``, over which the macro means are; ``macro`` and ``micro`` with a
+        value of each metric, None if no class occurs (micro accuracy has one); ``per_class`` with a value of
+        each metric and ``num_positives`` for each class name.
 
     Raises:
-        ValueError: If there is no patch.
+        ValueError: If there is no patch, the shapes differ, a probability is not finite or outside [0, 1],
+            or a label is neither 0 nor 1.
     """
-    if not len(labels):
-        raise ValueError("there is nothing to measure: no patch was predicted")
+    _check_predictions(probabilities, labels)
     targets = labels.int()
     positives = targets.sum(0)
-    precisions = [
-        float(classification.binary_average_precision(probabilities[:, c], targets[:, c]))
-        if positives[c]
-        else None
-        for c in range(NUM_CLASSES)
-    ]
-    present = [value for value in precisions if value is not None]
-    macro = {"ap": sum(present) / len(present) if present else None}
-    micro = {
-        "ap": float(classification.binary_average_precision(probabilities.ravel(), targets.ravel()))
-        if present
-        else None
+    there = positives > 0
+    values: dict[str, list[float]] = {
+        "ap": [
+            float(classification.binary_average_precision(probabilities[:, c], targets[:, c]))
+            if there[c]
+            else math.nan
+            for c in range(NUM_CLASSES)
+        ]
     }
-    per_class: dict[str, dict[str, Any]] = {
-        name: {"ap": precisions[c], "num_positives": int(positives[c])}
-        for c, name in enumerate(CLASSES_ALPHABETICAL)
+    any_there = bool(there.any())
+    micro: dict[str, float | None] = {
+        "ap": float(classification.binary_average_precision(probabilities.ravel(), targets.ravel()))
+        if any_there
+        else None
     }
     for metric, measure in _AT_HALF.items():
-        macro[metric] = float(measure(probabilities, targets, NUM_CLASSES, average="macro"))
-        micro[metric] = float(measure(probabilities, targets, NUM_CLASSES, average="micro"))
-        values = measure(probabilities, targets, NUM_CLASSES, average="none")
-        for name, value in zip(CLASSES_ALPHABETICAL, values.tolist(), strict=True):
-            per_class[name][metric] = value
-    return {"num_patches": len(targets), "macro": macro, "micro": micro, "per_class": per_class}
+        values[metric] = measure(probabilities, targets, NUM_CLASSES, average="none").tolist()
+        found = float(measure(probabilities, targets, NUM_CLASSES, average="micro"))
+        micro[metric] = found if any_there or metric == "accuracy" else None
+    present = there.nonzero().ravel().tolist()
+    return {
+        "num_patches": len(targets),
+        "num_classes": len(present),
+        "macro": {
+            metric: sum(each[c] for c in present) / len(present) if present else None
+            for metric, each in values.items()
+        },
+        "micro": micro,
+        "per_class": {
+            name: {
+                **{metric: each[c] if there[c] else None for metric, each in values.items()},
+                "num_positives": int(positives[c]),
+            }
+            for c, name in enumerate(CLASSES_ALPHABETICAL)
+        },
+    }
+
+
+def _check_predictions(probabilities: Tensor, labels: Tensor) -> None:
+    expected = (len(labels), NUM_CLASSES)
+    for name, tensor in (("probabilities", probabilities), ("labels", labels)):
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} must have the shape {expected}, got {tuple(tensor.shape)}")
+    if not len(labels):
+        raise ValueError("there is nothing to measure: no patch was predicted")
+    if not probabilities.is_floating_point():
+        raise ValueError(f"probabilities must be floating, got {probabilities.dtype}")
+    # Not a number compares as False, so it is among what is not within.
+    for name, tensor, right, rule in (
+        ("probabilities", probabilities, (probabilities >= 0) & (probabilities <= 1), "finite, in [0, 1]"),
+        ("labels", labels, (labels == 0) | (labels == 1), "0 or 1"),
+    ):
+        if not right.all():
+            patch, c = (~right).nonzero()[0].tolist()
+            raise ValueError(
+                f"{name} must be {rule}, got {tensor[patch, c].item()} for patch {patch}, "
+                f"class {CLASSES_ALPHABETICAL[c]}; {int((~right).sum()):,} of {right.numel():,} are wrong"
+            )
 
 
 def confusion_of(predicted: Tensor, target: Tensor, group: Tensor, num_groups: int) -> Tensor:
     """Confusion matrices of pixels, one a group of patches.
 
     Args:
-        predicted: Class of each pixel, int64 (patch, y, x).
-        target: Likewise; pixels outside [0, 19) are not counted.
-        group: Number of each patch's group, int64 (patch,).
+        predicted: Class of each pixel in [0, 19), int64 (patch, y, x).
+        target: int64, the same shape; pixels outside [0, 19) are not counted.
+        group: Number of each patch's group in [0, num_groups), int64 (patch,).
         num_groups: How many there are.
 
     Returns:
         int64 (num_groups, 19, 19): true class, predicted class.
+
+    Raises:
+        ValueError: If a value is not a whole number, or out of its range, or the shapes differ.
     """
+    if predicted.shape != target.shape or group.shape != predicted.shape[:1]:
+        raise ValueError(
+            f"predicted {tuple(predicted.shape)}, target {tuple(target.shape)} and group {tuple(group.shape)} differ"
+        )
+    for name, tensor, stop in (
+        ("predicted", predicted, NUM_CLASSES),
+        ("target", target, None),
+        ("group", group, num_groups),
+    ):
+        if tensor.is_floating_point() or tensor.is_complex():
+            raise ValueError(f"{name} must be whole numbers, got {tensor.dtype}")
+        if stop is not None and ((tensor < 0) | (tensor >= stop)).any():
+            raise ValueError(f"{name} must be in [0, {stop}), got {int(tensor.min())} to {int(tensor.max())}")
     counted = (target >= 0) & (target < NUM_CLASSES)
-    cell = (group[:, None, None] * NUM_CLASSES + target) * NUM_CLASSES + predicted
+    # As int64 whatever it came as: a cell's number does not fit a byte.
+    cell = (group.long()[:, None, None] * NUM_CLASSES + target.long()) * NUM_CLASSES + predicted.long()
     counts = torch.bincount(cell[counted], minlength=num_groups * NUM_CLASSES**2)
     return counts.reshape(num_groups, NUM_CLASSES, NUM_CLASSES)
 
@@ -109,22 +164,31 @@ def confusion_of(predicted: Tensor, target: Tensor, group: Tensor, num_groups: i
 def map_metrics(confusion: Tensor) -> dict[str, Any]:
     """Intersection over union, F1 and accuracy of maps.
 
-    A class that is neither there nor predicted has no IoU: None, and left out of the macro mean.
+    Macro means are over the classes that have a true pixel, as those of `label_metrics` are over the classes
+    that have a positive patch; a class without one has None.
 
     Args:
-        confusion: int64 (19, 19): true class, predicted class.
+        confusion: int64 (19, 19): true class, predicted class; not negative.
 
     Returns:
-        ``num_pixels``, ``accuracy``, ``macro`` and ``per_class`` with ``iou`` and ``f1``.
+        ``num_pixels``, ``num_classes`` (over which the macro means are), ``accuracy``, ``macro`` and
+        ``per_class`` with ``iou`` and ``f1``.
+
+    Raises:
+        ValueError: If it has another shape, or an entry is negative or not a whole number.
     """
+    if tuple(confusion.shape) != (NUM_CLASSES, NUM_CLASSES):
+        raise ValueError(f"confusion must have the shape (19, 19), got {tuple(confusion.shape)}")
+    if confusion.is_floating_point() or confusion.is_complex() or (confusion < 0).any():
+        raise ValueError(f"confusion must be counts of pixels, got {confusion.dtype} from {confusion.min()}")
     hits = confusion.diag().double()
     true, predicted = confusion.sum(1).double(), confusion.sum(0).double()
-    union = true + predicted - hits
-    iou, f1 = hits / union, 2 * hits / (true + predicted)
-    there = union > 0
+    iou, f1 = hits / (true + predicted - hits), 2 * hits / (true + predicted)
+    there = true > 0
     total = int(confusion.sum())
     return {
         "num_pixels": total,
+        "num_classes": int(there.sum()),
         "accuracy": float(hits.sum()) / total if total else None,
         "macro": {
             "iou": float(iou[there].mean()) if there.any() else None,
@@ -167,6 +231,13 @@ def group_numbers(selection: Any, by: str) -> tuple[Sequence[str], NDArray[np.in
 
 
 def early_stopping_score(metrics: Mapping[str, Any]) -> float:
-    """What chooses a run's best weights: AP macro for labels, mean IoU for maps; higher is better."""
+    """What chooses a run's best weights: AP macro for labels, mean IoU for maps; higher is better.
+
+    Raises:
+        ValueError: If it is not finite: nothing is better or worse than that.
+    """
     macro = metrics["macro"]
-    return float(macro.get("ap", macro.get("iou")) or 0.0)
+    score = float(macro.get("ap", macro.get("iou")) or 0.0)
+    if not math.isfinite(score):
+        raise ValueError(f"the score of an evaluation must be finite, got {score}")
+    return score

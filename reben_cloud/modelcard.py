@@ -17,6 +17,7 @@ from safetensors import safe_open
 from reben_cloud.bands import BANDS, STATISTICS_MEAN, STATISTICS_STD
 from reben_cloud.labels import CLASSES_ALPHABETICAL, CLC, representative_code
 from reben_cloud.models import IMAGE_PX, ModelSpec
+from reben_cloud.paths import local_path
 from reben_cloud.recipe import TrainConfig
 
 EXTENSIONS = (
@@ -40,7 +41,7 @@ def write_card(
         metrics: What `train.train` returns.
         config: How it was trained.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "the folder of a model")
     (folder / "item.json").write_text(json.dumps(model_item(folder, spec, metrics, config), indent=2) + "\n")
     (folder / "README.md").write_text(model_card(spec, metrics, config))
 
@@ -52,11 +53,12 @@ def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig)
         "the land-cover classes of a patch" if spec.task == "labels" else "the land cover of every pixel"
     )
     names = list(metrics["macro"])
-    macro = [f"{metrics['macro'][name]:.4f}" if metrics["macro"][name] is not None else "–" for name in names]
     rows = ["| | " + " | ".join(name.upper() for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    rows.append("| macro | " + " | ".join(macro) + " |")
-    if "micro" in metrics:
-        rows.append("| micro | " + " | ".join(f"{metrics['micro'][name]:.4f}" for name in names) + " |")
+    for mean in ("macro", "micro"):
+        if mean in metrics:
+            values = [metrics[mean][name] for name in names]
+            shown = " | ".join("–" if value is None else f"{value:.4f}" for value in values)
+            rows.append(f"| {mean} | {shown} |")
     tags = [spec.architecture, "BigEarthNet v2.0", "Remote Sensing", task, "Multispectral"]
     return "\n".join(
         [
@@ -76,7 +78,8 @@ def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig)
             "",
             f"## Result on {metrics['subset']}",
             "",
-            f"{metrics['num_patches']:,} patches. The weights are those of epoch {metrics['best_epoch']}, the best on "
+            f"{metrics['num_patches']:,} patches; macro is the mean over the {metrics['num_classes']} classes "
+            f"that occur in them. The weights are those of epoch {metrics['best_epoch']}, the best on "
             f"validation ({metrics['validation_score']:.4f}). The {metrics['subset']} patches chose nothing"
             + (
                 "; the models published with the dataset were chosen by their result on test, so compare with care."
@@ -179,6 +182,7 @@ def model_item(
             ],
             "reben:metrics": {
                 "subset": metrics["subset"],
+                "num_classes": metrics["num_classes"],
                 "macro": metrics["macro"],
                 "validation_score": metrics["validation_score"],
             },

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from reben_cloud.bands import BAND_SETS, BAND_SETS_V011, BANDS, PATCH_M
 from reben_cloud.errors import NotFoundError, missing_extra
 from reben_cloud.labels import CLASSES
+from reben_cloud.paths import local_path
 
 try:
     import torch
@@ -173,7 +174,7 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec
     A classifier's folder can be read by `load_pretrained` and by the classes the published models
     were made with; `modelcard.write_card` adds what people and catalogs read.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "the folder of a model")
     folder.mkdir(parents=True, exist_ok=True)
     prefix = _PREFIX if spec.task == "labels" else ""
     weights = {
@@ -234,7 +235,7 @@ def load_pretrained(
         NotFoundError: If files are missing.
         ValueError: If the bands are not known, or the weights do not fit the configuration.
     """
-    folder = Path(source)
+    folder = local_path(source, "the folder of a model")
     if not folder.is_dir():
         folder = _download(os.fspath(source))
     spec = _read_spec(folder, os.fspath(source), bands)

@@ -41,6 +41,7 @@ from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 from reben_cloud.patch import TENSORS
+from reben_cloud.paths import local_path
 from reben_cloud.processors import run_sarsen, run_snap
 from reben_cloud.provenance import differences, digest, identify
 from reben_cloud.recognise import open_source
@@ -53,7 +54,7 @@ from reben_cloud.reference_map import (
     rasterise,
     read_land_cover,
 )
-from reben_cloud.root import read_manifest
+from reben_cloud.root import MANIFEST, read_manifest
 from reben_cloud.sources.geotiff import Footprint, read_pixels
 from reben_cloud.sources.safe import S2_BANDS, SafeProduct, open_safe
 from reben_cloud.sources.sentinel1 import (
@@ -249,7 +250,7 @@ def prepare(
     """
     if not 0 <= worker_index < workers_total:
         raise ValueError(f"worker_index must be in [0, {workers_total}), got {worker_index}")
-    folder = Path(destination)
+    folder = local_path(destination, "the folder of the official layout")
     opened: dict[str, SafeProduct] = {}
     for path in products:
         product = open_safe(path)
@@ -608,7 +609,7 @@ _ROW_GROUP_ROWS = 124_928  # as DuckDB cut the official files
 
 def write_metadata(folder: str | os.PathLike[str]) -> None:
     """Both metadata files from the receipts of all products in `folder`: zstd, sorted by id."""
-    root = Path(folder)
+    root = local_path(folder, "the folder of the official layout")
     receipts = sorted((root / JOURNAL).glob("*.parquet"))
     parts = [parquet.read_table(path, name=str(path)).cast(OFFICIAL_SCHEMA) for path in receipts]
     table = pa.concat_tables([OFFICIAL_SCHEMA.empty_table(), *parts]).sort_by("patch_id")
@@ -723,7 +724,7 @@ def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
         FileNotFoundError: If a path is neither a product nor a folder of some.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in (local_path(path, "a Sentinel-2 product") for path in paths):
         inside = (
             [path]
             if path.suffix == ".SAFE"
@@ -804,8 +805,8 @@ def find_s1(
         NotFoundError: If there are GRD products and the program, or the geoid's grid, for them is not installed.
         SourceError: If inputs are mixed or wrong.
     """
-    given = [Path(path) for path in paths]
-    heights = Path(dem)
+    given = [local_path(path, "a Sentinel-1 scene") for path in paths]
+    heights = local_path(dem, "a file of elevations")
     if not heights.is_file() and (heights.suffix or heights.name != dem):
         raise FileNotFoundError(f"{dem}: no such file of elevations (--dem)")
     if not heights.is_file() and (dem_datum or geoid):

@@ -24,6 +24,7 @@ import numpy as np
 
 from reben_cloud.elevation import resample_heights
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
+from reben_cloud.paths import local_path
 from reben_cloud.provenance import differences, identify
 
 _L1C = re.compile(r"(S2[A-D])_MSIL1C_(\d{8}T\d{6})_N\d{4}_(R\d{3}_T\w{5})_\d{8}T\d{6}\.SAFE")
@@ -67,7 +68,7 @@ def run_sen2cor(
     tool = _find(
         program, "sen2cor 2.11 (step.esa.int) and pass its L2A_Process as --sen2cor, or give L2A products"
     )
-    folder = Path(output)
+    folder = local_path(output, "the folder of processed products")
 
     def process(path: Path) -> Path:
         match = _L1C.fullmatch(path.name)
@@ -121,7 +122,7 @@ def run_snap(
         "ESA SNAP (step.esa.int) and pass its gpt as --gpt, give a file of elevations as --dem to use sarsen, or "
         "give terrain-corrected GeoTIFFs in dB",
     )
-    folder = Path(output)
+    folder = local_path(output, "the folder of processed products")
 
     def process(path: Path) -> Path:
         pattern, name = f"{_check_grd(path)}_{epsg}.tif", f"{path.stem}_{epsg}"
@@ -187,10 +188,10 @@ def run_sarsen(
         "sarsen 0.9.6 (pip install sarsen, best in an environment of its own) and pass its command as --sarsen, "
         "or give terrain-corrected GeoTIFFs in dB",
     )
-    folder = Path(output)
+    folder = local_path(output, "the folder of processed products")
     runs = [
         (path, _check_grd(path, folder_only=True), polarization)
-        for path in map(Path, products)
+        for path in (local_path(product, "a Sentinel-1 product") for product in products)
         for polarization in ("VV", "VH")
     ]
     west, south, east, north = bounds

@@ -15,10 +15,13 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from reben_cloud.bands import BAND_SETS, BANDS
+from reben_cloud.paths import local_path
+
+ANY = "any"
+"""Value of a subset's option that takes its default back."""
 
 RECIPES = files("reben_cloud").joinpath("recipes")
 """Folder of the recipes that come with the package."""
@@ -26,10 +29,17 @@ RECIPES = files("reben_cloud").joinpath("recipes")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subset:
-    """A part of the dataset, in the words of `Dataset.search`; what is None or empty does not narrow."""
+    """A part of the dataset, in the words of `Dataset.search`.
+
+    None and empty tuples do not narrow, as leaving an argument out of a search does not. ``"any"`` takes a
+    default back, since TOML has no None.
+
+    Raises:
+        ValueError: If `split` is empty, or `recommended` neither True nor ``"any"``.
+    """
 
     split: str | None = None
-    """``train``, ``validation`` or ``test``."""
+    """``train``, ``validation``, ``test``, or ``any`` of them."""
     country: tuple[str, ...] = ()
     """Names of countries."""
     season: tuple[str, ...] = ()
@@ -40,13 +50,24 @@ class Subset:
     """West, south, east, north, degrees."""
     datetime: str | None = None
     """RFC 3339 instant or interval."""
-    recommended: bool = True
-    """Leave out patches with snow, cloud or shadow; false mixes them in."""
+    recommended: bool | str = True
+    """True leaves out patches with snow, cloud or shadow; ``any`` has them too."""
+
+    def __post_init__(self) -> None:
+        _check("split", self.split, self.split != "", '"any" for the patches of all splits')
+        # False would mean "only those with snow, cloud or shadow", as in a search; recipes that have it were
+        # written when it meant "with them too", and must not change their meaning without a word.
+        _check(
+            "recommended",
+            self.recommended,
+            self.recommended is True or self.recommended == ANY,
+            'true, or "any" for the patches with snow, cloud or shadow too (which false used to mean here; '
+            "in a search it means only those, and nothing is trained on these alone)",
+        )
 
     def query(self) -> dict[str, Any]:
         """Arguments for `Dataset.search`."""
-        # False drops out too: to the search it means the patches with snow or cloud alone.
-        return {name: value for name, value in dataclasses.asdict(self).items() if value}
+        return {name: value for name, value in dataclasses.asdict(self).items() if value and value != ANY}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,8 +208,8 @@ def load_recipe(recipe: str | os.PathLike[str], *, overrides: Iterable[str] = ()
     name = os.fspath(recipe)
     if name in recipe_names():
         text = RECIPES.joinpath(f"{name}.toml").read_text()
-    elif Path(name).is_file():
-        text = Path(name).read_text()
+    elif (path := local_path(name, "a recipe")).is_file():
+        text = path.read_text()
     else:
         raise FileNotFoundError(
             f"no recipe {name!r}: neither a TOML file nor one of {', '.join(recipe_names())}"
@@ -242,7 +263,10 @@ def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any) -> A
             )
         else:
             filled[key] = _convert(prefix + key, value, hints[key])
-    return dataclasses.replace(default, **filled)
+    try:
+        return dataclasses.replace(default, **filled)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from error
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
@@ -252,8 +276,11 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     elif origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(key, item, arguments[0]) for item in items)
-    elif origin is types.UnionType:  # `str | None`: TOML has no None, JSON has
-        return None if value is None else _convert(key, value, arguments[0])
+    elif origin is types.UnionType:
+        # `str | None`: TOML has no None, JSON has; `bool | str`: its dataclass says which texts
+        if type(value) in arguments:
+            return value
+        return _convert(key, value, arguments[0])
     elif hint is float:
         _check(key, value, isinstance(value, int | float) and not isinstance(value, bool), "a number")
         return float(value)

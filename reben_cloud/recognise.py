@@ -219,7 +219,7 @@ def _nothing(path: Path, parts: Sequence[Part], only: Sequence[str]) -> str:
 
 def _read_metadata(store: Store, paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
     if paths:
-        return metadata.read_official([Path(path) for path in paths])
+        return metadata.read_official(paths)
     folder = store.local_path()
     if folder is not None:
         found = _find_metadata(folder if folder.is_dir() else folder.parent)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import SourceError, missing_extra
 from reben_cloud.labels import CLC, UNLABELLED
+from reben_cloud.paths import local_path
 
 PIXEL_M = 10
 """Size of a reference-map pixel, metres."""
@@ -75,7 +76,7 @@ def load_class_table(source: str | os.PathLike[str]) -> ClassTable:
     """
     name = os.fspath(source)
     shipped = files("reben_cloud").joinpath("class_tables", f"{name}.toml")
-    path = shipped if shipped.is_file() else Path(name)
+    path = shipped if shipped.is_file() else local_path(name, "a class table")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         entries = [(int(code), label) for label, codes in document["classes"].items() for code in codes]
@@ -140,8 +141,8 @@ def read_land_cover(
         import pyogrio
     except ImportError as error:
         raise missing_extra("pyogrio", "geo") from error
-    name = os.fspath(path)
-    if not Path(path).exists():
+    name = os.fspath(local_path(path, "a land-cover file"))
+    if not Path(name).exists():
         raise FileNotFoundError(f"{name}: no such land-cover file")
     try:
         layer, columns, crs = _find_layer(name, code_column, pyogrio)

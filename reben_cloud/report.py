@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from reben_cloud.errors import missing_extra
 from reben_cloud.evaluate import Evaluation, MapTargets, modalities_for, model_input
 from reben_cloud.labels import CLASSES_ALPHABETICAL, CLC, representative_code
 from reben_cloud.models import ModelSpec
+from reben_cloud.paths import local_path
 from reben_cloud.torch import StreamLoader
 
 try:
@@ -57,7 +57,7 @@ def write_report(
         model: The model, for the examples.
         selection: What it was evaluated on.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "the folder of a report")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     per_class_bars(evaluation.metrics).savefig(folder / "per_class.png")
@@ -76,7 +76,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def per_class_bars(metrics: Mapping[str, Any]) -> Figure:
-    """AP and F1, or IoU and F1, of each class; classes that do not occur are named and have no bar."""
+    """AP and F1, or IoU and F1, of each class; those that do not occur are named without a bar."""
     first = "ap" if "ap" in metrics["macro"] else "iou"
     figure = _figure(9, 6)
     axes = figure.subplots()
@@ -88,7 +88,7 @@ def per_class_bars(metrics: Mapping[str, Any]) -> Figure:
             values,
             0.38,
             color=color,
-            label=f"{_METRIC_NAMES[name]} (macro {metrics['macro'][name] or 0:.3f})",
+            label=f"{_METRIC_NAMES[name]} (macro {metrics['macro'][name] or 0:.3f}, {metrics['num_classes']} classes)",
         )
     count = "num_positives" if first == "ap" else "num_pixels"
     numbers = [metrics["per_class"][label][count] for label in CLASSES_ALPHABETICAL]

@@ -24,6 +24,7 @@ from obstore import exceptions as obs_errors
 from obstore.store import HTTPStore, LocalStore, MemoryStore, S3Store
 
 from reben_cloud.errors import ForkError, StorageError, UnreachableError
+from reben_cloud.paths import SCHEMES, local_path, split_scheme
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -87,14 +88,14 @@ def normalise_url(url: str | os.PathLike[str]) -> str:
     text = os.fspath(url)
     if not text.strip():
         raise ValueError("cannot open '': name a folder or a URL; the current folder is '.'")
-    if "://" not in text:
-        return Path(text).expanduser().absolute().as_uri().rstrip("/")
-    scheme = text.split("://", 1)[0]
-    if scheme not in ("file", "s3", "http", "https", "memory"):
+    scheme, rest = split_scheme(text)
+    if scheme in (None, "file"):
+        return local_path(text).absolute().as_uri().rstrip("/")
+    if scheme not in SCHEMES:
         raise ValueError(
-            f"cannot open {mask(text)!r}: the scheme must be file, s3, http, https or memory, got {scheme!r}"
+            f"cannot open {mask(text)!r}: the scheme must be {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}, got {scheme!r}"
         )
-    return text.rstrip("/")
+    return f"{scheme}://{rest}".rstrip("/")
 
 
 class Store:

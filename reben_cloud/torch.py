@@ -139,6 +139,10 @@ class StreamDataset(IterableDataset[Batch]):
     and workers, no sample is read twice, and `lanes` must be a multiple of W * V. Prefer `StreamLoader`:
     a DataLoader copies every batch once more through shared memory.
 
+    Each ``iter()`` runs the next epoch, also if the one before was left early: workers run ahead of the
+    batches that are taken, so one that is through with its share could not tell. Likewise its state at the
+    end of its share is the end of this epoch, never the start of the next.
+
     Args:
         selection: What to stream.
         rank: This rank; from ``torch.distributed`` when it is None and that is initialised.
@@ -152,14 +156,17 @@ class StreamDataset(IterableDataset[Batch]):
         self._selection = selection
         self._place = _place(rank, world_size)
         self._options = options
-        self._epoch = int(options.pop("epoch", 0))
+        self._epoch = int(options.pop("epoch", 0))  # of the next iter()
+        self._running = self._epoch
         self._loader: StreamLoader | None = None
         self._state: Mapping[str, int] | None = None
         self._pid = os.getpid()
+        self._given_away = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads and clients belong to a process; a worker makes its own.
-        return {**self.__dict__, "_loader": None, "_pid": None}
+        # Threads and clients belong to a process; a worker makes its own, and only it knows where it is.
+        self._given_away = True
+        return {**self.__dict__, "_loader": None, "_pid": None, "_given_away": False}
 
     def __iter__(self) -> Iterator[Batch]:
         """Run one epoch of this worker's share."""
@@ -177,33 +184,51 @@ class StreamDataset(IterableDataset[Batch]):
                 self._selection,
                 rank=worker * world_size + rank,
                 world_size=world_size * workers,
-                epoch=self._epoch,
                 pin_memory=False,
                 **self._options,
             )
-        if self._state is not None:
+        if self._state is None:
+            self._loader.set_epoch(self._epoch)
+        else:
             self._loader.load_state_dict(self._state)
             self._state = None
+        self._running = self._loader.epoch
+        self._epoch = self._running + 1
         return iter(self._loader)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the next epoch.
+        """Choose the epoch of the next ``iter()``; a state that was loaded holds if it is of the same one.
 
         Workers that persist count by themselves, and it does not reach them. Without
         ``persistent_workers`` they are made anew for every epoch: call this before each, or all are alike.
         """
         self._epoch = epoch
-        if self._loader is not None:
-            self._loader.set_epoch(epoch)
+        if self._state is not None and self._state["epoch"] != epoch:
+            self._state = None
 
     def state_dict(self) -> dict[str, int]:
-        """Where this worker is (``torchdata``'s StatefulDataLoader collects these)."""
-        if self._loader is not None:
-            return self._loader.state_dict()
-        return dict(self._state or {})
+        """Where this worker is (``torchdata``'s StatefulDataLoader collects these).
+
+        Raises:
+            RuntimeError: In a process that gave the dataset to workers, which alone know how far they are.
+        """
+        if self._loader is None:
+            if self._given_away:
+                raise RuntimeError(
+                    "the workers of the DataLoader know how far they are, this process does not; "
+                    "use torchdata's StatefulDataLoader, whose state_dict() asks them, or StreamLoader"
+                )
+            return dict(self._state or {})
+        state = self._loader.state_dict()
+        if state["epoch"] != self._running:  # with its last batch, a loader is at the start of the next epoch
+            state |= {"epoch": self._running, "position": self._loader.num_samples}
+        return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue from a worker's state, with as many workers as there were."""
+        """Continue from a worker's state, with as many workers as there were.
+
+        The next ``iter()`` gives the rest of that epoch, which at its end is nothing.
+        """
         self._state = dict(state) or None
 
 

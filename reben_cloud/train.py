@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from reben_cloud.bands import BANDS
-from reben_cloud.errors import ConflictError, NotFoundError, missing_extra
+from reben_cloud.errors import ConflictError, NotFiniteError, missing_extra
 from reben_cloud.evaluate import (
     Compute,
+    FiniteCheck,
     MapTargets,
     compute_context,
     evaluate,
@@ -38,6 +39,7 @@ from reben_cloud.labels import encode_many
 from reben_cloud.metrics import GROUPINGS, early_stopping_score
 from reben_cloud.modelcard import write_card
 from reben_cloud.models import ModelSpec, create_model, load_pretrained, save_model
+from reben_cloud.paths import local_path
 from reben_cloud.recipe import Subset, TrainConfig, band_names, config_from
 from reben_cloud.report import write_report
 from reben_cloud.torch import Batch, StreamLoader
@@ -110,14 +112,16 @@ def train(
         **options: For `StreamLoader`, such as ``cache_dir``; they change the speed and nothing else.
 
     Returns:
-        Metrics of the best weights on the test subset, and where that is empty on validation.
+        Metrics of the best weights on the test subset, and where that is empty on validation; in ``left_out``
+        what was not learned from or measured, and how much of it.
 
     Raises:
         ConflictError: If the folder holds a run of another configuration.
         NotFoundError: If no patch is left to train on or to validate with.
+        NotFiniteError: If an output, the loss or a weight is infinite or not a number; ``last.pt`` is from before.
         ValueError: If the batch size or the lanes cannot be split over the processes.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "the folder of a run")
     spec = ModelSpec(
         architecture=config.architecture,
         bands=band_names(config.bands),
@@ -136,8 +140,10 @@ def train(
         learner = Learner(config, spec, positive_weights(config, dataset)).to(compute.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         scaler = torch.amp.GradScaler(compute.device.type, enabled=config.precision == "fp16")
+        train_on = _subset(dataset, config.train, "train")
+        finite = FiniteCheck(train_on, compute, "training")
         loader = StreamLoader(
-            _subset(dataset, config.train, "train"),
+            train_on,
             modalities=modalities_for(spec),
             batch_size=_share(config.batch_size, compute.world_size),
             seed=config.seed,
@@ -147,10 +153,6 @@ def train(
             lanes=config.lanes,
             **options,
         )
-        if not len(loader):
-            raise NotFoundError(
-                f"train: {loader.num_samples} patches do not fill a batch of {config.batch_size}"
-            )
         validation = _subset(dataset, config.validation, "validation")
         run = _Run(folder, compute, model, optimizer, scaler, loader)
         num_steps = len(loader) * config.epochs
@@ -176,17 +178,22 @@ def train(
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
                     run.progress.step += 1
+                    finite.see(run.progress.step, batch["index"], logits, loss)
                     if run.progress.step % config.log_steps == 0:
+                        finite.check()
                         info = log.step(run.progress, num_steps, loss.detach(), lr, loader)
                         if on_step is not None and compute.rank == 0:
                             on_step(info)
                     if run.progress.step % config.checkpoint_steps == 0:
+                        finite.check()
                         run.save()
+                finite.check()
                 _same_buffers(model, compute)
                 scores = evaluate(model, spec, validation, compute, batch_size=config.batch_size, **options)
                 run.end_epoch(early_stopping_score(scores.metrics), spec)
                 log.epoch(run.progress, scores.metrics)
-        return _report(folder, config, dataset, compute, run.progress, **options)
+        dropped = loader.num_samples - len(loader) * config.batch_size
+        return _report(folder, config, dataset, compute, run.progress, dropped, **options)
 
 
 def learning_rate(step: int, highest: float, warmup_steps: int, num_steps: int) -> float:
@@ -323,8 +330,7 @@ def _parallel(model: nn.Module, config: TrainConfig, compute: Compute) -> Any:
 
 def _subset(dataset: Any, subset: Subset, name: str) -> Any:
     selection = dataset.search(**subset.query())
-    if not len(selection):
-        raise NotFoundError(f"{name}: no patch of {dataset.url} fits {subset.query()}")
+    selection.require_patches(name)
     return selection
 
 
@@ -381,7 +387,13 @@ class _Run:
             logger.info("going on at step %d of epoch %d", self.progress.step, self.progress.epoch)
 
     def save(self) -> None:
-        """Write ``last.pt``, all of it or nothing."""
+        """Write ``last.pt``, all of it or nothing; weights that are not finite are never written."""
+        for name, weights in self._model.named_parameters():  # the same on every process
+            if not weights.isfinite().all():
+                raise NotFiniteError(
+                    f"training stops at step {self.progress.step:,}: the weights {name} are infinite or not a number; "
+                    f"{self._folder / 'last.pt'} is from before; take a lower lr, clip_norm or precision fp32"
+                )
         if self._compute.rank == 0:
             state = {name: part.state_dict() for name, part in self._parts.items()}
             path = self._folder / "last.pt"
@@ -473,7 +485,13 @@ class _Log:
 
 
 def _report(
-    folder: Path, config: TrainConfig, dataset: Any, compute: Compute, progress: _Progress, **options: Any
+    folder: Path,
+    config: TrainConfig,
+    dataset: Any,
+    compute: Compute,
+    progress: _Progress,
+    dropped: int,
+    **options: Any,
 ) -> dict[str, Any]:
     """Measure the best weights on the test subset, once, and write the report and the model card."""
     if compute.world_size > 1:
@@ -492,6 +510,10 @@ def _report(
         "best_epoch": progress.best_epoch,
         "validation_score": progress.best_score,
         **evaluation.metrics,
+        "left_out": {
+            **evaluation.metrics.get("left_out", {}),
+            "train patches of each epoch (other ones each time), which do not fill a batch": dropped,
+        },
     }
     if compute.rank == 0:
         write_report(folder / "report", result, evaluation, spec=spec, model=model, selection=selection)

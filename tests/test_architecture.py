@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 LAYERS = (
-    ("clutter", "errors", "torchvision_ops"),
+    ("clutter", "errors", "paths", "torchvision_ops"),
     ("bands", "labels", "sampling", "digest", "local_file"),
     ("grid", "patch", "picture", "store", "placement", "recipe", "manifest", "elevation", "provenance"),
     ("parquet",),

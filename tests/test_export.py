@@ -385,7 +385,7 @@ def test_what_is_no_export_is_never_touched(built, tmp_path):
 
 def test_wrong_arguments(built, tmp_path):
     dataset = rc.open(built)
-    with pytest.raises(ValueError, match="nothing is selected"):
+    with pytest.raises(NotFoundError, match="nothing to export: no patch of"):
         dataset.search(ids=[]).export_lmdb(tmp_path / "x")
     with pytest.raises(ValueError, match="modality 's3' is not in"):
         dataset.search().export_lmdb(tmp_path / "x", modalities=["s3"])

@@ -4,7 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from torchmetrics.classification import MulticlassJaccardIndex, MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.classification import (
+    MulticlassJaccardIndex,
+    MultilabelAccuracy,
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
+    MultilabelPrecision,
+    MultilabelRecall,
+)
 
 from reben_cloud.labels import CLASSES_ALPHABETICAL
 from reben_cloud.metrics import (
@@ -65,15 +72,122 @@ def test_label_metrics_equal_the_modules_that_the_published_scripts_use():
         assert found[average]["f1"] == pytest.approx(float(f1), abs=1e-6)
 
 
-def test_a_class_that_does_not_occur_has_no_average_precision():
+def test_every_macro_mean_is_over_the_classes_that_occur():
+    """Torchmetrics and scikit-learn, over the classes that have a positive patch, say the same."""
     probabilities, labels = predictions(50)
-    labels[:, 3] = 0
+    labels[:, [3, 11]] = 0
+    there = [c for c in range(NUM_CLASSES) if c not in (3, 11)]
 
     found = label_metrics(probabilities, labels)
 
-    others = [found["per_class"][name]["ap"] for c, name in enumerate(CLASSES_ALPHABETICAL) if c != 3]
-    assert found["per_class"]["Broad-leaved forest"]["ap"] is None
-    assert found["macro"]["ap"] == pytest.approx(np.mean(others))
+    assert found["num_classes"] == 17
+    assert set(found["per_class"]["Broad-leaved forest"].values()) == {None, 0}
+    p, t = probabilities[:, there], labels[:, there].int()
+    modules = {
+        "ap": MultilabelAveragePrecision(17),
+        "f1": MultilabelF1Score(17),
+        "precision": MultilabelPrecision(17),
+        "recall": MultilabelRecall(17),
+        "accuracy": MultilabelAccuracy(17),
+    }
+    assert found["macro"].keys() == modules.keys() == found["micro"].keys()
+    for name, module in modules.items():
+        assert found["macro"][name] == pytest.approx(float(module(p, t)), abs=1e-6), name
+    for name, module in (("f1", MultilabelF1Score), ("precision", MultilabelPrecision)):
+        whole = module(NUM_CLASSES, average="micro")(probabilities, labels.int())
+        assert found["micro"][name] == pytest.approx(float(whole), abs=1e-6)
+
+
+def test_where_no_class_occurs_there_is_no_mean():
+    found = label_metrics(torch.full((3, 19), 0.9), torch.zeros(3, 19))
+
+    assert found["num_classes"] == 0
+    assert set(found["macro"].values()) == {None}
+    assert found["micro"] == {"ap": None, "f1": None, "precision": None, "recall": None, "accuracy": 0.0}
+    assert early_stopping_score(found) == 0.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.01, 1.5])
+def test_a_probability_that_is_none_is_refused(value):
+    probabilities, labels = predictions(5000)
+    probabilities[1234, 15] = value
+
+    with pytest.raises(
+        ValueError, match=r"probabilities must be finite, in \[0, 1\].*patch 1234, class Pastures; 1 of"
+    ):
+        label_metrics(probabilities, labels)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5, 2, -1, float("inf")])
+def test_a_label_that_is_neither_0_nor_1_is_refused(value):
+    probabilities, labels = predictions(50)
+    labels[7, 0] = value
+
+    with pytest.raises(
+        ValueError, match=r"labels must be 0 or 1, got .* for patch 7, class Agro-forestry areas"
+    ):
+        label_metrics(probabilities, labels)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels"),
+    [
+        pytest.param(torch.rand(5, 19), torch.zeros(4, 19), id="other patches"),
+        pytest.param(torch.rand(5, 18), torch.zeros(5, 18), id="a class too few"),
+        pytest.param(torch.rand(95), torch.zeros(95), id="flat"),
+        pytest.param(torch.zeros(5, 19, dtype=torch.int64), torch.zeros(5, 19), id="whole numbers"),
+    ],
+)
+def test_other_shapes_and_types_are_refused(probabilities, labels):
+    with pytest.raises(ValueError, match=r"must have the shape|must be floating"):
+        label_metrics(probabilities, labels)
+
+
+def test_what_is_no_class_or_count_is_refused():
+    pixels = torch.zeros(2, 3, 3, dtype=torch.int64)
+    group = torch.zeros(2, dtype=torch.int64)
+
+    for predicted, target, groups in (
+        (pixels + 19, pixels, group),
+        (pixels - 1, pixels, group),
+        (pixels, pixels, group + 1),
+        (pixels, pixels, group - 1),
+        (pixels.float() * float("nan"), pixels, group),
+        (pixels, pixels.float(), group),
+        (pixels, pixels[:1], group),
+    ):
+        with pytest.raises(ValueError, match=r"must be|differ"):
+            confusion_of(predicted, target, groups, 1)
+    for confusion in (
+        torch.full((19, 19), -1),
+        torch.full((19, 19), float("nan")),
+        torch.zeros(18, 18, dtype=torch.int64),
+    ):
+        with pytest.raises(ValueError, match="confusion must"):
+            map_metrics(confusion)
+    with pytest.raises(ValueError, match="must be finite, got nan"):
+        early_stopping_score({"macro": {"ap": float("nan")}})
+
+
+def test_a_small_type_of_class_is_counted_like_a_large_one():
+    target = torch.tensor([[[18, 17], [255, 3]]], dtype=torch.uint8)
+    group = torch.tensor([1], dtype=torch.uint8)
+
+    found = confusion_of(target.clamp(max=18), target, group, 2)
+
+    assert torch.equal(found, confusion_of(target.clamp(max=18).long(), target.long(), group.long(), 2))
+    assert found[1, 18, 18] == 1
+
+
+def test_a_class_that_is_only_predicted_has_no_part_in_the_mean_of_maps():
+    confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
+    confusion[0, 0], confusion[0, 5] = 3, 1
+
+    found = map_metrics(confusion)
+
+    assert found["num_classes"] == 1
+    assert found["macro"] == {"iou": 0.75, "f1": pytest.approx(6 / 7)}
+    assert found["per_class"][CLASSES_ALPHABETICAL[5]] == {"iou": None, "f1": None, "num_pixels": 0}
 
 
 def test_no_patch_is_refused():

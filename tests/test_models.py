@@ -199,6 +199,7 @@ def test_the_published_files_have_the_published_names_and_size(tmp_path):
 METRICS = {
     "subset": "test",
     "num_patches": 3,
+    "num_classes": 17,
     "best_epoch": 1,
     "validation_score": 0.5,
     "macro": {"ap": 0.5, "f1": 0.25, "precision": 0.2, "recall": 0.1, "accuracy": 0.9},
@@ -226,6 +227,7 @@ def test_the_item_of_a_model_is_valid_and_the_card_is_complete(tmp_path, shared,
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\ntags:\n- test_resnet")
     assert "chosen by their result on test" in card
+    assert "macro is the mean over the 17 classes that occur" in card
 
 
 def validator(folder: Path, url: str):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from reben_cloud.bands import BAND_SETS
-from reben_cloud.recipe import TrainConfig, band_names, config_from, load_recipe, recipe_names
+from reben_cloud.recipe import Subset, TrainConfig, band_names, config_from, load_recipe, recipe_names
 
 PUBLISHED = [
     "convmixer_768_32",
@@ -45,7 +45,7 @@ def test_one_line_trains_here_and_tests_there():
         overrides=[
             "train.country=Finland",
             "test.country=['Portugal']",
-            "train.recommended=false",
+            "train.recommended=any",
             "lr=3e-4",
         ],
     )
@@ -76,6 +76,27 @@ def test_one_line_trains_here_and_tests_there():
 def test_what_is_wrong_is_refused_by_name(override, message):
     with pytest.raises(ValueError, match=message):
         load_recipe("resnet50", overrides=[override])
+
+
+@pytest.mark.parametrize("subset", ["train", "validation", "test"])
+def test_what_used_to_mean_something_else_in_a_recipe_is_refused_with_the_words_for_it(subset):
+    """In a search ``recommended=False`` has only patches with snow, cloud or shadow; old recipes meant all."""
+    with pytest.raises(ValueError, match=rf'{subset}\.recommended must be true, or "any" for .*, got False'):
+        load_recipe("resnet50", overrides=[f"{subset}.recommended=false"])
+    with pytest.raises(ValueError, match=rf'{subset}\.split must be "any" for'):
+        config_from({subset: {"split": ""}})
+    for value in (1, 0, "true", "", None):
+        with pytest.raises(ValueError, match="recommended must be"):
+            config_from({subset: {"recommended": value}})
+
+
+def test_any_takes_a_default_back():
+    config = load_recipe("resnet50", overrides=["train.split=any", "train.recommended=any"])
+
+    assert config.train.query() == {}
+    assert config_from(json.loads(config.to_json())) == config
+    with pytest.raises(ValueError, match="recommended must be true"):
+        Subset(recommended=False)
 
 
 def test_losing_a_modality_needs_two():

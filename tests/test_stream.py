@@ -430,11 +430,48 @@ def test_a_batch_larger_than_the_epoch_is_the_epoch(selection):
     assert everything["valid"].all()
 
 
-def test_an_empty_selection_is_an_empty_epoch(root):
-    dataset = rc.open(root)
-    nowhere = dataset.search(bbox=(-120.0, 30.0, -119.0, 31.0))
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        pytest.param(
+            {"bbox": (-120.0, 30.0, -119.0, 31.0)}, r"fits bbox=\(-120.0, 30.0, -119.0, 31.0\)$", id="alone"
+        ),
+        pytest.param(
+            {"country": "Kosovo", "datetime": "2001", "split": "train"},
+            r"fits country='Kosovo', and none datetime='2001'$|fits datetime='2001'$",
+            id="two of three",
+        ),
+        pytest.param(
+            {"labels": iter(["Pastures"]), "labels_all": ["Marine waters", "Agro-forestry areas"]},
+            "fits labels_all=",
+            id="an iterator beside it",
+        ),
+        pytest.param(
+            {"snow": True, "recommended": True, "limit": 5, "sortby": "id"},
+            r"fits snow=True and recommended=True together; without snow=True there are \d+, without recommended=True",
+            id="only together",
+        ),
+        pytest.param({"ids": []}, r"fits ids=\[\]$", id="ids"),
+    ],
+)
+def test_an_empty_selection_is_refused_with_what_left_nothing(root, query, message):
+    nowhere = rc.open(root).search(**query)
 
-    assert epoch_of(RawLoader(nowhere)) == []
+    assert len(nowhere) == 0
+    with pytest.raises(NotFoundError, match=f"nothing to stream: no patch of .*{message}"):
+        RawLoader(nowhere)
+
+
+def test_a_loader_that_would_drop_every_batch_is_refused(selection):
+    with pytest.raises(NotFoundError, match="150 patches do not fill a batch of 160"):
+        RawLoader(selection, batch_size=80, world_size=2, drop_last=True)
+
+
+def test_rows_taken_by_hand_may_be_none_too(selection):
+    nothing = type(selection)(selection.dataset, selection.table, selection.rows[:0])
+
+    with pytest.raises(NotFoundError, match="nothing to stream: the selection is empty"):
+        RawLoader(nothing)
 
 
 # -- what is read ------------------------------------------------------------------------------------

@@ -4,14 +4,19 @@
 
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 import reben_cloud as rc
 from reben_cloud.bands import BAND_SETS, BAND_SETS_V011, BANDS, STATISTICS_MEAN, STATISTICS_STD
@@ -105,31 +110,178 @@ def test_rank_and_world_size_come_from_torch_distributed(selection, tmp_path):
     assert loader._raw._steps.world_size == 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+class Workers:
+    """A DataLoader's workers, in this process and in turns: each runs ahead of what is taken, as real ones do."""
+
+    def __init__(self, monkeypatch, make, count, states=None, turn=0):
+        self.datasets, self.iterators, self.ahead = [], [], [[] for _ in range(count)]
+        self.states, self.turn = [], turn
+        for worker in range(count):
+            info = SimpleNamespace(id=worker, num_workers=count)
+            monkeypatch.setattr("reben_cloud.torch.get_worker_info", lambda info=info: info)
+            dataset = pickle.loads(pickle.dumps(make()))
+            if states:
+                dataset.load_state_dict(states[worker])
+            self.datasets.append(dataset)
+            self.iterators.append(iter(dataset))
+            self.states.append(dataset.state_dict())
+
+    def next_epoch(self):
+        self.iterators = [iter(dataset) for dataset in self.datasets]
+        self.states = [dataset.state_dict() for dataset in self.datasets]
+        self.ahead, self.turn = [[] for _ in self.datasets], 0
+
+    def take(self, ahead):
+        """The next batch in turn, and None where the epoch ends; each worker is `ahead` batches further."""
+        for _ in self.datasets:
+            worker, self.turn = self.turn, (self.turn + 1) % len(self.datasets)
+            waiting = self.ahead[worker]
+            while len(waiting) <= ahead:
+                batch = next(self.iterators[worker], None)
+                index = None if batch is None else batch["index"][batch["valid"]].tolist()
+                waiting.append((index, self.datasets[worker].state_dict()))
+            index, self.states[worker] = waiting.pop(0)
+            if index is not None:
+                return index
+        return None
+
+    def rest(self, ahead):
+        return list(iter(lambda: self.take(ahead), None))
+
+
+@given(
+    count=st.integers(1, 4),
+    batch_size=st.integers(3, 40),
+    drop_last=st.booleans(),
+    epoch=st.integers(0, 3),
+    ahead=st.integers(0, 4),
+    stop=st.floats(0, 1),
+)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_workers_stopped_anywhere_give_the_rest_and_then_the_next_epoch(
+    selection, monkeypatch, count, batch_size, drop_last, epoch, ahead, stop
+):
+    assume(not drop_last or batch_size * count <= NUM_PATCHES)
+
+    def make():
+        options = {"batch_size": batch_size, "drop_last": drop_last, "epoch": epoch, "lanes": 12}
+        return StreamDataset(selection, modalities=["map"], **options)
+
+    undisturbed = Workers(monkeypatch, make, count)
+    first = undisturbed.rest(ahead)
+    undisturbed.next_epoch()
+    second = undisturbed.rest(ahead)
+    number = round(stop * len(first))
+    stopped = Workers(monkeypatch, make, count)
+    taken = [stopped.take(ahead) for _ in range(number)]
+
+    resumed = Workers(monkeypatch, make, count, states=stopped.states, turn=stopped.turn)
+
+    assert taken + resumed.rest(ahead) == first
+    resumed.next_epoch()
+    assert resumed.rest(ahead) == second
+    if not drop_last:
+        assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(NUM_PATCHES))
+
+
+def test_workers_that_are_left_early_agree_on_the_next_epoch(selection, monkeypatch):
+    """One may have run to the end of its share by then, and the other not."""
+
+    def make():
+        return StreamDataset(selection, batch_size=30, modalities=["map"])
+
+    workers = Workers(monkeypatch, make, 2)
+    workers.take(ahead=0)
+    workers.take(ahead=0)
+    workers.take(ahead=2)  # the first is through with its share, the second is not
+
+    workers.next_epoch()
+
+    assert sorted(chain(*workers.rest(0))) == list(range(NUM_PATCHES))
+
+
+@pytest.mark.parametrize("position", [0, 24, 96, NUM_PATCHES])
+def test_a_loaders_state_goes_on_in_workers(selection, monkeypatch, position):
+    expected = StreamLoader(selection, batch_size=8, modalities=["map"])
+    order = np.concatenate([b["index"] for b in as_arrays(expected)]).tolist()
+    state = {**StreamLoader(selection, batch_size=8, modalities=["map"]).state_dict(), "position": position}
+
+    def make():
+        return StreamDataset(selection, batch_size=8, modalities=["map"])
+
+    rest = Workers(monkeypatch, make, 4, states=[state] * 4).rest(1)
+
+    assert sorted(chain(*rest)) == sorted(order[position:])
+
+
+def test_a_dataset_whose_workers_are_elsewhere_does_not_say_where_they_are(selection):
+    dataset = StreamDataset(selection, batch_size=8)
+    assert dataset.state_dict() == {}
+
+    pickle.dumps(dataset)
+
+    with pytest.raises(RuntimeError, match="use torchdata's StatefulDataLoader"):
+        dataset.state_dict()
+
+
+def test_another_epoch_lets_go_of_a_state_that_was_loaded(selection):
+    dataset = StreamDataset(selection, batch_size=30, modalities=["map"])
+    iterator = iter(dataset)
+    next(iterator)
+    state = dataset.state_dict()
+    dataset.load_state_dict(state)
+    dataset.set_epoch(1)
+
+    assert len(list(dataset)) == 5
+    assert dataset.state_dict()["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "persistent", "stop"),
+    [
+        pytest.param(0, False, 3, id="no workers"),
+        pytest.param(0, False, 6, id="no workers, at the end"),
+        pytest.param(0, False, None, id="no workers, finished"),
+        pytest.param(2, False, 5, id="a worker is through"),
+        pytest.param(2, True, 6, id="persistent, at the end"),
+        pytest.param(2, True, None, id="persistent, finished"),
+    ],
+)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata looks at every name of torch
-def test_a_stateful_dataloader_resumes_where_it_was(selection, workers):
+def test_a_stateful_dataloader_resumes_where_it_was(selection, workers, persistent, stop):
     from torchdata import stateful_dataloader as stateful
 
     def make():
         return stateful.StatefulDataLoader(
-            StreamDataset(selection, batch_size=8, modalities=["map"]),
+            StreamDataset(selection, batch_size=25, modalities=["map"]),
             batch_size=None,
             num_workers=workers,
+            persistent_workers=persistent,
             multiprocessing_context=workers_context("forkserver") if workers else None,
         )
 
-    expected = [b["index"].tolist() for b in make()]
-    first = make()
-    iterator = iter(first)
-    for _ in range(5):
-        next(iterator)
-    state = first.state_dict()
-    del iterator
-    second = make()
-    second.load_state_dict(state)
+    def epoch_of_it(loader):
+        return [b["index"][b["valid"]].tolist() for b in loader]
 
-    assert [b["index"].tolist() for b in second] == expected[5:]
+    expected = make()
+    first, second = epoch_of_it(expected), epoch_of_it(expected)
+    stopped = make()
+    iterator = iter(stopped)
+    taken = [next(iterator)["index"].tolist() for _ in range(6 if stop is None else stop)]
+    if stop is None:
+        assert next(iterator, None) is None
+    state = stopped.state_dict()
+    del iterator
+    resumed = make()
+    resumed.load_state_dict(state)
+
+    assert len(first) == 6
+    assert len(taken) <= 6
+    if stop is not None:
+        assert epoch_of_it(resumed) == first[stop:]
+    if persistent or not workers:  # those that are made for each epoch are told by `set_epoch`
+        assert epoch_of_it(resumed) == second
 
 
 TRAINING = """

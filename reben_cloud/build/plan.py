@@ -27,6 +27,7 @@ from reben_cloud.errors import SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.manifest import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.manifest import ROOT_FORMAT
+from reben_cloud.paths import local_path
 from reben_cloud.placement import PlacementOptions, group_sizes, place
 from reben_cloud.root import MANIFEST as MANIFEST
 from reben_cloud.sources import Source
@@ -364,6 +365,7 @@ def make_plan(
     if not table.num_rows:
         raise SourceError(f"{source.describe()}: no patch is left to build")
     options = options or PlacementOptions()
+    scratch = None if scratch is None else local_path(scratch, "the scratch folder")
     if isinstance(source, ArchiveSource) and scratch is None:
         raise SourceError(
             f"{source.describe()}: archives are read from front to back and need a scratch folder (--scratch)"

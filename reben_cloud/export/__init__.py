@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reben_cloud.errors import ConflictError
+from reben_cloud.errors import ConflictError, NotFoundError
 from reben_cloud.export.copying import Progress, Sink, copy_from, fetch, find_missing, open_origin
 from reben_cloud.export.folder import (
     check_room,
@@ -29,6 +29,7 @@ from reben_cloud.export.folder import (
 from reben_cloud.export.folder import find_damage as find_damage
 from reben_cloud.export.plan import MANIFEST as MANIFEST
 from reben_cloud.export.plan import Records, existing, identity_of, modalities_of, reconcile
+from reben_cloud.paths import local_path
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection
@@ -103,7 +104,8 @@ def export_lmdb(
         progress: Wraps the iterable of finished parts.
 
     Raises:
-        ValueError: If nothing is selected, a modality is not there, or the map size holds less than the data.
+        NotFoundError: If nothing is selected; it names the condition that left nothing.
+        ValueError: If a modality is not there, or the map size holds less than the data.
         ConflictError: If `path` holds something else, or another process exports to it.
         StorageError: If the disk has too little room, or a store fails.
         ChecksumError: If the dataset is damaged.
@@ -112,7 +114,7 @@ def export_lmdb(
 
     return _export(
         selection,
-        Path(path),
+        path,
         modalities,
         kind="lmdb",
         make_sink=lambda folder, records: LmdbSink(folder, records, map_size=map_size),
@@ -142,7 +144,8 @@ def export_safetensors(
     n // patches_per_file.
 
     Raises:
-        ValueError: If nothing is selected, a modality is not there, or a part would be empty.
+        NotFoundError: If nothing is selected; it names the condition that left nothing.
+        ValueError: If a modality is not there, or a part would be empty.
         ConflictError: If `path` holds something else, or another process exports to it.
         StorageError: If the disk has too little room, or a store fails.
         ChecksumError: If the dataset is damaged.
@@ -153,7 +156,7 @@ def export_safetensors(
         raise ValueError(f"patches_per_file must be at least 1, got {patches_per_file}")
     return _export(
         selection,
-        Path(path),
+        path,
         modalities,
         kind="safetensors",
         make_sink=lambda folder, records: SafetensorsSink(folder, records, patches_per_file=patches_per_file),
@@ -165,9 +168,15 @@ def export_safetensors(
     )
 
 
+_WAY_OUT = (
+    "export to a local folder and copy that to the store (such as `aws s3 cp --recursive`), "
+    "or build a root there with `reben-cloud build`"
+)
+
+
 def _export(
     selection: Selection,
-    path: Path,
+    path: str | os.PathLike[str],
     modalities: Sequence[str] | None,
     *,
     kind: str,
@@ -180,12 +189,15 @@ def _export(
 ) -> ExportReport:
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.abspath(local_path(path, "the folder of an export", way_out=_WAY_OUT)))
+    selection.require_patches("nothing to export")
     wanted = modalities_of(selection, modalities)
     there = existing(path, selection, kind)
     chosen, wanted, (added, dropped) = reconcile(selection, wanted, path, there, update=update, prune=prune)
     if not len(chosen):
-        raise ValueError("nothing is selected, so there is nothing to export")
+        raise NotFoundError(
+            f"nothing to export: {path} has none of the selected patches, so nothing would be left"
+        )
     identity = identity_of(chosen, wanted, kind, settings)
     num_records = len(chosen) * len(wanted)
     damage = None if there is None else find_damage(path, there)

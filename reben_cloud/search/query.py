@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,8 +82,8 @@ def search(
         season: ``spring``, ``summer``, ``fall``, ``winter`` of the Sentinel-2 acquisition.
         snow: With (True) or without (False) seasonal snow.
         cloud: With or without cloud or shadow.
-        recommended: True leaves out snow, cloud and shadow, as training recipes do; False keeps
-            only those.
+        recommended: True leaves out snow, cloud and shadow, as training recipes do; False keeps only the
+            patches with any of these; None has both.
         cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra). A ``DATE`` is a
             day, in UTC; a value that an Item lacks is null, so a comparison with it finds nothing.
         sortby: Columns, a leading ``-`` for descending order.
@@ -94,44 +94,52 @@ def search(
         TypeError: If an argument is of a type that it does not take.
         ValueError: If a condition cannot be understood; unknown names come with the nearest ones.
     """
+    given = {name: value for name, value in locals().items() if name != "dataset" and value is not None}
+    # What can be looked at once only is kept, for the selection to say what it was asked for.
+    query = {name: list(v) if isinstance(v, Iterator) else v for name, v in given.items()}
+    return Selection(dataset, dataset.patch_table, _rows(dataset, query), query=query)
+
+
+def _rows(dataset: Dataset, query: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Row numbers of the patches that fit the arguments of `search`."""
+    bbox, intersects, ids, cql2, sortby = map(query.get, ("bbox", "intersects", "ids", "cql2", "sortby"))
     boxes = [] if bbox is None else [parse_box(bbox)]
     shape = None if intersects is None else parse_geometry(intersects)
     if shape is not None:
         boxes.append(parse_box(shape.bounds))
-    time = None if datetime is None else parse_interval(datetime)
+    times = {
+        column: None if query.get(name) is None else parse_interval(query[name], name)
+        for name, column in (("datetime", "datetime"), ("s1_datetime", "reben:s1_datetime"))
+    }
     conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
-    s1_time = None if s1_datetime is None else parse_interval(s1_datetime, "s1_datetime")
-    conditions += _in_times({"datetime": time, "reben:s1_datetime": s1_time})
-    conditions += _one_of("split", split, SPLITS)
-    conditions += _one_of("country", country, dataset.countries)
-    conditions += _one_of("product", product, dataset.products)
-    conditions += _with_labels(labels, np.logical_or, "labels")
-    conditions += _with_labels(labels_all, np.logical_and, "labels_all")
-    conditions += _flagged(
-        parse_flag(snow, "snow"), parse_flag(cloud, "cloud"), parse_flag(recommended, "recommended")
-    )
-    if season is not None:
-        months = pa.array([m for s in parse_known(season, "season", SEASONS) for m in SEASONS[s]])
+    conditions += _in_times(times)
+    for name, known in (("split", SPLITS), ("country", dataset.countries), ("product", dataset.products)):
+        conditions += _one_of(name, query.get(name), known)
+    conditions += _with_labels(query.get("labels"), np.logical_or, "labels")
+    conditions += _with_labels(query.get("labels_all"), np.logical_and, "labels_all")
+    conditions += _flagged(*(parse_flag(query.get(name), name) for name in ("snow", "cloud", "recommended")))
+    if query.get("season") is not None:
+        months = pa.array([m for s in parse_known(query["season"], "season", SEASONS) for m in SEASONS[s]])
         conditions.append(Condition(("datetime",), lambda column: pc.is_in(pc.month(column), months)))
-    limit = parse_limit(limit)
+    limit = parse_limit(query.get("limit"))
 
     table = dataset.patch_table
     if ids is not None:
         wanted = pa.array(parse_names(ids, "ids"), pa.string())
-        if not parse_flag(missing_ok, "missing_ok"):
+        if not parse_flag(query.get("missing_ok"), "missing_ok"):
             _check_ids(dataset, wanted)
         conditions.append(Condition(("id",), lambda column: pc.is_in(column, wanted)))
     keys = None if sortby is None else _sort_keys(table, parse_names(sortby, "sortby"))
     if cql2 is not None:
         conditions.append(_filtered(cql2, table.names))
-    rows = _matching(table, _prune(table, boxes, time), conditions)
+    rows = _matching(table, _prune(table, boxes, times["datetime"]), conditions)
     if shape is not None and len(rows):
         shapely.prepare(shape)
         squares = shapely.from_wkb(table.take(rows, ["geometry"]).column("geometry").to_numpy())
         rows = rows[shapely.intersects(shape, squares)]
     if keys:
         rows = rows[_order(table, rows, keys)]
-    return Selection(dataset, table, rows[:limit])
+    return rows[:limit]
 
 
 class Condition(NamedTuple):

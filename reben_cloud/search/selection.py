@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 MAX_XARRAY = 1_000
 """Most patches of `Selection.to_xarray`: 0.3 GB in memory, and as many chunks of each array for Dask."""
 
+_NO_CONDITION = ("missing_ok", "sortby", "limit")
+"""Arguments of a search that leave no patch out, or none of an empty selection."""
+
 
 class Selection:
     """Patches found by a search, in the order of the table (by place, then time) unless sorted.
@@ -39,13 +43,22 @@ class Selection:
     Nothing but row numbers is held at first; columns are read when they are asked for.
     """
 
-    def __init__(self, dataset: Dataset, table: PatchTable, rows: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        table: PatchTable,
+        rows: NDArray[np.int64],
+        *,
+        query: Mapping[str, Any] | None = None,
+    ) -> None:
         self.dataset = dataset
         """The dataset it was found in."""
         self.table = table
         """The table it was found in."""
         self.rows = rows
         """Row numbers in the table, int64 (len,)."""
+        self.query = dict(query or {})
+        """What `search` was asked for; empty where the rows come from elsewhere."""
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -53,6 +66,36 @@ class Selection:
 
     def __repr__(self) -> str:
         return f"Selection({len(self):,} of {len(self.dataset):,} patches of {self.dataset.url!r})"
+
+    def require_patches(self, purpose: str) -> None:
+        """Refuse an empty selection, and say which condition left nothing; that costs a few searches.
+
+        Args:
+            purpose: What there is nothing for, to begin the message with.
+
+        Raises:
+            NotFoundError: If there is no patch.
+        """
+        if not len(self):
+            raise NotFoundError(f"{purpose}: {self._why_empty()}")
+
+    def _why_empty(self) -> str:
+        conditions = {name: value for name, value in self.query.items() if name not in _NO_CONDITION}
+        if not len(self.dataset) or not conditions:
+            return f"{self.dataset.url} has no patch" if not len(self.dataset) else "the selection is empty"
+        asked = {name: f"{name}={reprlib.repr(value)}" for name, value in conditions.items()}
+
+        def count(names: Iterable[str]) -> int:
+            return len(self.dataset.search(missing_ok=True, **{name: conditions[name] for name in names}))
+
+        if alone := [text for name, text in asked.items() if not count([name])]:
+            return f"no patch of {self.dataset.url} fits {', and none '.join(alone)}"
+        without = {text: count(conditions.keys() - {name}) for name, text in asked.items()}
+        helps = [f"without {text} there are {number:,}" for text, number in without.items() if number]
+        return (
+            f"no patch of {self.dataset.url} fits {' and '.join(asked.values())} together; "
+            f"{', '.join(helps) or 'to leave one of them out is not enough'}"
+        )
 
     @cached_property
     def patch_ids(self) -> list[str]:
@@ -128,8 +171,7 @@ class Selection:
                 f"to_xarray is for a handful of patches, {MAX_XARRAY:,} at most, and these are {len(self):,}: "
                 "search with limit=, open whole products (Dataset.open_zarr, mosaic), or stream batches (StreamLoader)"
             )
-        if not len(self):
-            raise NotFoundError("the selection is empty, so there is nothing to stack; search for more")
+        self.require_patches("nothing to stack")
         table = self.columns(["id", "reben:product", "reben:zarr_row", "reben:labels"])
         products = [str(name) for name in table.column("reben:product").to_pylist()]
         stacks = {product: self.dataset.open_zarr(product) for product in sorted(set(products))}

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from reben_cloud import grid
 from reben_cloud.bands import BANDS
 from reben_cloud.errors import SourceError, missing_extra
+from reben_cloud.paths import local_path
 
 S2_BANDS = tuple(name for name, band in BANDS.items() if band.sensor == "s2")
 """The twelve bands of a Level-2A product."""
@@ -152,7 +153,7 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
         FileNotFoundError: If there is no such folder.
         SourceError: If it is no Level-2A product, lacks a band, a size or a CRS, or mixes tiles.
     """
-    folder = Path(path)
+    folder = local_path(path, "a Sentinel product")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such product folder")
     main = folder / "MTD_MSIL2A.xml"

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.clutter import is_clutter
 from reben_cloud.errors import SourceError, missing_extra
+from reben_cloud.paths import local_path
 
 POLARIZATIONS = ("VV", "VH")
 """The bands of a Sentinel-1 patch."""
@@ -98,7 +99,7 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
     """
     found: dict[str, dict[str, tuple[Path, int]]] = {}
     extents: dict[Path, tuple[str, tuple[float, float, float, float]]] = {}
-    for path in (file for given in paths for file in _files(Path(given))):
+    for path in (file for given in paths for file in _files(local_path(given, "a Sentinel-1 scene"))):
         match = _SCENE.match(path.name)
         if match is None:
             raise SourceError(
@@ -382,7 +383,7 @@ def v1_files(root: str | os.PathLike[str], s1_name: str, *, missing_ok: bool = F
     Raises:
         FileNotFoundError: If a file is not there.
     """
-    for folder in (Path(root) / s1_name, Path(root) / s1_name[:32] / s1_name):
+    for folder in (local_path(root) / s1_name, local_path(root) / s1_name[:32] / s1_name):
         if folder.is_dir():
             found = {p: folder / f"{s1_name}_{p}.tif" for p in POLARIZATIONS}
             lacking = [polarization for polarization, path in found.items() if not path.exists()]

@@ -19,6 +19,7 @@ import pyarrow.csv
 
 from reben_cloud import parquet
 from reben_cloud.errors import ChecksumError, SourceError
+from reben_cloud.paths import local_path
 
 LINKS = "tile_names_and_links.csv"
 """v1 patch name, Level-1C product, link; may be compressed (``.bz2``)."""
@@ -62,7 +63,7 @@ def read_v1(folder: str | os.PathLike[str], product: str) -> Mapping[tuple[int, 
         FileNotFoundError: If one of the files is not there.
         SourceError: If one is not what it must be.
     """
-    root = Path(folder)
+    root = local_path(folder, "the folder of the v1 lists")
     links = _read_csv(_find(root, LINKS, f"{LINKS}.bz2"), ("name", "l1c", "link"))
     # S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_...: satellite, start, orbit and square agree.
     satellite, _, start, _, orbit, square = product.split("_")

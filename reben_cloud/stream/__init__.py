@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reben_cloud import labels
-from reben_cloud.errors import ForkError
+from reben_cloud.errors import ForkError, NotFoundError
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
 from reben_cloud.stream.fetch import Counters, Reader
 from reben_cloud.stream.gather import Arrays, BatchArray, BatchBuffers, LentBatches, Slot, arrays_of
@@ -136,6 +136,8 @@ class RawLoader:
             array; by default NumPy arrays that are used again.
 
     Raises:
+        NotFoundError: If the selection is empty (it names the condition that left nothing), or `drop_last`
+            leaves no batch.
         TypeError: If `selection` is no selection, or `batch_size` no integer.
         ValueError: If an argument is out of range, or the selection lacks a modality.
     """
@@ -168,6 +170,7 @@ class RawLoader:
             )
         batch_size = operator.index(batch_size)
         stored = StoredSelection.of(selection, modalities)
+        selection.require_patches("nothing to stream")
         self.modalities = stored.modalities
         """What the batches hold."""
         self.epoch = epoch
@@ -185,6 +188,11 @@ class RawLoader:
             world_size=world_size,
             drop_last=drop_last,
         )
+        if not len(self):
+            raise NotFoundError(
+                f"nothing to stream: {self.num_samples:,} patches do not fill a batch of {self._steps.global_batch:,} "
+                "(over all ranks), and drop_last leaves out what does not"
+            )
         self._order()  # refuses wrong lanes, window, rank now and not in the first epoch
         self._counters = Counters()
         lanes_here = lanes // world_size

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from reben_cloud import labels
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ChecksumError
+from reben_cloud.paths import local_path
 from reben_cloud.placement import check_places
 from reben_cloud.root import PATCHES, read_objects
 from reben_cloud.sampling import Ints
@@ -158,6 +159,8 @@ def open_reader(
         ValueError: If `form` is unknown, or a cache is asked for where there is none.
     """
     dataset = stored.selection.dataset
+    if cache_dir is not None:
+        cache_dir = local_path(cache_dir, "cache_dir")
     folder = getattr(dataset, "lmdb_folder", None)
     if folder is not None:
         return LmdbReader(

@@ -1,0 +1,127 @@
+"""Outputs, losses and weights that are not finite end an evaluation or a run, with the step and the patch."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+import reben_cloud as rc  # noqa: E402
+from reben_cloud.build import build, make_plan  # noqa: E402
+from reben_cloud.errors import NotFiniteError  # noqa: E402
+from reben_cloud.evaluate import FiniteCheck, compute_context, evaluate, modalities_for, model_input  # noqa: E402
+from reben_cloud.models import ModelSpec  # noqa: E402
+from reben_cloud.recipe import load_recipe  # noqa: E402
+from reben_cloud.recognise import open_source  # noqa: E402
+from reben_cloud.store import open_store  # noqa: E402
+from reben_cloud.torch import StreamLoader  # noqa: E402
+from reben_cloud.train import train  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finite") / "root"
+    build(make_plan(*open_source("synthetic:48"), open_store(folder)))
+    return rc.open(folder)
+
+
+class Spoiled(torch.nn.Module):
+    """Finite outputs, but for the one image whose mean is given."""
+
+    def __init__(self, task, mean, value):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.task, self.mean, self.value = task, mean, value
+
+    def forward(self, image):
+        count = len(image)
+        outputs = image.new_zeros((count, 19) if self.task == "labels" else (count, 19, *image.shape[2:]))
+        outputs[(image.mean((1, 2, 3)) - self.mean).abs() < 1e-6, 3] = self.value
+        return outputs
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("task", ["labels", "map"])
+def test_an_evaluation_stops_with_the_step_and_the_patch(dataset, task, value):
+    spec = ModelSpec(architecture="none", bands=("B02", "B03"), task=task)
+    selection = dataset.search()
+    inputs = model_input(spec)
+    means = {}
+    for batch in StreamLoader(selection, modalities=modalities_for(spec), batch_size=8):
+        means |= zip(batch["index"].tolist(), inputs(batch).mean((1, 2, 3)).tolist(), strict=True)
+    steps = [b["index"].tolist() for b in StreamLoader(selection, modalities=["s2"], batch_size=8)]
+    bad = steps[2][5]
+
+    with compute_context() as compute:
+        fine = evaluate(Spoiled(task, 1e9, value), spec, selection, compute, batch_size=8)
+        with pytest.raises(
+            NotFiniteError, match=rf"stops at step 3: the output for {selection.patch_ids[bad]} is"
+        ):
+            evaluate(Spoiled(task, means[bad], value), spec, selection, compute, batch_size=8)
+
+    assert fine.metrics["num_patches"] == 48
+
+
+def test_the_first_step_counts_and_padding_does_not(dataset):
+    selection = dataset.search()
+    with compute_context() as compute:
+        check = FiniteCheck(selection, compute, "training")
+        outputs = torch.zeros(3, 19)
+        bad = outputs.clone()
+        bad[1:] = float("nan")
+        check.see(1, torch.tensor([4, -1, -1]), bad, torch.tensor(1.0))
+        check.check()
+        check.see(2, torch.tensor([4, 9, 7]), bad, torch.tensor(float("nan")))
+        check.see(3, torch.tensor([1, 2, 3]), bad)
+
+        with pytest.raises(
+            NotFiniteError, match=f"training stops at step 2: the output for {selection.patch_ids[7]}"
+        ):
+            check.check()
+
+        check = FiniteCheck(selection, compute, "training")
+        check.see(5, torch.tensor([4, 9, 7]), outputs, torch.tensor(float("inf")))
+        with pytest.raises(NotFiniteError, match="training stops at step 5: its loss is"):
+            check.check()
+
+
+def recipe(*overrides):
+    short = [
+        "epochs=3",
+        "batch_size=8",
+        "checkpoint_steps=1",
+        "architecture=test_byobnet",
+        "bands=S1",
+        *overrides,
+    ]
+    return load_recipe("resnet50", overrides=[*short, "train.split=any", "train.recommended=any"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param(
+            ["lr=1e30", "warmup_steps=0", "log_steps=1"],
+            "training stops at step [12]",
+            id="each step is logged",
+        ),
+        pytest.param(
+            ["lr=1e30", "warmup_steps=0", "log_steps=900"], "training stops at step [12]", id="none is"
+        ),
+    ],
+)
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(dataset, tmp_path, overrides, message):
+    with pytest.raises(NotFiniteError, match=message):
+        train(recipe(*overrides), dataset, tmp_path)
+
+    if (tmp_path / "last.pt").exists():
+        kept = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+        assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert not (tmp_path / "report").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(dataset, tmp_path):
+    """A learning rate that float32 cannot hold makes every weight infinite while the loss was finite."""
+    with pytest.raises(NotFiniteError, match=r"stops at step 1: the weights .* are infinite"):
+        train(recipe("lr=1e37", "weight_decay=30.0", "warmup_steps=0"), dataset, tmp_path)
+
+    assert not (tmp_path / "last.pt").exists()
