@@ -448,26 +448,26 @@ def test_files_are_closed_when_nothing_needs_them(selection):
 # -- who is delivered --------------------------------------------------------------------------------
 
 
-def rotated(selection, *names, by=1):
-    """The selection with columns of its table moved on by some rows, within the first shard of train."""
-    table = selection.table
-    rows = [
-        i
-        for i, (group, shard) in enumerate(
-            zip(
-                table.column("reben:shard_group").to_pylist(),
-                table.column("reben:shard").to_pylist(),
-                strict=True,
-            )
-        )
-        if (group, shard) == ("train", 0)
-    ]
-    order = np.arange(len(table))
-    order[rows] = np.roll(rows, by)
-    for name in names:
-        position = table.column_names.index(name)
-        table = table.set_column(position, table.schema.field(name), table.column(name).take(pa.array(order)))
-    return type(selection)(selection.dataset, table, selection.rows)
+class Rotated:
+    """A selection whose table has some columns moved on by a row, within the first shard of train."""
+
+    def __init__(self, selection, *names):
+        self.dataset, self.table = selection.dataset, selection.table
+        self._selection, self._names = selection, names
+        place = selection.columns(["reben:shard_group", "reben:shard"]).to_pylist()
+        rows = [i for i, row in enumerate(place) if tuple(row.values()) == ("train", 0)]
+        self._order = np.arange(len(place))
+        self._order[rows] = np.roll(rows, 1)
+
+    def columns(self, names):
+        table = self._selection.columns(names)
+        for name in set(names) & set(self._names):
+            moved = table.column(name).take(pa.array(self._order))
+            table = table.set_column(table.column_names.index(name), name, moved)
+        return table
+
+    def column(self, name):
+        return self.columns([name]).column(name)
 
 
 SUMS = [f"reben:{m}_xxh3" for m in ("s2", "s1", "map")]
@@ -479,8 +479,8 @@ PLACE = ["reben:shard_row", *SUMS]
 def test_a_table_whose_rows_are_of_other_patches_is_an_error(root, remote, tmp_path, where, step):
     """Rows and checksums fit each other, so pixels alone would not show that they are another patch's."""
     selection = rc.open(root).search() if where == "folder" else remote
-    wrong = rotated(selection, *PLACE)
-    wrong = type(wrong)(wrong.dataset, wrong.table, wrong.rows[::step])
+    some = type(selection)(selection.dataset, selection.table, selection.rows[::step])
+    wrong = Rotated(some, *PLACE)
     options = {"cache_dir": tmp_path} if where == "cache" else {}
 
     with pytest.raises(ChecksumError, match=r"train-(s2|s1|map)-000000\.tar"):
@@ -488,7 +488,7 @@ def test_a_table_whose_rows_are_of_other_patches_is_an_error(root, remote, tmp_p
 
 
 def test_a_zarr_row_of_another_patch_is_an_error(selection):
-    wrong = rotated(selection, "reben:zarr_row", "reben:product")
+    wrong = Rotated(selection, "reben:zarr_row", "reben:product")
 
     with pytest.raises(ChecksumError, match=r"zarr/.*\.zarr: row \d+ is not S2.*, as patches.parquet says"):
         epoch_of(RawLoader(wrong, batch_size=16, form="zarr"))

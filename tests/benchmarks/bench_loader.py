@@ -135,7 +135,7 @@ def reben(root: Path, folder: Path, *, floats: bool, threads: int = 2) -> Callab
         batch_size=BATCH,
         gather_threads=threads,
         modalities=("s2", "s1") if floats else ("s2", "s1", "map"),
-        prefetch=32,  # a budget of memory for mappings that holds all shards, as the peers have
+        prefetch=32,  # all shards are open, as the peers have them
     )
     model_input = ModelInput("ALL", normalize=None)
     image = torch.empty(BATCH, 14, 120, 120)
