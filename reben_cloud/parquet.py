@@ -56,9 +56,11 @@ def read_table(
         ChecksumError: If it is not a parquet file that has these columns, or a damaged one.
         FileNotFoundError, PermissionError: If there is no such file, or it must not be read.
     """
-    in_memory = isinstance(source, bytes | memoryview)
     with _translated(name):
-        opened = pa.BufferReader(arrow_memory(source)) if in_memory else pa.OSFile(os.fspath(source))
+        if isinstance(source, bytes | memoryview):
+            opened = pa.BufferReader(arrow_memory(source))
+        else:
+            opened = pa.OSFile(os.fspath(source))
         with opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             table = file.read(None if columns is None else list(columns))
             return table if columns is None else table.select(list(columns))
@@ -263,7 +265,7 @@ class ChunkReader:
         if self._sums is not None:
             places = [(g, leaf) for g in groups for leaf in leaves]
             for (start, end), place in zip(wanted, places, strict=True):
-                if xxhash.xxh3_64_intdigest(memory[start:end]) != self._sums[place]:
+                if xxhash.xxh3_64_intdigest(memory[start:end].data) != self._sums[place]:
                     column = self.metadata.row_group(place[0]).column(place[1]).path_in_schema
                     raise ChecksumError(
                         f"{self._name}: column {column} of row group {place[0]} (bytes {start:,} to {end:,}) is "

@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
-from reben_cloud.manifest import EXPORT_FORMAT as FORMAT
-from reben_cloud.manifest import InvalidManifestError, from_bytes
+from reben_cloud.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
 from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
-from reben_cloud.root import EXPORT_MANIFEST as MANIFEST
-from reben_cloud.root import read_patches
+from reben_cloud.root import EXPORT_MANIFEST, read_patches
 from reben_cloud.store import open_store
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection
 
+MANIFEST = EXPORT_MANIFEST
+"""What the folder says of itself; written last."""
+
+FORMAT = EXPORT_FORMAT
+"""Names that document."""
 
 def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[str, ...]:
     """What to export of what the dataset has.
