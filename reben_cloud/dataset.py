@@ -5,13 +5,19 @@ Opening reads the manifest only; everything else is read when asked for.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from reben_cloud import grid
-from reben_cloud.errors import NotFoundError
+from reben_cloud.errors import ChecksumError, NotFoundError
+from reben_cloud.formats.zarr import PIXEL_ARRAYS
 from reben_cloud.lmdb_root import MadeRoot, find_lmdb_root
 from reben_cloud.manifest import MANIFEST, InvalidManifestError, from_bytes
 from reben_cloud.metadata import COUNTRIES
@@ -53,6 +59,9 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
             "copy it again from where the root was made"
         ) from error
     return Dataset(store, manifest)
+
+
+_READERS = 8  # small objects asked for at once
 
 
 class Dataset:
@@ -142,6 +151,7 @@ class Dataset:
 
         Raises:
             NotFoundError: If the dataset has no such product.
+            ChecksumError: If its metadata or its coordinates are damaged; pixels have checksums of their own.
         """
         import xarray as xr
         from zarr.storage import ObjectStore
@@ -152,9 +162,37 @@ class Dataset:
             raise NotFoundError(
                 f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"
             )
+        self._check_small_objects(f"zarr/{product}.zarr")
         store = ObjectStore(self.store.child(f"zarr/{product}.zarr").client, read_only=True)
         stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
         return stack
+
+    @cached_property
+    def _sha256(self) -> Mapping[str, str]:
+        """Path -> sha256 of every object, by the list that the manifest vouches for."""
+        data = self.store.get("objects.parquet")
+        if hashlib.sha256(data).hexdigest() != self.manifest["objects_sha256"]:
+            raise ChecksumError(
+                f"{self.url}/objects.parquet is not the one that the manifest names; the root is damaged"
+            )
+        table = pq.read_table(pa.BufferReader(data), columns=["path", "sha256"])
+        return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+    def _check_small_objects(self, prefix: str) -> None:
+        """Compare what describes a Zarr store and its coordinates with the list: nothing in them is checked by Zarr."""
+        pixels = tuple(f"{prefix}/{name}/" for name in PIXEL_ARRAYS)
+        paths = [
+            path
+            for path in self._sha256
+            if path == f"{prefix}/zarr.json"
+            or (path.startswith(f"{prefix}/") and "/c" in path and not path.startswith(pixels))
+        ]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for path, data in zip(paths, pool.map(self.store.get, paths), strict=True):
+                if hashlib.sha256(data).hexdigest() != self._sha256[path]:
+                    raise ChecksumError(
+                        f"{self.url}/{path} is damaged, its sha256 differs; `reben-cloud verify` says what else is"
+                    )
 
     def open_patch(self, patch_id: str) -> xr.Dataset:
         """One patch as a lazy xarray Dataset with x and y coordinates and CRS.

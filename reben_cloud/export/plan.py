@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ConflictError, SourceError
-from reben_cloud.manifest import EXPORT_FORMAT as FORMAT
-from reben_cloud.manifest import InvalidManifestError, from_bytes
+from reben_cloud.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
 from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     file = folder / MANIFEST
     try:
-        return from_bytes(file.read_bytes(), where=os.fspath(folder), kind=FORMAT)
+        return from_bytes(file.read_bytes(), where=os.fspath(folder), kind=EXPORT_FORMAT)
     except (OSError, InvalidManifestError) as error:
         raise SourceError(f"{file}: cannot be read ({error}); remove {folder} and export again") from error
 
@@ -136,7 +135,9 @@ def identity_of(
 ) -> str:
     """Names what the folder is to hold: the same name, the same bytes."""
     fingerprint = selection.dataset.manifest["fingerprint"]
-    digest = hashlib.sha256(json.dumps([FORMAT, 1, kind, dict(settings), fingerprint, *modalities]).encode())
+    digest = hashlib.sha256(
+        json.dumps([EXPORT_FORMAT, 1, kind, dict(settings), fingerprint, *modalities]).encode()
+    )
     for number, part in enumerate(selection.table.parts(selection.rows, ["id"])):
         digest.update(("\n" * bool(number) + "\n".join(part.column("id").to_pylist())).encode())
     return digest.hexdigest()
