@@ -70,7 +70,7 @@ def check_export(dataset: Dataset) -> list[str]:
     """What an export's manifest says that its table does not."""
     manifest, selection = dataset.manifest, dataset.selection
     columns = ["reben:product", "reben:country", "reben:shard_group"]
-    found = []
+    found: list[str] = []
     try:
         table = selection.columns(columns)
         groups = _sizes(table.column("reben:shard_group"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from reben_cloud.bands import MODALITIES
 from reben_cloud.digest import DIGEST, is_intact, sealed
@@ -171,7 +171,7 @@ def _check_groups(document: Mapping[str, Any]) -> None:
             )
 
 
-def _is_int(value: Any, least: int) -> bool:
+def _is_int(value: Any, least: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < _Q
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
-from reben_cloud.errors import RebenError
+from reben_cloud.errors import ChecksumError, RebenError
 from reben_cloud.placement import PlacementOptions
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -148,3 +148,22 @@ def test_every_flip_in_every_file_of_an_export_is_found(root, tmp_path):
 
     assert silent == []
     assert total > 12 * len(objects_of(tmp_path / "out"))
+
+
+def test_no_flip_in_the_metadata_or_coordinates_of_a_zarr_store_is_read(root):
+    (store,) = (root / "zarr").iterdir()
+    product = store.name.removesuffix(".zarr")
+    coordinates = [
+        p for name in ("patch_id", "labels", "x0", "time") for p in sorted((store / name / "c").rglob("*"))
+    ]
+    coordinates += sorted((store / "spatial_ref").glob("c*"))
+    for path in [store / "zarr.json", *(p for p in coordinates if p.is_file())]:
+        whole = path.read_bytes()
+        for data, _ in flips(path, 2):
+            path.write_bytes(data)
+            with pytest.raises(
+                ChecksumError, match=f"{path.relative_to(root)} is damaged, its sha256 differs"
+            ):
+                rc.open(root).open_zarr(product)
+        path.write_bytes(whole)
+    assert rc.open(root).open_zarr(product).sizes["patch"] == 6

@@ -22,8 +22,8 @@ from reben_cloud import metadata, parquet
 from reben_cloud.bands import MODALITIES
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.export.copying import Sink
-from reben_cloud.export.plan import FORMAT, MANIFEST, afresh
-from reben_cloud.manifest import to_bytes
+from reben_cloud.export.plan import MANIFEST, afresh
+from reben_cloud.manifest import EXPORT_FORMAT, to_bytes
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 from reben_cloud.root import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES
 
@@ -144,7 +144,7 @@ def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -
     manifest = {
         **chosen.dataset.manifest,
         **facts,
-        "format": FORMAT,
+        "format": EXPORT_FORMAT,
         "version": 1,
         "num_patches": len(chosen),
         "products": sorted(pc.unique(table.column("reben:product").cast(pa.string())).to_pylist()),

@@ -57,7 +57,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     file = folder / MANIFEST
     try:
-        return from_bytes(file.read_bytes(), where=os.fspath(folder), kind=FORMAT)
+        return from_bytes(file.read_bytes(), where=os.fspath(folder), kind=EXPORT_FORMAT)
     except (OSError, InvalidManifestError) as error:
         raise SourceError(f"{file}: cannot be read ({error}); remove {folder} and export again") from error
 
@@ -138,7 +138,9 @@ def identity_of(
 ) -> str:
     """Names what the folder is to hold: the same name, the same bytes."""
     fingerprint = selection.dataset.manifest["fingerprint"]
-    digest = hashlib.sha256(json.dumps([FORMAT, 1, kind, dict(settings), fingerprint, *modalities]).encode())
+    digest = hashlib.sha256(
+        json.dumps([EXPORT_FORMAT, 1, kind, dict(settings), fingerprint, *modalities]).encode()
+    )
     for number, part in enumerate(selection.table.parts(selection.rows, ["id"])):
         digest.update(("\n" * bool(number) + "\n".join(part.column("id").to_pylist())).encode())
     return digest.hexdigest()
