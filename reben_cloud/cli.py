@@ -235,11 +235,27 @@ def prepare(
     dem: Annotated[
         str, typer.Option(help="SNAP's name of an elevation model, or a file of elevations for sarsen.")
     ] = "SRTM 1Sec HGT",
+    dem_datum: Annotated[
+        str | None,
+        typer.Option(
+            help="What the heights of that file are above, where it does not say: ellipsoid, EGM96, EGM2008.",
+            show_default=False,
+        ),
+    ] = None,
+    geoid: Annotated[
+        Path | None,
+        typer.Option(
+            help="Geoid grid (GTX, GeoTIFF) that they are above; PROJ's by default.",
+            resolve_path=True,
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Products at a time, up to 2 GB each.")] = 1,
     dask: DaskOption = None,
     worker_index: WorkerIndexOption = None,
     workers_total: WorkersTotalOption = 1,
     endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make patches, maps, labels and metadata from Sentinel scenes and CORINE; run again, it continues."""
     from reben_cloud import build as building
@@ -264,15 +280,37 @@ def prepare(
             raise typer.BadParameter("say where to: --out FOLDER, --root ROOT, or both")
         folder = recipe.default_scratch(store)
     products = recipe.find_products(s2 or [])
+    inputs = None
     if store is not None:
-        given = [products, l1c, s1, clc, v1, countries, any_country, classes, code_column, patch_size, dem]
-        if (manifest := recipe.claim_root(store, given)) is not None:
-            typer.echo(f"published already: {manifest['num_patches']:,} patches at {store.url}")
+        named = {
+            "--clc": clc,
+            "--countries": countries,
+            "--classes": Path(classes),
+            "--dem": Path(dem),
+            "--geoid": geoid,
+        }
+        files = {name: [path] for name, path in named.items() if path is not None and path.is_file()}
+        files |= {"--l1c": l1c or [], "--s1": s1 or []}
+        options = {
+            "--s2": products, **files, "--v1": v1, "--any-country": any_country, "--classes": classes,
+            "--code-column": code_column, "--patch-size": patch_size, "--dem": dem, "--dem-datum": dem_datum,
+        }  # fmt: skip
+        inputs = recipe.identify_inputs(products, files, v1=v1)
+        if (manifest := recipe.claim_root(store, options, inputs)) is not None:
+            if as_json:
+                typer.echo(
+                    json.dumps(
+                        {"root": store.url, "published_already": True, "num_patches": manifest["num_patches"]}
+                    )
+                )
+            else:
+                typer.echo(f"published already: {manifest['num_patches']:,} patches at {store.url}")
             return
     products += run_sen2cor(l1c or [], folder / "L2A", program=sen2cor, workers=workers)
     official, scenes = recipe.find_s1(
-        s1 or [], products, folder / "S1", gpt=gpt, sarsen=sarsen, dem=dem, workers=workers
-    )
+        s1 or [], products, folder / "S1", gpt=gpt, sarsen=sarsen, dem=dem, dem_datum=dem_datum, geoid=geoid,
+        workers=workers,
+    )  # fmt: skip
     chosen = recipe.Recipe(
         clc=clc,
         table=load_class_table(classes),
@@ -285,7 +323,7 @@ def prepare(
     )
     run = building.dask(dask) if dask else building.local(workers)
     try:
-        for report in recipe.prepare(
+        reports = recipe.prepare(
             products,
             folder,
             chosen,
@@ -293,13 +331,26 @@ def prepare(
             worker_index=worker_index or 0,
             workers_total=workers_total,
             progress=progress,
-        ):
-            typer.echo(report)
+        )
+        if not as_json:
+            typer.echo("\n".join([*map(str, reports), recipe.summary(reports)]))
         if store is not None:
-            manifest = recipe.build_root(folder, store, executor=run, progress=progress)
+            manifest = recipe.build_root(folder, store, inputs=inputs, executor=run, progress=progress)
             if out is None:
                 shutil.rmtree(folder)
-            typer.echo(f"published {manifest['num_patches']:,} patches at {store.url}")
+            if not as_json:
+                typer.echo(f"published {manifest['num_patches']:,} patches at {store.url}")
+        if as_json:
+            told: dict[str, Any] = {"products": [asdict(report) for report in reports]}
+            if out is not None:
+                told["out"] = str(out)
+            if store is not None and manifest is not None:
+                told |= {
+                    "root": store.url,
+                    "published_already": False,
+                    "num_patches": manifest["num_patches"],
+                }
+            typer.echo(json.dumps(told, indent=2))
     except KeyboardInterrupt:
         typer.echo(
             f"reben-cloud: stopped; what is done stays done in {folder}, the same command goes on from there",

@@ -1,8 +1,9 @@
 """The reBEN recipe on Level-2A products: cut, pair, overlay, label, split, into the official folders.
 
 A product is cut band by band while the next one is decoded; squares that a later band rejects are
-removed again. A receipt with the metadata rows comes last; a product that has one is skipped, so a
-killed run continues. From the folders a root is built as from any other source. The rules are
+removed again. A receipt with the metadata rows, and with what the product was made from, comes last; a
+product that has one is skipped, so a killed run continues, and refused if it is to be made from something
+else. From the folders a root is built as from any other source. The rules are
 bigearthnet-pipeline's; `docs/limits.md` says what of it is not known.
 """
 
@@ -38,7 +39,9 @@ from reben_cloud.country import Countries
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import geotiff
 from reben_cloud.metadata import OFFICIAL_SCHEMA
+from reben_cloud.patch import TENSORS
 from reben_cloud.processors import run_sarsen, run_snap
+from reben_cloud.provenance import differences, digest, identify
 from reben_cloud.recognise import open_source
 from reben_cloud.reference_map import (
     PIXEL_M,
@@ -49,9 +52,17 @@ from reben_cloud.reference_map import (
     rasterise,
     read_land_cover,
 )
+from reben_cloud.sources.geotiff import Footprint, read_pixels
 from reben_cloud.sources.safe import S2_BANDS, SafeProduct, open_safe
-from reben_cloud.sources.sentinel1 import POLARIZATIONS, Scene, open_scenes, pair, v1_files
-from reben_cloud.sources.v1 import V1Patch, read_v1
+from reben_cloud.sources.sentinel1 import (
+    POLARIZATIONS,
+    Scene,
+    check_backscatter,
+    open_scenes,
+    pair,
+    v1_files,
+)
+from reben_cloud.sources.v1 import V1Patch, list_files, read_v1
 from reben_cloud.store import Store
 
 JOURNAL = ".prepared"
@@ -104,14 +115,53 @@ class Recipe:
         """Whether patches get a Sentinel-1 part; those without one are then left out."""
         return self.s1_v1 is not None or bool(self.s1_scenes)
 
-    def fingerprint(self) -> str:
-        """Changes with every choice and, for files, with their names and sizes."""
-        parts = [
-            self.clc.name, self.clc.stat().st_size, sorted(self.table.classes.items()), self.code_column,
-            list(self.countries.polygons), str(self.v1), str(self.s1_v1), [s.name for s in self.s1_scenes],
-            self.patch_m,
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    def identity(self) -> dict[str, str]:
+        """What all products of a destination share, and must share with those that are there."""
+        borders = hashlib.sha256()
+        for name, polygon in self.countries.polygons.items():
+            borders.update(name.encode() + polygon.wkb)
+        classes = json.dumps(sorted(self.table.classes.items())).encode()
+        found = {
+            "patch size": f"{self.patch_m} m",
+            "column of codes": self.code_column,
+            "classes": f"{self.table.name}, digest {hashlib.sha256(classes).hexdigest()[:16]}",
+            "countries": f"{len(self.countries.polygons)}, digest {borders.hexdigest()[:16]}",
+            "Sentinel-1": "patches" if self.s1_v1 else "scenes" if self.s1_scenes else "none",
+            **identify("land cover", self.clc),
+        }
+        for path in () if self.v1 is None else list_files(self.v1):
+            found |= identify("v1 list", path)
+        return found
+
+    def read_v1(self, product: SafeProduct) -> Mapping[tuple[int, int], V1Patch] | None:
+        """What v1 says of a product; None where squares that v1 lacks are kept too."""
+        return None if self.v1 is None else read_v1(self.v1, product.name)
+
+    def inputs_of(self, product: SafeProduct, v1: Mapping[tuple[int, int], V1Patch] | None) -> dict[str, str]:
+        """What one product is made from: its generation and files, and the Sentinel-1 that may go into it.
+
+        Args:
+            product: The product.
+            v1: What `read_v1` gives for it.
+        """
+        found = {"generation time": product.generation}
+        for path in (*product.metadata, *product.images.values()):
+            found |= identify("Sentinel-2", path)
+        rows, columns = product.shapes[PIXEL_M]
+        left, top = product.left, product.top
+        bounds = (left, top - rows * PIXEL_M, left + columns * PIXEL_M, top)
+        for scene in self.s1_scenes:
+            if scene.reaches(epsg=product.epsg, bounds=bounds):
+                for path in scene.files:
+                    found |= identify("Sentinel-1", path)
+        if self.s1_v1 is not None and v1 is not None:
+            patches: dict[str, str] = {}
+            for patch in v1.values():
+                if patch.s1_name is not None:
+                    for path in v1_files(self.s1_v1, patch.s1_name, missing_ok=True).values():
+                        patches |= identify("Sentinel-1", path)
+            found["Sentinel-1 patches"] = digest(patches)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,14 +184,30 @@ class Report:
     """Left out because no Sentinel-1 scene covers it."""
     written: int = 0
     """Patches in the folders."""
+    already_there: bool = False
+    """Whether an earlier run did all that, from the same inputs."""
 
     def __str__(self) -> str:
+        before = "already there, " if self.already_there else ""
         if self.failed_checks:
-            return f"{self.product}: excluded, {', '.join(self.failed_checks)} not PASSED"
+            return f"{self.product}: {before}excluded, {', '.join(self.failed_checks)} not PASSED"
+        done = "squares" if self.already_there else "squares written"
         return (
-            f"{self.product}: {self.written:,} of {self.candidates:,} squares written; left out: {self.nodata:,} with "
+            f"{self.product}: {before}{self.written:,} of {self.candidates:,} {done}; left out: {self.nodata:,} with "
             f"nodata, {self.not_in_v1:,} not in v1, {self.unlabelled:,} unlabelled, {self.without_s1:,} without S1"
         )
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """One line: what was written now, what was there before, what was excluded."""
+
+    def count(chosen: list[Report]) -> str:
+        return f"{sum(r.written for r in chosen):,} patches of {len(chosen):,} products"
+
+    now = [report for report in reports if not report.already_there]
+    before = [report for report in reports if report.already_there]
+    excluded = sum(bool(report.failed_checks) for report in reports)
+    return f"written now: {count(now)}; already there: {count(before)}; products excluded: {excluded:,}"
 
 
 def prepare(
@@ -162,7 +228,7 @@ def prepare(
 
     Args:
         products: ``.SAFE`` folders; each acquisition once.
-        destination: Folder to write to; run again, it continues, and takes further products.
+        destination: Folder to write to; run again with the same inputs, it continues, and takes further products.
         recipe: What is made of them.
         executor: Where products are cut, from `build.local` or `build.dask`; its workers need all paths in reach.
         workers: Local processes, when no executor is given; a full product takes up to 2 GB of memory.
@@ -176,7 +242,7 @@ def prepare(
     Raises:
         FileNotFoundError: If a product or another input does not exist.
         SourceError: If an input is not what it must be.
-        ConflictError: If the destination was begun with another recipe.
+        ConflictError: If the destination was begun with another recipe, or holds a product made from other inputs.
         ValueError: If the index is out of range.
     """
     if not 0 <= worker_index < workers_total:
@@ -190,24 +256,61 @@ def prepare(
                 f"{product.name}: given twice, {opened[product.name].path.name} and {product.path.name}"
             )
         opened[product.name] = product
-    _claim(folder, recipe)
+    _check_recipe(folder, recipe)
+    done = {name: _done(folder, product, recipe) for name, product in opened.items()}
+    mine = sorted(opened)[worker_index::workers_total]
+    todo = [opened[name] for name in mine if done[name] is None]
     run = executor or local(workers)
-    mine = [opened[name] for name in sorted(opened)][worker_index::workers_total]
     do = partial(prepare_product, folder=folder, recipe=recipe)
-    reports: list[Report] = list(progress(run(do, mine), len(mine), "prepare"))
+    reports = [report for name in mine if (report := done[name]) is not None]
+    reports += progress(run(do, todo), len(todo), "prepare")
     if all(_receipt(folder, name).exists() for name in opened):
+        # Others may have worked here at the same time.
+        _check_recipe(folder, recipe)
         write_metadata(folder)
     return sorted(reports, key=lambda report: report.product)
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    mark = folder / JOURNAL / "recipe"
-    if not mark.exists():
-        _replace(folder, mark, recipe.fingerprint().encode())
-    elif mark.read_text() != recipe.fingerprint():
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    """That everything in the folder was made by this recipe."""
+    now = recipe.identity()
+    for receipt in sorted((folder / JOURNAL).glob("*.parquet")):
+        changed = differences(_told(receipt)["recipe"], now)
+        if changed:
+            raise ConflictError(
+                f"{folder} was begun with other inputs or options: {changed}; repeat those, or take an empty folder"
+            )
+
+
+def _done(folder: Path, product: SafeProduct, recipe: Recipe) -> Report | None:
+    """What an earlier run did of a product from the same inputs; None if there is no receipt."""
+    receipt = _receipt(folder, product.name)
+    if not receipt.exists():
+        return None
+    told = _told(receipt)
+    changed = differences(told["inputs"], recipe.inputs_of(product, recipe.read_v1(product)))
+    if changed:
         raise ConflictError(
-            f"{folder} was begun with other inputs or options; repeat those, or take an empty folder"
+            f"{product.name}: is done already, from other inputs: {changed}; to make it again delete {receipt}, or "
+            "take an empty folder"
         )
+    report = told["report"]
+    return Report(**{**report, "failed_checks": tuple(report["failed_checks"]), "already_there": True})
+
+
+def _told(receipt: Path) -> dict[str, Any]:
+    """What a receipt says beside its rows: ``report``, ``recipe`` and ``inputs``."""
+    try:
+        metadata = pq.read_schema(receipt).metadata or {}
+        return {name: json.loads(metadata[name.encode()]) for name in ("report", "recipe", "inputs")}
+    except KeyError:
+        raise ConflictError(
+            f"{receipt}: does not say what the product was made from, an earlier version wrote it; take an empty folder"
+        ) from None
+    except (pa.ArrowInvalid, json.JSONDecodeError) as error:
+        raise SourceError(
+            f"{receipt}: damaged ({error}); delete it, and the product is made again"
+        ) from error
 
 
 def _replace(folder: Path, path: Path, data: bytes) -> None:
@@ -223,32 +326,41 @@ def _receipt(folder: Path, product: str) -> Path:
 
 
 def prepare_product(product: SafeProduct, folder: Path, recipe: Recipe) -> Report:
-    """Do one product, unless its receipt says that it is done."""
-    receipt = _receipt(folder, product.name)
-    if receipt.exists():
-        told = json.loads(pq.read_schema(receipt).metadata[b"report"])
-        return Report(**{**told, "failed_checks": tuple(told["failed_checks"])})
+    """Do one product, whatever there is of it."""
+    v1 = recipe.read_v1(product)
+    told = {"recipe": recipe.identity(), "inputs": recipe.inputs_of(product, v1)}
     if product.failed_checks:
-        table, report = (
-            OFFICIAL_SCHEMA.empty_table(),
-            Report(product=product.name, failed_checks=product.failed_checks),
-        )
+        table = OFFICIAL_SCHEMA.empty_table()
+        report = Report(product=product.name, failed_checks=product.failed_checks)
     else:
         # What a killed run left is of no use, and might hold patches that are not kept now.
         for kind in (geotiff.S2_FOLDER, geotiff.MAPS_FOLDER):
             shutil.rmtree(folder / kind / product.name, ignore_errors=True)
-        table, report = _cut(product, folder, recipe)
+        table, report = _cut(product, folder, recipe, v1)
+    changed = differences(
+        {**told["recipe"], **told["inputs"]}, {**recipe.identity(), **recipe.inputs_of(product, v1)}
+    )
+    if changed:
+        raise SourceError(
+            f"{product.name}: its inputs changed while it was prepared: {changed}; run it again"
+        )
     out = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"report": json.dumps(asdict(report))}), out)
-    _replace(folder, receipt, out.getvalue())
+    pq.write_table(
+        table.replace_schema_metadata(
+            {name: json.dumps(value) for name, value in {**told, "report": asdict(report)}.items()}
+        ),
+        out,
+    )
+    _replace(folder, _receipt(folder, product.name), out.getvalue())
     return report
 
 
-def _cut(product: SafeProduct, folder: Path, recipe: Recipe) -> tuple[pa.Table, Report]:
+def _cut(
+    product: SafeProduct, folder: Path, recipe: Recipe, v1: Mapping[tuple[int, int], V1Patch] | None
+) -> tuple[pa.Table, Report]:
     if not product.checksums:
         logger.warning("%s: no checksums (manifest.safe), so damage may go unnoticed", product.name)
     tile = _Tile(product, recipe)
-    v1 = None if recipe.v1 is None else read_v1(recipe.v1, product.name)
     in_v1 = np.ones(tile.shape, bool)
     if v1 is not None:
         in_v1 = np.zeros(tile.shape, bool)
@@ -365,13 +477,17 @@ def _write_s1(
     product, recipe = tile.product, tile.recipe
     if recipe.s1_v1 is not None:
         assert v1 is not None
+        medians = []
         for y, x in np.argwhere(wanted).tolist():
             name = v1[x, y].s1_name
             if name is None:
                 continue
-            for polarization, path in v1_files(recipe.s1_v1, name).items():
-                _write(geotiff.s1_path(folder, name, polarization), path.read_bytes())
+            files = {p: path.read_bytes() for p, path in v1_files(recipe.s1_v1, name).items()}
+            medians.append(_check_official(tile, y, x, name, files))
+            for polarization, data in files.items():
+                _write(geotiff.s1_path(folder, name, polarization), data)
             yield (y, x), name
+        check_backscatter(medians, name=f"{recipe.s1_v1}: the patches of {product.name}")
         return
     pieces = pair(
         recipe.s1_scenes, time=product.time, epsg=product.epsg, left=product.left, top=product.top,
@@ -385,6 +501,23 @@ def _write_s1(
             data = geotiff.encode_band(values, epsg=product.epsg, left=left, top=top, pixel_m=PIXEL_M)
             _write(geotiff.s1_path(folder, name, polarization), data)
         yield (piece.y, piece.x), name
+
+
+def _check_official(
+    tile: _Tile, y: int, x: int, name: str, files: Mapping[str, bytes]
+) -> NDArray[np.floating[Any]]:
+    """That the files of an official S1 patch are whole and lie where the patch does; their medians, dB."""
+    left, top = tile.corner(y, x)
+    side = tile.recipe.patch_m
+    place: Footprint = tile.product.epsg, left, top - side, left + side, top
+    medians = []
+    for polarization in POLARIZATIONS:
+        tensor, path = TENSORS["s1"][polarization], f"{name}_{polarization}.tif"
+        pixels = np.frombuffer(read_pixels(files[polarization], tensor, place, name=path), tensor.dtype)
+        if not np.isfinite(pixels).all():
+            raise SourceError(f"{path}: holds values that are not numbers; fetch the patch again")
+        medians.append(np.median(pixels))
+    return np.array(medians)
 
 
 def _finish(done: Iterator[None]) -> None:
@@ -491,12 +624,23 @@ def write_metadata(folder: str | os.PathLike[str]) -> None:
         _replace(root, root / name, out.getvalue())
 
 
-def claim_root(store: Store, inputs: Sequence[object]) -> dict[str, Any] | None:
+_OPTIONS = f"{BUILD_JOURNAL}/prepared"
+"""Object with the options of the preparation that a root comes from."""
+
+_INPUTS = f"{BUILD_JOURNAL}/prepared-from"
+"""Object with the identity of its inputs; written when all of them are prepared."""
+
+
+def claim_root(
+    store: Store, options: Mapping[str, object], inputs: Mapping[str, str]
+) -> dict[str, Any] | None:
     """Make an empty root that of a preparation, before hours go into what it cannot take.
 
     Args:
         store: The root to be.
-        inputs: All that was given, as text; the same again continues.
+        options: All that was given, by the name of the option; the same again continues.
+        inputs: Identity of all files among it, as `provenance.identify` gives it; one that could not be
+            prepared may be mended and the same options given again.
 
     Returns:
         The manifest if the root is published already, from the same inputs.
@@ -504,15 +648,25 @@ def claim_root(store: Store, inputs: Sequence[object]) -> dict[str, Any] | None:
     Raises:
         ConflictError: If the root holds anything else.
     """
-    mark = f"{BUILD_JOURNAL}/prepared"
-    ours = hashlib.sha256(json.dumps([str(item) for item in inputs]).encode()).hexdigest()
+    ours = {name: str(value) for name, value in options.items()}
     if next(iter(store.list()), None) is None:
-        store.put(mark, ours.encode(), create=True)
-    elif not store.exists(mark) or bytes(store.get(mark)) != ours.encode():
-        raise ConflictError(
-            f"{store.url} is not empty, and was not begun with these inputs and options; repeat those it was "
-            "begun with, or take an empty root"
-        )
+        store.put(_OPTIONS, json.dumps(ours).encode(), create=True)
+        return None
+    way_out = "repeat those it was begun with, or take an empty root"
+    foreign = f"{store.url} is not empty, and was not begun with these inputs and options"
+    if not store.exists(_OPTIONS):
+        raise ConflictError(f"{foreign}; {way_out}")
+    for path, now in ((_OPTIONS, ours), (_INPUTS, inputs)):
+        if path == _INPUTS and not store.exists(path):
+            if store.exists(MANIFEST):
+                raise ConflictError(f"{foreign}: nothing says from which; {way_out}")
+            return None
+        try:
+            before = json.loads(bytes(store.get(path)))
+        except json.JSONDecodeError:
+            raise ConflictError(f"{foreign}: an earlier version began it; {way_out}") from None
+        if changed := differences(before, now):
+            raise ConflictError(f"{foreign}: {changed}; {way_out}")
     manifest: dict[str, Any] | None = (
         json.loads(bytes(store.get(MANIFEST))) if store.exists(MANIFEST) else None
     )
@@ -532,11 +686,20 @@ def build_root(
     folder: str | os.PathLike[str],
     store: Store,
     *,
+    inputs: Mapping[str, str] | None = None,
     executor: Executor | None = None,
     workers: int = 1,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Build a root from what `prepare` has written; the ordinary build.
+
+    Args:
+        folder: What `prepare` wrote.
+        store: The root to be.
+        inputs: What it was made from, for `claim_root` to compare when the same is asked for again.
+        executor: Where the root is built.
+        workers: Local processes, when no executor is given.
+        progress: Wraps the stream of finished tasks.
 
     Returns:
         The manifest.
@@ -548,6 +711,8 @@ def build_root(
     if not any(pq.read_metadata(Path(folder) / name).num_rows for name in (METADATA, EXTRA_METADATA)):
         raise SourceError(f"{folder}: no patch was kept, so there is no root to build; see the reports above")
     source, official = open_source(folder)
+    if inputs is not None:
+        store.put(_INPUTS, json.dumps(dict(inputs)).encode())
     return build(make_plan(source, official, store), executor=executor, workers=workers, progress=progress)
 
 
@@ -567,6 +732,40 @@ def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
+def identify_inputs(
+    products: Sequence[str | os.PathLike[str]],
+    others: Mapping[str, Sequence[Path]],
+    *,
+    v1: Path | None = None,
+) -> dict[str, str]:
+    """Identity of everything that a preparation is given, for `claim_root`.
+
+    Args:
+        products: Level-2A ``.SAFE`` folders.
+        others: What else: role -> files and folders.
+        v1: Folder of the v1 lists.
+    """
+    found: dict[str, str] = {}
+    for path in products:
+        product = open_safe(path)
+        found[f"{product.name} generation time"] = product.generation
+        for file in (*product.metadata, *product.images.values()):
+            found |= identify(product.name, file)
+    for role, paths in others.items():
+        for given in paths:
+            of_path = identify(role, given)
+            # Official patches are more than a million files.
+            official = given.is_dir() and _has_official_patches(given)
+            found |= {f"{role} {given.name}": digest(of_path)} if official else of_path
+    for path in () if v1 is None else list_files(v1):
+        found |= identify("--v1", path)
+    return found
+
+
+def _has_official_patches(path: Path) -> bool:
+    return any(path.glob("S1?_IW_GRDH_1SDV_*/"))
+
+
 def find_s1(
     paths: Sequence[str | os.PathLike[str]],
     products: Sequence[str | os.PathLike[str]],
@@ -575,6 +774,8 @@ def find_s1(
     gpt: str = "gpt",
     sarsen: str = "sarsen",
     dem: str = "SRTM 1Sec HGT",
+    dem_datum: str | None = None,
+    geoid: str | os.PathLike[str] | None = None,
     workers: int = 1,
 ) -> tuple[Path | None, tuple[Scene, ...]]:
     """What Sentinel-1 inputs are: official patches, or scenes; GRD products become scenes first.
@@ -587,17 +788,27 @@ def find_s1(
         gpt: SNAP's program.
         sarsen: sarsen's program.
         dem: SNAP's name of an elevation model, then SNAP is used; or a raster file of elevations, then sarsen.
+        dem_datum: What the heights of that file are above, where its CRS does not say (`elevation.DATUMS`).
+        geoid: Grid of the geoid that they are above; by default PROJ's.
         workers: Runs at a time.
 
     Returns:
         The folder of official patches or None, and the scenes.
 
     Raises:
-        NotFoundError: If there are GRD products and the program for them is not installed.
+        FileNotFoundError: If `dem` is a path and there is no such file.
+        NotFoundError: If there are GRD products and the program, or the geoid's grid, for them is not installed.
         SourceError: If inputs are mixed or wrong.
     """
     given = [Path(path) for path in paths]
-    official = [path for path in given if path.is_dir() and any(path.glob("S1?_IW_GRDH_1SDV_*/"))]
+    heights = Path(dem)
+    if not heights.is_file() and (heights.suffix or heights.name != dem):
+        raise FileNotFoundError(f"{dem}: no such file of elevations (--dem)")
+    if not heights.is_file() and (dem_datum or geoid):
+        raise SourceError(
+            "--dem-datum and --geoid go with a file of elevations (--dem), which SNAP does not take"
+        )
+    official = [path for path in given if path.is_dir() and _has_official_patches(path)]
     raw = [path for path in given if path.suffix in (".SAFE", ".zip")]
     rest = [path for path in given if path not in official and path not in raw]
     if official:
@@ -612,7 +823,7 @@ def find_s1(
                 f"GRD products are processed in one UTM zone, the Level-2A products lie in EPSG {zones}; "
                 "prepare each zone by itself"
             )
-        if Path(dem).is_file():
+        if heights.is_file():
             sides = [tuple(PIXEL_M * pixels for pixels in tile.shapes[PIXEL_M]) for tile in tiles]
             bounds = (
                 min(tile.left for tile in tiles),
@@ -621,8 +832,9 @@ def find_s1(
                 max(tile.top for tile in tiles),
             )
             rest += run_sarsen(
-                raw, work, epsg=zones[0], bounds=bounds, dem=dem, program=sarsen, workers=workers
-            )
+                raw, work, epsg=zones[0], bounds=bounds, dem=dem, dem_datum=dem_datum, geoid=geoid, program=sarsen,
+                workers=workers,
+            )  # fmt: skip
         else:
             rest += run_snap(raw, work, epsg=zones[0], program=gpt, dem=dem, workers=workers)
     return None, tuple(open_scenes(rest))

@@ -1,26 +1,39 @@
 """Programs that turn raw Sentinel products into what `prepare` reads: sen2cor, SNAP's gpt and sarsen.
 
-Each product is one run with a log of its own and an output that appears only when it is complete, so
-a second call skips what is done. The programs are not part of this package.
+Each product is one run with a log of its own and an output that appears only when it is complete. Beside
+the log stands what the output was made from; a second call skips what was made from the same, and refuses
+what was not. The programs are not part of this package.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 
-from reben_cloud.errors import NotFoundError, SourceError, missing_extra
+from reben_cloud.elevation import resample_heights
+from reben_cloud.errors import ConflictError, NotFoundError, SourceError
+from reben_cloud.provenance import differences, identify
 
 _L1C = re.compile(r"(S2[A-D])_MSIL1C_(\d{8}T\d{6})_N\d{4}_(R\d{3}_T\w{5})_\d{8}T\d{6}\.SAFE")
-_GRD = re.compile(r"(S1[A-D]_IW_GRDH_1SDV_\d{8}T\d{6})_\w+\.(SAFE|zip)")
+_GRD = re.compile(
+    r"((S1[A-D])_IW_GRDH_1SDV_(\d{8}T\d{6}))_(\d{8}T\d{6})_(\d{6})_([0-9A-F]{6})_\w+\.(SAFE|zip)"
+)
+_MEASUREMENT = re.compile(
+    r"(s1[a-d])-iw-grd-(v[vh])-(\d{8}t\d{6})-(\d{8}t\d{6})-(\d{6})-([0-9a-f]{6})-\d{3}(?:-cog)?\.tiff"
+)
+_SAME_START_S = 2  # the next slice of a datatake begins 25 s later
 
 
 def run_sen2cor(
@@ -37,7 +50,7 @@ def run_sen2cor(
 
     Args:
         products: ``.SAFE`` folders of Level-1C products.
-        output: Where the Level-2A products and ``logs/`` go; those that are there are skipped.
+        output: Where the Level-2A products and ``logs/`` go; those made from the same inputs are skipped.
         program: Name or path of ``L2A_Process``.
         workers: Runs at a time; one takes about 4 GB of memory.
 
@@ -47,6 +60,7 @@ def run_sen2cor(
     Raises:
         NotFoundError: If the program is not installed.
         SourceError: If a product is no Level-1C product, or sen2cor fails on it.
+        ConflictError: If an output was made from other inputs, or nothing says from which.
     """
     if not products:
         return []
@@ -60,16 +74,16 @@ def run_sen2cor(
         if match is None or not (path / "MTD_MSIL1C.xml").exists():
             raise SourceError(f"{path}: no Level-1C .SAFE folder")
         pattern = f"{match[1]}_MSIL2A_{match[2]}_N????_{match[3]}_*.SAFE"
-        done = sorted(folder.glob(pattern))
-        if done:
-            return done[0]
+        made_from = {"program": program, **identify("product", path)}
+        if (done := _done(folder, path.stem, pattern, made_from)) is not None:
+            return done
         for place in ("DATASTRIP/*/QI_DATA", "GRANULE/*/AUX_DATA"):
             parent, _, name = place.rpartition("/")
             for child in path.glob(parent):
                 (child / name).mkdir(exist_ok=True)
         return _produce(
             lambda scratch: [tool, "--output_dir", str(scratch), str(path.absolute())],
-            folder=folder, name=path.stem, pattern=pattern,
+            folder=folder, name=path.stem, pattern=pattern, made_from=made_from,
         )  # fmt: skip
 
     return _in_parallel(process, products, workers)
@@ -88,7 +102,7 @@ def run_snap(
 
     Args:
         products: GRD ``.SAFE`` folders or zips.
-        output: Where the GeoTIFFs and ``logs/`` go; those that are there are skipped.
+        output: Where the GeoTIFFs and ``logs/`` go; those made from the same inputs are skipped.
         epsg: CRS to write, the Sentinel-2 tile's.
         program: Name or path of SNAP's ``gpt``.
         dem: SNAP's name of the elevation model; SRTM ends at 60 degrees north.
@@ -100,6 +114,7 @@ def run_snap(
     Raises:
         NotFoundError: If the program is not installed.
         SourceError: If a product is no GRD product, or gpt fails on it.
+        ConflictError: If an output was made from other inputs, or nothing says from which.
     """
     tool = _find(
         program,
@@ -109,19 +124,20 @@ def run_snap(
     folder = Path(output)
 
     def process(path: Path) -> Path:
-        match = _GRD.fullmatch(path.name)
-        if match is None or not path.exists():
-            raise SourceError(f"{path}: no Sentinel-1 IW GRDH product with VV and VH (1SDV)")
-        pattern = f"{match[1]}_{epsg}.tif"
-        if (folder / pattern).exists():
-            return folder / pattern
+        pattern, name = f"{_check_grd(path)}_{epsg}.tif", f"{path.stem}_{epsg}"
         with as_file(files("reben_cloud").joinpath("snap", "grd_to_db.xml")) as graph:
+            made_from = {
+                "program": program, "elevation model": dem,
+                "graph": hashlib.sha256(graph.read_bytes()).hexdigest(), **identify("product", path),
+            }  # fmt: skip
+            if (done := _done(folder, name, pattern, made_from)) is not None:
+                return done
             return _produce(
                 lambda scratch: [
                     tool, str(graph), f"-Pinput={path.absolute()}", f"-Poutput={scratch / pattern}",
                     f"-Pdem={dem}", f"-Pcrs=EPSG:{epsg}",
                 ],
-                folder=folder, name=path.stem, pattern=pattern,
+                folder=folder, name=name, pattern=pattern, made_from=made_from,
             )  # fmt: skip
 
     return _in_parallel(process, products, workers)
@@ -134,21 +150,26 @@ def run_sarsen(
     epsg: int,
     bounds: tuple[int, int, int, int],
     dem: str | os.PathLike[str],
+    dem_datum: str | None = None,
+    geoid: str | os.PathLike[str] | None = None,
     program: str = "sarsen",
     workers: int = 1,
 ) -> list[Path]:
     """Sentinel-1 GRD products to scenes in dB, with sarsen's radiometric terrain correction (``sarsen rtc``).
 
-    What comes out is gamma nought, flattened by the terrain; `run_snap` gives sigma nought. sarsen
-    writes on the grid of its elevation model, so that is resampled to 10 m first. Its heights should be
-    above the ellipsoid, or its CRS say what they are above.
+    What comes out is gamma nought, flattened by the terrain; `run_snap` gives sigma nought. sarsen writes on
+    the grid of its elevation model and takes its heights as above the ellipsoid, so the model is resampled to
+    10 m and brought there first.
 
     Args:
         products: GRD ``.SAFE`` folders.
-        output: Where the GeoTIFFs, one a polarization, and ``logs/`` go; those that are there are skipped.
+        output: Where the GeoTIFFs, one per polarization, and ``logs/`` go; those made from the same inputs are
+            skipped.
         epsg: CRS to write, the Sentinel-2 tile's.
         bounds: West, south, east, north of what to write, metres in `epsg`.
         dem: Raster of elevations, metres, of any CRS and resolution.
+        dem_datum: What its heights are above, where its CRS does not say: ``ellipsoid``, ``EGM96``, ``EGM2008``.
+        geoid: Grid of the geoid that they are above; by default PROJ's, where it is installed.
         program: Name or path of sarsen's command (0.9.6 or later).
         workers: Runs at a time.
 
@@ -156,8 +177,10 @@ def run_sarsen(
         The GeoTIFFs: VV and VH of the first product, of the second, ...
 
     Raises:
-        NotFoundError: If the program is not installed.
-        SourceError: If a product is no GRD product, the elevations do not cover `bounds`, or sarsen fails.
+        NotFoundError: If the program or the geoid's grid is not installed.
+        SourceError: If a product is no GRD product, the elevations do not cover `bounds` or do not say what
+            they are above, or sarsen fails.
+        ConflictError: If an output was made from other inputs, or nothing says from which.
     """
     tool = _find(
         program,
@@ -165,69 +188,74 @@ def run_sarsen(
         "or give terrain-corrected GeoTIFFs in dB",
     )
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    west, _, east, north = bounds
-    place = f"{epsg}_{west}_{north}_{east - west}x{north - bounds[1]}"
+    runs = [
+        (path, _check_grd(path, folder_only=True), polarization)
+        for path in map(Path, products)
+        for polarization in ("VV", "VH")
+    ]
+    west, south, east, north = bounds
+    place = f"{epsg}_{west}_{north}_{east - west}x{north - south}"
+    heights_from = {"datum of heights": str(dem_datum), **identify("elevation model", dem)}
+    if geoid is not None:
+        heights_from |= identify("geoid grid", geoid)
     heights = folder / f"dem_{place}.tif"
-    if not heights.exists():
-        _resample_heights(Path(dem), heights, epsg=epsg, bounds=bounds)
-    runs = []
-    for path in map(Path, products):
-        match = _GRD.fullmatch(path.name)
-        if match is None or not path.is_dir():
-            raise SourceError(
-                f"{path}: no .SAFE folder of a Sentinel-1 IW GRDH product with VV and VH (1SDV)"
-            )
-        runs += [(path, f"{match[1]}_{place}", polarization) for polarization in ("VV", "VH")]
+    if _done(folder, heights.stem, heights.name, heights_from) is None:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        _record(folder, heights.stem).write_text(json.dumps(heights_from))
+        resample_heights(dem, heights, epsg=epsg, bounds=bounds, datum=dem_datum, geoid=geoid)
 
     def process(run: tuple[Path, str, str]) -> Path:
-        path, name, polarization = run
-        made = f"{name}_{polarization}.tif"
-        if (folder / made).exists():
-            return folder / made
+        path, scene, polarization = run
+        made, name = f"{scene}_{place}_{polarization}.tif", f"{path.stem}_{place}_{polarization}"
+        made_from = {"program": program, **heights_from, **identify("product", path)}
+        if (done := _done(folder, name, made, made_from)) is not None:
+            return done
         return _produce(
             lambda scratch: [
                 tool, "rtc", str(path.absolute()), f"IW/{polarization}", str(heights.absolute()),
                 "--output-urlpath", str(scratch / made),
             ],
-            folder=folder, name=f"{path.stem}_{polarization}", pattern=made, finish=_to_decibel,
+            folder=folder, name=name, pattern=made, made_from=made_from, finish=_to_decibel,
         )  # fmt: skip
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(process, runs))
 
 
-def _resample_heights(dem: Path, made: Path, *, epsg: int, bounds: tuple[int, int, int, int]) -> None:
-    """The elevations on the 10 m grid of `bounds`."""
-    try:
-        import rasterio
-        from rasterio.enums import Resampling
-        from rasterio.transform import from_origin
-        from rasterio.vrt import WarpedVRT
-    except ImportError as error:
-        raise missing_extra("rasterio", "geo") from error
-    west, south, east, north = bounds
-    size = {"height": (north - south) // 10, "width": (east - west) // 10}
-    grid = {"crs": f"EPSG:{epsg}", "transform": from_origin(west, north, 10, 10), **size}
-    try:
-        with rasterio.open(dem) as source:
-            if source.crs is None:
-                raise SourceError(f"{dem}: these elevations have no CRS; say which with gdal_edit -a_srs")
-            with WarpedVRT(
-                source, resampling=Resampling.bilinear, nodata=np.nan, dtype="float32", **grid
-            ) as view:
-                heights = view.read(1)
-    except rasterio.errors.RasterioError as error:
-        raise SourceError(f"{dem}: cannot be read ({str(error).splitlines()[0]})") from error
-    lacking = np.isnan(heights).mean()
+def _check_grd(path: Path, *, folder_only: bool = False) -> str:
+    """The scene's name, after a look at whether the images inside are those that the product's name says."""
+    match = _GRD.fullmatch(path.name)
+    if match is None or not (path.is_dir() if folder_only else path.exists()):
+        form = "no .SAFE folder of a" if folder_only else "no"
+        raise SourceError(f"{path}: {form} Sentinel-1 IW GRDH product with VV and VH (1SDV)")
+    if path.is_dir():
+        names = [file.name for file in path.glob("measurement/*.tiff")]
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [
+                    Path(n).name for n in archive.namelist() if "/measurement/" in n and n.endswith(".tiff")
+                ]
+        except zipfile.BadZipFile as error:
+            raise SourceError(f"{path}: damaged ({error}); fetch the product again") from error
+    found = {}
+    for name in names:
+        image = _MEASUREMENT.fullmatch(name)
+        if image is not None:
+            found[image[2].upper()] = name
+            same = image.group(1, 5, 6) == tuple(text.lower() for text in match.group(2, 5, 6))
+            if not same or abs(_seconds(image[3]) - _seconds(match[3])) > _SAME_START_S:
+                raise SourceError(
+                    f"{path.name}: holds {name}, an image of another product (other time or orbit); are two "
+                    "products mixed?"
+                )
+    lacking = [polarization for polarization in ("VV", "VH") if polarization not in found]
     if lacking:
         raise SourceError(
-            f"{dem}: has no elevations for {lacking:.1%} of the area {bounds} in EPSG:{epsg}; take one that covers it"
+            f"{path.name}: no image of {' and '.join(lacking)} in measurement/; the product is incomplete, "
+            "fetch it again"
         )
-    scratch = made.with_suffix(".part")
-    with rasterio.open(scratch, "w", driver="GTiff", count=1, dtype="float32", tiled=True, **grid) as target:
-        target.write(heights, 1)
-    scratch.rename(made)
+    return match[1]
 
 
 def _to_decibel(path: Path) -> None:
@@ -256,6 +284,39 @@ def _find(program: str, advice: str) -> str:
     return found
 
 
+def _seconds(time: str) -> float:
+    return datetime.strptime(time.upper(), "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+
+
+def _record(folder: Path, name: str) -> Path:
+    """File that says what an output was made from."""
+    return folder / "logs" / f"{name}.json"
+
+
+def _done(folder: Path, name: str, pattern: str, made_from: Mapping[str, str]) -> Path | None:
+    """The output of an earlier run with the same inputs, None if there is no output.
+
+    Raises:
+        ConflictError: If it was made from others, or nothing says from which.
+    """
+    there = sorted(folder.glob(pattern))
+    if not there:
+        return None
+    record = _record(folder, name)
+    if len(there) > 1 or not record.exists():
+        raise ConflictError(
+            f"{', '.join(str(path) for path in there)}: nothing says what this was made from; delete it to have it "
+            "made again, or give it as finished input instead of the raw product"
+        )
+    changed = differences(json.loads(record.read_text()), made_from)
+    if changed:
+        raise ConflictError(
+            f"{there[0]} was made from other inputs: {changed}; delete it to have it made again, or take "
+            "an empty folder"
+        )
+    return there[0]
+
+
 def _in_parallel(
     process: Callable[[Path], Path], products: Sequence[str | os.PathLike[str]], workers: int
 ) -> list[Path]:
@@ -270,6 +331,7 @@ def _produce(
     folder: Path,
     name: str,
     pattern: str,
+    made_from: Mapping[str, str],
     finish: Callable[[Path], None] = lambda _: None,
 ) -> Path:
     """Run a program in a scratch folder and move what it made, which `pattern` matches, to `folder`."""
@@ -291,6 +353,8 @@ def _produce(
             f"its last words: {last!r}; all of them: {log}"
         )
     finish(made[0])
+    # Before the output, which is what says that all is done.
+    _record(folder, name).write_text(json.dumps(made_from))
     target = folder / made[0].name
     made[0].rename(target)
     shutil.rmtree(scratch)

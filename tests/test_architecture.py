@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 LAYERS = (
     ("errors", "torchvision_ops"),
     ("bands", "labels", "sampling"),
-    ("grid", "patch", "picture", "store", "placement", "recipe"),
+    ("grid", "patch", "picture", "store", "placement", "recipe", "elevation", "provenance"),
     ("formats", "reference_map", "country", "processors", "metadata", "metrics", "cql"),
     ("sources",),
     ("catalog", "recognise", "raster", "stream"),

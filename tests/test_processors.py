@@ -4,6 +4,8 @@ The stand-ins do what these programs do as far as `processors` relies on it: the
 real ones, their insistence on empty folders, the names and places of what they write.
 """
 
+import os
+import shutil
 import stat
 import sys
 import xml.etree.ElementTree as ET
@@ -14,7 +16,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from reben_cloud import grid
-from reben_cloud.errors import NotFoundError, SourceError
+from reben_cloud.errors import ConflictError, NotFoundError, SourceError
 from reben_cloud.prepare import find_s1
 from reben_cloud.processors import run_sarsen, run_sen2cor, run_snap
 from reben_cloud.sources.sentinel1 import pair
@@ -65,7 +67,7 @@ south_up = rasterio.Affine(t.a, 0, t.c, 0, -t.e, t.f + t.e * heights.shape[0])
 profile.update(transform=south_up, dtype="float32")
 with rasterio.open(out, "w", **profile) as file:
     file.write(power[::-1].astype("float32"), 1)
-with (pathlib.Path(product) / "runs").open("a") as runs: runs.write(group + "\\n")
+with (pathlib.Path(product).parent / "runs").open("a") as runs: runs.write(group + "\\n")
 """
 
 GRD = "S1A_IW_GRDH_1SDV_20170613T165043_20170613T165108_017015_01C54A_5C6D.SAFE"
@@ -154,12 +156,11 @@ def test_other_products_are_refused(tmp_path, program):
 
 
 def test_snap_gets_every_parameter_that_the_graph_has(tmp_path, program):
-    grd = tmp_path / "S1A_IW_GRDH_1SDV_20170613T165043_20170613T165108_017015_01C54A_5C6D.SAFE"
-    grd.mkdir()
+    grd = make_grd(tmp_path)
     tool = program("gpt", GPT)
 
     (made,) = run_snap([grd], tmp_path / "out", epsg=32635, program=tool, dem="Copernicus 30m Global DEM")
-    again = run_snap([grd], tmp_path / "out", epsg=32635, program=tool)
+    again = run_snap([grd], tmp_path / "out", epsg=32635, program=tool, dem="Copernicus 30m Global DEM")
 
     assert made.name == "S1A_IW_GRDH_1SDV_20170613T165043_32635.tif"
     assert made.read_text() == "Copernicus 30m Global DEM EPSG:32635"
@@ -179,6 +180,17 @@ def test_the_graph_is_a_chain_without_a_speckle_filter():
     assert refids == [node.get("id") for node in graph.findall("node")][:-1]
 
 
+def make_grd(folder, name=GRD):
+    """A GRD product as far as it is looked at: the names of its images say mission, time and orbit."""
+    path = folder / name
+    mission, start, stop, orbit, take = (name.lower().split("_")[i] for i in (0, 4, 5, 6, 7))
+    for number, polarization in enumerate(("vv", "vh"), 1):
+        image = f"{mission}-iw-grd-{polarization}-{start}-{stop}-{orbit}-{take}-{number:03d}.tiff"
+        (path / "measurement").mkdir(parents=True, exist_ok=True)
+        (path / "measurement" / image).write_bytes(b"II*")
+    return path
+
+
 def make_heights(path, *, side_m, crs=None):
     """Elevations of 30 m pixels that rise by 1 m a pixel to the east, a little beyond the made tile."""
     epsg, left, top = grid.tile_corner(PRODUCT[39:44])
@@ -192,16 +204,16 @@ def make_heights(path, *, side_m, crs=None):
 
 
 def test_sarsen_makes_scenes_in_decibels_on_the_grid_of_the_tile(tmp_path, program):
-    grd = tmp_path / GRD
-    grd.mkdir()
+    grd = make_grd(tmp_path)
     dem = make_heights(tmp_path / "dem.tif", side_m=2400)
     safe = make_safe(tmp_path, side_m=2400)
     epsg, left, top = grid.tile_corner(PRODUCT[39:44])
 
     def found():
         return find_s1(
-            [grd], [safe], tmp_path / "S1", sarsen=program("sarsen", SARSEN), dem=str(dem), workers=2
-        )
+            [grd], [safe], tmp_path / "S1", sarsen=program("sarsen", SARSEN), dem=str(dem), workers=2,
+            dem_datum="ellipsoid",
+        )  # fmt: skip
 
     official, (scene,) = found()
     again = found()
@@ -220,7 +232,7 @@ def test_sarsen_makes_scenes_in_decibels_on_the_grid_of_the_tile(tmp_path, progr
 
     assert official is None
     assert again == (None, (scene,))
-    assert sorted((grd / "runs").read_text().split()) == ["IW/VH", "IW/VV"]
+    assert sorted((tmp_path / "runs").read_text().split()) == ["IW/VH", "IW/VV"]
     assert scene.name == GRD[:32]
     # The northernmost row is nodata, so the patches of the north are not covered.
     assert sorted(pieces) == [(1, 0), (1, 1)]
@@ -231,11 +243,11 @@ def test_sarsen_makes_scenes_in_decibels_on_the_grid_of_the_tile(tmp_path, progr
 
 
 def test_elevations_that_do_not_fit_are_named(tmp_path, program):
-    grd = tmp_path / GRD
-    grd.mkdir()
+    grd = make_grd(tmp_path)
     epsg, left, top = grid.tile_corner(PRODUCT[39:44])
     options = {
         "epsg": epsg, "bounds": (left, top - 2400, left + 2400, top), "program": program("sarsen", SARSEN),
+        "dem_datum": "ellipsoid",
     }  # fmt: skip
 
     small = make_heights(tmp_path / "small.tif", side_m=1200)
@@ -245,8 +257,85 @@ def test_elevations_that_do_not_fit_are_named(tmp_path, program):
     text.write_text("no raster")
     with pytest.raises(SourceError, match=r"text.tif: cannot be read"):
         run_sarsen([grd], tmp_path / "S1", dem=text, **options)
+    with pytest.raises(SourceError, match="go with a file of elevations"):
+        find_s1([], [], tmp_path, dem_datum="EGM96")
+    with pytest.raises(FileNotFoundError, match=r"heights.tif: no such file of elevations \(--dem\)"):
+        find_s1([], [], tmp_path, dem="heights.tif")
     whole = make_heights(tmp_path / "whole.tif", side_m=2400)
     with pytest.raises(SourceError, match=r"no \.SAFE folder of a Sentinel-1 IW GRDH product"):
         run_sarsen([grd.with_suffix(".zip")], tmp_path / "S1", dem=whole, **options)
     with pytest.raises(NotFoundError, match=r"install sarsen 0\.9\.6 .*--sarsen, or give"):
         run_sarsen([grd], tmp_path / "S1", dem=whole, **{**options, "program": "no-such-sarsen"})
+
+
+def test_an_output_of_other_inputs_is_refused_by_what_differs(tmp_path, program):
+    """sen2cor, SNAP and sarsen alike: a changed product, option, elevation model or one without a record."""
+    l1c, grd = make_l1c(tmp_path), make_grd(tmp_path)
+    dem = make_heights(tmp_path / "dem.tif", side_m=2400)
+    epsg, left, top = grid.tile_corner(PRODUCT[39:44])
+    tools = {name: program(name, code) for name, code in (("l2a", SEN2COR), ("gpt", GPT), ("sarsen", SARSEN))}
+
+    def sen2cor():
+        return run_sen2cor([l1c], tmp_path / "a", program=tools["l2a"])
+
+    def snap(dem="SRTM 1Sec HGT"):
+        return run_snap([grd], tmp_path / "b", epsg=epsg, program=tools["gpt"], dem=dem)
+
+    def sarsen(datum="ellipsoid"):
+        bounds = (left, top - 2400, left + 2400, top)
+        return run_sarsen(
+            [grd], tmp_path / "c", epsg=epsg, bounds=bounds, dem=dem, dem_datum=datum, program=tools["sarsen"]
+        )
+
+    made = [*sen2cor(), *snap(), *sarsen()]
+    assert [*sen2cor(), *snap(), *sarsen()] == made
+
+    with pytest.raises(ConflictError, match="elevation model: was SRTM 1Sec HGT, is ACE30; delete it"):
+        snap(dem="ACE30")
+    with pytest.raises(
+        ConflictError, match=r"dem_.*made from other inputs: datum of heights: was ellipsoid, is EGM96"
+    ):
+        sarsen("EGM96")
+    os.utime(dem, ns=(0, 0))
+    with pytest.raises(
+        ConflictError, match=r"elevation model dem.tif: was .*, is [\d,]+ bytes of 1970-01-01"
+    ):
+        sarsen()
+    image = next(grd.glob("measurement/*-vv-*"))
+    image.write_bytes(b"II*changed")
+    with pytest.raises(ConflictError, match=r"measurement/s1a-iw-grd-vv.* was 3 bytes of .*, is 10 bytes"):
+        snap()
+    (l1c / "MTD_MSIL1C.xml").write_text("<b>2</b>")
+    with pytest.raises(ConflictError, match=r"MTD_MSIL1C.xml: was .*; delete it to have it made again"):
+        sen2cor()
+    shutil.rmtree(made[0])
+    assert sen2cor() == made[:1]
+    (tmp_path / "b" / "logs" / f"{grd.stem}_{epsg}.json").unlink()
+    with pytest.raises(
+        ConflictError, match=f"{made[1].name}: nothing says what this was made from; delete it"
+    ):
+        snap()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(("s1a-", "s1b-"), "an image of another product", id="satellite"),
+        pytest.param(("20170613t165043", "20170613t165108"), "an image of another product", id="next slice"),
+        pytest.param(("-017015-", "-017016-"), "an image of another product", id="orbit"),
+        pytest.param(
+            ("-vh-", "-vv-"), "no image of VH in measurement/; the product is incomplete", id="no VH"
+        ),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_a_grd_product_of_the_images_of_another_is_refused(tmp_path, program, changes, message, packed):
+    grd = make_grd(tmp_path)
+    image = next(grd.glob("measurement/*-vh-*"))
+    image.rename(image.with_name(image.name.replace(*changes)))
+    if packed:
+        shutil.make_archive(str(tmp_path / grd.stem), "zip", root_dir=tmp_path, base_dir=grd.name)
+        grd = tmp_path / f"{grd.stem}.zip"
+
+    with pytest.raises(SourceError, match=message):
+        run_snap([grd], tmp_path / "out", epsg=32633, program=program("gpt", GPT))

@@ -8,12 +8,13 @@ outside the ground segment are called ``N9999`` and carry no offset.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,19 @@ S2_BANDS = tuple(name for name, band in BANDS.items() if band.sensor == "s2")
 QUALITY_CHECKS = ("GEOMETRIC_QUALITY", "GENERAL_QUALITY", "RADIOMETRIC_QUALITY", "SENSOR_QUALITY")
 """Checks that exclude a product unless absent or PASSED (bigearthnet-pipeline)."""
 
+_QUANTIFICATION = 10_000
+"""Digital numbers per reflectance, which patches are raw counts of."""
+
+_LONGEST_DATATAKE = timedelta(hours=1)
+"""A tile is sensed within its datatake, which begins at the time in the name; real ones take half of it."""
+
+logger = logging.getLogger(__name__)
+
 # The metadata numbers the bands by wavelength, B10 included (PSD, physical bands).
 _BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 
 _PRODUCT = re.compile(
-    r"(S2[A-D]_MSIL2A_(\d{8}T\d{6})_N\d{4}_R\d{3}_T(\d{2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]))_\d{8}T\d{6}(\.SAFE)?"
+    r"(S2[A-D]_MSIL2A_(\d{8}T\d{6})_N(\d{4})_R\d{3}_T(\d{2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]))_(\d{8}T\d{6})(?:\.SAFE)?"
 )
 _IMAGE = re.compile(
     r"(?:L2A_)?T(?P<square>\w{5})_(?P<time>\d{8}T\d{6})_(?P<band>B\w{2})_(?P<resolution>\d{2})m"
@@ -48,6 +57,8 @@ class SafeProduct:
     """The ``.SAFE`` folder."""
     name: str
     """Product name without generation time and suffix: what patch ids begin with."""
+    generation: str
+    """When it was processed, as its full name ends: one acquisition may be processed again."""
     square: str
     """MGRS square, e.g. ``33UUP``."""
     time: datetime
@@ -64,6 +75,8 @@ class SafeProduct:
     """Band -> JP2 file, at its native resolution."""
     offsets: Mapping[str, int]
     """Band -> digital number to add; empty for products that carry none."""
+    metadata: tuple[Path, ...]
+    """Files that all this was read from."""
     checksums: Mapping[Path, tuple[str, str]]
     """File -> algorithm and hexadecimal digest, from ``manifest.safe``; empty without one."""
     failed_checks: tuple[str, ...]
@@ -78,10 +91,12 @@ class SafeProduct:
             uint16 (height, width) at the band's native resolution.
 
         Raises:
-            SourceError: If the image is not readable or not of the size that the metadata states.
+            SourceError: If the image is not readable, not of the size or at the place that the metadata states,
+                or has no data.
         """
         try:
             import rasterio
+            from rasterio.transform import from_origin
         except ImportError as error:
             raise missing_extra("rasterio", "geo") from error
         path, shape = self.images[name], self.shapes[BANDS[name].resolution_m]
@@ -94,6 +109,16 @@ class SafeProduct:
                         f"the product's metadata says 1 of {shape[0]} x {shape[1]} uint16; is it of another product, "
                         "or was it resampled? fetch the product again"
                     )
+                pixel_m = BANDS[name].resolution_m
+                place = f"EPSG:{self.epsg}", from_origin(self.left, self.top, pixel_m, pixel_m)
+                if image.crs is None and image.transform.is_identity:
+                    logger.warning("%s: does not say where it lies; its place is the metadata's", path.name)
+                elif image.crs != place[0] or not image.transform.almost_equals(place[1], 1e-3):
+                    raise SourceError(
+                        f"{path.name}: lies at ({image.transform.c:g}, {image.transform.f:g}) m in {image.crs}, pixels "
+                        f"of {image.transform.a:g} m; the product's metadata says ({self.left}, {self.top}) m in "
+                        f"{place[0]}, {pixel_m} m; is it of another product? fetch the product again"
+                    )
                 pixels: NDArray[np.uint16] = np.empty(shape, np.uint16)
                 # Block by block: of a larger window GDAL decodes the blocks in threads of its own, which
                 # fill a damaged one with zeros and raise nothing (GDAL 3.10); it is no faster either.
@@ -104,6 +129,11 @@ class SafeProduct:
             raise SourceError(
                 f"{path.name}: cannot be decoded ({reason}); the file is damaged, fetch the product again"
             ) from error
+        if not pixels.any():
+            raise SourceError(
+                f"{path.name}: every pixel is 0, which means nodata; band {name} is empty, fetch the product again or "
+                "leave it out"
+            )
         offset = self.offsets.get(name, 0)
         if offset:
             valid = pixels != 0
@@ -135,7 +165,8 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
     match = _PRODUCT.fullmatch(uri)
     if match is None:
         raise SourceError(f"{folder.name}: PRODUCT_URI {uri!r} is no Level-2A product name")
-    name, time, square = match[1], match[2], match[3]
+    name, time, baseline, square, generation = match.group(1, 2, 3, 4, 5)
+    _check_names(folder, uri, baseline, product)
     started = _text(product, "PRODUCT_START_TIME", main)
     begin = datetime.fromisoformat(started.replace("Z", "+00:00"))
     if abs((begin - grid.sensing_time(name)).total_seconds()) >= 1:
@@ -149,25 +180,26 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
             f"{'mixed with another' if tiles else 'incomplete'}, fetch it again"
         )
     epsg, left, top, shapes = _geocoding(tiles[0], folder.name, square)
+    _check_tile(tiles[0], folder.name, square, begin)
     for entry in _all(product, "Special_Values"):
         if _text(entry, "SPECIAL_VALUE_TEXT", main) == "NODATA":
             nodata = _text(entry, "SPECIAL_VALUE_INDEX", main)
             if nodata != "0":
                 raise SourceError(f"{folder.name}: its nodata value is {nodata}, only 0 is supported")
+    manifest = folder / "manifest.safe"
     return SafeProduct(
         path=folder,
         name=name,
+        generation=generation,
         square=square,
         time=begin,
         epsg=epsg,
         left=left,
         top=top,
         shapes=shapes,
-        images=_images(product, folder, square, time),
-        offsets={
-            _BAND_IDS[int(entry.attrib["band_id"])]: int(entry.text or 0)
-            for entry in _all(product, "BOA_ADD_OFFSET")
-        },
+        images=_images(product, folder, square, time, tiles[0].parent.name),
+        offsets=_offsets(product, folder.name),
+        metadata=(main, tiles[0], *([manifest] if manifest.exists() else [])),
         checksums=_checksums(folder),
         failed_checks=_failed_checks(product),
     )
@@ -237,7 +269,58 @@ def _geocoding(path: Path, name: str, square: str) -> tuple[int, int, int, dict[
     return epsg, left, top, shapes
 
 
-def _images(product: ET.Element, folder: Path, square: str, time: str) -> dict[str, Path]:
+def _check_names(folder: Path, uri: str, baseline: str, product: ET.Element) -> None:
+    """That the folder, the product's name and its baseline are of one product."""
+    uri, called = uri.removesuffix(".SAFE"), folder.name.removesuffix(".SAFE")
+    if called != uri and _PRODUCT.fullmatch(called):
+        raise SourceError(
+            f"{folder.name}: its metadata calls it {uri}; is it of another product, or was the folder renamed?"
+        )
+    for entry in _all(product, "PROCESSING_BASELINE"):
+        if (entry.text or "").strip().replace(".", "") != baseline:
+            raise SourceError(
+                f"{folder.name}: PROCESSING_BASELINE is {entry.text}, its name says N{baseline}; are two products "
+                "mixed?"
+            )
+    for entry in _all(product, "BOA_QUANTIFICATION_VALUE"):
+        if float(entry.text or "nan") != _QUANTIFICATION:
+            raise SourceError(
+                f"{folder.name}: a reflectance of 1 is {entry.text} in it, only {_QUANTIFICATION} is supported"
+            )
+
+
+def _check_tile(path: Path, name: str, square: str, begin: datetime) -> None:
+    """That the granule's metadata is of this square and acquisition, where it says."""
+    root = _parse(path)
+    for entry in _all(root, "TILE_ID"):
+        found = re.search(r"_T(\d{2}[A-Z]{3})(?:_|$)", (entry.text or "").strip())
+        if found and found[1] != square:
+            raise SourceError(
+                f"{name}: its {path.name} is of T{found[1]}, not T{square}; are two products mixed?"
+            )
+    for entry in _all(root, "SENSING_TIME"):
+        sensed = datetime.fromisoformat((entry.text or "").strip().replace("Z", "+00:00"))
+        sensed = sensed if sensed.tzinfo else sensed.replace(tzinfo=UTC)
+        if abs(sensed - begin) > _LONGEST_DATATAKE:
+            raise SourceError(
+                f"{name}: its {path.name} was sensed at {entry.text}, the product starts at {begin.isoformat()}; are "
+                "two products mixed?"
+            )
+
+
+def _offsets(product: ET.Element, name: str) -> dict[str, int]:
+    """Band -> digital number to add; for all bands or, in early products, for none."""
+    offsets = {
+        _BAND_IDS[int(entry.attrib["band_id"])]: int(entry.text or 0)
+        for entry in _all(product, "BOA_ADD_OFFSET")
+    }
+    lacking = [band for band in S2_BANDS if offsets and band not in offsets]
+    if lacking:
+        raise SourceError(f"{name}: BOA_ADD_OFFSET is given for some bands and not for {', '.join(lacking)}")
+    return offsets
+
+
+def _images(product: ET.Element, folder: Path, square: str, time: str, granule: str) -> dict[str, Path]:
     """Every band's file at its native resolution, from the list in the metadata."""
     images: dict[str, Path] = {}
     for entry in _all(product, "IMAGE_FILE"):
@@ -249,6 +332,11 @@ def _images(product: ET.Element, folder: Path, square: str, time: str) -> dict[s
             raise SourceError(
                 f"{folder.name}: lists {image.rpartition('/')[2]}, an image of another product "
                 f"(this is T{square} at {time}); are two products mixed?"
+            )
+        parts = image.split("/")
+        if "GRANULE" in parts and granule not in parts:
+            raise SourceError(
+                f"{folder.name}: lists {parts[-1]} in another granule than {granule}; are two products mixed?"
             )
         band = BANDS.get(match["band"])
         if band is not None and int(match["resolution"]) == band.resolution_m:
@@ -267,10 +355,21 @@ def _images(product: ET.Element, folder: Path, square: str, time: str) -> dict[s
 
 
 def _failed_checks(product: ET.Element) -> tuple[str, ...]:
-    """Quality checks that do not say PASSED, in either spelling of the schema."""
-    found = {e.attrib.get("checkType", ""): e.text for e in _all(product, "quality_check")}
-    found |= {_local(e): e.text for e in product.iter() if _local(e) in QUALITY_CHECKS}
-    return tuple(c for c in QUALITY_CHECKS if c in found and (found[c] or "").strip() != "PASSED")
+    """Quality checks that do not say PASSED, in any spelling of the schema; said twice, the worse counts."""
+    failed = set()
+    for element in product.iter():
+        written = (
+            element.attrib.get("checkType", "") if _local(element) == "quality_check" else _local(element)
+        )
+        if (element.text or "").strip() != "PASSED":
+            failed.add(_check_name(written))
+    return tuple(check for check in QUALITY_CHECKS if check in failed)
+
+
+def _check_name(written: str) -> str:
+    """GEOMETRIC_QUALITY for GEOMETRIC_QUALITY_FLAG (to version 13 of the schema), geometricQuality and the like."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", written.strip()).upper().replace("-", "_")
+    return words.removesuffix("_FLAG").removesuffix("_CHECK")
 
 
 def _parse(path: Path) -> ET.Element:

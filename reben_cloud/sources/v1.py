@@ -80,6 +80,17 @@ def read_v1(folder: str | os.PathLike[str], product: str) -> Mapping[tuple[int, 
     }
 
 
+def list_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files below `folder` that `read_v1` reads.
+
+    Raises:
+        FileNotFoundError: If one of them is not there.
+    """
+    root = Path(folder)
+    mapping = [root / S1_MAPPING] if (root / S1_MAPPING).exists() else sorted(root.glob("metadata*.parquet"))
+    return [_find(root, LINKS, f"{LINKS}.bz2"), _find(root, SNOW), _find(root, CLOUDS), *mapping]
+
+
 def _s1_names(root: Path, names: pa.ChunkedArray) -> dict[str, str]:
     if (root / S1_MAPPING).exists():
         table = _read_csv(root / S1_MAPPING, ("s2v1_name", "s1_name"))
