@@ -27,7 +27,7 @@ PRODUCT_XML = """<?xml version="1.0" encoding="UTF-8" standalone="no"?>
       <PRODUCT_START_TIME>{start}</PRODUCT_START_TIME>
       <PRODUCT_URI>{name}_20240101T000000.SAFE</PRODUCT_URI>
       <PROCESSING_LEVEL>Level-2A</PROCESSING_LEVEL>
-      <PROCESSING_BASELINE>99.99</PROCESSING_BASELINE>
+      <PROCESSING_BASELINE>{baseline}</PROCESSING_BASELINE>
       <Product_Organisation><Granule_List><Granule granuleIdentifier="{granule}">
 {images}
       </Granule></Granule_List></Product_Organisation>
@@ -49,6 +49,10 @@ PRODUCT_XML = """<?xml version="1.0" encoding="UTF-8" standalone="no"?>
 
 TILE_XML = """<?xml version="1.0" encoding="UTF-8" standalone="no"?>
 <n1:Level-2A_Tile_ID xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/S2_PDI_Level-2A_Tile_Metadata.xsd">
+  <n1:General_Info>
+    <TILE_ID>S2A_OPER_MSI_L2A_TL_VGS4_20240101T000000_A010310_T{square}_N99.99</TILE_ID>
+    <SENSING_TIME>{sensed}</SENSING_TIME>
+  </n1:General_Info>
   <n1:Geometric_Info><Tile_Geocoding metadataLevel="Brief">
     <HORIZONTAL_CS_NAME>WGS84 / UTM zone</HORIZONTAL_CS_NAME>
     <HORIZONTAL_CS_CODE>EPSG:{epsg}</HORIZONTAL_CS_CODE>
@@ -114,6 +118,7 @@ def make_safe(
             start=start,
             name=name,
             granule=granule,
+            baseline=f"{name[28:30]}.{name[30:32]}",
             images="\n".join(f"<IMAGE_FILE>{image}</IMAGE_FILE>" for image in listed),
             offsets=f"<BOA_ADD_OFFSET_VALUES_LIST>{offsets}</BOA_ADD_OFFSET_VALUES_LIST>" if offset else "",
             checks="\n".join(
@@ -128,7 +133,9 @@ def make_safe(
         f"<XDIM>{r}</XDIM><YDIM>-{r}</YDIM></Geoposition>"
         for r in (10, 20, 60)
     )
-    (safe / "GRANULE" / granule / "MTD_TL.xml").write_text(TILE_XML.format(epsg=epsg, sizes=sizes))
+    (safe / "GRANULE" / granule / "MTD_TL.xml").write_text(
+        TILE_XML.format(epsg=epsg, sizes=sizes, square=square, sensed=start)
+    )
     return safe
 
 

@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import rasterio
 
 from reben_cloud.bands import BANDS
 from reben_cloud.errors import SourceError
-from reben_cloud.sources.safe import S2_BANDS, open_safe
+from reben_cloud.sources.safe import QUALITY_CHECKS, S2_BANDS, open_safe
 from tests.scenes import PRODUCT, band_pixels, make_safe, write_jp2
+
+PLACE = {"epsg": 32633, "left": 300_000, "top": 5_400_000}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,24 @@ BROKEN = [
         "is no Level-2A product name", id="name",
     ),
     pytest.param(
+        lambda s: edit(main_xml(s), "BASELINE>99.99<", "BASELINE>05.11<"),
+        "PROCESSING_BASELINE is 05.11, its name says N9999", id="baseline",
+    ),
+    pytest.param(
+        lambda s: edit(main_xml(s), 'unit="none">10000<', 'unit="none">1000<'), "a reflectance of 1 is 1000", id="scale"
+    ),
+    pytest.param(
+        lambda s: edit(tile_xml(s), "_T33UUP_N99", "_T33UVP_N99"), "MTD_TL.xml is of T33UVP, not T33UUP", id="tile id"
+    ),
+    pytest.param(
+        lambda s: edit(tile_xml(s), "2017-06-13T10", "2017-06-23T10"), "sensed at 2017-06-23.* two products mixed",
+        id="granule of another day",
+    ),
+    pytest.param(
+        lambda s: edit(main_xml(s), f"{tile_xml(s).parent.name}/IMG_DATA/R20m", "L2A_T33UUP_A1_2/IMG_DATA/R20m"),
+        "in another granule than", id="granule",
+    ),
+    pytest.param(
         lambda s: edit(main_xml(s), "<SPECIAL_VALUE_INDEX>0<", "<SPECIAL_VALUE_INDEX>7<"),
         "nodata value is 7, only 0 is supported", id="nodata",
     ),
@@ -143,6 +164,90 @@ def test_a_bad_product_is_refused_before_a_pixel_is_read(safe, breaks, message):
 
     with pytest.raises(SourceError, match=message):
         open_safe(safe)
+
+
+@pytest.mark.parametrize("form", ["{}_FLAG", "{}", "n1:{}_FLAG"])
+@pytest.mark.parametrize("check", QUALITY_CHECKS)
+def test_flags_of_early_products_exclude_like_todays_checks(safe, check, form):
+    name = form.format(check)
+    today = f'<quality_check checkType="{check}">PASSED</quality_check>'
+    edit(main_xml(safe), today, f"<{name}>FAILED</{name}>")
+
+    assert open_safe(safe).failed_checks == (check,)
+
+    edit(main_xml(safe), "FAILED", "PASSED")
+    assert open_safe(safe).failed_checks == ()
+
+
+@pytest.mark.parametrize("written", ["generalQuality", "GENERAL_QUALITY_FLAG", "General_Quality"])
+def test_a_check_is_known_by_any_spelling_of_its_name(safe, written):
+    edit(main_xml(safe), 'checkType="GENERAL_QUALITY">PASSED', f'checkType="{written}">FAILED')
+
+    assert open_safe(safe).failed_checks == ("GENERAL_QUALITY",)
+
+
+def test_of_a_check_that_is_said_twice_the_worse_counts(safe):
+    passed = '<quality_check checkType="SENSOR_QUALITY">PASSED</quality_check>'
+    edit(main_xml(safe), passed, passed.replace("PASSED", "FAILED") + passed)
+
+    assert open_safe(safe).failed_checks == ("SENSOR_QUALITY",)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        pytest.param({"left": 400_000}, r"lies at \(400000, 5.4e\+06\) m in EPSG:32633", id="next square"),
+        pytest.param({"top": 5_400_020}, "lies at", id="one pixel off"),
+        pytest.param({"epsg": 32632}, "in EPSG:32632", id="other zone"),
+        pytest.param({"pixel_m": 60}, "pixels of 60 m", id="other resolution"),
+    ],
+)
+def test_an_image_that_lies_elsewhere_than_the_metadata_says_is_refused(safe, place, message):
+    path = image(safe, "B11")
+    path.unlink()
+    write_jp2(path, band_pixels("B11", (120, 120)), **{**PLACE, "pixel_m": 20, **place})
+
+    with pytest.raises(SourceError, match=rf"B11_20m.jp2: .*{message}.* metadata says \(300000, 5400000\) m"):
+        open_safe(safe).read_band("B11")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_an_image_that_does_not_say_where_it_lies_is_told(safe, caplog):
+    path = image(safe, "B11")
+    path.unlink()
+    with rasterio.open(
+        path, "w", driver="JP2OpenJPEG", height=120, width=120, count=1, dtype="uint16", QUALITY=100,
+        REVERSIBLE="YES",
+    ) as file:  # fmt: skip
+        file.write(band_pixels("B11", (120, 120)), 1)
+
+    assert np.array_equal(open_safe(safe).read_band("B11"), band_pixels("B11", (120, 120)))
+    assert "B11_20m.jp2: does not say where it lies" in caplog.text
+
+
+def test_a_band_of_nothing_but_nodata_is_refused(safe):
+    path = image(safe, "B09")
+    path.unlink()
+    write_jp2(path, np.zeros((40, 40), np.uint16), **PLACE, pixel_m=60)
+
+    with pytest.raises(SourceError, match=r"B09_60m.jp2: every pixel is 0, .* band B09 is empty"):
+        open_safe(safe).read_band("B09")
+
+
+def test_an_offset_for_some_bands_only_is_refused(tmp_path):
+    safe = make_safe(tmp_path, side_m=240, offset=-1000)
+    edit(main_xml(safe), '<BOA_ADD_OFFSET band_id="3">-1000</BOA_ADD_OFFSET>', "")
+
+    with pytest.raises(SourceError, match="given for some bands and not for B04"):
+        open_safe(safe)
+
+
+def test_a_folder_that_is_called_otherwise_than_its_product_is_refused(pristine, tmp_path):
+    other = PRODUCT.replace("T33UUP", "T33UVP")
+    for name in (f"{other}_20240101T000000.SAFE", f"{PRODUCT}_20250101T000000.SAFE"):
+        with pytest.raises(SourceError, match=rf"{name}: its metadata calls it {PRODUCT}_20240101T000000"):
+            open_safe(shutil.copytree(pristine, tmp_path / name))
+    assert open_safe(shutil.copytree(pristine, tmp_path / "my product")).generation == "20240101T000000"
 
 
 def test_an_image_of_another_size_is_refused(safe):
@@ -179,7 +284,7 @@ def test_one_damaged_block_among_others_is_refused(safe):
     path = image(safe, "B02")
     path.unlink()
     pixels = np.random.default_rng(0).integers(1000, 1040, (240, 240), dtype=np.uint16)
-    write_jp2(path, pixels, epsg=32633, left=0, top=0, pixel_m=10, tiled=True, blockxsize=64, blockysize=64)
+    write_jp2(path, pixels, **PLACE, pixel_m=10, tiled=True, blockxsize=64, blockysize=64)
     assert np.array_equal(open_safe(safe).read_band("B02"), pixels)
     data = bytearray(path.read_bytes())
     fifth = [match.start() for match in re.finditer(b"\xff\x90\x00\x0a", data)][4]

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from rasterio.transform import from_origin
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
@@ -128,6 +129,122 @@ def test_bands_are_told_apart_by_their_description(tmp_path):
     assert np.array_equal(cut(open_scenes([tmp_path]), np.ones((1, 1), bool))[0, 0].pixels, pixels)
 
 
+def add_dimap(path, names, start="13-JUN-2017 16:58:09.123456"):
+    """What SNAP writes into TIFF tag 65000, where GDAL sees nothing."""
+    with tifffile.TiffFile(path) as file:
+        pixels = file.asarray()
+        keep = [
+            (t.code, t.dtype, t.count, t.value, True) for t in file.pages.first.tags if t.code in GEO_TAGS
+        ]
+    bands = "".join(
+        f"<Spectral_Band_Info><BAND_INDEX>{i}</BAND_INDEX><BAND_NAME>{name}</BAND_NAME></Spectral_Band_Info>"
+        for i, name in enumerate(names)
+    )
+    xml = (
+        '<Dimap_Document name="x"><Production><PRODUCT_SCENE_RASTER_START_TIME>'
+        f"{start}</PRODUCT_SCENE_RASTER_START_TIME></Production>"
+        f"<Image_Interpretation>{bands}</Image_Interpretation></Dimap_Document>"
+    )
+    tifffile.imwrite(
+        path,
+        pixels,
+        photometric="minisblack",
+        planarconfig="contig",
+        extratags=[*keep, (65_000, "s", 0, xml, True)],
+    )
+
+
+GEO_TAGS = (33550, 33922, 34735, 34736, 34737)
+MUTE = (None, None)
+
+
+@pytest.mark.parametrize("order", [("VV", "VH"), ("VH", "VV")])
+@pytest.mark.parametrize("form", ["descriptions", "SNAP", "name", "one file each"])
+def test_every_form_says_which_band_is_which(tmp_path, order, form):
+    """Whatever the order, VV is VV: in the descriptions, in SNAP's tag, in the name, in files of their own."""
+    pixels = decibels((120, 120))
+    stored = pixels if order == ("VV", "VH") else pixels[::-1]
+    if form == "one file each":
+        for polarization, band in zip(order, stored, strict=True):
+            path = write_scene(tmp_path, "20170613T165809", band[None], names=(None,))
+            path.rename(path.with_name(f"{path.stem}_{polarization}.tif"))
+    else:
+        names = [f"Sigma0_{polarization}_db" for polarization in order]
+        path = write_scene(
+            tmp_path, "20170613T165809", stored, names=names if form == "descriptions" else MUTE
+        )
+        if form == "SNAP":
+            add_dimap(path, names)
+        if form == "name":
+            path.rename(path.with_name(f"{path.name[:32]}_{'_'.join(order)}.tif"))
+
+    (scene,) = open_scenes([tmp_path])
+
+    assert np.array_equal(cut([scene], np.ones((1, 1), bool))[0, 0].pixels, pixels)
+
+
+@pytest.mark.parametrize("form", ["descriptions", "SNAP", "name", "one file each"])
+def test_vh_above_vv_is_refused_in_every_form(tmp_path, form):
+    swapped = decibels((120, 120))[::-1]
+    if form == "one file each":
+        for polarization, band in zip(("VV", "VH"), swapped, strict=True):
+            path = write_scene(tmp_path, "20170613T165809", band[None], names=(None,))
+            path.rename(path.with_name(f"{path.stem}_{polarization}.tif"))
+    else:
+        names = ("VV", "VH")
+        path = write_scene(
+            tmp_path, "20170613T165809", swapped, names=names if form == "descriptions" else MUTE
+        )
+        if form == "SNAP":
+            add_dimap(path, names)
+        if form == "name":
+            path.rename(path.with_name(f"{path.name[:32]}_VV_VH.tif"))
+
+    with pytest.raises(
+        SourceError,
+        match=r"S1A_IW_GRDH_1SDV_20170613T165809.*tif: VV is not above VH \(medians -1\d\.\d and .*swapped",
+    ):
+        cut(open_scenes([tmp_path]), np.ones((1, 1), bool))
+
+
+def test_one_band_twice_is_refused(tmp_path):
+    pixels = decibels((120, 120))
+    write_scene(tmp_path, "20170613T165809", pixels[[0, 0]])
+
+    with pytest.raises(SourceError, match=r"VV is not above VH .* swapped or the same"):
+        cut(open_scenes([tmp_path]), np.ones((1, 1), bool))
+
+
+def test_a_patch_of_calm_water_among_others_refuses_nothing(tmp_path):
+    pixels = decibels((240, 240))
+    pixels[1, :120, :120] = pixels[0, :120, :120] + 0.1  # noise in both
+    write_scene(tmp_path, "20170613T165809", pixels)
+
+    assert len(cut(open_scenes([tmp_path]), np.ones((2, 2), bool))) == 4
+
+
+def test_decibels_of_another_scale_are_refused(tmp_path):
+    write_scene(tmp_path, "20170613T165809", decibels((120, 120)) * 100)
+
+    with pytest.raises(SourceError, match=r"medians of VV -1.* are outside \[-60, 30\] dB"):
+        cut(open_scenes([tmp_path]), np.ones((1, 1), bool))
+
+
+def test_what_snap_wrote_into_a_file_is_compared_with_its_name(tmp_path):
+    path = write_scene(tmp_path, "20170613T165809", decibels((120, 120)), names=MUTE)
+    add_dimap(path, ("VV", "VH"), start="13-JUN-2017 16:58:34.000000")
+    with pytest.raises(
+        SourceError, match="starts at 2017-06-13T16:58:34, its name says 2017-06-13T16:58:09; was it"
+    ):
+        open_scenes([path])
+
+    path = write_scene(tmp_path, "20170613T165809", decibels((120, 120)), names=MUTE)
+    add_dimap(path, ("VV", "VH"))
+    path = path.rename(path.with_name(f"{path.name[:32]}_VH_VV.tif"))
+    with pytest.raises(SourceError, match="SNAP's description and its name disagree"):
+        open_scenes([path])
+
+
 def test_linear_power_is_refused(tmp_path):
     write_scene(tmp_path, "20170613T165809", 10 ** (decibels((120, 120)) / 10))
 
@@ -140,6 +257,16 @@ def test_linear_power_is_refused(tmp_path):
     [
         pytest.param({}, "scene.tif", "no Sentinel-1 scene; a name begins like", id="name"),
         pytest.param({"names": ("a", "b")}, None, "cannot tell VV from VH", id="descriptions"),
+        pytest.param(
+            {"names": (None, None)}, None, r"cannot tell VV .* put VV_VH or VH_VV into the name", id="mute"
+        ),
+        pytest.param(
+            {"names": ("VH", "VV")}, "S1A_IW_GRDH_1SDV_20170613T165809_VV_VH.tif",
+            "the descriptions of its bands and its name disagree .*band 2 is VV, band 1 is VH; band 1 is VV",
+            id="contradiction",
+        ),
+        pytest.param({"names": ("VV", "VV")}, None, "cannot tell VV from VH", id="VV twice"),
+        pytest.param({"names": ("ratio_VV_VH", "VH")}, None, "cannot tell VV from VH", id="both in one"),
         pytest.param({"count": 1, "names": (None,)}, None, "is it VV or VH", id="which polarization"),
         pytest.param(
             {"count": 1, "names": (None,)}, "S1A_IW_GRDH_1SDV_20170613T165809_VV.tif", "no VH; a scene needs", id="one"
