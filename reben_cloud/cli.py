@@ -291,10 +291,13 @@ def prepare(
         }
         files = {name: [path] for name, path in named.items() if path is not None and path.is_file()}
         files |= {"--l1c": l1c or [], "--s1": s1 or []}
-        options = {
-            "--s2": products, **files, "--v1": v1, "--any-country": any_country, "--classes": classes,
-            "--code-column": code_column, "--patch-size": patch_size, "--dem": dem, "--dem-datum": dem_datum,
+        options: dict[str, object] = {
+            "--any-country": any_country, "--classes": Path(classes).name, "--code-column": code_column,
+            "--patch-size": patch_size, "--dem": Path(dem).name, "--dem-datum": dem_datum, "--v1": v1 and v1.name,
         }  # fmt: skip
+        for name, paths in {"--s2": products, **files}.items():
+            # Names, as for `provenance`: inputs may be moved.
+            options.setdefault(name, ", ".join(path.name for path in paths))
         inputs = recipe.identify_inputs(products, files, v1=v1)
         if (manifest := recipe.claim_root(store, options, inputs)) is not None:
             if as_json:

@@ -5,10 +5,13 @@ pixel tells its band, row and column, and the land cover so that labels are the 
 """
 
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,18 +23,22 @@ from rasterio.transform import from_origin
 
 import reben_cloud as rc
 from reben_cloud import grid
+from reben_cloud import prepare as recipe_module
 from reben_cloud.bands import ARRAYS, BANDS
 from reben_cloud.build import build, dask, make_plan
 from reben_cloud.country import load_countries
 from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.formats.geotiff import encode_band
 from reben_cloud.labels import representative_code
-from reben_cloud.prepare import Recipe, build_root, find_products, find_s1, prepare
+from reben_cloud.prepare import Recipe, build_root, find_products, find_s1, prepare, prepare_product
 from reben_cloud.recognise import open_source
 from reben_cloud.reference_map import load_class_table
+from reben_cloud.sources.safe import open_safe
 from reben_cloud.sources.sentinel1 import open_scenes
 from reben_cloud.store import open_store
 from reben_cloud.verify import verify
 from tests.conftest import wait_for
+from tests.scenes import PRODUCT as PRODUCT_OF_SCENES
 from tests.scenes import band_pixels, make_clc, make_landscape, make_safe
 
 PRODUCT = "S2A_MSIL2A_20170704T112111_N9999_R037_T29SND"
@@ -274,7 +281,8 @@ def test_done_products_are_skipped_and_new_ones_added(inputs, prepared, recipe, 
 
     reports = prepare([inputs["safe"]], out, recipe)
 
-    assert reports == [prepared[1]]
+    assert reports == [replace(prepared[1], already_there=True)]
+    assert str(reports[0]).startswith(f"{PRODUCT}: already there, ")
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.tif")} == before
 
 
@@ -365,6 +373,177 @@ def test_another_recipe_in_the_same_folder_is_refused(inputs, prepared, tmp_path
         prepare([inputs["safe"]], prepared[0], bare(inputs))
 
 
+@pytest.fixture(scope="module")
+def made(landscape, tmp_path_factory):
+    """What the landscape gives: a folder ``out`` and a root ``root``."""
+    folder = tmp_path_factory.mktemp("made")
+    assert run(landscape, "--out", folder / "out", "--root", folder / "root").exit_code == 0
+    return folder
+
+
+def copied(landscape, made, tmp_path):
+    """Inputs of one's own to change, with the times of the others, and what was prepared from them."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return shutil.copytree(landscape, tmp_path / "in"), tmp_path / "out"
+
+
+def write_again(path, change):
+    data, time = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(change(data))
+    # File systems tell times apart by a few milliseconds only.
+    os.utime(path, ns=(time + 10**9, time + 10**9))
+
+
+def process_again(given):
+    """As the ground segment does: a new generation time in the name and in the metadata, other pixels."""
+    safe = next((given / "s2").glob("*.SAFE"))
+    main = safe / "MTD_MSIL2A.xml"
+    main.write_text(main.read_text().replace("_20240101T000000.SAFE", "_20250202T000000.SAFE"))
+    write_again(next(safe.rglob("*_B04_10m.jp2")), lambda data: data)
+    safe.rename(safe.with_name(safe.name.replace("_20240101T", "_20250202T")))
+
+
+CHANGES = [
+    pytest.param(process_again, "generation time: was 20240101T000000, is 20250202T000000", id="processed again"),
+    pytest.param(
+        lambda given: write_again(next(given.rglob("*_B02_10m.jp2")), bytes),
+        r"Sentinel-2 T33UUP_.*_B02_10m.jp2: was [\d,]+ bytes of .*Z, is ", id="pixels of a band",
+    ),
+    pytest.param(
+        lambda given: write_again(next(given.rglob("S1A*.tif")), bytes), "Sentinel-1 S1A_.*_VV_VH.tif: was ", id="scene"
+    ),
+    pytest.param(
+        lambda given: shutil.copy(
+            next(given.rglob("S1A*.tif")), given / "s1" / "S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif"
+        ),
+        r"Sentinel-1 S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif is new", id="one scene more",
+    ),
+    pytest.param(lambda given: write_again(given / "clc.gpkg", bytes), r"land cover clc.gpkg: was ", id="land cover"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_a_product_of_other_inputs_is_refused_by_what_differs(landscape, made, tmp_path, change, message):
+    given, out = copied(landscape, made, tmp_path)
+    before = contents(out)
+    change(given)
+
+    failed = run(given, "--out", out)
+
+    assert isinstance(failed.exception, ConflictError)
+    assert re.search(message, str(failed.exception))
+    assert "take an empty folder" in str(failed.exception)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_a_root_of_other_inputs_is_refused_by_what_differs(landscape, made, tmp_path, change, message):
+    given, root = copied(landscape, made, tmp_path)[0], tmp_path / "root"
+    assert json.loads(run(given, "--root", root, "--json").stdout)["published_already"] is True
+    change(given)
+
+    failed = run(given, "--root", root)
+
+    assert isinstance(failed.exception, ConflictError)
+    assert re.search(
+        "was not begun with these inputs and options: .* (was|is) .*; .*take an empty root",
+        str(failed.exception),
+    )
+
+
+def test_the_way_out_of_other_inputs_works(landscape, made, tmp_path):
+    given, out = copied(landscape, made, tmp_path)
+    process_again(given)
+    failed = run(given, "--out", out)
+    receipt = re.search(r"delete (\S+\.parquet), or", str(failed.exception))[1]
+
+    os.unlink(receipt)
+    mended = run(given, "--out", out)
+
+    assert mended.exit_code == 0
+    assert "written now: 9 patches of 1 products; already there: 0 patches of 0 products" in mended.stdout
+
+
+def test_moved_inputs_are_the_same_inputs(landscape, made, tmp_path):
+    given, out = copied(landscape, made, tmp_path)
+
+    assert run(given.rename(tmp_path / "elsewhere"), "--out", out).exit_code == 0
+
+
+def test_options_that_differ_are_named(landscape, made, tmp_path):
+    given, out = copied(landscape, made, tmp_path)
+
+    failed = run(given, "--out", out, "--patch-size", "600")
+
+    assert "begun with other inputs or options: patch size: was 1200 m, is 600 m" in str(failed.exception)
+
+
+def test_a_scene_that_is_out_of_reach_changes_nothing(landscape, made, tmp_path):
+    """Scenes for further products may be added."""
+    given, out = copied(landscape, made, tmp_path)
+    with rasterio.open(
+        given / "s1" / "S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif", "w", driver="GTiff", height=9, width=9, count=2,
+        dtype="float32", crs="EPSG:32635", transform=from_origin(500_000, 7_000_000, 10, 10),
+    ) as file:  # fmt: skip
+        file.write(np.full((2, 9, 9), -9, np.float32))
+
+    assert "already there: 9 patches of 1 products" in run(given, "--out", out).stdout
+
+
+def test_written_and_already_there_are_told_apart(landscape, made, tmp_path):
+    given, out = copied(landscape, made, tmp_path)
+    other = PRODUCT_OF_SCENES.replace("20170613", "20170623")
+    make_safe(given / "s2", name=other, side_m=1200)
+
+    text = run(given, "--out", out)
+    machine = json.loads(run(given, "--out", out, "--json").stdout)
+
+    assert text.stdout.splitlines()[-1] == (
+        "written now: 1 patches of 1 products; already there: 9 patches of 1 products; products excluded: 0"
+    )
+    assert f"{PRODUCT_OF_SCENES}: already there, 9 of 9 squares; left out" in text.stdout
+    assert f"{other}: 1 of 1 squares written; left out" in text.stdout
+    assert [(p["product"], p["written"], p["already_there"]) for p in machine["products"]] == [
+        (PRODUCT_OF_SCENES, 9, True), (other, 1, True),
+    ]  # fmt: skip
+
+
+def test_inputs_that_change_while_they_are_prepared_are_refused(inputs, tmp_path, monkeypatch):
+    safe = shutil.copytree(inputs["safe"], tmp_path / inputs["safe"].name)
+
+    original = recipe_module._cut
+
+    def cut(*arguments):
+        done = original(*arguments)
+        write_again(next(safe.rglob("*_B8A_20m.jp2")), lambda data: data)
+        return done
+
+    monkeypatch.setattr(recipe_module, "_cut", cut)
+
+    with pytest.raises(
+        SourceError, match=r"its inputs changed while it was prepared: Sentinel-2 .*B8A_20m.jp2"
+    ):
+        prepare_product(open_safe(safe), tmp_path / "out", bare(inputs))
+    assert not list(tmp_path.glob("out/.prepared/*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        pytest.param(lambda p, t: pq.write_table(t.replace_schema_metadata({}), p), ConflictError,
+                     "does not say what the product was made from, an earlier version wrote it", id="earlier version"),
+        pytest.param(lambda p, t: p.write_bytes(b"half"), SourceError, "damaged .*delete it, and", id="damaged"),
+    ],
+)  # fmt: skip
+def test_a_receipt_that_says_nothing_is_refused(inputs, prepared, recipe, tmp_path, spoil, error, message):
+    out = shutil.copytree(prepared[0], tmp_path / "out")
+    receipt = out / ".prepared" / f"{PRODUCT}.parquet"
+    spoil(receipt, pq.read_table(receipt))
+
+    with pytest.raises(error, match=message):
+        prepare([inputs["safe"]], out, recipe)
+
+
 def test_other_patch_sizes_and_classes_for_a_new_region(tmp_path):
     """600 m patches of a square outside the dataset, with five classes; S2 alone."""
     product = "S2C_MSIL2A_20250601T100601_N0511_R022_T32TPT"
@@ -388,13 +567,48 @@ def test_other_patch_sizes_and_classes_for_a_new_region(tmp_path):
         assert (file.transform.c, file.transform.f) == (left, top - 600)
 
 
+def encode_patch(patch_id, pixels):
+    epsg, minx, _, _, maxy = grid.footprint(patch_id)
+    return encode_band(pixels, epsg=epsg, left=minx, top=maxy, pixel_m=10)
+
+
+@pytest.mark.parametrize(
+    ("vv", "vh", "moved", "message"),
+    [
+        pytest.param(-19.0, -12.0, False, r"VV is not above VH \(medians -19.0 and -12.0 dB\)", id="swapped"),
+        pytest.param(-12.0, np.nan, False, r"VH.tif: holds values that are not numbers", id="not finite"),
+        pytest.param(-12.0, -19.0, True, "its upper left corner is", id="of another place"),
+        pytest.param(-1200.0, -1900.0, False, r"outside \[-60, 30\] dB", id="other scale"),
+    ],
+)
+def test_official_s1_patches_that_make_no_sense_are_refused(
+    inputs, shared, official, tmp_path, vv, vh, moved, message
+):
+    for patch_id, row in official.items():
+        folder = tmp_path / "S1-v1" / row["s1_name"]
+        folder.mkdir(parents=True)
+        place_id = next(iter(official)) if moved else patch_id
+        for polarization, level in (("VV", vv), ("VH", vh)):
+            data = encode_patch(place_id, np.full((120, 120), level, np.float32))
+            (folder / f"{row['s1_name']}_{polarization}.tif").write_bytes(data)
+    options = {"v1": shared / "data" / "bigearthnet_pipeline", "s1_v1": tmp_path / "S1-v1"}
+
+    with pytest.raises(SourceError, match=message):
+        prepare([inputs["safe"]], tmp_path / "out", bare(inputs, **options))
+    assert not (tmp_path / "out" / "metadata.parquet").exists()
+
+
 def test_official_s1_patches_are_copied_as_they_are(inputs, shared, official, tmp_path):
     root = tmp_path / "S1-v1"
-    names = [row["s1_name"] for row in official.values()]
-    for name in names:
+    official_tiffs = {}
+    for row in official.values():
+        name = row["s1_name"]
         (root / name).mkdir(parents=True)
         for polarization in ("VV", "VH"):
-            (root / name / f"{name}_{polarization}.tif").write_bytes(f"{name} {polarization}".encode())
+            level = -12 if polarization == "VV" else -19
+            pixels = np.full((120, 120), level + len(official_tiffs) / 100, np.float32)
+            official_tiffs[name, polarization] = data = encode_patch(row["patch_id"], pixels)
+            (root / name / f"{name}_{polarization}.tif").write_bytes(data)
     v1_root, scenes = find_s1([root], [inputs["safe"]], tmp_path)
 
     prepare(
@@ -405,9 +619,9 @@ def test_official_s1_patches_are_copied_as_they_are(inputs, shared, official, tm
     assert [row["s1_name"] for row in read_rows(tmp_path / "out")] == [
         r["s1_name"] for r in official.values()
     ]
-    for name in names:
-        path = tmp_path / "out" / "BigEarthNet-S1" / name[:32] / name / f"{name}_VH.tif"
-        assert path.read_bytes() == f"{name} VH".encode()
+    for (name, polarization), data in official_tiffs.items():
+        path = tmp_path / "out" / "BigEarthNet-S1" / name[:32] / name / f"{name}_{polarization}.tif"
+        assert path.read_bytes() == data
 
 
 def test_patches_that_no_scene_covers_are_left_out(inputs, official, recipe, tmp_path):

@@ -211,8 +211,8 @@ def _polarizations(name: str, described: Sequence[str], snap: Sequence[str]) -> 
             raise SourceError(f"{name}: is it VV or VH? the name must have one of them between _, - or .")
         raise SourceError(
             f"{name}: cannot tell VV from VH, its {len(described)} bands are described as "
-            f"{', '.join(map(repr, described[:4]))} and its name does not say; put VV_VH or VH_VV into the name, in the "
-            "order of the bands"
+            f"{', '.join(map(repr, described[:4]))} and its name does not say; put VV_VH or VH_VV into the name, in "
+            "the order of the bands"
         )
     (who, order), *others = told.items()
     for other, differing in others:
