@@ -84,7 +84,8 @@ def resample_heights(
                 source, resampling=Resampling.bilinear, nodata=np.nan, dtype="float32", **grid
             ) as view:
                 heights = view.read(1)
-            heights = heights * np.float32(source.scales[0]) + np.float32(source.offsets[0])
+            heights *= source.scales[0]
+            heights += source.offsets[0]
     except rasterio.errors.RasterioError as error:
         raise SourceError(f"{dem}: cannot be read ({str(error).splitlines()[0]})") from error
     lacking = np.isnan(heights).mean()

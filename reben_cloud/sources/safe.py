@@ -385,7 +385,9 @@ def _local(element: ET.Element) -> str:
 
 
 def _all(root: ET.Element, name: str) -> list[ET.Element]:
-    return [element for element in root.iter() if _local(element) == name]
+    """The elements of a name, which products of 2017 and early 2018 mark as Level-2A's."""
+    names = (name, f"{name}_2A", f"L2A_{name}")
+    return [element for element in root.iter() if _local(element) in names]
 
 
 def _text(root: ET.Element, name: str, path: Path) -> str:

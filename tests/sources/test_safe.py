@@ -179,6 +179,27 @@ def test_flags_of_early_products_exclude_like_todays_checks(safe, check, form):
     assert open_safe(safe).failed_checks == ()
 
 
+def test_products_of_2017_mark_their_elements_as_level_2a(safe):
+    """With their flags, and images that are called L2A_T..."""
+    for name in ("PRODUCT_URI", "IMAGE_FILE"):
+        edit(main_xml(safe), f"<{name}>", f"<{name}_2A>")
+        edit(main_xml(safe), f"</{name}>", f"</{name}_2A>")
+    edit(main_xml(safe), "BOA_QUANTIFICATION_VALUE", "L2A_BOA_QUANTIFICATION_VALUE")
+    edit(main_xml(safe), "m/T33UUP_", "m/L2A_T33UUP_")
+    for path in list(safe.glob("GRANULE/*/IMG_DATA/*/*.jp2")):
+        path.rename(path.with_name(f"L2A_{path.name}"))
+    passed = '<quality_check checkType="RADIOMETRIC_QUALITY">PASSED</quality_check>'
+    edit(main_xml(safe), passed, "<RADIOMETRIC_QUALITY_FLAG>FAILED</RADIOMETRIC_QUALITY_FLAG>")
+
+    product = open_safe(safe)
+
+    assert product.failed_checks == ("RADIOMETRIC_QUALITY",)
+    assert np.array_equal(product.read_band("B09"), band_pixels("B09", (40, 40)))
+    edit(main_xml(safe), ">10000</L2A_BOA", ">1000</L2A_BOA")
+    with pytest.raises(SourceError, match="a reflectance of 1 is 1000"):
+        open_safe(safe)
+
+
 @pytest.mark.parametrize("written", ["generalQuality", "GENERAL_QUALITY_FLAG", "General_Quality"])
 def test_a_check_is_known_by_any_spelling_of_its_name(safe, written):
     edit(main_xml(safe), 'checkType="GENERAL_QUALITY">PASSED', f'checkType="{written}">FAILED')
