@@ -51,9 +51,6 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
     return Dataset(store, manifest)
 
 
-_READERS = 8  # small objects asked for at once
-
-
 class Dataset:
     """A published root, or an LMDB that is read like one; made by `open`. Picklable."""
 

@@ -30,6 +30,7 @@ MANIFEST = EXPORT_MANIFEST
 FORMAT = EXPORT_FORMAT
 """Names that document."""
 
+
 def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[str, ...]:
     """What to export of what the dataset has.
 
