@@ -280,17 +280,17 @@ class ChunkReader:
         try:
             found = self._store.get_ranges(self._path, starts, lengths)
         except StorageError:
-            size = self._store.head(self._path)
-            if size == self.nbytes:
-                raise
+            self._check_size()
+            raise
+        if [part.nbytes for part in found] != lengths:
+            self._check_size()
+            raise ChecksumError(f"{self._name}: asked for {sum(lengths):,} bytes, fewer came; try again")
+        return found
+
+    def _check_size(self) -> None:
+        size = self._store.head(self._path)
+        if size != self.nbytes:
             raise ChecksumError(
                 f"{self._name}: has {size:,} bytes, must have {self.nbytes:,}; copy it again from where the "
                 "root was made"
-            ) from None
-        for length, part in zip(lengths, found, strict=True):
-            if part.nbytes != length:
-                raise ChecksumError(
-                    f"{self._name}: asked for {length:,} bytes, got {part.nbytes:,}; if it happens again, copy it "
-                    "again from where the root was made"
-                )
-        return found
+            )

@@ -186,7 +186,8 @@ def test_damaged_tables_are_named(run, tmp_path, kind):
     anew = run("build", "synthetic:3", tmp_path / "other", "--metadata", official)
 
     assert copied[0] == anew[0] == 1
-    assert f"{root}/patches.parquet: not a parquet file, or a damaged one" in copied[2]
+    assert f"{root}/patches.parquet: " in copied[2]
+    assert "copy it again from where the root was made" in copied[2]
     assert f"{official}: not a parquet file, or a damaged one" in anew[2]
     assert "Traceback" not in copied[2] + anew[2]
 
