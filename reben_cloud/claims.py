@@ -24,7 +24,7 @@ from reben_cloud.formats import tar, zarr
 from reben_cloud.manifest import MANIFEST, InvalidManifestError, from_bytes, to_bytes
 from reben_cloud.metadata import OFFICIAL_SCHEMA
 from reben_cloud.placement import PlacementOptions, group_sizes, place
-from reben_cloud.search import PATCHES
+from reben_cloud.root import PATCHES
 
 PLACES = ("reben:product", "reben:zarr_row", "reben:shard_group", "reben:shard", "reben:shard_row")
 """Columns of the table that follow from the metadata and the options alone (`placement.place`)."""

@@ -227,8 +227,9 @@ class LmdbSource:
             found.setdefault(modality, []).append(_text(name))
         for modality, names in found.items():
             for name in [*names[:: -(-len(names) // _CHECKED_RECORDS)], names[-1]]:
-                key = name.encode() + (_MAP_SUFFIX if modality == "map" else b"")
-                check_payload(modality, file.get(key) or b"", name=f"{self.folder}: record {_text(key)!r}")
+                record = f"{name}{_text(_MAP_SUFFIX)}" if modality == "map" else name
+                payload = file.get(record.encode()) or b""
+                check_payload(modality, payload, name=f"{self.folder}: record {record!r}")
         lacking = [modality for modality in self.only if modality not in found]
         if lacking:
             raise SourceError(f"{self.folder}: an LMDB without records of {' and '.join(lacking)}")
