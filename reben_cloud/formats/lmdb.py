@@ -226,8 +226,8 @@ class LmdbSource:
                 )
             found.setdefault(modality, []).append(_text(name))
         for modality, names in found.items():
-            for name in [*names[:: -(-len(names) // _CHECKED_RECORDS)], names[-1]]:
-                record = f"{name}{_text(_MAP_SUFFIX)}" if modality == "map" else name
+            for one in [*names[:: -(-len(names) // _CHECKED_RECORDS)], names[-1]]:
+                record = f"{one}{_text(_MAP_SUFFIX)}" if modality == "map" else one
                 payload = file.get(record.encode()) or b""
                 check_payload(modality, payload, name=f"{self.folder}: record {record!r}")
         lacking = [modality for modality in self.only if modality not in found]
