@@ -5,8 +5,7 @@ selection with `reben_cloud.torch.StreamLoader`, or export it to LMDB. ``import 
 neither torch nor lmdb nor rasterio.
 """
 
-from reben_cloud import grid
-from reben_cloud.dataset import Dataset, open
+from reben_cloud.bigearthnet import grid
 from reben_cloud.errors import (
     ChecksumError,
     ConflictError,
@@ -18,6 +17,7 @@ from reben_cloud.errors import (
     SourceError,
     StorageError,
 )
+from reben_cloud.root.dataset import Dataset, open
 from reben_cloud.search import Selection
 
 __version__ = "0.1.0"

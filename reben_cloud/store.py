@@ -24,7 +24,7 @@ from obstore import exceptions as obs_errors
 from obstore.store import HTTPStore, LocalStore, MemoryStore, S3Store
 
 from reben_cloud.errors import ForkError, StorageError, UnreachableError
-from reben_cloud.paths import SCHEMES, local_path, split_scheme
+from reben_cloud.files.paths import SCHEMES, local_path, split_scheme
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)

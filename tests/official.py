@@ -24,8 +24,9 @@ import zstandard
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 
-from reben_cloud import grid, metadata
-from reben_cloud.patch import MAP_TENSOR, TENSORS, decode_tensors
+from reben_cloud import grid
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.patch import MAP_TENSOR, TENSORS, decode_tensors
 from reben_cloud.sources.archives import ARCHIVES
 from reben_cloud.sources.folders import FOLDERS, file_part, group_of
 from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata

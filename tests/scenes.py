@@ -15,7 +15,7 @@ import shapely
 from rasterio.transform import from_origin
 
 from reben_cloud import grid
-from reben_cloud.bands import BANDS
+from reben_cloud.bigearthnet.bands import BANDS
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 BANDS_S2 = [name for name, band in BANDS.items() if band.sensor == "s2"]

@@ -12,15 +12,15 @@ import pytest
 import zstandard
 
 import reben_cloud as rc
-from reben_cloud import metadata
 from reben_cloud.build import build, make_plan
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import InvalidPatchError, SourceError, StorageError
-from reben_cloud.patch import PAYLOAD_BYTES
-from reben_cloud.recognise import open_source
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.patch import PAYLOAD_BYTES
 from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests import official
 from tests.webserver import serve
 

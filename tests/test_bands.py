@@ -3,7 +3,14 @@
 import pytest
 import tifffile
 
-from reben_cloud.bands import ARRAYS, BAND_SETS, BANDS, MODALITIES, STATISTICS_MEAN, STATISTICS_STD
+from reben_cloud.bigearthnet.bands import (
+    ARRAYS,
+    BAND_SETS,
+    BANDS,
+    MODALITIES,
+    STATISTICS_MEAN,
+    STATISTICS_STD,
+)
 
 
 def test_every_band_is_in_one_array_and_every_array_in_one_modality():

@@ -14,8 +14,8 @@ import reben_cloud as rc
 from reben_cloud.bucket import access_policy, create_bucket, presign, put_policy, s3_client, share
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, StorageError
-from reben_cloud.placement import PlacementOptions
-from reben_cloud.recognise import open_source
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from tests.conftest import empty_bucket

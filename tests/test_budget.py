@@ -14,14 +14,14 @@ import pytest
 import reben_cloud as rc
 from reben_cloud import store as store_module
 from reben_cloud.build import build, make_plan
-from reben_cloud.doctor import diagnose
+from reben_cloud.checks.doctor import diagnose
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import StorageError, UnreachableError
 from reben_cloud.export import export_lmdb
-from reben_cloud.placement import PlacementOptions
-from reben_cloud.recognise import open_source
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Budget, Store, mask, open_store, public_url
 from reben_cloud.stream import RawLoader
-from reben_cloud.verify import verify
 from tests.webserver import _Ranged
 
 SHORT = Budget(attempts=3, seconds=1.5, silence_s=0.8, request_s=1.2)

@@ -20,12 +20,12 @@ import reben_cloud as rc
 from reben_cloud.build import build, build_share, lease, make_plan
 from reben_cloud.build.plan import ShardTask, ZarrTask
 from reben_cloud.build.tasks import Receipt, run_job
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, RebenError, StorageError
-from reben_cloud.patch import PAYLOAD_BYTES
-from reben_cloud.placement import PlacementOptions
+from reben_cloud.root.patch import PAYLOAD_BYTES
+from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests import official
 from tests.conftest import wait_for
 
@@ -203,7 +203,7 @@ SCRIPT = textwrap.dedent(
     import json, sys
     from pathlib import Path
     from reben_cloud.build import build, make_plan
-    from reben_cloud.placement import PlacementOptions
+    from reben_cloud.root.placement import PlacementOptions
     from reben_cloud.sources.synthetic import SyntheticSource
     from reben_cloud.store import open_store
     from tests import official

@@ -11,11 +11,11 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ChecksumError, RebenError
-from reben_cloud.placement import PlacementOptions
+from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests import official
 
 FLIPS = 4

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reben_cloud import grid
-from reben_cloud.country import REBEN_COUNTRIES, load_countries
+from reben_cloud.bigearthnet.country import REBEN_COUNTRIES, load_countries
 from reben_cloud.errors import SourceError
 
 

@@ -12,7 +12,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reben_cloud import cql
+from reben_cloud.search import cql
 
 cql2 = pytest.importorskip("cql2")
 

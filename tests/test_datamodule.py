@@ -10,7 +10,7 @@ import torch
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
-from reben_cloud.recognise import open_source
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from tests.conftest import REPOSITORY
 
@@ -51,7 +51,7 @@ def test_lightning_goes_on_in_the_middle_of_an_epoch(root, tmp_path):
         import lightning
         from lightning.pytorch.callbacks import ModelCheckpoint
 
-        from reben_cloud.datamodule import RebenDataModule
+        from reben_cloud.training.datamodule import RebenDataModule
 
     class Recorder(lightning.LightningModule):
         def __init__(self):

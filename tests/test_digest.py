@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reben_cloud.digest import document_digest, is_intact, sealed, table_digest
+from reben_cloud.root.digest import document_digest, is_intact, sealed, table_digest
 from reben_cloud.sources.synthetic import synthetic_metadata
 from tests.digest_cases import tables
 

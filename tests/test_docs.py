@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reben_cloud.demo import run_demo
+from reben_cloud.cli.demo import run_demo
 from tests.commands import check_command, command_lines
 from tests.conftest import REPOSITORY
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from reben_cloud.doctor import diagnose
+from reben_cloud.checks.doctor import diagnose
 from reben_cloud.errors import missing_extra
 from reben_cloud.store import open_store
 

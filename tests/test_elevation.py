@@ -6,9 +6,9 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from reben_cloud import elevation
-from reben_cloud.elevation import resample_heights
 from reben_cloud.errors import NotFoundError, SourceError
+from reben_cloud.scenes import elevation
+from reben_cloud.scenes.elevation import resample_heights
 
 EPSG, LEFT, TOP = 32633, 300_000, 5_400_000
 BOUNDS = (LEFT, TOP - 2400, LEFT + 2400, TOP)

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.build import build, executors, make_plan
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, NotFoundError, RebenError, SourceError, StorageError
-from reben_cloud.placement import PlacementOptions
-from reben_cloud.recognise import open_source
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests import official
 from tests.conftest import wait_for
 
@@ -189,7 +189,7 @@ def test_many_patches_go_to_s3_through_dask(s3_bucket, cluster, shared):
     """20,000 patches with REBEN_TEST_DASK_PATCHES=20000; fewer by default, for the time it takes."""
     count = int(os.environ.get("REBEN_TEST_DASK_PATCHES", "1000"))
     folder = shared / "data" / "bigearthnet_pipeline"
-    from reben_cloud.metadata import read_official
+    from reben_cloud.root.patches import read_official
 
     table = read_official([folder / "metadata.parquet"]).slice(0, count)
     store = open_store(f"{s3_bucket.url}/root", s3_bucket.storage_options)

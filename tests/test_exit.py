@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from reben_cloud.build import build, make_plan
-from reben_cloud.recognise import open_source
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 
 RUNS = int(os.environ.get("REBEN_EXIT_RUNS", "4"))

@@ -27,17 +27,17 @@ from typer.testing import CliRunner
 import reben_cloud as rc
 from reben_cloud import export as exporting
 from reben_cloud.build import build, make_plan
+from reben_cloud.checks.doctor import diagnose
+from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
-from reben_cloud.doctor import diagnose
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError, StorageError
 from reben_cloud.formats.lmdb import LmdbSource
-from reben_cloud.manifest import to_bytes
-from reben_cloud.metadata import OFFICIAL_SCHEMA, patch_infos
-from reben_cloud.patch import decode_payload, lmdb_key
-from reben_cloud.recognise import open_source
+from reben_cloud.root.manifest import to_bytes
+from reben_cloud.root.patch import decode_payload, lmdb_key
+from reben_cloud.root.patches import OFFICIAL_SCHEMA, patch_infos
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests.conftest import missing
 from tests.faultproxy import Rule
 
@@ -642,7 +642,7 @@ np.savez(out, **found)
 def test_configilm_reads_the_real_pairs_unchanged(real, tmp_path):
     if find_spec("configilm") is None:
         missing("configilm is not installed: `make test` installs it, against its own requirements")
-    from reben_cloud.bands import ARRAYS
+    from reben_cloud.bigearthnet.bands import ARRAYS
     from reben_cloud.stream import RawLoader
 
     selection = rc.open(real).search()

@@ -8,13 +8,13 @@ pytest.importorskip("timm")
 import reben_cloud as rc  # noqa: E402
 from reben_cloud.build import build, make_plan  # noqa: E402
 from reben_cloud.errors import NotFiniteError  # noqa: E402
-from reben_cloud.evaluate import FiniteCheck, compute_context, evaluate, modalities_for, model_input  # noqa: E402
-from reben_cloud.models import ModelSpec  # noqa: E402
-from reben_cloud.recipe import load_recipe  # noqa: E402
-from reben_cloud.recognise import open_source  # noqa: E402
+from reben_cloud.sources.recognise import open_source  # noqa: E402
 from reben_cloud.store import open_store  # noqa: E402
 from reben_cloud.torch import StreamLoader  # noqa: E402
-from reben_cloud.train import train  # noqa: E402
+from reben_cloud.training.config import load_recipe  # noqa: E402
+from reben_cloud.training.evaluate import FiniteCheck, compute_context, evaluate, modalities_for, model_input  # noqa: E402
+from reben_cloud.training.models import ModelSpec  # noqa: E402
+from reben_cloud.training.train import train  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ import pytest
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError
-from reben_cloud.placement import PlacementOptions
-from reben_cloud.recognise import open_source
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.roots import open_root
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
-from reben_cloud.verify import verify
 
 DATA = Path(__file__).parent / "data" / "format-1"
 SAID = json.loads((DATA / "said.json").read_text())

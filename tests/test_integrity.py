@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import reben_cloud as rc
-from reben_cloud import metadata, parquet
 from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.errors import ChecksumError, NotFoundError, RebenError
-from reben_cloud.metadata import write_patches
-from reben_cloud.placement import check_places
-from reben_cloud.recognise import open_source
+from reben_cloud.root import parquet
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.patches import write_patches
+from reben_cloud.root.placement import check_places
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
@@ -154,7 +155,7 @@ def test_a_sealed_table_is_a_parquet_file_like_any_other():
 def test_a_large_table_of_an_older_remote_root_is_read_with_a_warning(catalog, monkeypatch, caplog):
     expected = everything(catalog.url)
     without_seal(catalog)
-    monkeypatch.setattr("reben_cloud.root.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("reben_cloud.root.documents.WHOLE_BYTES", 1000)
 
     dataset = rc.open(catalog.url)
 

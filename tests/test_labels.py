@@ -10,7 +10,7 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reben_cloud import labels
+from reben_cloud.bigearthnet import labels
 from reben_cloud.errors import InvalidPatchError
 
 

@@ -19,7 +19,7 @@ from pyproj import Transformer
 from reben_cloud import grid
 from reben_cloud.catalog import patch_items
 from reben_cloud.errors import SourceError
-from reben_cloud.metadata import (
+from reben_cloud.root.patches import (
     OFFICIAL_SCHEMA,
     patch_infos,
     patches_table,
@@ -27,7 +27,7 @@ from reben_cloud.metadata import (
     rfc3339,
     write_patches,
 )
-from reben_cloud.placement import PlacementOptions, place
+from reben_cloud.root.placement import PlacementOptions, place
 from reben_cloud.sources.synthetic import synthetic_metadata
 from tests.stac import stac_errors
 
@@ -188,7 +188,7 @@ def test_another_order_of_the_placement_is_refused():
 def test_all_real_rows_take_little_time_memory_and_space(shared, tmp_path):
     folder = shared / "data" / "bigearthnet_pipeline"
     script = (
-        "import resource, sys; from pathlib import Path; from reben_cloud.metadata import *\n"
+        "import resource, sys; from pathlib import Path; from reben_cloud.root.patches import *\n"
         "rows = read_official(sys.argv[2:]); Path(sys.argv[1]).write_bytes(write_patches(patches_table(rows)))\n"
         # ru_maxrss would be the parent's, which vfork hands on.
         "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]\n"

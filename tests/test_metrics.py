@@ -13,8 +13,8 @@ from torchmetrics.classification import (
     MultilabelRecall,
 )
 
-from reben_cloud.labels import CLASSES_ALPHABETICAL
-from reben_cloud.metrics import (
+from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL
+from reben_cloud.training.metrics import (
     NUM_CLASSES,
     confusion_of,
     early_stopping_score,

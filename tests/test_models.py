@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from reben_cloud.bands import BAND_SETS, BAND_SETS_V011
+from reben_cloud.bigearthnet.bands import BAND_SETS, BAND_SETS_V011
 from reben_cloud.errors import NotFoundError
-from reben_cloud.modelcard import write_card
-from reben_cloud.models import (
+from reben_cloud.training.config import load_recipe
+from reben_cloud.training.modelcard import write_card
+from reben_cloud.training.models import (
     ARCHITECTURES,
     ModelSpec,
     create_model,
@@ -25,7 +26,6 @@ from reben_cloud.models import (
     published_bands,
     save_model,
 )
-from reben_cloud.recipe import load_recipe
 
 # Millions of parameters with 19 classes and 10 channels, as measured on the published classes.
 PARAMETERS = dict(zip(ARCHITECTURES, (23.57, 42.56, 20.62, 87.73, 59.15, 4.95, 85.74), strict=True))
@@ -250,7 +250,7 @@ def validator(folder: Path, url: str):
 def test_models_load_beside_a_torchvision_whose_operators_do_not():
     """Where torch is a CPU build and torchvision the ordinary wheel, as on most test machines; anywhere else too."""
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    program = "import reben_cloud.models, reben_cloud.metrics, timm, torchvision; print(torchvision.__name__)"
+    program = "import reben_cloud.training.models, reben_cloud.training.metrics, timm, torchvision; print(torchvision.__name__)"
 
     result = subprocess.run(
         [sys.executable, "-c", program], env=alone, capture_output=True, text=True, check=False

@@ -14,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 
 from reben_cloud.build import build, make_plan
-from reben_cloud.recognise import open_source
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from tests.conftest import REPOSITORY, empty_bucket
 from tests.scenes import make_landscape

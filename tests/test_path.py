@@ -19,9 +19,9 @@ import xarray as xr
 from safetensors.numpy import load
 
 import reben_cloud as rc
-from reben_cloud.bands import ARRAYS
+from reben_cloud.bigearthnet.bands import ARRAYS
 from reben_cloud.build import build, make_plan
-from reben_cloud.recognise import open_source
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 
 

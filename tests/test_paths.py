@@ -13,16 +13,16 @@ import typer
 
 import reben_cloud as rc
 from reben_cloud import cli
+from reben_cloud.bigearthnet.country import load_countries
 from reben_cloud.build import build, make_plan
-from reben_cloud.country import load_countries
-from reben_cloud.demo import run_demo
-from reben_cloud.metadata import read_official
-from reben_cloud.paths import local_path, split_scheme
-from reben_cloud.recipe import load_recipe
-from reben_cloud.recognise import open_source
-from reben_cloud.reference_map import load_class_table
+from reben_cloud.cli.demo import run_demo
+from reben_cloud.files.paths import local_path, split_scheme
+from reben_cloud.root.patches import read_official
+from reben_cloud.scenes.land_cover import load_class_table
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import normalise_url, open_store
 from reben_cloud.stream import RawLoader
+from reben_cloud.training.config import load_recipe
 
 PARSERS = {cli.path, cli.whole_path, cli.path_or_url, cli.new_root, cli.name_or_path}
 
@@ -187,9 +187,9 @@ def test_functions_refuse_urls_and_write_nothing(name, root, tmp_path, monkeypat
 
 def test_models_and_reports_go_to_folders_alone(tmp_path, monkeypatch):
     pytest.importorskip("timm")
-    from reben_cloud.models import load_pretrained, save_model
-    from reben_cloud.report import write_report
-    from reben_cloud.train import train
+    from reben_cloud.training.models import load_pretrained, save_model
+    from reben_cloud.training.report import write_report
+    from reben_cloud.training.train import train
 
     monkeypatch.chdir(tmp_path)
     nothing = dict.fromkeys(("spec", "model", "selection"))

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from reben_cloud.bands import PATCH_M
-from reben_cloud.picture import BRIGHTEST, THUMBNAIL_PX, encode_png, thumbnail, tiny_true_color, true_color
+from reben_cloud.bigearthnet.bands import PATCH_M
+from reben_cloud.bigearthnet.picture import (
+    BRIGHTEST,
+    THUMBNAIL_PX,
+    encode_png,
+    thumbnail,
+    tiny_true_color,
+    true_color,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 

@@ -23,20 +23,20 @@ from rasterio.transform import from_origin
 
 import reben_cloud as rc
 from reben_cloud import grid
-from reben_cloud import prepare as recipe_module
-from reben_cloud.bands import ARRAYS, BANDS
+from reben_cloud.bigearthnet.bands import ARRAYS, BANDS
+from reben_cloud.bigearthnet.country import load_countries
+from reben_cloud.bigearthnet.labels import representative_code
 from reben_cloud.build import build, dask, make_plan
-from reben_cloud.country import load_countries
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.geotiff import encode_band
-from reben_cloud.labels import representative_code
-from reben_cloud.prepare import Recipe, build_root, find_products, find_s1, prepare, prepare_product
-from reben_cloud.recognise import open_source
-from reben_cloud.reference_map import load_class_table
-from reben_cloud.sources.safe import open_safe
-from reben_cloud.sources.sentinel1 import open_scenes
+from reben_cloud.scenes import prepare as recipe_module
+from reben_cloud.scenes.land_cover import load_class_table
+from reben_cloud.scenes.prepare import Recipe, build_root, find_products, find_s1, prepare, prepare_product
+from reben_cloud.scenes.safe import open_safe
+from reben_cloud.scenes.sentinel1 import open_scenes
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests.conftest import wait_for
 from tests.scenes import PRODUCT as PRODUCT_OF_SCENES
 from tests.scenes import band_pixels, make_clc, make_landscape, make_safe

@@ -17,9 +17,9 @@ from rasterio.transform import from_origin
 
 from reben_cloud import grid
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
-from reben_cloud.prepare import find_s1
-from reben_cloud.processors import run_sarsen, run_sen2cor, run_snap
-from reben_cloud.sources.sentinel1 import pair
+from reben_cloud.scenes.prepare import find_s1
+from reben_cloud.scenes.processors import run_sarsen, run_sen2cor, run_snap
+from reben_cloud.scenes.sentinel1 import pair
 from tests.scenes import PRODUCT, make_safe
 
 L1C = "S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_20170613T101608"
@@ -170,7 +170,7 @@ def test_snap_gets_every_parameter_that_the_graph_has(tmp_path, program):
 def test_the_graph_is_a_chain_without_a_speckle_filter():
     from importlib.resources import files
 
-    graph = ET.fromstring(files("reben_cloud").joinpath("snap", "grd_to_db.xml").read_text())
+    graph = ET.fromstring(files("reben_cloud.scenes").joinpath("snap", "grd_to_db.xml").read_text())
     operators = [node.findtext("operator") for node in graph.findall("node")]
     refids = [source.get("refid") for source in graph.iter("sourceProduct")]
 

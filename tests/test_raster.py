@@ -14,7 +14,7 @@ import reben_cloud as rc
 from reben_cloud import grid
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import NotFoundError
-from reben_cloud.recognise import open_source
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_stacked_is_said(scattered, monkeypatch):
         selection.to_xarray(["B02", "B02"])
     with pytest.raises(NotFoundError, match="the selection is empty"):
         scattered.search(ids=[]).to_xarray()
-    monkeypatch.setattr("reben_cloud.search.selection.MAX_XARRAY", 10)
+    monkeypatch.setattr("reben_cloud.root.selection.MAX_XARRAY", 10)
     with pytest.raises(ValueError, match="10 at most, and these are 40: search with limit="):
         selection.to_xarray()
     with pytest.raises(TypeError, match="takes one patch id"):

@@ -5,8 +5,15 @@ import json
 
 import pytest
 
-from reben_cloud.bands import BAND_SETS
-from reben_cloud.recipe import Subset, TrainConfig, band_names, config_from, load_recipe, recipe_names
+from reben_cloud.bigearthnet.bands import BAND_SETS
+from reben_cloud.training.config import (
+    Subset,
+    TrainConfig,
+    band_names,
+    config_from,
+    load_recipe,
+    recipe_names,
+)
 
 PUBLISHED = [
     "convmixer_768_32",

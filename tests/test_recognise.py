@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli import app
-from reben_cloud.clutter import is_clutter
 from reben_cloud.errors import RebenError, SourceError
-from reben_cloud.prepare import find_products
-from reben_cloud.recognise import open_source
+from reben_cloud.files.clutter import is_clutter
+from reben_cloud.scenes.prepare import find_products
+from reben_cloud.scenes.sentinel1 import open_scenes
 from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
 from reben_cloud.sources.folders import FOLDERS, FolderSource
-from reben_cloud.sources.sentinel1 import open_scenes
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.survey import modality_named
 from reben_cloud.sources.synthetic import synthetic_metadata
 from reben_cloud.store import open_store

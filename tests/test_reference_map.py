@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
 
-from reben_cloud import grid, labels, reference_map
+from reben_cloud import grid
+from reben_cloud.bigearthnet import labels
 from reben_cloud.errors import SourceError
-from reben_cloud.reference_map import (
+from reben_cloud.scenes import land_cover as reference_map
+from reben_cloud.scenes.land_cover import (
     REBEN19,
     ClassTable,
     LandCover,
@@ -20,7 +22,7 @@ from reben_cloud.reference_map import (
     load_class_table,
     rasterise,
 )
-from reben_cloud.reference_map import read_land_cover as read
+from reben_cloud.scenes.land_cover import read_land_cover as read
 from tests.scenes import make_clc
 
 LEFT, TOP = 300_000, 5_400_000

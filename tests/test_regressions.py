@@ -12,7 +12,7 @@ import pytest
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
-from reben_cloud.recognise import open_source
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reben_cloud import labels
+from reben_cloud.bigearthnet import labels
 from reben_cloud.sampling import (
     EpochOrder,
     Steps,

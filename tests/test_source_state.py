@@ -12,11 +12,11 @@ import pytest
 import reben_cloud as rc
 from reben_cloud.build import build, build_share, make_plan
 from reben_cloud.build.tasks import Receipt, run_job
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError
-from reben_cloud.placement import PlacementOptions
-from reben_cloud.recognise import open_source
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests import official
 
 NUM_PATCHES = 12
@@ -92,7 +92,7 @@ def test_a_source_that_changed_is_refused_with_what_differs_and_the_way_out(form
     file = files[0]
     if name == "root":
         manifest = json.loads(file.read_text())
-        from reben_cloud.manifest import to_bytes
+        from reben_cloud.root.manifest import to_bytes
 
         file.write_bytes(to_bytes({**manifest, "created_from": "something else"}))
     else:

@@ -12,20 +12,21 @@ import rasterio
 from safetensors.numpy import load
 
 import reben_cloud as rc
-from reben_cloud import grid, metadata
+from reben_cloud import grid
 from reben_cloud.build import build, make_plan
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ChecksumError, InvalidPatchError, SourceError
+from reben_cloud.formats.geotiff_decode import read_pixels
 from reben_cloud.formats.lmdb import LmdbSource
-from reben_cloud.patch import MAP_TENSOR, TENSORS, decode_tensors
-from reben_cloud.placement import PlacementOptions
-from reben_cloud.recognise import open_source
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.patch import MAP_TENSOR, TENSORS, decode_tensors
+from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.sources.folders import FolderSource
-from reben_cloud.sources.geotiff import read_pixels
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.roots import RootSource
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests import official
 
 TRIPLE = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"

@@ -16,10 +16,10 @@ import reben_cloud as rc
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
 from reben_cloud.formats import tar
-from reben_cloud.patch import decode_payload
-from reben_cloud.placement import PlacementOptions
-from reben_cloud.recognise import open_source
+from reben_cloud.root.patch import decode_payload
+from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sampling import EpochOrder
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.cache import ShardCache

@@ -23,8 +23,8 @@ import xxhash
 
 import reben_cloud as rc
 from reben_cloud.errors import ChecksumError, SourceError, StorageError
+from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
-from reben_cloud.local_file import LocalFile
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.fetch import Places

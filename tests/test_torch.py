@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import reben_cloud as rc
-from reben_cloud.bands import BAND_SETS, BAND_SETS_V011, BANDS, STATISTICS_MEAN, STATISTICS_STD
+from reben_cloud.bigearthnet.bands import BAND_SETS, BAND_SETS_V011, BANDS, STATISTICS_MEAN, STATISTICS_STD
 from reben_cloud.errors import ForkError
 from reben_cloud.stream import RawLoader
 from tests.test_stream import NUM_PATCHES, check_pixels, epoch_of, root, selection, truth  # noqa: F401
@@ -344,7 +344,7 @@ def test_killed_twenty_times_the_batches_are_those_of_one_undisturbed_run(root, 
 
 def reference_input(batch, bands, *, normalize):
     """As ConfigILM: each band to float32, torch's nearest interpolation, mean and deviation."""
-    from reben_cloud.bands import ARRAYS
+    from reben_cloud.bigearthnet.bands import ARRAYS
 
     planes = []
     for band in bands:
@@ -456,7 +456,7 @@ def test_on_the_real_pairs_the_input_is_configilms(shared, tmp_path):
     from safetensors.numpy import load
 
     from reben_cloud.build import build, make_plan
-    from reben_cloud.recognise import open_source
+    from reben_cloud.sources.recognise import open_source
     from reben_cloud.store import open_store
 
     # Copied: one process opens an environment once, and other tests do too.

@@ -17,19 +17,19 @@ import timm
 import torch
 
 import reben_cloud as rc
-from reben_cloud.bands import ARRAYS, BANDS, STATISTICS_MEAN, STATISTICS_STD
+from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, STATISTICS_MEAN, STATISTICS_STD
+from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, encode_many
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, NotFoundError
-from reben_cloud.evaluate import MapTargets, compute_context, evaluate, evaluate_folder
-from reben_cloud.labels import CLASSES_ALPHABETICAL, encode_many
-from reben_cloud.metrics import label_metrics
-from reben_cloud.models import ARCHITECTURES, ModelSpec, create_model
-from reben_cloud.patch import Patch, encode_payload
-from reben_cloud.recipe import load_recipe
-from reben_cloud.recognise import open_source
+from reben_cloud.root.patch import Patch, encode_payload
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import synthetic_metadata
 from reben_cloud.store import open_store
-from reben_cloud.train import Learner, keyed_random, learning_rate, positive_weights, train
+from reben_cloud.training.config import load_recipe
+from reben_cloud.training.evaluate import MapTargets, compute_context, evaluate, evaluate_folder
+from reben_cloud.training.metrics import label_metrics
+from reben_cloud.training.models import ARCHITECTURES, ModelSpec, create_model
+from reben_cloud.training.train import Learner, keyed_random, learning_rate, positive_weights, train
 from tests.conftest import free_port
 
 
@@ -125,9 +125,9 @@ def test_evaluating_the_saved_model_gives_what_the_run_reported(finished, datase
 SCRIPT = """
 import json, os, signal, sys
 import reben_cloud as rc
-import reben_cloud.train
-from reben_cloud.recipe import config_from
-from reben_cloud.train import train
+import reben_cloud.training.train
+from reben_cloud.training.config import config_from
+from reben_cloud.training.train import train
 
 url, folder, config, last_step = sys.argv[1:]
 
@@ -139,7 +139,7 @@ def stop(info):
         die()
 
 if last_step == "evaluate":
-    reben_cloud.train.evaluate = die
+    reben_cloud.training.train.evaluate = die
 train(config_from(json.loads(config)), rc.open(url), folder, on_step=stop if last_step.isdigit() else None)
 """
 
@@ -347,7 +347,7 @@ def raw_batch(count=8):
 
 def learner(*overrides, task="labels", bands="S1_10m_20m"):
     config = recipe(f"task={task}", f"bands={bands}", *overrides)
-    from reben_cloud.recipe import band_names
+    from reben_cloud.training.config import band_names
 
     spec = ModelSpec(architecture="test_resnet", bands=band_names(bands), task=task)
     return Learner(config, spec, None)

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import reben_cloud as rc
-from reben_cloud import metadata
 from reben_cloud.build import build, make_plan
+from reben_cloud.checks.verify import verify
 from reben_cloud.formats import tar, zarr
 from reben_cloud.formats.lmdb import LmdbSource
-from reben_cloud.manifest import to_bytes
-from reben_cloud.patch import lmdb_key
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.manifest import to_bytes
+from reben_cloud.root.patch import lmdb_key
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests import official
 
 NUM_PATCHES = 30
@@ -234,7 +234,7 @@ def test_a_source_with_other_pixels_is_told(good, tmp_path):
     official.write_folders(tmp_path, table)
     path = some(tmp_path, "*_B8A.tif")
     flip(path, -100)
-    from reben_cloud.recognise import open_source
+    from reben_cloud.sources.recognise import open_source
 
     (found,) = problems(good, against=open_source(tmp_path)[0])
 
@@ -264,7 +264,7 @@ def test_an_exported_lmdb_is_compared(good, tmp_path):
 
 
 def test_archives_are_compared(good, tmp_path):
-    from reben_cloud.recognise import open_source
+    from reben_cloud.sources.recognise import open_source
 
     table = official.table_of(NUM_PATCHES)
     official.write_archives(tmp_path, table)

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics.classification import MultilabelAveragePrecision
 
-from reben_cloud.datamodule import RebenDataModule
 from reben_cloud.torch import ModelInput
+from reben_cloud.training.datamodule import RebenDataModule
 
 
 class Classifier(lightning.LightningModule):

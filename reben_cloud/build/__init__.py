@@ -29,9 +29,9 @@ from reben_cloud.build.plan import (
 )
 from reben_cloud.build.publish import publish
 from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, read_receipt, run_job
-from reben_cloud.digest import is_intact, sealed
 from reben_cloud.errors import ConflictError
-from reben_cloud.root import read_manifest
+from reben_cloud.root.digest import is_intact, sealed
+from reben_cloud.root.documents import read_manifest
 from reben_cloud.store import Store
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reben_cloud.bands import MODALITIES
+from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.build.plan import BuildPlan
 
 

@@ -20,16 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reben_cloud.bands import ARRAYS, MODALITIES
+from reben_cloud.bigearthnet.bands import ARRAYS, MODALITIES
 from reben_cloud.build.spool import Spool
-from reben_cloud.digest import DIGEST, document_digest, table_digest
 from reben_cloud.errors import SourceError
+from reben_cloud.files.paths import local_path
 from reben_cloud.formats import tar, zarr
-from reben_cloud.manifest import FORMAT_VERSION as FORMAT_VERSION
-from reben_cloud.manifest import ROOT_FORMAT
-from reben_cloud.paths import local_path
-from reben_cloud.placement import PlacementOptions, group_sizes, place
-from reben_cloud.root import MANIFEST as MANIFEST
+from reben_cloud.root.digest import DIGEST, document_digest, table_digest
+from reben_cloud.root.documents import MANIFEST as MANIFEST
+from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
+from reben_cloud.root.manifest import ROOT_FORMAT
+from reben_cloud.root.placement import PlacementOptions, group_sizes, place
 from reben_cloud.sources import Source
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.sources.roots import open_root

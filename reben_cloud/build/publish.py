@@ -20,7 +20,8 @@ import zarr_cm
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from reben_cloud import catalog, grid, labels, metadata, picture
+from reben_cloud import catalog
+from reben_cloud.bigearthnet import grid, labels, picture
 from reben_cloud.build.plan import (
     FORMAT_VERSION,
     MANIFEST,
@@ -32,12 +33,13 @@ from reben_cloud.build.plan import (
     manifest_of,
 )
 from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, put, refuse_changed
-from reben_cloud.digest import sealed
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
-from reben_cloud.manifest import ROOT_FORMAT, to_bytes
-from reben_cloud.parquet import Seal
-from reben_cloud.root import OBJECTS, PATCHES, PATCHES_SEAL, read_manifest
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.digest import sealed
+from reben_cloud.root.documents import OBJECTS, PATCHES, PATCHES_SEAL, read_manifest
+from reben_cloud.root.manifest import ROOT_FORMAT, to_bytes
+from reben_cloud.root.parquet import Seal
 from reben_cloud.store import Store
 
 

@@ -18,7 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import StorageError
-from reben_cloud.patch import PAYLOAD_BYTES
+from reben_cloud.root.patch import PAYLOAD_BYTES
 
 _SUM_BYTES = 8
 

@@ -18,14 +18,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud import grid, labels, metadata
-from reben_cloud.bands import ARRAYS, MODALITIES
+from reben_cloud.bigearthnet import grid, labels
+from reben_cloud.bigearthnet.bands import ARRAYS, MODALITIES
+from reben_cloud.bigearthnet.picture import tiny_true_color
 from reben_cloud.build.plan import Job, ShardTask, UnpackTask, ZarrTask
-from reben_cloud.digest import is_intact, sealed
 from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
-from reben_cloud.patch import MAP_TENSOR, PAYLOAD_HEADER, Patch, PatchInfo, decode_tensors
-from reben_cloud.picture import tiny_true_color
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.digest import is_intact, sealed
+from reben_cloud.root.patch import MAP_TENSOR, PAYLOAD_HEADER, Patch, PatchInfo, decode_tensors
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.store import Store
 

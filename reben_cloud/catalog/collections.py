@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pystac
 import shapely
 
+from reben_cloud.bigearthnet.labels import CLASSES
 from reben_cloud.catalog.products import Summary, band_extensions, zarr_definition
 from reben_cloud.catalog.terms import (
     CITATION,
@@ -25,8 +26,7 @@ from reben_cloud.catalog.terms import (
     extension,
     file_fields,
 )
-from reben_cloud.labels import CLASSES
-from reben_cloud.metadata import COLLECTION_ID, DESCRIPTION, LICENSE, REBEN_EXTENSION, SPLITS, rfc3339
+from reben_cloud.root.patches import COLLECTION_ID, DESCRIPTION, LICENSE, REBEN_EXTENSION, SPLITS, rfc3339
 
 
 def dataset_collection(

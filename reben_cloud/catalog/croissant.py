@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from reben_cloud.catalog.terms import CITATION, Written
-from reben_cloud.metadata import DESCRIPTION, LICENSE, rfc3339
+from reben_cloud.root.patches import DESCRIPTION, LICENSE, rfc3339
 
 
 def croissant_card(

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reben_cloud.catalog.terms import extension
-from reben_cloud.metadata import rfc3339
+from reben_cloud.root.patches import rfc3339
 
 SQUARE = np.dtype([("head", "V13"), ("ring", "<f8", (5, 2))])
 """WKB of a patch's footprint, as `metadata` writes it: one ring of five points."""

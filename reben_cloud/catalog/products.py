@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import pystac
 import shapely
 
-from reben_cloud.bands import ARRAYS, BANDS, MAP_UNLABELLED
+from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, MAP_UNLABELLED
+from reben_cloud.bigearthnet.labels import CLASSES, CLC
+from reben_cloud.bigearthnet.picture import BRIGHTEST, GAMMA, TRUE_COLOR
 from reben_cloud.catalog.terms import ZARR_TYPE, Written, extension, file_fields
 from reben_cloud.formats import zarr
-from reben_cloud.labels import CLASSES, CLC
-from reben_cloud.metadata import COLLECTION_ID, REBEN_EXTENSION, SPLITS, rfc3339
-from reben_cloud.picture import BRIGHTEST, GAMMA, TRUE_COLOR
+from reben_cloud.root.patches import COLLECTION_ID, REBEN_EXTENSION, SPLITS, rfc3339
 
 
 class Summary:

@@ -29,7 +29,7 @@ from reben_cloud.export.folder import (
 from reben_cloud.export.folder import find_damage as find_damage
 from reben_cloud.export.plan import MANIFEST as MANIFEST
 from reben_cloud.export.plan import Records, existing, identity_of, modalities_of, reconcile
-from reben_cloud.paths import local_path
+from reben_cloud.files.paths import local_path
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection

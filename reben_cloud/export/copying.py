@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import NotFoundError, SourceError, StorageError
 from reben_cloud.export.plan import Records, afresh
 from reben_cloud.formats import tar
-from reben_cloud.patch import Buffer
+from reben_cloud.root.patch import Buffer
 from reben_cloud.stream.fetch import Counters, Places, Reader
 from reben_cloud.stream.select import StoredSelection, open_reader
 

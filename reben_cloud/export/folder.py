@@ -18,14 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from reben_cloud import metadata, parquet
-from reben_cloud.bands import MODALITIES
+from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.export.copying import Sink
 from reben_cloud.export.plan import MANIFEST, afresh
-from reben_cloud.manifest import EXPORT_FORMAT, to_bytes
-from reben_cloud.metadata import OFFICIAL_SCHEMA
-from reben_cloud.root import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.documents import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES, parquet
+from reben_cloud.root.manifest import EXPORT_FORMAT, to_bytes
+from reben_cloud.root.patches import OFFICIAL_SCHEMA
 
 if TYPE_CHECKING:
     from reben_cloud.search import Selection

@@ -14,11 +14,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.bands import MODALITIES
+from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
-from reben_cloud.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
-from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
-from reben_cloud.root import EXPORT_MANIFEST, read_patches
+from reben_cloud.root.documents import EXPORT_MANIFEST, read_patches
+from reben_cloud.root.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
+from reben_cloud.root.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
 from reben_cloud.store import open_store
 
 if TYPE_CHECKING:

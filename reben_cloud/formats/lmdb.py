@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reben_cloud.bands import MODALITIES
+from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.errors import NotFoundError, SourceError, StorageError, missing_extra
 from reben_cloud.formats.lmdb_file import LmdbFile
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
-from reben_cloud.patch import Buffer, Patch, PatchInfo, check_payload, lmdb_key
+from reben_cloud.root.patch import Buffer, Patch, PatchInfo, check_payload, lmdb_key
 from reben_cloud.store import file_version
 
 try:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from reben_cloud.errors import SourceError
-from reben_cloud.local_file import LocalFile
+from reben_cloud.files.local import LocalFile
 
 _PAGE = struct.Struct("<QHHHH")  # number, pad, flags, lower and upper end of the free space
 _OVERFLOW_HEADER_BYTES = 16

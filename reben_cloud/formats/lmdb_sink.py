@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import StorageError
 from reben_cloud.formats import lmdb
 from reben_cloud.formats.lmdb_pages import PAGE_BYTES, VALUE_OFFSET, plan_pages
-from reben_cloud.patch import PAYLOAD_BYTES, Buffer
+from reben_cloud.root.patch import PAYLOAD_BYTES, Buffer
 
 MAX_MAP_SIZE = 2**47
 """Address space of a process on x86-64; rico-hdl asks for 100 TiB of it."""

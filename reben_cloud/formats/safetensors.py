@@ -19,10 +19,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.bands import ARRAYS, MODALITIES
+from reben_cloud.bigearthnet.bands import ARRAYS, MODALITIES
 from reben_cloud.errors import NotFoundError, SourceError
-from reben_cloud.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
-from reben_cloud.patch import (
+from reben_cloud.root.documents import EXPORT_MANIFEST, read_patches
+from reben_cloud.root.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
+from reben_cloud.root.patch import (
     MAP_SHAPE,
     MAP_TENSOR,
     PAYLOAD_BYTES,
@@ -32,7 +33,6 @@ from reben_cloud.patch import (
     Patch,
     PatchInfo,
 )
-from reben_cloud.root import EXPORT_MANIFEST, read_patches
 from reben_cloud.store import file_version, open_store
 
 _DTYPES = {"uint16": "U16", "float32": "F32"}

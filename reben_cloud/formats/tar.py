@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.errors import InvalidPatchError
-from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, Buffer, check_payload
+from reben_cloud.root.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, Buffer, check_payload
 
 BLOCK_BYTES = 512
 """Size of a tar header, and the unit to which member data is padded (POSIX.1-1988, ustar)."""

@@ -23,9 +23,9 @@ import numpy as np
 from numcodecs import Blosc
 from numpy.typing import NDArray
 
-from reben_cloud.bands import ARRAYS, BANDS, MODALITIES
+from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, MODALITIES
+from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL
 from reben_cloud.errors import ChecksumError
-from reben_cloud.labels import CLASSES_ALPHABETICAL
 
 PATCHES_PER_ZARR_SHARD = 256
 """Patches in a Zarr shard of every array, so that one task owns one Zarr shard of each."""

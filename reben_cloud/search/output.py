@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from reben_cloud.catalog import patch_items
-from reben_cloud.metadata import rfc3339, write_patches
-from reben_cloud.search.selection import Selection
+from reben_cloud.root.patches import rfc3339, write_patches
+from reben_cloud.root.selection import Selection
 
 Form = Literal["table", "ids", "json", "geojson", "stac", "parquet"]
 """How `render` writes a selection."""

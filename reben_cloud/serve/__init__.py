@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from reben_cloud.dataset import Dataset
 from reben_cloud.errors import missing_extra
+from reben_cloud.root.dataset import Dataset
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from reben_cloud import grid
-from reben_cloud.dataset import Dataset
+from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, CLC, encode_many, representative_code
+from reben_cloud.bigearthnet.picture import GAMMA, TRUE_COLOR, encode_png, true_color
 from reben_cloud.errors import NotFoundError
-from reben_cloud.labels import CLASSES_ALPHABETICAL, CLC, encode_many, representative_code
-from reben_cloud.metadata import SPLITS, rfc3339
-from reben_cloud.picture import GAMMA, TRUE_COLOR, encode_png, true_color
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.patches import SPLITS, rfc3339
 
 _ASSETS = {
     "explore.html": "text/html; charset=utf-8",
@@ -35,7 +35,7 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
     footprints = gzip.compress(_footprints(dataset, index), 1, mtime=0)
     folder = files("reben_cloud.serve").joinpath("page")
     pages = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
-    outlines = files("reben_cloud").joinpath("data", "ne_110m_ten_countries.geojson").read_bytes()
+    outlines = files("reben_cloud.bigearthnet").joinpath("data", "ne_110m_ten_countries.geojson").read_bytes()
 
     @app.get("/explore/index.json", include_in_schema=False)
     def send_index() -> dict[str, Any]:

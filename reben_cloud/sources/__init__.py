@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from reben_cloud.patch import Patch, PatchInfo
+from reben_cloud.root.patch import Patch, PatchInfo
 
 
 class Source(Protocol):

@@ -17,12 +17,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
-from reben_cloud import grid
-from reben_cloud.clutter import is_clutter
+from reben_cloud.bigearthnet import grid
 from reben_cloud.errors import InvalidPatchError, SourceError, missing_extra
-from reben_cloud.patch import PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
+from reben_cloud.files.clutter import is_clutter
+from reben_cloud.formats.geotiff_decode import read_pixels
+from reben_cloud.root.patch import PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
 from reben_cloud.sources.folders import FOLDERS, SUFFIXES, file_part, is_patch
-from reben_cloud.sources.geotiff import read_pixels
 from reben_cloud.store import Store
 
 ARCHIVES: Mapping[str, str] = {m: f"{folder}.tar.zst" for m, folder in FOLDERS.items()}

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from reben_cloud import grid
-from reben_cloud.clutter import is_clutter
+from reben_cloud.bigearthnet import grid
 from reben_cloud.errors import SourceError
-from reben_cloud.patch import MAP_TENSOR, PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
-from reben_cloud.sources.geotiff import Footprint, read_pixels
+from reben_cloud.files.clutter import is_clutter
+from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
+from reben_cloud.root.patch import MAP_TENSOR, PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
 
 logger = logging.getLogger(__name__)
 

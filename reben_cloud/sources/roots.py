@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import tar
-from reben_cloud.metadata import OFFICIAL_SCHEMA
-from reben_cloud.patch import PAYLOAD_BYTES, Patch, PatchInfo
-from reben_cloud.placement import check_places
-from reben_cloud.root import MANIFEST, PATCHES, again, lost, read_manifest, read_patches
+from reben_cloud.root.documents import MANIFEST, PATCHES, again, lost, read_manifest, read_patches
+from reben_cloud.root.patch import PAYLOAD_BYTES, Patch, PatchInfo
+from reben_cloud.root.patches import OFFICIAL_SCHEMA
+from reben_cloud.root.placement import check_places
 from reben_cloud.store import Store
 
 

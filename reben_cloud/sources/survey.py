@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from reben_cloud.clutter import is_clutter
+from reben_cloud.files.clutter import is_clutter
 from reben_cloud.sources.folders import SUFFIXES, is_patch, is_v1_patch
 
 logger = logging.getLogger(__name__)

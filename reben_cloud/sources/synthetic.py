@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from reben_cloud import parquet
-from reben_cloud.bands import BANDS, STATISTICS_MEAN
+from reben_cloud.bigearthnet.bands import BANDS, STATISTICS_MEAN
+from reben_cloud.bigearthnet.labels import CLASSES, representative_code
 from reben_cloud.errors import SourceError
-from reben_cloud.labels import CLASSES, representative_code
-from reben_cloud.metadata import read_official
-from reben_cloud.patch import MAP_SHAPE, MAP_TENSOR, TENSORS, Patch, PatchInfo, encode_payload
+from reben_cloud.root import parquet
+from reben_cloud.root.patch import MAP_SHAPE, MAP_TENSOR, TENSORS, Patch, PatchInfo, encode_payload
+from reben_cloud.root.patches import read_official
 
 _GRID = 8
 """Cells of the coarse random field along one side of a patch; interpolated, it is the terrain."""

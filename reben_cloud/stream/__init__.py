@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reben_cloud import labels
+from reben_cloud.bigearthnet import labels
 from reben_cloud.errors import ForkError, NotFoundError
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
 from reben_cloud.stream.fetch import Counters, Reader

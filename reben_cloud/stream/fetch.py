@@ -24,9 +24,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, StorageError
+from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar, zarr
-from reben_cloud.local_file import LocalFile
-from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, Buffer
+from reben_cloud.root.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, Buffer
 from reben_cloud.sampling import Ints
 from reben_cloud.store import Store
 from reben_cloud.stream.cache import ShardCache

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.bands import ARRAYS, BANDS, MODALITIES
-from reben_cloud.patch import MAP_SHAPE, MAP_TENSOR, TENSORS
+from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, MODALITIES
+from reben_cloud.root.patch import MAP_SHAPE, MAP_TENSOR, TENSORS
 
 Arrays = dict[str, NDArray[Any]]
 

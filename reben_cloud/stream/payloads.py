@@ -16,9 +16,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, StorageError
+from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
-from reben_cloud.local_file import LocalFile
-from reben_cloud.patch import Buffer
+from reben_cloud.root.patch import Buffer
 from reben_cloud.sampling import Ints
 from reben_cloud.stream.gather import Copy, Slot
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud import labels
-from reben_cloud.bands import MODALITIES
+from reben_cloud.bigearthnet import labels
+from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.errors import ChecksumError
-from reben_cloud.paths import local_path
-from reben_cloud.placement import check_places
-from reben_cloud.root import PATCHES, read_objects
+from reben_cloud.files.paths import local_path
+from reben_cloud.root.documents import PATCHES, read_objects
+from reben_cloud.root.placement import check_places
 from reben_cloud.sampling import Ints
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.fetch import Counters, LmdbReader, Places, Reader, ShardReader, ZarrReader

@@ -33,12 +33,12 @@ import lmdb
 import pyarrow.parquet as pq
 from numcodecs import Blosc
 
-from reben_cloud import metadata
 from reben_cloud.build import make_plan
 from reben_cloud.build.tasks import stack_patches
 from reben_cloud.formats import zarr
-from reben_cloud.patch import lmdb_key
-from reben_cloud.recognise import open_source
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.patch import lmdb_key
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 

@@ -34,7 +34,7 @@ from safetensors.numpy import save
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
-from reben_cloud.recognise import open_source
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 
@@ -150,7 +150,7 @@ ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "
 
 def loader_rate(folder: Path) -> float:
     """Patches a second of our loader in random order, to what ConfigILM gives: float32 [B, 14, 120, 120]."""
-    from reben_cloud.bands import ARRAYS
+    from reben_cloud.bigearthnet.bands import ARRAYS
 
     loader = RawLoader(rc.open(folder).search(), batch_size=32, seed=0)
     out = np.empty((32, 14, 120, 120), np.float32)

@@ -37,7 +37,7 @@ SHARD = 256
 
 def make_root(folder: Path, samples: int, metadata: Sequence[Path] = ()) -> Path:
     from reben_cloud.build import build, make_plan
-    from reben_cloud.recognise import open_source
+    from reben_cloud.sources.recognise import open_source
     from reben_cloud.store import open_store
 
     root = folder / "root"
@@ -114,7 +114,7 @@ class Buffers:
 
 
 def _channels() -> list[tuple[int, str, int]]:
-    from reben_cloud.bands import ARRAYS, BAND_SETS
+    from reben_cloud.bigearthnet.bands import ARRAYS, BAND_SETS
 
     places = {b: (a, i) for a, names in ARRAYS.items() for i, b in enumerate(names)}
     return [(c, *places[b]) for c, b in enumerate(BAND_SETS["ALL"]) if b.startswith("B")]
@@ -274,7 +274,7 @@ def lmdb_safetensors(root: Path, folder: Path, *, floats: bool) -> Callable[[], 
     buffers, rng = Buffers(floats=floats), np.random.default_rng(0)
 
     def epoch() -> int:
-        from reben_cloud.bands import ARRAYS
+        from reben_cloud.bigearthnet.bands import ARRAYS
 
         for i in rng.permutation(numbers).tolist():
             with env.begin() as txn:
@@ -384,7 +384,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)
     root = make_root(arguments.dir, arguments.samples, arguments.metadata)
-    from reben_cloud.torchvision_ops import load_torchvision
+    from reben_cloud.training.torchvision_ops import load_torchvision
 
     load_torchvision()  # two peers import it
     epochs: dict[str, Callable[[], int]] = {}

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import shapely
 
-from reben_cloud.country import load_countries
-from reben_cloud.prepare import Recipe, prepare
-from reben_cloud.reference_map import REBEN19, label_patches, rasterise, read_land_cover
-from reben_cloud.sources.safe import S2_BANDS, open_safe
+from reben_cloud.bigearthnet.country import load_countries
+from reben_cloud.scenes.land_cover import REBEN19, label_patches, rasterise, read_land_cover
+from reben_cloud.scenes.prepare import Recipe, prepare
+from reben_cloud.scenes.safe import S2_BANDS, open_safe
 from tests.scenes import make_clc, make_safe
 
 SIDE_M = 109_800

@@ -27,7 +27,7 @@ import numpy as np
 
 import reben_cloud as rc
 from reben_cloud.torch import StreamLoader
-from reben_cloud.torchvision_ops import load_torchvision
+from reben_cloud.training.torchvision_ops import load_torchvision
 from tests.benchmarks.bench_loader import BATCH, Buffers, litdata, make_root, mosaicml, webdataset
 from tests.conftest import CEPH_SCRIPT, start_ceph
 

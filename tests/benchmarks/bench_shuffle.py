@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reben_cloud import labels
+from reben_cloud.bigearthnet import labels
 from reben_cloud.sampling import EpochOrder, design_effect, random_words, shuffled_order, stratified_order
 
 SHARD = 256

@@ -21,13 +21,13 @@ import torch
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
-from reben_cloud.evaluate import compute_context
-from reben_cloud.models import ModelSpec, create_model
-from reben_cloud.recipe import TrainConfig, band_names
-from reben_cloud.recognise import open_source
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.torch import Batch, StreamLoader
-from reben_cloud.train import Learner
+from reben_cloud.training.config import TrainConfig, band_names
+from reben_cloud.training.evaluate import compute_context
+from reben_cloud.training.models import ModelSpec, create_model
+from reben_cloud.training.train import Learner
 
 
 def main() -> None:

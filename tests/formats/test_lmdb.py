@@ -16,7 +16,7 @@ from reben_cloud.errors import NotFoundError, SourceError, StorageError
 from reben_cloud.formats import lmdb
 from reben_cloud.formats.lmdb_file import LmdbFile
 from reben_cloud.formats.lmdb_pages import PAGE_BYTES, plan_pages
-from reben_cloud.patch import encode_payload
+from reben_cloud.root.patch import encode_payload
 
 RICO_HDL_SHA256 = "4e1ec10580ac2bde74ae4621c40ce20429cee6507ad10c4c6deb81abb06d5c06"
 RICO_HDL_WITH_MAP_SHA256 = "50d011ca9dff9c8a735e48d8c21b3de111e30404f546e8bfd151f0235182af19"

@@ -11,12 +11,12 @@ from safetensors.numpy import load, save
 from typer.testing import CliRunner
 
 import reben_cloud as rc
-from reben_cloud import metadata
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli import app
 from reben_cloud.errors import InvalidPatchError, RebenError, SourceError
-from reben_cloud.patch import lmdb_key
-from reben_cloud.recognise import open_source
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.patch import lmdb_key
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader

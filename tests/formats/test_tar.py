@@ -14,7 +14,7 @@ from safetensors.numpy import load
 
 from reben_cloud.errors import InvalidPatchError
 from reben_cloud.formats import tar
-from reben_cloud.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, TENSORS, encode_payload
+from reben_cloud.root.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, TENSORS, encode_payload
 
 MODALITIES = ("s2", "s1", "map")
 

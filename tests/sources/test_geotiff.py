@@ -15,12 +15,12 @@ from rasterio.transform import Affine, from_origin
 import reben_cloud as rc
 from reben_cloud import grid
 from reben_cloud.build import build, make_plan
+from reben_cloud.checks.verify import verify
 from reben_cloud.errors import InvalidPatchError, SourceError
-from reben_cloud.patch import TENSORS
-from reben_cloud.recognise import open_source
-from reben_cloud.sources.geotiff import read_pixels
+from reben_cloud.formats.geotiff_decode import read_pixels
+from reben_cloud.root.patch import TENSORS
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
-from reben_cloud.verify import verify
 from tests import official
 
 PATCH = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"

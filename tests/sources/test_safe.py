@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from reben_cloud.bands import BANDS
+from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.errors import SourceError
-from reben_cloud.sources.safe import QUALITY_CHECKS, S2_BANDS, open_safe
+from reben_cloud.scenes.safe import QUALITY_CHECKS, S2_BANDS, open_safe
 from tests.scenes import PRODUCT, band_pixels, make_safe, write_jp2
 
 PLACE = {"epsg": 32633, "left": 300_000, "top": 5_400_000}

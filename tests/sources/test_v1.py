@@ -4,8 +4,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from reben_cloud.bigearthnet.v1 import V1Patch, read_v1
 from reben_cloud.errors import SourceError
-from reben_cloud.sources.v1 import V1Patch, read_v1
 
 PRODUCTS = [
     # Its v1 names lack the leading zero of the hour; snow and clouds; a product with neither.

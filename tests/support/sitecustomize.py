@@ -1,4 +1,4 @@
-"""Does what `reben_cloud.torchvision_ops` does for programs that import timm or lightning first.
+"""Does what `reben_cloud.training.torchvision_ops` does for programs that import timm or lightning first.
 
 Put on ``PYTHONPATH`` for subprocesses (Python runs a module of this name at start). It acts when
 torchvision is first imported, so that nothing else gets slower.
@@ -28,7 +28,7 @@ def _declare() -> None:
     import torch
 
     if torch.version.cuda is None:
-        from reben_cloud.torchvision_ops import declare_operators
+        from reben_cloud.training.torchvision_ops import declare_operators
 
         declare_operators()
 

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 import reben_cloud as rc
-from reben_cloud import labels
-from reben_cloud.bands import BANDS
+from reben_cloud.bigearthnet import labels
+from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.build import build, make_plan
-from reben_cloud.patch import MAP_TENSOR, TENSORS, Patch, encode_payload
-from reben_cloud.placement import PlacementOptions
+from reben_cloud.root.patch import MAP_TENSOR, TENSORS, Patch, encode_payload
+from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from tests import official

@@ -1,0 +1,148 @@
+"""A local LMDB opened like a root: an export with its own tables, or rico-hdl's with the metadata beside it.
+
+An export has the root's order in its ``patches.parquet``. For any other LMDB the tables are those of
+the root that a build would make from it. In both cases a search finds the same patches, and a loader
+gives the same batches, as with the root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reben_cloud.build import MANIFEST, make_plan
+from reben_cloud.build.plan import manifest_of
+from reben_cloud.errors import NotFoundError
+from reben_cloud.export import MANIFEST as EXPORT
+from reben_cloud.export.plan import read_manifest
+from reben_cloud.files.paths import local_path, split_scheme
+from reben_cloud.root.documents import PATCHES
+from reben_cloud.root.patches import patches_table, write_patches
+from reben_cloud.sources.recognise import open_source
+from reben_cloud.store import Store, open_store
+
+SCHEME = "lmdb://"
+"""Prefix of a URL that can only be an LMDB."""
+
+
+class LmdbRoot(NamedTuple):
+    """What `dataset.open` needs of an LMDB."""
+
+    store: Store
+    """Where ``patches.parquet`` is read from."""
+    manifest: Mapping[str, Any]
+    """In a root's words."""
+    folder: str
+    """The folder with ``data.mdb``."""
+
+
+def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
+    """The LMDB at a path or URL; None when it is a root, or no folder of this machine.
+
+    Raises:
+        NotFoundError: If ``lmdb://`` names a folder without an LMDB, or an export to another format.
+        SourceError: If an LMDB has no metadata beside it, or not the one of its patches, or an export's
+            manifest is damaged.
+        RebenError: If a newer version has exported it.
+    """
+    text = os.fspath(url)
+    named = text.startswith(SCHEME)
+    folder = _local_folder(text.removeprefix(SCHEME) if named else text)
+    if folder is None or (folder / MANIFEST).exists():
+        if named:
+            raise NotFoundError(f"{text} is not a folder with an LMDB")
+        return None
+    if is_export(folder):
+        return _open_export(folder)
+    # Not searched any deeper: what is opened is most often a folder of a million files, half built.
+    found = sorted(file.parent for pattern in ("data.mdb", "*/data.mdb") for file in folder.glob(pattern))
+    if found:
+        made = MadeRoot(str(folder))
+        return LmdbRoot(made, made.manifest, str(found[0]))
+    if named:
+        raise NotFoundError(f"{text}: no LMDB (data.mdb) in that folder")
+    return None
+
+
+def is_export(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is an export, which knows the checksums of its payloads."""
+    return (Path(folder) / EXPORT).exists()
+
+
+def _local_folder(text: str) -> Path | None:
+    return local_path(text).absolute() if split_scheme(text)[0] in (None, "file") else None
+
+
+def _open_export(folder: Path) -> LmdbRoot:
+    manifest = read_manifest(folder)
+    if manifest["kind"] != "lmdb":
+        raise NotFoundError(
+            f"{folder} is an export to {manifest['kind']}, which is not searched or streamed; "
+            "build a root from it (reben-cloud build)"
+        )
+    return LmdbRoot(open_store(folder), manifest, str(folder))
+
+
+class MadeRoot(Store):
+    """A folder with an LMDB that behaves as if ``patches.parquet`` lay in it.
+
+    Made again in another process: seconds for the whole dataset, and nothing is written.
+    """
+
+    def __init__(self, folder: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(open_store(folder).url if "://" not in folder else folder, storage_options or {})
+
+    @cached_property
+    def _plan(self) -> Any:
+        source, official = open_source(self.local_path() or "")
+        return make_plan(source, official, open_store("memory://lmdb-root"))
+
+    @cached_property
+    def _patches(self) -> memoryview:
+        plan = self._plan
+        return memoryview(write_patches(patches_table(plan.table, pa.table(plan.placement))))
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The manifest of the root that a build would make."""
+        return manifest_of(self._plan)
+
+    @cached_property
+    def former_fingerprint(self) -> str:
+        """What the first version called this dataset, which streams and their states depend on.
+
+        It hashed the bytes of a parquet file, so it is what that version said only where pyarrow is the same.
+        """
+        plan, table = self._plan, io.BytesIO()
+        pq.write_table(plan.table.combine_chunks(), table, compression="none")
+        digest = hashlib.sha256(table.getbuffer())
+        digest.update(repr((1, plan.modalities, plan.options)).encode())
+        return digest.hexdigest()[:16]
+
+    def head(self, path: str) -> int:
+        """As `Store.head`."""
+        return self._patches.nbytes if path == PATCHES else super().head(path)
+
+    def get(self, path: str) -> memoryview:
+        """As `Store.get`."""
+        return self._patches if path == PATCHES else super().get(path)
+
+    def get_range(self, path: str, start: int, length: int) -> memoryview:
+        """As `Store.get_range`."""
+        if path != PATCHES:
+            return super().get_range(path, start, length)
+        return self._patches[start : start + length]
+
+    def get_ranges(self, path: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+        """As `Store.get_ranges`."""
+        if path != PATCHES:
+            return super().get_ranges(path, starts, lengths)
+        return [self._patches[s : s + n] for s, n in zip(starts, lengths, strict=True)]

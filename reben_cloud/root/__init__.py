@@ -1,0 +1,1 @@
+"""A dataset root: its paths, manifest, tables, and what is opened of it."""

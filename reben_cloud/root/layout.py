@@ -1,0 +1,94 @@
+"""Where everything is in a root: paths of objects and names of columns. Nothing else spells them."""
+
+from __future__ import annotations
+
+MANIFEST = "manifest.json"
+"""The commit point of a root: without it there is no dataset."""
+
+OBJECTS = "objects.parquet"
+"""List of all objects with their checksums."""
+
+PATCHES = "patches.parquet"
+"""Table of all patches, a STAC Item per row."""
+
+CATALOG = "catalog.json"
+"""STAC Catalog."""
+
+COLLECTION_ID = "bigearthnet-v2"
+"""Id of the STAC Collection that every patch and product belongs to, and its folder."""
+
+COLLECTION = f"{COLLECTION_ID}/collection.json"
+"""STAC Collection."""
+
+JOURNAL = "_build"
+"""Folder of the plan, the leases and the receipts of a build; not part of the dataset."""
+
+ZARR_METADATA = "zarr.json"
+"""Name of the metadata document of a Zarr store, and of each of its arrays."""
+
+
+def product_item(product: str) -> str:
+    """STAC Item of a product."""
+    return f"{COLLECTION_ID}/{product}/{product}.json"
+
+
+def thumbnail(product: str) -> str:
+    """Picture of a product."""
+    return f"{COLLECTION_ID}/{product}/thumbnail.png"
+
+
+def shard(group: str, modality: str, number: int) -> str:
+    """Tar shard, e.g. ``shards/train/s2/train-s2-000017.tar``."""
+    return f"shards/{group}/{modality}/{group}-{modality}-{number:06d}.tar"
+
+
+def zarr_store(product: str) -> str:
+    """Folder of a product's Zarr store."""
+    return f"zarr/{product}.zarr"
+
+
+def zarr_shard(product: str, array: str, number: int, *, ndim: int) -> str:
+    """Zarr shard of one array, e.g. ``zarr/<product>.zarr/s2_10m/c/0/0/0/0``.
+
+    Args:
+        product: The product.
+        array: Name of the array in the store.
+        number: Number of the Zarr shard, from 0.
+        ndim: Number of axes of one patch.
+    """
+    return f"{zarr_store(product)}/{array}/c/{number}{'/0' * ndim}"
+
+
+# -- columns of patches.parquet ----------------------------------------------------------------------
+
+PREFIX = "reben:"
+"""What the fields of a patch begin with, beside those that STAC defines."""
+
+ID = "id"
+DATETIME = "datetime"
+BBOX = "bbox"
+GEOMETRY = "geometry"
+ASSETS = "assets"
+LINKS = "links"
+LABELS = "reben:labels"
+SPLIT = "reben:split"
+COUNTRY = "reben:country"
+PRODUCT = "reben:product"
+S1_DATETIME = "reben:s1_datetime"
+ZARR_ROW = "reben:zarr_row"
+SHARD_GROUP = "reben:shard_group"
+SHARD = "reben:shard"
+SHARD_ROW = "reben:shard_row"
+
+PLACEMENT = (ZARR_ROW, SHARD_GROUP, SHARD, SHARD_ROW)
+"""Columns that say where a patch is in a root."""
+
+
+def column(field: str) -> str:
+    """Column of a metadata field: ``patch_id`` is the Item's ``id``, any other has the prefix."""
+    return ID if field == "patch_id" else f"{PREFIX}{field}"
+
+
+def checksum_column(modality: str) -> str:
+    """Column with the xxh3-64 of each patch's payload of a modality."""
+    return f"{PREFIX}{modality}_xxh3"

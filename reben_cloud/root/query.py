@@ -1,0 +1,127 @@
+"""What a search may ask for, written once: Python, the command line, the API and recipes take it from here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import date
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import shapely
+
+Instant = str | date
+"""A day or time: RFC 3339 text, a date, a datetime, or a pandas timestamp."""
+
+Names = str | Iterable[str]
+"""One name or several."""
+
+Kind = Literal["text", "names", "flag", "number"]
+"""How an option is given on a command line: once, repeatedly, as ``--x/--no-x``, or as a number."""
+
+
+class Option(NamedTuple):
+    """How one condition is asked for outside Python."""
+
+    flags: str
+    """As typer spells them: ``--bbox`` or ``--snow/--no-snow``."""
+    help: str
+    """One line for people."""
+    kind: Kind = "text"
+    """How it is given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """The conditions of a search, as they were given; None does not narrow.
+
+    What each may hold is told by `Dataset.search`; `reben_cloud.search` understands them.
+    """
+
+    bbox: str | Sequence[float] | None = None
+    """West, south, east, north in degrees."""
+    intersects: str | Mapping[str, Any] | shapely.Geometry | None = None
+    """GeoJSON geometry or Feature, WKT or shapely geometry, in degrees."""
+    datetime: Instant | Sequence[Instant | None] | None = None
+    """Sentinel-2 time: an instant or an interval."""
+    labels: Names | None = None
+    """Classes of which a patch has at least one."""
+    labels_all: Names | None = None
+    """Classes of which a patch has all."""
+    split: Names | None = None
+    """Splits."""
+    country: Names | None = None
+    """Countries."""
+    product: Names | None = None
+    """Products."""
+    ids: Names | None = None
+    """Patch ids."""
+    missing_ok: bool | None = None
+    """Leave out ids that the dataset lacks, instead of an error."""
+    s1_datetime: Instant | Sequence[Instant | None] | None = None
+    """Sentinel-1 time, written as `datetime`."""
+    season: Names | None = None
+    """Seasons of the Sentinel-2 time."""
+    snow: bool | None = None
+    """With or without seasonal snow."""
+    cloud: bool | None = None
+    """With or without cloud or shadow."""
+    recommended: bool | None = None
+    """True: without snow, cloud and shadow; False: only those with any of them."""
+    cql2: str | Mapping[str, Any] | None = None
+    """A CQL2 filter, text or JSON."""
+    sortby: Names | None = None
+    """Columns, a leading ``-`` for descending order."""
+    limit: int | None = None
+    """At most so many patches."""
+
+    def given(self) -> dict[str, Any]:
+        """The conditions that narrow, by name."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.given())
+
+    def replace(self, **changes: Any) -> Query:
+        """The same query with other values for some conditions."""
+        return dataclasses.replace(self, **changes)
+
+    def describe(self) -> str:
+        """The conditions in a line, for messages: ``split=train, country=Finland``."""
+        parts = []
+        for name, value in self.given().items():
+            several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+            text = " ".join(str(one) for one in value) if several else str(value)
+            parts.append(f"{name}={text if len(text) <= 60 else text[:57] + '...'}")
+        return ", ".join(parts) or "no condition"
+
+
+OPTIONS: Mapping[str, Option] = MappingProxyType(
+    {
+        "bbox": Option("--bbox", "West,south,east,north in degrees."),
+        "intersects": Option("--intersects", "WKT, GeoJSON, or @FILE with GeoJSON."),
+        "datetime": Option("--datetime", "Sentinel-2 time: A/B, 2017-06, ../B."),
+        "labels": Option("--label", "Patches with this class; repeat.", "names"),
+        "labels_all": Option("--label-all", "Patches with all of these; repeat.", "names"),
+        "split": Option("--split", "train, validation or test; repeat.", "names"),
+        "country": Option("--country", "Name of a country; repeat.", "names"),
+        "product": Option("--product", "Sentinel-2 product; repeat.", "names"),
+        "ids": Option("--id", "Id of a patch; repeat.", "names"),
+        "missing_ok": Option("--missing-ok", "Leave out ids that the dataset lacks.", "flag"),
+        "s1_datetime": Option("--s1-datetime", "Sentinel-1 time, written as --datetime."),
+        "season": Option("--season", "spring, summer, fall, winter; repeat.", "names"),
+        "snow": Option("--snow/--no-snow", "With or without snow.", "flag"),
+        "cloud": Option("--cloud/--no-cloud", "With or without cloud or shadow.", "flag"),
+        "recommended": Option(
+            "--recommended/--not-recommended", "Without, or only with, snow and cloud.", "flag"
+        ),
+        "cql2": Option("--cql2", "CQL2 text."),
+        "sortby": Option("--sortby", "Column, -COLUMN for descending; repeat.", "names"),
+        "limit": Option("--limit", "At most so many.", "number"),
+    }
+)
+"""Name of a condition -> how it is asked for outside Python."""

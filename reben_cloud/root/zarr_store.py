@@ -1,0 +1,89 @@
+"""What zarr-python reads a product's store through: an object that is lost or damaged is an error, not a fill value.
+
+It reads through `Store`, so with its budget, its errors and its masking. Kept apart from `formats.zarr`, because
+zarr-python takes a second to import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest
+from zarr.storage import ObjectStore
+
+from reben_cloud.errors import ChecksumError
+from reben_cloud.formats.zarr import PIXEL_ARRAYS
+from reben_cloud.root.documents import lost
+from reben_cloud.store import Store
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+
+class ListedStore(ObjectStore[Any]):
+    """A product's Zarr store, read-only, in which every object is known.
+
+    Metadata and coordinates are compared with their sha256; the chunks of pixels have checksums of their own (CRC-32C),
+    which zarr-python compares when it decodes them. It lists with obstore as its base does, which a consolidated store
+    needs not.
+
+    Args:
+        store: The product's store.
+        sums: Path of each of its objects -> sha256, hex.
+    """
+
+    def __init__(self, store: Store, sums: Mapping[str, str]) -> None:
+        super().__init__(store.client, read_only=True)
+        self._objects = store
+        self._sums = dict(sums)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._objects, self._sums)
+
+    def __str__(self) -> str:
+        return self._objects.url
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """The bytes of an object; None when the root has no such object.
+
+        Raises:
+            NotFoundError: If the root must have it.
+            ChecksumError: If it is damaged.
+        """
+        data = await asyncio.to_thread(self._checked, key, byte_range)
+        return None if data is None else prototype.buffer.from_bytes(data)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        return await asyncio.to_thread(self._objects.exists, key)
+
+    def _checked(self, key: str, span: ByteRequest | None) -> memoryview | None:
+        expected = self._sums.get(key)
+        compared = expected is not None and span is None and key.split("/")[0] not in PIXEL_ARRAYS
+        for _ in range(1 if self._objects.is_local else 2):
+            try:
+                found = self._bytes(key, span)
+            except FileNotFoundError as error:
+                if expected is None:
+                    return None
+                raise lost(self._objects, key) from error
+            if not compared or hashlib.sha256(found).hexdigest() == expected:
+                return found
+        raise ChecksumError(
+            f"{self._objects.url}/{key} is not the object that was written, its sha256 differs; copy it again from "
+            "where the root was made"
+        )
+
+    def _bytes(self, key: str, span: ByteRequest | None) -> memoryview:
+        if span is None:
+            return self._objects.get(key)
+        if isinstance(span, RangeByteRequest):
+            return self._objects.get_range(key, span.start, span.end - span.start)
+        if isinstance(span, OffsetByteRequest):
+            return self._objects.get(key)[span.offset :]
+        return self._objects.get_end(key, span.suffix)

@@ -1,0 +1,1 @@
+"""The reBEN recipe on Sentinel products."""

@@ -1,0 +1,300 @@
+"""CORINE polygons -> reference map -> labels, by the rules of the paper's pipeline.
+
+The pipeline (rsim-tu-berlin/bigearthnet-pipeline, ``V1_2__sentinel2_tables.sql``) cuts every polygon
+with every patch and rasterises the pieces. A cut moves no pixel centre into or out of a polygon, so
+here a tile's polygons are rasterised once, on the whole tile, and the patches are views of it; the
+tests compare this with the piecewise way. Knows nothing of scenes and of files other than CORINE's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+import shapely
+from numpy.typing import NDArray
+
+from reben_cloud.bigearthnet.labels import CLC, UNLABELLED
+from reben_cloud.errors import SourceError, missing_extra
+from reben_cloud.files.paths import local_path
+
+PIXEL_M = 10
+"""Size of a reference-map pixel, metres."""
+
+MAX_UNLABELLED = 0.25
+"""A patch is kept if the share of its pixels without a class is strictly below this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassTable:
+    """Which codes a land-cover layer may have, and the class of each."""
+
+    name: str
+    """What to call the table in messages."""
+    classes: Mapping[int, str | None]
+    """Code, 1 to 998 -> class name; None where the code counts as unlabelled."""
+
+    def __post_init__(self) -> None:
+        wrong = [code for code in self.classes if not 0 < code < UNLABELLED]
+        if wrong:
+            raise SourceError(
+                f"class table {self.name}: codes lie in [1, {UNLABELLED - 1}], got {wrong[0]}; "
+                f"0 is nodata and {UNLABELLED} means not covered"
+            )
+        if not any(self.classes.values()):
+            raise SourceError(f"class table {self.name} gives no code a class")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes, sorted."""
+        return tuple(sorted({name for name in self.classes.values() if name is not None}))
+
+
+REBEN19 = ClassTable(name="reben19", classes={c.code: c.label for c in CLC.values() if c.code != UNLABELLED})
+"""The 44 CORINE codes and reBEN's 19 classes."""
+
+
+def load_class_table(source: str | os.PathLike[str]) -> ClassTable:
+    """A class table from a TOML file, or one that comes with the package.
+
+    The file has a table ``[classes]`` of class name = list of codes, and optionally
+    ``unlabelled = [codes]`` above it.
+
+    Args:
+        source: ``reben19``, ``clc_level1``, or the path of a TOML file.
+
+    Raises:
+        SourceError: If the file is none, or gives a code two classes.
+    """
+    name = os.fspath(source)
+    shipped = files("reben_cloud.scenes").joinpath("class_tables", f"{name}.toml")
+    path = shipped if shipped.is_file() else local_path(name, "a class table")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = [(int(code), label) for label, codes in document["classes"].items() for code in codes]
+        entries += [(int(code), None) for code in document.get("unlabelled", [])]
+    except FileNotFoundError as error:
+        raise SourceError(f"no class table {name}: neither a file nor reben19 or clc_level1") from error
+    except (
+        tomllib.TOMLDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise SourceError(
+            f"{name}: no class table ({error}); it is a TOML file with [classes] and lines like "
+            '"Pastures" = [231]'
+        ) from error
+    classes = dict(entries)
+    if len(classes) != len(entries):
+        twice = next(code for code in classes if [c for c, _ in entries].count(code) > 1)
+        raise SourceError(f"{name}: code {twice} stands in two places")
+    return ClassTable(name=name, classes=classes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LandCover:
+    """The single polygons of a land-cover layer that touch a tile, in the tile's CRS."""
+
+    polygons: NDArray[np.object_]
+    """Shapely Polygons (n,), UTM metres, in the layer's order."""
+    codes: NDArray[np.uint16]
+    """Code of each, (n,)."""
+
+
+def read_land_cover(
+    path: str | os.PathLike[str],
+    *,
+    epsg: int,
+    bounds: tuple[float, float, float, float],
+    table: ClassTable = REBEN19,
+    code_column: str = "code_18",
+) -> LandCover:
+    """The polygons of a CORINE vector file that touch a rectangle, through the file's spatial index.
+
+    Multipolygons are split, then transformed vertex by vertex, without densification. A second
+    feature of the same ``id`` is skipped.
+
+    Args:
+        path: GeoPackage or any vector file that GDAL reads; official is U2018_CLC2018_V2020_20u1.gpkg.
+        epsg: CRS of the tile, to transform to.
+        bounds: minx, miny, maxx, maxy of the tile in that CRS, metres.
+        table: The codes that may occur.
+        code_column: Name of the column with the code, in any case.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        SourceError: If it is no vector file, has no such column or no CRS, or a feature has a code
+            outside the table or an invalid geometry.
+    """
+    try:
+        import pyogrio
+    except ImportError as error:
+        raise missing_extra("pyogrio", "geo") from error
+    name = os.fspath(local_path(path, "a land-cover file"))
+    if not Path(name).exists():
+        raise FileNotFoundError(f"{name}: no such land-cover file")
+    try:
+        layer, columns, crs = _find_layer(name, code_column, pyogrio)
+        tile = shapely.transform(shapely.segmentize(shapely.box(*bounds), 1000), _transform(epsg, crs))
+        _, _, geometry, values = pyogrio.raw.read(
+            name, layer=layer, columns=list(columns), bbox=tuple(shapely.bounds(tile))
+        )
+    except pyogrio.errors.DataSourceError as error:
+        raise SourceError(f"{name}: no readable vector file ({error})") from error
+    # pyogrio keeps the file's order of the columns, not ours.
+    fields = dict(
+        zip(columns.values(), (values[i] for i in _places(name, layer, columns, pyogrio)), strict=True)
+    )
+    polygons = shapely.from_wkb(geometry)
+    codes = _parse_codes(fields["code"], table, name)
+    if "id" in fields:
+        _, first = np.unique(fields["id"].astype(str), return_index=True)
+        polygons, codes = polygons[np.sort(first)], codes[np.sort(first)]
+    valid = shapely.is_valid(polygons)
+    if not valid.all():
+        worst = polygons[~valid][0]
+        raise SourceError(
+            f"{name}: {int((~valid).sum())} geometries are invalid, the first: "
+            f"{shapely.is_valid_reason(worst)}; repair the file, e.g. ogr2ogr -makevalid"
+        )
+    parts, owner = shapely.get_parts(polygons, return_index=True)
+    parts = shapely.transform(parts, _transform(crs, epsg))
+    near = shapely.intersects(parts, shapely.box(*bounds))
+    return LandCover(polygons=parts[near], codes=codes[owner[near]])
+
+
+def _find_layer(name: str, code_column: str, pyogrio: Any) -> tuple[str, dict[str, str], str]:
+    """The layer with the code column, its columns (actual name -> ``code`` or ``id``), its CRS."""
+    seen = []
+    for layer in pyogrio.list_layers(name)[:, 0].tolist():
+        info = pyogrio.read_info(name, layer=layer)
+        roles = {code_column.lower(): "code", "id": "id"}
+        columns = {f: roles[f.lower()] for f in info["fields"].tolist() if f.lower() in roles}
+        if "code" in columns.values():
+            if not info["crs"]:
+                raise SourceError(
+                    f"{name}: layer {layer} has no CRS; CORINE 2018 is in EPSG:3035, set it with ogr2ogr -a_srs"
+                )
+            return layer, columns, str(info["crs"])
+        seen += info["fields"].tolist()
+    raise SourceError(
+        f"{name}: no layer has a column {code_column!r} with land-cover codes, it has "
+        f"{', '.join(seen) or 'no columns'}; name the right one (--code-column)"
+    )
+
+
+def _places(name: str, layer: str, columns: Mapping[str, str], pyogrio: Any) -> list[int]:
+    order = [f for f in pyogrio.read_info(name, layer=layer)["fields"].tolist() if f in columns]
+    return [order.index(column) for column in columns]
+
+
+def _transform(source: int | str, target: int | str) -> Any:
+    transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
+    return lambda points: np.column_stack(transformer.transform(points[:, 0], points[:, 1]))
+
+
+def _parse_codes(values: NDArray[Any], table: ClassTable, name: str) -> NDArray[np.uint16]:
+    found, inverse = np.unique(values.astype(str), return_inverse=True)
+    known = {str(code): code for code in (*table.classes, UNLABELLED)}
+    unknown = [text for text in found.tolist() if text.strip() not in known]
+    if unknown:
+        raise SourceError(
+            f"{name}: code {unknown[0]!r} is none of class table {table.name}; is this the column with the codes "
+            "(--code-column), and the table the one for them (--classes)?"
+        )
+    return np.array([known[text.strip()] for text in found.tolist()], np.uint16)[inverse]
+
+
+def rasterise(
+    land_cover: LandCover, *, left: float, top: float, shape: tuple[int, int]
+) -> NDArray[np.uint16]:
+    """Codes on a grid of 10 m pixels: a pixel has the code of the polygon its centre lies in.
+
+    Where polygons overlap (slivers of the reprojection) the later one wins; where there is none the
+    code is 999.
+
+    Args:
+        land_cover: The polygons.
+        left: West edge of the grid, metres.
+        top: North edge, metres.
+        shape: Height and width, pixels.
+
+    Returns:
+        uint16 of that shape.
+    """
+    try:
+        from rasterio.features import rasterize
+        from rasterio.transform import from_origin
+    except ImportError as error:
+        raise missing_extra("rasterio", "geo") from error
+    if not len(land_cover.polygons):
+        return np.full(shape, UNLABELLED, np.uint16)
+    # GeoJSON text by GEOS and back by json is ten times faster than shapely's own mapping.
+    documents = map(json.loads, shapely.to_geojson(land_cover.polygons))
+    burned: NDArray[np.uint16] = rasterize(
+        zip(documents, land_cover.codes.tolist(), strict=True),
+        out_shape=shape,
+        transform=from_origin(left, top, PIXEL_M, PIXEL_M),
+        fill=UNLABELLED,
+        dtype="uint16",
+    )
+    return burned
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchLabels:
+    """What the reference maps of all patches of a tile say."""
+
+    names: tuple[str, ...]
+    """The classes, sorted."""
+    present: NDArray[np.bool_]
+    """Whether a patch has a pixel of a class: (rows, columns, classes)."""
+    unlabelled_px: NDArray[np.int64]
+    """Pixels without a class: (rows, columns)."""
+    patch_px: int
+    """Pixels along a side of a patch."""
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Patches with strictly less than a quarter unlabelled, (rows, columns)."""
+        return self.unlabelled_px < MAX_UNLABELLED * self.patch_px**2
+
+    def of(self, y: int, x: int) -> tuple[str, ...]:
+        """The labels of one patch, sorted."""
+        return tuple(name for name, there in zip(self.names, self.present[y, x], strict=True) if there)
+
+
+def label_patches(codes: NDArray[np.uint16], *, patch_px: int, table: ClassTable = REBEN19) -> PatchLabels:
+    """Labels and cover of every whole patch of a tile's map.
+
+    Args:
+        codes: (height, width) codes of the table, or 999.
+        patch_px: Pixels along a side of a patch.
+        table: Class of each code.
+    """
+    names = table.names
+    rows, columns = codes.shape[0] // patch_px, codes.shape[1] // patch_px
+    index = np.full(UNLABELLED + 1, len(names), np.int64)
+    for code, name in table.classes.items():
+        if name is not None:
+            index[code] = names.index(name)
+    counts = np.empty((rows, columns, len(names) + 1), np.int64)
+    of_column = np.repeat(np.arange(columns) * (len(names) + 1), patch_px)
+    for row in range(rows):
+        strip = codes[row * patch_px : (row + 1) * patch_px, : columns * patch_px]
+        bins = np.bincount((index[strip] + of_column).ravel(), minlength=counts[row].size)
+        counts[row] = bins.reshape(columns, -1)
+    return PatchLabels(
+        names=names, present=counts[:, :, :-1] > 0, unlabelled_px=counts[:, :, -1], patch_px=patch_px
+    )

@@ -1,0 +1,252 @@
+"""What a SOURCE argument is: archives, folders, an LMDB, a root, a synthetic set; with its metadata."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from reben_cloud.bigearthnet.bands import MODALITIES
+from reben_cloud.errors import MissingExtraError, SourceError
+from reben_cloud.root import patches as metadata
+from reben_cloud.root.documents import check_exported
+from reben_cloud.sources import Source
+from reben_cloud.sources.survey import Part
+from reben_cloud.store import Store, open_store
+
+logger = logging.getLogger(__name__)
+
+SYNTHETIC = "synthetic:"
+"""Prefix of a made-up source: ``synthetic:5000`` is 5,000 synthetic patches."""
+
+OFFICIAL_METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+"""Names of the two official metadata files."""
+
+
+def open_source(
+    source: str | os.PathLike[str],
+    *,
+    metadata_paths: Sequence[str | os.PathLike[str]] = (),
+    modalities: Sequence[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> tuple[Source, pa.Table]:
+    """The source behind a path or URL, and the official metadata that goes with it.
+
+    Args:
+        source: A folder (or an ``s3://`` or ``http(s)://`` prefix) with the official archives; one
+            archive; a root; a folder with a rico-hdl LMDB or the official GeoTIFF folders at or
+            below it; or ``synthetic:N``.
+        metadata_paths: The metadata parquet files; by default those found in or beside `source`.
+        modalities: What is wanted of ``s2``, ``s1`` and ``map``; by default all that is there.
+        storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
+
+    Returns:
+        The source and its metadata in the official schema, sorted by ``patch_id``; the metadata
+        may have rows that the source lacks. Where no modalities are named and something is near the
+        source that looks like one it lacks, `make_plan` refuses until it is told what is wanted.
+
+    Raises:
+        ValueError: If a modality is unknown.
+        SourceError: If nothing known is there, a modality that is wanted is not, a modality is there twice, or no
+            metadata is found.
+    """
+    unknown = set(modalities or ()) - set(MODALITIES)
+    if unknown:
+        raise ValueError(f"unknown modality {min(unknown)!r}; it must be one of {', '.join(MODALITIES)}")
+    only = tuple(m for m in MODALITIES if m in (modalities or ()))
+    text = os.fspath(source)
+    if text.startswith(SYNTHETIC):
+        from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
+
+        number = text.removeprefix(SYNTHETIC)
+        if not number.isdigit() or int(number) < 1:
+            raise SourceError(f"{text}: write synthetic:N with N patches, N at least 1")
+        rows = synthetic_metadata(int(number), metadata_paths)
+        return SyntheticSource(rows.num_rows, only or tuple(MODALITIES)), rows
+    store = open_store(text, storage_options)
+    folder = store.local_path()
+    found = None if folder is not None else _find_remote(store, only)
+    if found is None and (folder is None or folder.is_dir()):
+        from reben_cloud.sources.roots import open_root
+
+        root = open_root(store)
+        if root is not None:
+            if lacking := [m for m in only if m not in root[0].modalities]:
+                raise _lacks(root[0].describe(), lacking, root[0].modalities)
+            return replace(root[0], modalities=only or root[0].modalities), root[1]
+    if found is None and folder is not None:
+        found = _find_local(folder, only)
+    if found is None:
+        raise SourceError(
+            f"{store.url}: no root and no archives (BigEarthNet-S2.tar.zst, ...) there; "
+            "an LMDB or unpacked folders must lie on a disk"
+        )
+    return found, _read_metadata(store, metadata_paths)
+
+
+def default_scratch(source: Source) -> Path | None:
+    """A scratch folder for a source that cannot do without one, None for the others."""
+    from reben_cloud.sources.archives import ArchiveSource
+
+    return Path(tempfile.gettempdir()) / "reben-cloud" if isinstance(source, ArchiveSource) else None
+
+
+def _lacks(where: str, lacking: Sequence[str], has: Iterable[str], near: str = "") -> SourceError:
+    return SourceError(f"{where} has no {' and no '.join(lacking)}; it has {', '.join(has)}{near}")
+
+
+def _find_remote(store: Store, only: tuple[str, ...]) -> Source | None:
+    """The archives at a URL, or the one that it is itself; None if there are none."""
+    from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
+
+    parent, name = store.parent()
+    is_archive = name in ARCHIVES.values()
+    place = parent if is_archive else store
+    there = {modality: archive for modality, archive in ARCHIVES.items() if place.exists(archive)}
+    held = {m: archive for m, archive in there.items() if archive == name or not is_archive}
+    if not held:
+        return None
+    if lacking := [m for m in only if m not in held]:
+        raise _lacks(store.url, lacking, held)
+    near = {m: f"{place.url}/{archive}" for m, archive in there.items() if m not in held}
+    return ArchiveSource({m: (place, held[m]) for m in only or held}, {} if only else near)
+
+
+def _find_local(path: Path, only: tuple[str, ...]) -> Source:
+    """What there is on a disk: the form that has most of what is wanted; of two that have as much, archives first."""
+    from reben_cloud.formats.safetensors import SafetensorsSource, is_safetensors
+    from reben_cloud.sources import survey
+    from reben_cloud.sources.archives import ArchiveSource
+    from reben_cloud.sources.folders import FolderSource
+
+    if not path.exists():
+        raise SourceError(
+            f"{path}: no such folder; a source is a folder, an s3:// or http(s):// URL, or synthetic:N"
+        )
+    if is_safetensors(path):
+        exported = SafetensorsSource(os.fspath(path), only)
+        if lacking := [m for m in only if m not in exported.names()]:
+            raise _lacks(exported.describe(), lacking, SafetensorsSource(os.fspath(path)).names())
+        return exported
+    parts = _parts_of(
+        survey.survey(path) if path.is_dir() else [survey.archive(path.name, os.fspath(path))], path
+    )
+    held = {form: {part.modality for part in parts if part.form == form} for form in survey.FORMS}
+    form = max(survey.FORMS, key=lambda form: len(held[form].intersection(only or MODALITIES)))
+    wanted = held[form].intersection(only or MODALITIES)
+    if not wanted:
+        raise SourceError(_nothing(path, parts, only))
+    taken: dict[str, str] = {}
+    for part in parts:
+        if (
+            part.form == form
+            and part.modality in wanted
+            and taken.setdefault(part.modality, part.path) != part.path
+        ):
+            raise SourceError(
+                f"{path}: {part.modality} is there twice, in {taken[part.modality]} and in {part.path}; a source has "
+                "each modality once: name the folder that has the right one, or move the other away"
+            )
+    if os.fspath(path) in taken.values():
+        # Of a folder of patches, an archive or an LMDB that is named itself, what is beside it counts as well.
+        parts += [p for p in _parts_of(survey.beside(path), path) if p.modality not in held[form]]
+    near = {
+        m: survey.describe([part for part in parts if part.modality == m])
+        for m in MODALITIES
+        if m not in held[form] and any(part.modality == m for part in parts)
+    }
+    if lacking := [m for m in only if m not in taken]:
+        what = "".join(f"; {near[m]} cannot be taken together with it" for m in lacking if m in near)
+        raise _lacks(os.fspath(path), lacking, sorted(held[form]), what)
+    others = [p for p in parts if p.modality in taken and p.path != taken[p.modality]]
+    if others:
+        logger.warning(
+            "not taken: %s; what it looks like is taken from %s",
+            survey.describe(others),
+            ", ".join(sorted(set(taken.values()))),
+        )
+    left_out = {} if only else near
+    if form == "lmdb":
+        from reben_cloud.formats.lmdb import LmdbSource
+
+        return LmdbSource(next(iter(taken.values())), only, left_out)
+    if form == "folder":
+        return FolderSource(taken, left_out)
+    files = {m: (open_store(os.path.dirname(place)), os.path.basename(place)) for m, place in taken.items()}
+    return ArchiveSource(files, left_out)
+
+
+def _parts_of(found: Iterable[Part | None], path: Path) -> list[Part]:
+    """The parts that were found; an LMDB as one for each modality that it has."""
+    parts = [part for part in found if part is not None]
+    # An export below a source is what was made from it, unless there is nothing else.
+    parts = [part for part in parts if not part.is_ours] or parts
+    lmdbs = [part for part in parts if part.form == "lmdb"]
+    others = [part for part in parts if part.form != "lmdb"]
+    if not lmdbs:
+        return others
+    if len(lmdbs) > 1:
+        raise SourceError(f"{path} holds several LMDB folders, name one: {', '.join(p.path for p in lmdbs)}")
+    try:
+        from reben_cloud.formats import lmdb
+    except MissingExtraError:
+        if not others:
+            raise
+        return others
+    held = lmdb.modalities_of(lmdbs[0].path)
+    if not held and not others:
+        lmdb.LmdbSource(lmdbs[0].path).names()  # says what it has instead
+    return others + [replace(lmdbs[0], modality=modality) for modality in held]
+
+
+def _nothing(path: Path, parts: Sequence[Part], only: Sequence[str]) -> str:
+    from reben_cloud.sources import survey
+
+    if only and any(part.form != "other" for part in parts):
+        return f"{path} has no {' and no '.join(only)}; it has {survey.describe(parts)}"
+    there = f"nothing known in it but {survey.describe(parts)}" if parts else "nothing known in it"
+    return (
+        f"{path}: {there}; a source has the official archives (BigEarthNet-S2.tar.zst, ...), the "
+        "folders BigEarthNet-S2, BigEarthNet-S1, Reference_Maps, a rico-hdl LMDB (data.mdb), or is a root"
+    )
+
+
+def _read_metadata(store: Store, paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
+    if paths:
+        return metadata.read_official(paths)
+    folder = store.local_path()
+    if folder is not None:
+        found = _find_metadata(folder if folder.is_dir() else folder.parent)
+        for file in found:
+            check_exported(file)
+        return metadata.read_official(found)
+    with tempfile.TemporaryDirectory() as copies:
+        here = []
+        for name in OFFICIAL_METADATA:
+            try:
+                data = store.get(name)
+            except FileNotFoundError:
+                continue
+            here.append(Path(copies) / name)
+            here[-1].write_bytes(data)
+        if not here:
+            raise SourceError(
+                f"{store.url}: no {OFFICIAL_METADATA[0]} there; name the official files (--metadata)"
+            )
+        return metadata.read_official(here)
+
+
+def _find_metadata(folder: Path) -> list[Path]:
+    for place in (folder, folder.parent):
+        found = sorted(place.glob("metadata*.parquet"))
+        if found:
+            return found
+    raise SourceError(
+        f"{folder}: no metadata*.parquet in or beside it; name the official metadata files (--metadata)"
+    )

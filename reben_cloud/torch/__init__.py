@@ -1,0 +1,292 @@
+"""The PyTorch face of the loader: tensors, distributed ranks, DataLoader workers, model input.
+
+Batches stay raw until they are on the device: `ModelInput` upsamples, stacks, normalises and augments
+there. The order, the threads and the reading are `reben_cloud.stream`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reben_cloud.errors import ForkError, missing_extra
+from reben_cloud.stream import Form, RawLoader, StreamStats
+from reben_cloud.stream.gather import BatchArray, Slot
+from reben_cloud.torch.model_input import ModelInput
+
+try:
+    import torch
+    from torch import Tensor
+    from torch.utils.data import IterableDataset, get_worker_info
+except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
+    raise missing_extra("torch", "torch") from error
+
+__all__ = ["ModelInput", "StreamDataset", "StreamLoader"]
+
+Batch = dict[str, Tensor]
+
+
+class StreamLoader:
+    """Shuffled raw batches of a selection as tensors, exactly once an epoch; no DataLoader needed.
+
+    The fast way: threads of this process fetch and copy, nothing is pickled. With CUDA, batches are in
+    pinned memory, so ``tensor.to(device, non_blocking=True)`` overlaps with the next step; it is written
+    again only when nothing refers to the batch and the device has done such copies, on whatever stream. What a
+    batch holds, how long it stays valid and what the arguments mean is said at
+    `reben_cloud.stream.RawLoader`; `rank` and `world_size` come from ``torch.distributed`` when it is
+    initialised and they are not given.
+
+    Iterate it once an epoch; the epoch's number then goes up by itself (`set_epoch` chooses another).
+    `state_dict` after any batch, `load_state_dict` into a new loader, also one of another number of
+    ranks, and the next batch is the one that would have come.
+    """
+
+    def __init__(
+        self,
+        selection: Any,
+        *,
+        modalities: Sequence[str] | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        lanes: int = 8,
+        window: int = 1,
+        prefetch: int | None = None,
+        fetch_threads: int = 8,
+        gather_threads: int = 2,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        form: Form = "shards",
+        pin_memory: bool | None = None,
+    ) -> None:
+        rank, world_size = _place(rank, world_size)
+        pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._raw = RawLoader(
+            selection,
+            modalities=modalities,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+            lanes=lanes,
+            window=window,
+            prefetch=prefetch,
+            fetch_threads=fetch_threads,
+            gather_threads=gather_threads,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            form=form,
+            buffers=PinnedBatches if pinned else None,
+        )
+        self.batch_size = batch_size
+        """Samples in a batch of this rank."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that runs or comes next."""
+        return self._raw.epoch
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch, over all ranks."""
+        return self._raw.num_samples
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the batches hold, of ``s2``, ``s1``, ``map``."""
+        return self._raw.modalities
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, the same on every rank."""
+        return len(self._raw)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Run one epoch; closing the iterator (or leaving the loop) stops its threads."""
+        batches = iter(self._raw)  # refuses a fork now, not at the first batch
+        return (_tensors(batch) for batch in batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next ``iter()`` runs; a resume position holds if it is the same one."""
+        self._raw.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is, after the batch handed out last: a few integers."""
+        return self._raw.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where another loader stopped; see `RawLoader.load_state_dict`."""
+        self._raw.load_state_dict(state)
+
+    def stats(self) -> StreamStats:
+        """Samples, bytes, waiting, retries so far; may be called at any time."""
+        return self._raw.stats()
+
+
+class StreamDataset(IterableDataset[Batch]):
+    """Batches for ``DataLoader(dataset, batch_size=None, num_workers=...)``, for who needs workers.
+
+    Worker v of V on rank r of W reads as rank ``v * W + r`` of ``W * V``: lanes are split over ranks
+    and workers, no sample is read twice, and `lanes` must be a multiple of W * V. Prefer `StreamLoader`:
+    a DataLoader copies every batch once more through shared memory.
+
+    Each ``iter()`` runs the next epoch, also if the one before was left early: workers run ahead of the
+    batches that are taken, so one that is through with its share could not tell. Likewise its state at the
+    end of its share is the end of this epoch, never the start of the next.
+
+    Args:
+        selection: What to stream.
+        rank: This rank; from ``torch.distributed`` when it is None and that is initialised.
+        world_size: Number of ranks; likewise.
+        **options: As for `StreamLoader`.
+    """
+
+    def __init__(
+        self, selection: Any, *, rank: int | None = None, world_size: int | None = None, **options: Any
+    ) -> None:
+        self._selection = selection
+        self._place = _place(rank, world_size)
+        self._options = options
+        self._epoch = int(options.pop("epoch", 0))  # of the next iter()
+        self._running = self._epoch
+        self._loader: StreamLoader | None = None
+        self._state: Mapping[str, int] | None = None
+        self._pid = os.getpid()
+        self._given_away = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Threads and clients belong to a process; a worker makes its own, and only it knows where it is.
+        self._given_away = True
+        return {**self.__dict__, "_loader": None, "_pid": None, "_given_away": False}
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Run one epoch of this worker's share."""
+        if self._pid not in (None, os.getpid()):
+            raise ForkError(
+                "this DataLoader forked its workers, and store clients and threads hang after a fork; "
+                "pass multiprocessing_context='forkserver' or 'spawn', "
+                "or use StreamLoader without workers (it has threads of its own)"
+            )
+        if self._loader is None:
+            rank, world_size = self._place
+            info = get_worker_info()
+            worker, workers = (info.id, info.num_workers) if info else (0, 1)
+            self._loader = StreamLoader(
+                self._selection,
+                rank=worker * world_size + rank,
+                world_size=world_size * workers,
+                pin_memory=False,
+                **self._options,
+            )
+        if self._state is None:
+            self._loader.set_epoch(self._epoch)
+        else:
+            self._loader.load_state_dict(self._state)
+            self._state = None
+        self._running = self._loader.epoch
+        self._epoch = self._running + 1
+        return iter(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next ``iter()``; a state that was loaded holds if it is of the same one.
+
+        Workers that persist count by themselves, and it does not reach them. Without
+        ``persistent_workers`` they are made anew for every epoch: call this before each, or all are alike.
+        """
+        self._epoch = epoch
+        if self._state is not None and self._state["epoch"] != epoch:
+            self._state = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Where this worker is (``torchdata``'s StatefulDataLoader collects these).
+
+        Raises:
+            RuntimeError: In a process that gave the dataset to workers, which alone know how far they are.
+        """
+        if self._loader is None:
+            if self._given_away:
+                raise RuntimeError(
+                    "the workers of the DataLoader know how far they are, this process does not; "
+                    "use torchdata's StatefulDataLoader, whose state_dict() asks them, or StreamLoader"
+                )
+            return dict(self._state or {})
+        state = self._loader.state_dict()
+        if state["epoch"] != self._running:  # with its last batch, a loader is at the start of the next epoch
+            state |= {"epoch": self._running, "position": self._loader.num_samples}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from a worker's state, with as many workers as there were.
+
+        The next ``iter()`` gives the rest of that epoch, which at its end is nothing.
+        """
+        self._state = dict(state) or None
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if rank is None:
+        rank = torch.distributed.get_rank() if distributed else 0
+    if world_size is None:
+        world_size = torch.distributed.get_world_size() if distributed else 1
+    return rank, world_size
+
+
+def _tensors(batch: Mapping[str, Any]) -> Batch:
+    return {name: torch.as_tensor(array) for name, array in batch.items()}
+
+
+def _pinned(nbytes: int) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+
+class PinnedBatches:
+    """Batches in pinned memory of torch's own allocator, as a ``DataLoader`` with ``pin_memory`` has them.
+
+    Each batch is new memory to us. The allocator records an event on the stream of every ``non_blocking``
+    copy from its memory, whichever stream that is, and gives memory out again only when it was let go and all
+    its events are done. We could see only the streams that are current when a batch is let go, in whatever
+    thread that is. It knows its memory by the tensor, so no array in between is handed out.
+
+    Args:
+        specs: Name, shape and dtype of every array of a batch.
+        allocate: Makes so many bytes of pinned memory.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, BatchArray], *, allocate: Callable[[int], Tensor] = _pinned
+    ) -> None:
+        self._specs = specs
+        self._allocate = allocate
+
+    def take(self) -> Slot:
+        """A slot in memory that no copy reads any more."""
+        return _TensorSlot({name: self._make(spec) for name, spec in self._specs.items()})
+
+    def hand_out(self, slot: Slot, num_rows: int) -> Batch:
+        """The first rows of every tensor."""
+        assert isinstance(slot, _TensorSlot)
+        return {name: tensor[:num_rows] for name, tensor in slot.tensors.items()}
+
+    def give_back(self, slot: Slot) -> None:
+        """Return a slot that was not handed out: its memory goes back to the allocator by itself."""
+
+    def _make(self, spec: BatchArray) -> Tensor:
+        # Through bytes: the dtype's name in torch is not needed.
+        dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
+        return self._allocate(spec.nbytes).view(dtype).view(spec.shape)
+
+
+class _TensorSlot(Slot):
+    def __init__(self, tensors: Batch) -> None:
+        super().__init__({name: tensor.numpy() for name, tensor in tensors.items()})
+        self.tensors = tensors

@@ -1,0 +1,1 @@
+"""From recipes to trained folders, and what they are worth."""

@@ -1,0 +1,294 @@
+"""What a training run is to do: a TOML recipe that fills one `TrainConfig`, strictly.
+
+The defaults are the recipe of the published models (reBEN training scripts), but for one thing:
+they were chosen by their result on the test split; here validation chooses, and test is looked at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Literal
+
+from reben_cloud.bigearthnet.bands import BAND_SETS, BANDS
+from reben_cloud.files.paths import local_path
+
+ANY = "any"
+"""Value of a subset's option that takes its default back."""
+
+RECIPES = files("reben_cloud.training").joinpath("recipes")
+"""Folder of the recipes that come with the package."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subset:
+    """A part of the dataset, in the words of `Dataset.search`.
+
+    None and empty tuples do not narrow, as leaving an argument out of a search does not. ``"any"`` takes a
+    default back, since TOML has no None.
+
+    Raises:
+        ValueError: If `split` is empty, or `recommended` neither True nor ``"any"``.
+    """
+
+    split: str | None = None
+    """``train``, ``validation``, ``test``, or ``any`` of them."""
+    country: tuple[str, ...] = ()
+    """Names of countries."""
+    season: tuple[str, ...] = ()
+    """``spring``, ``summer``, ``fall``, ``winter``."""
+    labels: tuple[str, ...] = ()
+    """Patches with any of these classes."""
+    bbox: tuple[float, ...] = ()
+    """West, south, east, north, degrees."""
+    datetime: str | None = None
+    """RFC 3339 instant or interval."""
+    recommended: bool | str = True
+    """True leaves out patches with snow, cloud or shadow; ``any`` has them too."""
+
+    def __post_init__(self) -> None:
+        _check("split", self.split, self.split != "", '"any" for the patches of all splits')
+        # False would mean "only those with snow, cloud or shadow", as in a search; recipes that have it were
+        # written when it meant "with them too", and must not change their meaning without a word.
+        _check(
+            "recommended",
+            self.recommended,
+            self.recommended is True or self.recommended == ANY,
+            'true, or "any" for the patches with snow, cloud or shadow too (which false used to mean here; '
+            "in a search it means only those, and nothing is trained on these alone)",
+        )
+
+    def query(self) -> dict[str, Any]:
+        """Arguments for `Dataset.search`."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value and value != ANY}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """All that decides the weights of a run, and where it stops.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    architecture: str = "resnet50"
+    """Name of a timm model; for ``task = "map"`` of the encoder under a U-Net."""
+    bands: str = "S1_10m_20m"
+    """A named band set (`bands.BAND_SETS`), or band names joined by commas."""
+    task: Literal["labels", "map"] = "labels"
+    """Scene labels (19 logits a patch) or the reference map (19 logits a pixel)."""
+    drop_rate: float = 0.15
+    """Dropout before the classifier, where the model has it."""
+    drop_path_rate: float = 0.15
+    """Stochastic depth, where the model has it."""
+
+    train: Subset = field(default_factory=lambda: Subset(split="train"))
+    """What is learned from."""
+    validation: Subset = field(default_factory=lambda: Subset(split="validation"))
+    """What stops the run and chooses its best weights."""
+    test: Subset = field(default_factory=lambda: Subset(split="test"))
+    """What the finished model is measured on, once."""
+
+    epochs: int = 100
+    """Most epochs."""
+    patience: int = 5
+    """Epochs without a better validation score before the run stops."""
+    batch_size: int = 512
+    """Samples a step over all ranks, so that a run does not depend on how many there are."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up from a tenth of `lr`; then a cosine falls to a tenth again."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    seed: int = 42
+    """Of the weights, the order, the augmentation and dropout."""
+
+    flips: bool = True
+    """Flip patches left-right and up-down, each with probability one half."""
+    label_smoothing: float = 0.0
+    """Targets become ``y * (1 - s) + s / 2`` for labels; the usual uniform mixture for maps."""
+    positive_weights: bool = False
+    """Weigh positives of a rare class more: by negatives over positives in the train subset, at most 100."""
+    modality_dropout: float = 0.0
+    """Probability that a patch loses Sentinel-1 or Sentinel-2 (zeros after normalisation), for S1+S2."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward pass; weights stay float32. fp16 scales the loss."""
+    matmul_precision: Literal["highest", "high", "medium"] = "medium"
+    """Of float32 matrix products on CUDA (``torch.set_float32_matmul_precision``)."""
+    channels_last: bool = True
+    """Memory format of convolutions."""
+    compile: bool = False
+    """Use ``torch.compile``."""
+    sync_batchnorm: bool = True
+    """Batch statistics over all ranks; on CUDA only (PyTorch has none for the CPU)."""
+    lanes: int = 8
+    """Canonical partitions of the order; a multiple of every number of ranks that is to be used."""
+
+    checkpoint_steps: int = 500
+    """Steps between two checkpoints within an epoch."""
+    log_steps: int = 20
+    """Steps between two lines of the log."""
+    logger: Literal["csv", "tensorboard"] = "csv"
+    """Form of the log."""
+
+    def __post_init__(self) -> None:
+        band_names(self.bands)
+        for name in ("epochs", "patience", "batch_size", "checkpoint_steps", "log_steps", "lanes"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup_steps", "clip_norm", "weight_decay", "seed"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "not negative")
+        for name in ("drop_rate", "drop_path_rate", "label_smoothing", "modality_dropout"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _check("lr", self.lr, self.lr > 0, "above 0")
+        both = {BANDS[band].sensor for band in band_names(self.bands)} == {"s1", "s2"}
+        _check(
+            "modality_dropout",
+            self.modality_dropout,
+            both or not self.modality_dropout,
+            "0 unless bands has S1 and S2",
+        )
+        _check(
+            "positive_weights",
+            self.positive_weights,
+            self.task == "labels" or not self.positive_weights,
+            "false for maps",
+        )
+
+    def to_json(self) -> str:
+        """The resolved configuration, as saved beside the checkpoints."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def band_names(bands: str) -> tuple[str, ...]:
+    """The bands of a named set or of a list joined by commas.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if bands in BAND_SETS:
+        return BAND_SETS[bands]
+    names = tuple(name.strip() for name in bands.split(","))
+    unknown = [name for name in names if name not in BANDS]
+    if unknown:
+        raise ValueError(
+            f"bands: {unknown[0]!r} is neither a band set ({', '.join(BAND_SETS)}) nor a band ({', '.join(BANDS)})"
+        )
+    return names
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(recipe: str | os.PathLike[str], *, overrides: Iterable[str] = ()) -> TrainConfig:
+    """Read a recipe and change single values of it.
+
+    Args:
+        recipe: Name of one that comes with the package, or path of a TOML file.
+        overrides: ``key=value`` or ``train.country=Finland``; values as in TOML, strings need no quotes.
+
+    Raises:
+        FileNotFoundError: If there is no such recipe.
+        ValueError: If a key is unknown, or a value is of a wrong type or out of range.
+    """
+    name = os.fspath(recipe)
+    if name in recipe_names():
+        text = RECIPES.joinpath(f"{name}.toml").read_text()
+    elif (path := local_path(name, "a recipe")).is_file():
+        text = path.read_text()
+    else:
+        raise FileNotFoundError(
+            f"no recipe {name!r}: neither a TOML file nor one of {', '.join(recipe_names())}"
+        )
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{name} is no TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    return config_from(values)
+
+
+def config_from(values: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from nested plain values (TOML, JSON).
+
+    Raises:
+        ValueError: If a key is unknown, or a value is of a wrong type or out of range.
+    """
+    config = _fill(TrainConfig, values, "", TrainConfig())
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, found, text = override.partition("=")
+    if not found:
+        raise ValueError(f"--set {override!r}: write key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+    values[last] = value
+
+
+def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any) -> Any:
+    """`default` with `values` in place of its own; keys that it lacks and wrong types are refused."""
+    hints = typing.get_type_hints(kind)
+    filled = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(hints)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
+            filled[key] = _fill(
+                typing.cast(type, hints[key]), value, f"{prefix}{key}.", getattr(default, key)
+            )
+        else:
+            filled[key] = _convert(prefix + key, value, hints[key])
+    try:
+        return dataclasses.replace(default, **filled)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from error
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        _check(key, value, value in arguments, " or ".join(map(repr, arguments)))
+    elif origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(key, item, arguments[0]) for item in items)
+    elif origin is types.UnionType:
+        # `str | None`: TOML has no None, JSON has; `bool | str`: its dataclass says which texts
+        if type(value) in arguments:
+            return value
+        return _convert(key, value, arguments[0])
+    elif hint is float:
+        _check(key, value, isinstance(value, int | float) and not isinstance(value, bool), "a number")
+        return float(value)
+    else:
+        _check(key, value, type(value) is hint, f"of type {hint.__name__}")
+    return value
+
+
+def _check(key: str, value: Any, right: bool, expected: str) -> None:
+    if not right:
+        raise ValueError(f"{key} must be {expected}, got {value!r}")
