@@ -344,7 +344,7 @@ class ShardReader:
         name, nbytes = f"{self._store.url}/{wanted.path}", PAYLOAD_BYTES[wanted.modality]
         if wanted.is_strided and _are_named(wanted.names, data, wanted.records):
             return InMemory(data, wanted.records + tar.PAYLOAD_OFFSET, nbytes, name=name)
-        found = InMemory(data, self._members(wanted, lambda: io.BytesIO(data)), nbytes, name=name)
+        found = InMemory(data, self._members(wanted, lambda: io.BytesIO(data.data)), nbytes, name=name)
         for number in range(len(wanted.rows)):
             self._check_payload(wanted, number, found.read(number))
         return found
@@ -361,7 +361,7 @@ class ShardReader:
             except FileNotFoundError as error:
                 raise self._lost(path) from error
             self._counters.add(requests=1, bytes_read=found)
-            if found != nbytes or xxhash.xxh3_64_intdigest(data) != checksum:
+            if found != nbytes or xxhash.xxh3_64_intdigest(data.data) != checksum:
                 raise ChecksumError(
                     f"{self._store.url}/{path}: the {found:,} bytes read are not the {nbytes:,} that "
                     "objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
@@ -558,7 +558,8 @@ class ZarrReader:
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The decoded chunks of these Zarr arrays."""
-        every, found = np.arange(len(stored)), {}
+        every = np.arange(len(stored), dtype=np.int64)
+        found: Part = {}
         for array in part:
             pixels = self._pixels(array, stored)
             nbytes = self.copies[array][0].nbytes

@@ -153,7 +153,7 @@ class Slot:
 
     def row_pieces(self, copies: Sequence[Copy], rows: Sequence[int]) -> list[list[memoryview]]:
         """The memory of each row in the order of a payload, whose end can be read into it as it is."""
-        flat = {c.array: memoryview(self._bytes[c.array].reshape(-1)) for c in copies}
+        flat = {c.array: self._bytes[c.array].reshape(-1).data for c in copies}
         places = [(flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes) for c in sorted(copies)]
         return [
             [m[row * size + start : row * size + start + n] for m, size, start, n in places] for row in rows
