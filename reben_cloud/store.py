@@ -403,7 +403,7 @@ class Store:
             return StorageError(f"cannot {verb} {name}: permission denied ({cause}); {_CHECK_CREDENTIALS}")
         if _is_silence(text):
             return UnreachableError(
-                f"cannot {verb} {name}: no connection to the store, or no answer ({cause}); "
+                f"cannot {verb} {name}: no answer from or no connection to the store ({cause}); "
                 "check the endpoint (AWS_ENDPOINT_URL, --endpoint-url)"
             )
         return StorageError(f"cannot {verb} {name}: {cause}")

@@ -190,7 +190,7 @@ class RawLoader:
         )
         if not len(self):
             raise NotFoundError(
-                f"nothing to stream: {self.num_samples:,} patches do not fill a batch of {self._steps.global_batch:,} "
+                f"nothing to stream: {self.num_samples:,} patches do not fill a batch of {self._steps.global_batch} "
                 "(over all ranks), and drop_last leaves out what does not"
             )
         self._order()  # refuses wrong lanes, window, rank now and not in the first epoch

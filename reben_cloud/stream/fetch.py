@@ -558,7 +558,7 @@ class ZarrReader:
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The decoded chunks of these Zarr arrays."""
-        every = np.arange(len(stored))
+        every = np.arange(len(stored), dtype=np.int64)
         found: Part = {}
         for array in part:
             pixels = self._pixels(array, stored)
