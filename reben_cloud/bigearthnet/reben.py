@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reben_cloud.bands import ARRAYS, BANDS, PATCH_M
-from reben_cloud.labels import CLASSES_ALPHABETICAL, CLC, representative_code
+from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, PATCH_M
+from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, CLC, representative_code
 from reben_cloud.schema import ArraySpec, Classes, Modality, Schema, TensorSpec
 
 MAP_TENSOR = "Data"
