@@ -189,7 +189,7 @@ def test_many_patches_go_to_s3_through_dask(s3_bucket, cluster, shared):
     """20,000 patches with REBEN_TEST_DASK_PATCHES=20000; fewer by default, for the time it takes."""
     count = int(os.environ.get("REBEN_TEST_DASK_PATCHES", "1000"))
     folder = shared / "data" / "bigearthnet_pipeline"
-    from reben_cloud.root.patches import read_official
+    from reben_cloud.bigearthnet.official import read_official
 
     table = read_official([folder / "metadata.parquet"]).slice(0, count)
     store = open_store(f"{s3_bucket.url}/root", s3_bucket.storage_options)

@@ -34,7 +34,8 @@ from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, Sour
 from reben_cloud.formats.lmdb import LmdbSource
 from reben_cloud.root.manifest import to_bytes
 from reben_cloud.root.patch import decode_payload, lmdb_key
-from reben_cloud.root.patches import OFFICIAL_SCHEMA, patch_infos
+from reben_cloud.root.patches import patch_infos
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store

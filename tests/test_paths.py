@@ -17,7 +17,7 @@ from reben_cloud.bigearthnet.country import load_countries
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli.demo import run_demo
 from reben_cloud.files.paths import local_path, split_scheme
-from reben_cloud.root.patches import read_official
+from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.scenes.land_cover import load_class_table
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import normalise_url, open_store

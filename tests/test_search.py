@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from reben_cloud import grid
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import patches_table, read_official, write_patches
+from reben_cloud.root.patches import patches_table, write_patches
+from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.search import parse_interval
 from reben_cloud.store import open_store
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.bands import ARRAYS, PATCH_M
+from reben_cloud.schema import ArraySpec, Schema
 
 TRUE_COLOR = ("B04", "B03", "B02")
 """Bands shown as red, green and blue."""
@@ -35,31 +35,45 @@ def true_color(red_green_blue: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.u
     return np.ascontiguousarray(np.moveaxis(shades, -3, -1))
 
 
-def tiny_true_color(s2_10m: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def true_color_array(schema: Schema) -> ArraySpec | None:
+    """The array that has the bands of true colour, in pixels of which a thumbnail can be made; None without one."""
+    for modality in schema.modalities:
+        for array in modality.arrays:
+            shape = modality.shape_of(array)
+            if set(TRUE_COLOR) <= set(array.tensors) and len(shape) == 3 and shape[-1] % THUMBNAIL_PX == 0:
+                return array
+    return None
+
+
+def tiny_true_color(array: ArraySpec, pixels: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """Patches in few pixels, each the mean of what it covers.
 
     Args:
-        s2_10m: The array of that name, (n, 4, 120, 120).
+        array: `true_color_array`.
+        pixels: Of that array, (n, number of bands, y, x).
 
     Returns:
         (n, `THUMBNAIL_PX`, `THUMBNAIL_PX`, 3) red, green, blue.
     """
-    bands = s2_10m[:, [ARRAYS["s2_10m"].index(name) for name in TRUE_COLOR]]
+    bands = pixels[:, [array.tensors.index(name) for name in TRUE_COLOR]]
     step = bands.shape[-1] // THUMBNAIL_PX
     blocks = bands.reshape(len(bands), 3, THUMBNAIL_PX, step, THUMBNAIL_PX, step)
     return true_color(blocks.sum(axis=(3, 5), dtype=np.uint32) // step**2)
 
 
-def thumbnail(tiny: NDArray[np.uint8], x0: NDArray[np.float64], y0: NDArray[np.float64]) -> bytes:
+def thumbnail(
+    tiny: NDArray[np.uint8], x0: NDArray[np.float64], y0: NDArray[np.float64], *, patch_m: float
+) -> bytes:
     """The patches of a product on their grid as a PNG, transparent where there is none.
 
     Args:
         tiny: From `tiny_true_color`.
         x0: West edges in metres, (n,).
         y0: North edges in metres, (n,).
+        patch_m: Side of a patch, metres.
     """
-    column = ((x0 - x0.min()) // PATCH_M).astype(np.int64)
-    line = ((y0.max() - y0) // PATCH_M).astype(np.int64)
+    column = ((x0 - x0.min()) // patch_m).astype(np.int64)
+    line = ((y0.max() - y0) // patch_m).astype(np.int64)
     cells = np.zeros((line.max() + 1, column.max() + 1, THUMBNAIL_PX, THUMBNAIL_PX, 4), np.uint8)
     cells[line, column, ..., :3] = tiny
     cells[line, column, ..., 3] = 255

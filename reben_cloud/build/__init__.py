@@ -28,10 +28,11 @@ from reben_cloud.build.plan import (
     make_plan,
 )
 from reben_cloud.build.publish import publish
-from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, read_receipt, run_job
+from reben_cloud.build.tasks import START_OVER, Receipt, read_receipt, run_job
 from reben_cloud.errors import ConflictError
 from reben_cloud.root.digest import is_intact, sealed
 from reben_cloud.root.documents import read_manifest
+from reben_cloud.root.objects import WrittenObject
 from reben_cloud.store import Store
 
 __all__ = [

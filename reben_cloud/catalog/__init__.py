@@ -29,7 +29,7 @@ from reben_cloud.catalog.patches import patch_items as patch_items
 from reben_cloud.catalog.products import Summary, product_item
 from reben_cloud.catalog.products import thumbnail_path as thumbnail_path
 from reben_cloud.catalog.terms import TITLE, Written
-from reben_cloud.root.patches import COLLECTION_ID
+from reben_cloud.root.layout import COLLECTION_ID
 
 
 def root_documents(

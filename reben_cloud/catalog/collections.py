@@ -26,7 +26,9 @@ from reben_cloud.catalog.terms import (
     extension,
     file_fields,
 )
-from reben_cloud.root.patches import COLLECTION_ID, DESCRIPTION, LICENSE, REBEN_EXTENSION, SPLITS, rfc3339
+from reben_cloud.root.layout import COLLECTION_ID
+from reben_cloud.root.patches import DESCRIPTION, LICENSE, REBEN_EXTENSION, rfc3339
+from reben_cloud.root.placement import SPLITS
 
 
 def dataset_collection(

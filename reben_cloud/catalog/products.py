@@ -17,7 +17,9 @@ from reben_cloud.bigearthnet.labels import CLASSES, CLC
 from reben_cloud.bigearthnet.picture import BRIGHTEST, GAMMA, TRUE_COLOR
 from reben_cloud.catalog.terms import ZARR_TYPE, Written, extension, file_fields
 from reben_cloud.formats import zarr
-from reben_cloud.root.patches import COLLECTION_ID, REBEN_EXTENSION, SPLITS, rfc3339
+from reben_cloud.root.layout import COLLECTION_ID
+from reben_cloud.root.patches import REBEN_EXTENSION, rfc3339
+from reben_cloud.root.placement import SPLITS
 
 
 class Summary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from reben_cloud.root.patches import COLLECTION_ID
+from reben_cloud.root.layout import COLLECTION_ID
 
 SHARDS_ID = f"{COLLECTION_ID}-shards"
 """Id of the collection of training shards."""

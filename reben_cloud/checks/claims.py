@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.build.plan import fingerprint_of, options_of
 from reben_cloud.errors import RebenError, StorageError
 from reben_cloud.export.plan import identity_of
@@ -23,7 +24,6 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import DIGEST
 from reben_cloud.root.documents import PATCHES
 from reben_cloud.root.manifest import MANIFEST, InvalidManifestError, from_bytes, to_bytes
-from reben_cloud.root.patches import OFFICIAL_SCHEMA
 from reben_cloud.root.placement import PlacementOptions, group_sizes, place
 
 PLACES = ("reben:product", "reben:zarr_row", "reben:shard_group", "reben:shard", "reben:shard_row")

@@ -38,12 +38,11 @@ from reben_cloud.errors import (
 from reben_cloud.export import find_damage
 from reben_cloud.export.opened import is_export
 from reben_cloud.export.plan import read_manifest
-from reben_cloud.formats import tar, zarr
-from reben_cloud.root import parquet
+from reben_cloud.formats import parquet, tar, zarr
 from reben_cloud.root import patches as metadata
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.patch import MAP_TENSOR, check_payload, encode_payload, lmdb_key
-from reben_cloud.sources import Source
+from reben_cloud.root.source import AnySource, Source
 from reben_cloud.sources.archives import ArchiveSource
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -105,7 +104,7 @@ def verify(
     *,
     quick: bool = False,
     deep: bool = False,
-    against: Source | None = None,
+    against: AnySource | None = None,
     progress: Progress = _silent,
 ) -> Report:
     """Look for anything that is missing, damaged, foreign or mixed up.

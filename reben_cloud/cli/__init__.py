@@ -573,8 +573,9 @@ def catalog(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Catalog the real dataset from its metadata alone: to search, to browse and to serve."""
+    from reben_cloud.bigearthnet.official import describe, read_official
+    from reben_cloud.bigearthnet.reben import REBEN
     from reben_cloud.build.publish import publish_metadata
-    from reben_cloud.root.patches import read_official
     from reben_cloud.store import open_store
 
     store = open_store(dest, storage_options(endpoint_url))

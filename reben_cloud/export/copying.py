@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from reben_cloud.errors import NotFoundError, SourceError, StorageError
 from reben_cloud.export.plan import Records, afresh
 from reben_cloud.formats import tar
-from reben_cloud.root.patch import Buffer
-from reben_cloud.stream.fetch import Counters, Places, Reader
+from reben_cloud.schema import Buffer
+from reben_cloud.stream.readers.base import Counters, Places, Reader
 from reben_cloud.stream.select import StoredSelection, open_reader
 
 if TYPE_CHECKING:
@@ -159,8 +159,8 @@ def plan_pieces(origin: Origin, records: Records, missing: NDArray[np.int64]) ->
     for modality in records.modalities:
         numbers = records.numbers(modality)[origin.patch]
         mine = np.flatnonzero(wanted[numbers])
-        piece = places.row[mine] // (PIECE_BYTES // tar.RECORD_BYTES[modality])
+        piece = places.row[mine] // (PIECE_BYTES // tar.record_bytes(modality))
         cuts = np.flatnonzero((np.diff(places.shard[mine]) != 0) | (np.diff(piece) != 0)) + 1
         for part in np.split(mine, cuts):
             if part.size:
-                yield Piece(modality, part, numbers[part])
+                yield Piece(modality.name, part, numbers[part])

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reben_cloud.build import MANIFEST, make_plan
@@ -108,7 +107,7 @@ class MadeRoot(Store):
     @cached_property
     def _patches(self) -> memoryview:
         plan = self._plan
-        return memoryview(write_patches(patches_table(plan.table, pa.table(plan.placement))))
+        return memoryview(write_patches(patches_table(plan.table, plan.schema, plan.placement), plan.schema))
 
     @property
     def manifest(self) -> Mapping[str, Any]:
@@ -122,7 +121,8 @@ class MadeRoot(Store):
         It hashed the bytes of a parquet file, so it is what that version said only where pyarrow is the same.
         """
         plan, table = self._plan, io.BytesIO()
-        pq.write_table(plan.table.combine_chunks(), table, compression="none")
+        given = plan.table.select(list(plan.given)).replace_schema_metadata().combine_chunks()
+        pq.write_table(given, table, compression="none")
         digest = hashlib.sha256(table.getbuffer())
         digest.update(repr((1, plan.modalities, plan.options)).encode())
         return digest.hexdigest()[:16]

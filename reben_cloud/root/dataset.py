@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.official import COUNTRIES
 from reben_cloud.errors import NotFoundError
 from reben_cloud.export.opened import MadeRoot, find_lmdb_root
+from reben_cloud.root import layout
 from reben_cloud.root.documents import MANIFEST, read_manifest, read_objects
-from reben_cloud.root.patches import COUNTRIES
+from reben_cloud.root.manifest import schema_of
+from reben_cloud.schema import Schema
 from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
 from reben_cloud.store import Store, open_store
 
@@ -73,6 +76,11 @@ class Dataset:
     def url(self) -> str:
         """Where the root lies."""
         return self.store.url
+
+    @cached_property
+    def schema(self) -> Schema:
+        """What every patch has: modalities, classes, size."""
+        return schema_of(self.manifest)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -152,8 +160,9 @@ class Dataset:
             raise NotFoundError(
                 f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"
             )
-        place = f"zarr/{product}.zarr"
-        store = ListedStore(self.store.child(place), self._listed(f"{place}/"))
+        place = layout.zarr_store(product)
+        pixels = [array.zarr_name for m in self.schema.modalities for array in m.arrays]
+        store = ListedStore(self.store.child(place), self._listed(f"{place}/"), pixels)
         stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
         return stack
 

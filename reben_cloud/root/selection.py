@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.country import load_countries
 from reben_cloud.errors import NotFoundError
-from reben_cloud.root.patches import OFFICIAL_SCHEMA, SPLITS
+from reben_cloud.root import layout
+from reben_cloud.root.manifest import metadata_columns
+from reben_cloud.root.patches import given_metadata
+from reben_cloud.root.placement import SPLITS
 from reben_cloud.root.table import PatchTable
 from reben_cloud.search.arguments import parse_names
 
@@ -120,14 +123,15 @@ class Selection:
 
     def official(self) -> pa.Table:
         """The official metadata of the patches, in the official schema and order."""
-        names = ["id", *(f"reben:{name}" for name in OFFICIAL_SCHEMA.names[1:])]
-        table = self.columns(names).rename_columns(OFFICIAL_SCHEMA.names)
-        return table.cast(OFFICIAL_SCHEMA).sort_by("patch_id").combine_chunks()
+        names = metadata_columns(self.dataset.manifest)
+        return given_metadata(self.columns([layout.column(name) for name in names]), names)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
-        names = ["id", *(f"reben:{n}" for n in OFFICIAL_SCHEMA.names[1:]), "reben:product", "datetime"]
-        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas(
+        given = map(layout.column, metadata_columns(self.dataset.manifest))
+        times = [name for name in (layout.DATETIME, layout.S1_DATETIME) if name in self.table.names]
+        names = list(dict.fromkeys([*given, layout.PRODUCT, *times]))
+        frame: pd.DataFrame = self.columns(names).to_pandas(
             use_threads=False  # which would hold Python objects
         )
         frame = frame.rename(columns=lambda name: name.removeprefix("reben:")).rename(

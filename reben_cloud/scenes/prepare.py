@@ -34,17 +34,17 @@ from numpy.typing import NDArray
 from reben_cloud.bigearthnet import grid
 from reben_cloud.bigearthnet.bands import BANDS, PATCH_M
 from reben_cloud.bigearthnet.country import Countries
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
+from reben_cloud.bigearthnet.reben import S1
 from reben_cloud.bigearthnet.v1 import V1Patch, list_files, read_v1
 from reben_cloud.build import JOURNAL as BUILD_JOURNAL
 from reben_cloud.build import Executor, Progress, build, local, make_plan, silent
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.files.paths import local_path
-from reben_cloud.formats import geotiff
+from reben_cloud.formats import geotiff, parquet
 from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
-from reben_cloud.root.documents import MANIFEST, parquet, read_manifest
-from reben_cloud.root.patch import TENSORS
-from reben_cloud.root.patches import OFFICIAL_SCHEMA
+from reben_cloud.root.documents import MANIFEST, read_manifest
 from reben_cloud.scenes.land_cover import (
     PIXEL_M,
     REBEN19,
@@ -515,7 +515,7 @@ def _check_official(
     place: Footprint = tile.product.epsg, left, top - side, left + side, top
     medians = []
     for polarization in POLARIZATIONS:
-        tensor, path = TENSORS["s1"][polarization], f"{name}_{polarization}.tif"
+        tensor, path = S1.places[polarization], f"{name}_{polarization}.tif"
         pixels = np.frombuffer(read_pixels(files[polarization], tensor, place, name=path), tensor.dtype)
         if not np.isfinite(pixels).all():
             raise SourceError(f"{path}: holds values that are not numbers; fetch the patch again")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from reben_cloud.root.patches import check_names
+from reben_cloud.schema import check_names
 
 Box = tuple[float, float, float, float]
 """West, south, east, north in degrees."""

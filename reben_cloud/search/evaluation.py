@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.labels import CLASSES
 from reben_cloud.errors import NotFoundError
-from reben_cloud.root.patches import SPLITS, check_names
+from reben_cloud.root.placement import SPLITS
 from reben_cloud.root.selection import Selection
 from reben_cloud.root.table import PatchTable
+from reben_cloud.schema import check_names
 from reben_cloud.search import cql
 from reben_cloud.search.arguments import (
     Box,

@@ -49,7 +49,8 @@ from reben_cloud import __version__
 from reben_cloud.bigearthnet.labels import CLASSES
 from reben_cloud.catalog import add_storage, patch_items
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import COLLECTION_ID, SPLITS
+from reben_cloud.root.layout import COLLECTION_ID
+from reben_cloud.root.placement import SPLITS
 from reben_cloud.search import Selection
 
 MAX_BODY_BYTES = 1_000_000

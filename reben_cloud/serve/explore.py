@@ -19,7 +19,8 @@ from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, CLC, encode_man
 from reben_cloud.bigearthnet.picture import GAMMA, TRUE_COLOR, encode_png, true_color
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import SPLITS, rfc3339
+from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.placement import SPLITS
 
 _ASSETS = {
     "explore.html": "text/html; charset=utf-8",

@@ -12,15 +12,18 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet import labels
-from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
+from reben_cloud.root import layout
 from reben_cloud.root.documents import PATCHES, read_objects
 from reben_cloud.root.placement import check_places
 from reben_cloud.sampling import Ints
+from reben_cloud.schema import Modality
 from reben_cloud.stream.cache import ShardCache
-from reben_cloud.stream.fetch import Counters, LmdbReader, Places, Reader, ShardReader, ZarrReader
+from reben_cloud.stream.readers.base import Counters, Places, Reader
+from reben_cloud.stream.readers.lmdb import LmdbReader
+from reben_cloud.stream.readers.shards import ShardReader
+from reben_cloud.stream.readers.zarr import ZarrReader
 
 Form = Literal["shards", "zarr"]
 """From which of a root's forms samples are read."""
@@ -32,14 +35,14 @@ class StoredSelection:
 
     selection: Any
     """The selection itself (`search.Selection`): ``dataset``, ``column`` and ``columns`` are used."""
-    modalities: tuple[str, ...]
-    """What to stream, in the order s2, s1, map."""
+    modalities: tuple[Modality, ...]
+    """What to stream, in the order of the schema."""
     fingerprint: str
     """Hex digits that name the root."""
     index: Ints
     """Position in the selection of each sample, shape (n,)."""
     labels: NDArray[np.uint8]
-    """Multi-hot labels, alphabetical, shape (n, 19)."""
+    """Multi-hot labels in the order of the schema's classes, shape (n, num_classes)."""
     places: Places
     """Where they lie in the shards; the order of an epoch follows from it, whatever form is read."""
 
@@ -77,28 +80,29 @@ class StoredSelection:
                 raise ValueError(
                     f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
                 )
-        wanted = tuple(m for m in MODALITIES if m in (modalities or there))
+        schema = selection.dataset.schema
+        wanted = tuple(m for m in schema.modalities if m.name in (modalities or there))
         # One call: a lazy selection reads its columns together.
         # Only a root has checksums of its payloads for sure; an LMDB of rico-hdl has none.
-        summed = [m for m in wanted if f"reben:{m}_xxh3" in selection.table.names]
+        summed = [m.name for m in wanted if layout.checksum_column(m.name) in selection.table.names]
         table = selection.columns(
             [
-                "id",
-                "reben:shard_group",
-                "reben:shard",
-                "reben:shard_row",
-                "reben:labels",
-                *(f"reben:{m}_xxh3" for m in summed),
+                layout.ID,
+                layout.SHARD_GROUP,
+                layout.SHARD,
+                layout.SHARD_ROW,
+                layout.LABELS,
+                *map(layout.checksum_column, summed),
             ]
         )
-        group = _combined(table.column("reben:shard_group").cast(pa.string())).dictionary_encode()
+        group = _combined(table.column(layout.SHARD_GROUP).cast(pa.string())).dictionary_encode()
         names = group.dictionary.to_pylist()
         codes = group.indices.to_numpy().astype(np.int64)
         # A stable order of the groups, whatever order the dictionary has.
         codes = np.argsort(np.argsort(names, kind="stable"), kind="stable")[codes] if names else codes
         names = sorted(names)
-        number = table.column("reben:shard").to_numpy().astype(np.int64)
-        row = table.column("reben:shard_row").to_numpy().astype(np.int64)
+        number = table.column(layout.SHARD).to_numpy().astype(np.int64)
+        row = table.column(layout.SHARD_ROW).to_numpy().astype(np.int64)
         check_places(
             manifest,
             groups=np.array(names, object)[codes] if names else codes,
@@ -117,15 +121,16 @@ class StoredSelection:
             modalities=wanted,
             fingerprint=str(manifest["fingerprint"]),
             index=order,
-            labels=labels.encode_many(table.column("reben:labels"))[order],
+            labels=schema.classes.encode(table.column(layout.LABELS))[order],
             places=Places(
                 shard=shard.astype(np.int64),
                 row=row[order],
                 shards=shards,
                 num_samples=np.array(sizes, np.int64),
-                ids=table.column("id").to_numpy().astype(np.bytes_)[order],
+                ids=table.column(layout.ID).to_numpy().astype(np.bytes_)[order],
                 checksums={
-                    m: table.column(f"reben:{m}_xxh3").to_numpy().astype(np.uint64)[order] for m in summed
+                    m: table.column(layout.checksum_column(m)).to_numpy().astype(np.uint64)[order]
+                    for m in summed
                 },
             ),
         )
@@ -137,6 +142,10 @@ class StoredSelection:
         """A column of the selection in stored order."""
         found: list[Any] = _combined(self.selection.column(name)).take(pa.array(self.index)).to_pylist()
         return found
+
+    def keys(self, modality: Modality) -> list[str]:
+        """The LMDB key of each sample's payload of a modality, in stored order."""
+        return [f"{name}{modality.key_suffix}" for name in self.values(layout.column(modality.key_column))]
 
 
 def _combined(column: pa.ChunkedArray[Any]) -> pa.Array[Any]:
@@ -165,14 +174,13 @@ def open_reader(
     if folder is not None:
         return LmdbReader(
             os.fspath(folder),
-            stored.values("id"),
-            stored.values("reben:s1_name"),
+            {m.name: stored.keys(m) for m in stored.modalities},
             stored.modalities,
             stored.places.checksums,
             counters,
         )
     if form == "zarr":
-        rows = np.array(stored.values("reben:zarr_row"))
+        rows = np.array(stored.values(layout.ZARR_ROW))
         if rows.size and not 0 <= rows.min() <= rows.max() < len(dataset):
             raise ChecksumError(
                 f"{dataset.url}/{PATCHES}: names rows {rows.min()} to {rows.max()} of Zarr stores, which have no such "
@@ -182,7 +190,7 @@ def open_reader(
         sizes = dict(zip(table.column("path").to_pylist(), table.column("bytes").to_pylist(), strict=True))
         return ZarrReader(
             dataset.store,
-            stored.values("reben:product"),
+            stored.values(layout.PRODUCT),
             rows,
             stored.places.ids,
             sizes,

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from reben_cloud.errors import ForkError, missing_extra
+from reben_cloud.schema import SampleArray
 from reben_cloud.stream import Form, RawLoader, StreamStats
-from reben_cloud.stream.gather import BatchArray, Slot
+from reben_cloud.stream.gather import Slot
 from reben_cloud.torch.model_input import ModelInput
 
 try:
@@ -263,7 +264,7 @@ class PinnedBatches:
     """
 
     def __init__(
-        self, specs: Mapping[str, BatchArray], *, allocate: Callable[[int], Tensor] = _pinned
+        self, specs: Mapping[str, SampleArray], *, allocate: Callable[[int], Tensor] = _pinned
     ) -> None:
         self._specs = specs
         self._allocate = allocate
@@ -280,7 +281,7 @@ class PinnedBatches:
     def give_back(self, slot: Slot) -> None:
         """Return a slot that was not handed out: its memory goes back to the allocator by itself."""
 
-    def _make(self, spec: BatchArray) -> Tensor:
+    def _make(self, spec: SampleArray) -> Tensor:
         # Through bytes: the dtype's name in torch is not needed.
         dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
         return self._allocate(spec.nbytes).view(dtype).view(spec.shape)

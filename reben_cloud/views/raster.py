@@ -20,7 +20,7 @@ from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, PATCH_M
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import zarr
 from reben_cloud.root.documents import get_checked
-from reben_cloud.root.patches import check_names
+from reben_cloud.schema import check_names
 from reben_cloud.store import Store
 
 _AXES = {60: ("y60", "x60"), 20: ("y20", "x20"), 10: ("y", "x")}
