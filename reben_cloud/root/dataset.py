@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import NotFoundError
 from reben_cloud.export.opened import MadeRoot, find_lmdb_root
 from reben_cloud.root.documents import MANIFEST, read_manifest, read_objects
 from reben_cloud.root.patches import COUNTRIES
+from reben_cloud.schema import Schema
 from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
 from reben_cloud.store import Store, open_store
 
@@ -78,6 +80,11 @@ class Dataset:
     def modalities(self) -> tuple[str, ...]:
         """What every patch has: of ``s2``, ``s1``, ``map``."""
         return tuple(self.manifest["modalities"])
+
+    @property
+    def schema(self) -> Schema:
+        """What its patches have in common: modalities, tensors, classes."""
+        return REBEN.only(self.modalities)
 
     @property
     def products(self) -> list[str]:
