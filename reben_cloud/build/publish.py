@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from reben_cloud import catalog
-from reben_cloud.bigearthnet import grid, labels, picture
+from reben_cloud.bigearthnet import grid, labels
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build.plan import (
     FORMAT_VERSION,
     MANIFEST,
@@ -35,12 +36,14 @@ from reben_cloud.build.plan import (
 from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, put, refuse_changed
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
+from reben_cloud.root import layout
 from reben_cloud.root import patches as metadata
 from reben_cloud.root.digest import sealed
 from reben_cloud.root.documents import OBJECTS, PATCHES, PATCHES_SEAL, read_manifest
 from reben_cloud.root.manifest import ROOT_FORMAT, to_bytes
 from reben_cloud.root.parquet import Seal
 from reben_cloud.store import Store
+from reben_cloud.views import picture
 
 
 def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
         for path, data in product_objects(plan, product).items():
             written.append(put(plan.store, f"zarr/{product}.zarr/{path}", data))
     for product, data in _thumbnails(plan, receipts):
-        written.append(put(plan.store, catalog.thumbnail_path(product), data))
+        written.append(put(plan.store, layout.thumbnail(product), data))
     placement = plan.placement
     for modality in plan.modalities:
         placement = placement.append_column(f"reben:{modality}_xxh3", _checksums(plan, receipts, modality))
@@ -71,7 +74,9 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     patches = metadata.write_patches(table)
     written.append(put(plan.store, PATCHES, patches))
     manifest = {**manifest_of(plan), PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json()}
-    for path, data in catalog.root_documents(table, manifest, written).items():
+    for path, data in catalog.root_documents(
+        table, manifest, written, schema=REBEN.only(plan.modalities)
+    ).items():
         written.append(put(plan.store, path, data))
     objects = _objects_parquet(written)
     written.append(put(plan.store, OBJECTS, objects))
@@ -116,7 +121,7 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
         "fingerprint": fingerprint,
         PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json(),
     }
-    for path, data in catalog.root_documents(table, None, written).items():
+    for path, data in catalog.root_documents(table, None, written, schema=REBEN).items():
         written.append(put(store, path, data))
     objects = _objects_parquet(written)
     store.put(OBJECTS, objects)
@@ -223,7 +228,7 @@ def _thumbnails(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Iterator[tu
         pixels = np.frombuffer(tiny, np.uint8).reshape(count, side, side, 3)
         ids = plan.table.column("patch_id").slice(start, count).to_pylist()
         _, x0, _, _, y0 = (np.asarray(values, np.float64) for values in grid.footprints(ids))
-        yield product, picture.thumbnail(pixels, x0, y0)
+        yield product, picture.thumbnail(pixels, x0, y0, patch_m=REBEN.patch_m)
 
 
 def _check_source(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet import grid, labels
 from reben_cloud.bigearthnet.bands import ARRAYS, MODALITIES
-from reben_cloud.bigearthnet.picture import tiny_true_color
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build.plan import Job, ShardTask, UnpackTask, ZarrTask
 from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
@@ -29,6 +29,7 @@ from reben_cloud.root.digest import is_intact, sealed
 from reben_cloud.root.patch import MAP_TENSOR, PAYLOAD_HEADER, Patch, PatchInfo, decode_tensors
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.store import Store
+from reben_cloud.views import picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +57,7 @@ class Receipt:
     payloads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Modality -> xxh3-64 of each payload in row order (shard tasks only)."""
     tiny: str = ""
-    """`tiny_true_color` of the patches in row order, base64 (Zarr tasks with Sentinel-2 only)."""
+    """`picture.tiny_of` the patches in row order, base64; empty where there is none."""
     stamps: tuple[str, ...] = ()
     """`Source.stamp` of the patches in row order: of which files the objects were made."""
 
@@ -331,7 +332,8 @@ def _write_zarr(job: Job, task: ZarrTask, infos: Sequence[PatchInfo], stamps: tu
         put(job.store, f"zarr/{task.product}.zarr/{zarr.shard_path(name, task.number)}", shard)
         for name, shard in ((name, zarr.encode_shard(name, stack)) for name, stack in stacks.items())
     )
-    tiny = tiny_true_color(stacks["s2_10m"]).tobytes() if "s2_10m" in stacks else b""
+    pixels = picture.tiny_of(stacks, REBEN.only(job.modalities))
+    tiny = b"" if pixels is None else pixels.tobytes()
     return Receipt(task=task.name, objects=written, tiny=base64.b64encode(tiny).decode(), stamps=stamps)
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet import grid, labels
+from reben_cloud.bigearthnet.about import DESCRIPTION, LICENSE
 from reben_cloud.errors import ChecksumError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.root import parquet
@@ -299,17 +300,6 @@ def patches_writer(out: Any, schema: pa.Schema, extents: pa.Table) -> pq.Parquet
             **dict.fromkeys(("id", "reben:s1_name", "reben:s2v1_name"), "DELTA_BYTE_ARRAY"),
         },
     )
-
-
-DESCRIPTION = (
-    "549,488 pairs of Sentinel-1 and Sentinel-2 patches of 1200 m with pixel-level land-cover reference maps "
-    "and 19-class multi-labels, from 115 Sentinel-2 acquisitions over ten European countries, "
-    "June 2017 to May 2018 (BigEarthNet v2.0, reBEN)."
-)
-"""What the collection is."""
-
-LICENSE = "CDLA-Permissive-1.0"
-"""SPDX id of the dataset's licence."""
 
 
 def rfc3339(time: Any) -> str:
