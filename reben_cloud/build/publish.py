@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from reben_cloud import catalog
-from reben_cloud.bigearthnet import picture
 from reben_cloud.build.plan import (
     FORMAT_VERSION,
     MANIFEST,
@@ -44,6 +43,7 @@ from reben_cloud.root.objects import Objects, WrittenObject
 from reben_cloud.root.patches import check_metadata, patch_infos, patches_table, write_patches
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
+from reben_cloud.views import picture
 
 
 def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     patches = write_patches(table, plan.schema)
     written.append(put(plan.store, PATCHES, patches))
     manifest = {**manifest_of(plan), PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json()}
-    for path, data in catalog.root_documents(table, manifest, written).items():
+    for path, data in catalog.root_documents(table, manifest, written, schema=plan.schema).items():
         written.append(put(plan.store, path, data))
     objects = Objects(written).encode()
     written.append(put(plan.store, OBJECTS, objects))
@@ -129,7 +129,7 @@ def publish_metadata(
         "fingerprint": fingerprint,
         PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json(),
     }
-    for path, data in catalog.root_documents(table, None, written).items():
+    for path, data in catalog.root_documents(table, None, written, schema=schema).items():
         written.append(put(store, path, data))
     objects = Objects(written).encode()
     store.put(OBJECTS, objects)
@@ -230,7 +230,7 @@ def _seconds(times: pa.ChunkedArray) -> NDArray[np.int64]:
 
 def _thumbnails(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, bytes]]:
     """Products and their thumbnails, from what the Zarr tasks saw; none without the bands of true colour."""
-    if picture.true_color_array(plan.schema) is None:
+    if not any(receipt.tiny for receipt in receipts.values()):
         return
     tasks: dict[str, list[ZarrTask]] = {product: [] for product in plan.products}
     for task in plan.tasks:

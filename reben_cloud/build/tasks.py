@@ -18,7 +18,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet import picture
 from reben_cloud.build.plan import Job, ShardTask, UnpackTask, ZarrTask
 from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
@@ -30,6 +29,7 @@ from reben_cloud.root.patches import patch_infos, sample_json
 from reben_cloud.root.source import Source, StreamedSource
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
+from reben_cloud.views import picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Receipt:
     payloads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Modality -> xxh3-64 of each payload in row order (shard tasks only)."""
     tiny: str = ""
-    """`tiny_true_color` of the patches in row order, base64 (Zarr tasks with Sentinel-2 only)."""
+    """`picture.tiny_of` the patches in row order, base64; empty where there is none."""
     stamps: tuple[str, ...] = ()
     """`Source.stamp` of the patches in row order: of which files the objects were made."""
 
@@ -337,8 +337,9 @@ def _write_zarr(job: Job, task: ZarrTask, infos: Sequence[PatchInfo], stamps: tu
         for batch, array in zip(modality.arrays, zarr.pixel_arrays(modality), strict=True):
             path = layout.zarr_shard(task.product, array.name, task.number, ndim=len(array.shape))
             written.append(put(job.store, path, zarr.encode_shard(array, stacks[batch.name])))
-    shown = picture.true_color_array(job.schema)
-    tiny = b"" if shown is None else picture.tiny_true_color(shown, stacks[shown.name]).tobytes()
+    by_zarr_name = {array.zarr_name: stacks[array.name] for m in modalities for array in m.arrays}
+    pixels = picture.tiny_of(by_zarr_name, job.schema)
+    tiny = b"" if pixels is None else pixels.tobytes()
     return Receipt(
         task=task.name, objects=tuple(written), tiny=base64.b64encode(tiny).decode(), stamps=stamps
     )

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reben_cloud.catalog.terms import extension
+from reben_cloud.root import layout
 from reben_cloud.root.patches import rfc3339
 
 SQUARE = np.dtype([("head", "V13"), ("ring", "<f8", (5, 2))])
@@ -30,10 +31,11 @@ def patch_items(
     Yields:
         An Item a row, in order. 64-bit checksums become 16 hex digits, which JSON can hold.
     """
-    rings = wkb_rings(table.column("geometry"))
-    fixed = {"id", "geometry", "bbox", "links", "assets", "stac_version", "stac_extensions", "collection"}
+    rings = wkb_rings(table.column(layout.GEOMETRY))
+    fixed = {layout.ID, layout.GEOMETRY, layout.BBOX, layout.LINKS, layout.ASSETS}
+    fixed |= {"stac_version", "stac_extensions", "collection"}
     properties = table.drop_columns([name for name in table.column_names if name in fixed])
-    parts = table.select([name for name in table.column_names if name in fixed - {"geometry"}])
+    parts = table.select([name for name in table.column_names if name in fixed - {layout.GEOMETRY}])
     for part, values, ring in zip(parts.to_pylist(), properties.to_pylist(), rings.tolist(), strict=True):
         assets = part.get("assets") or {}
         item = {
@@ -86,7 +88,7 @@ def wkb_rings(geometry: Any) -> NDArray[np.float64]:
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return rfc3339(value)
-    return f"{value:016x}" if name.endswith("_xxh3") else value
+    return f"{value:016x}" if layout.is_checksum_column(name) else value
 
 
 def _absolute(link: Mapping[str, Any], url: str | None) -> dict[str, Any]:

@@ -139,8 +139,9 @@ class LmdbSink:
         with env.begin(buffers=True) as txn:
 
             def records_of(modality: str) -> Iterator[tuple[bytes, Buffer]]:
-                if modality in self._records.modalities:
-                    mine = self._records.code == self._records.modalities.index(modality)
+                names = [one.name for one in self._records.modalities]
+                if modality in names:
+                    mine = self._records.code == names.index(modality)
                     for key in self._records.keys[mine].tolist():
                         yield key, txn.get(key)
 

@@ -193,7 +193,7 @@ class Dataset:
         row = self.search(ids=patch_id).column("reben:zarr_row")[0].as_py()
         stack = self.open_zarr(grid.product_of(patch_id))
         raster.check_rows(stack, [row], [patch_id], url=self.url)
-        return raster.patch_view(stack, row)
+        return raster.patch_view(stack, row, schema=self.schema)
 
     def mosaic(
         self,
@@ -213,8 +213,9 @@ class Dataset:
             ValueError: If the bands have several pixel sizes, or the box cannot be understood.
             NotFoundError: If there is no such product, band, or patch in the box.
         """
-        from reben_cloud.views import raster
+        from reben_cloud.views.mosaic import mosaic
 
         box = None if bbox is None else parse_box(bbox)
         names = parse_names(bands, "bands")
-        return raster.mosaic(self.store, product, self.open_zarr(product), bands=names, bbox=box)
+        stack = self.open_zarr(product)
+        return mosaic(self.store, product, stack, bands=names, bbox=box, schema=self.schema)

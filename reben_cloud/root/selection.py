@@ -184,7 +184,7 @@ class Selection:
         for product, stack in stacks.items():
             mine = np.flatnonzero(np.asarray(products) == product)
             raster.check_rows(stack, rows[mine].tolist(), ids[mine].tolist(), url=self.dataset.url)
-        found = raster.patches_view(stacks, products, rows, bands=names)
+        found = raster.patches_view(stacks, products, rows, bands=names, schema=self.dataset.schema)
         labels = ["; ".join(names) for names in table.column("reben:labels").to_pylist()]
         return found.assign_coords(
             patch_id=("patch", ids),
