@@ -23,8 +23,8 @@ from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import DIGEST
 from reben_cloud.root.documents import EXPORT_MANIFEST
-from reben_cloud.root.manifest import InvalidManifestError, from_bytes, to_bytes
-from reben_cloud.root.patches import OFFICIAL_SCHEMA
+from reben_cloud.root.manifest import InvalidManifestError, from_bytes, metadata_columns, schema_of, to_bytes
+from reben_cloud.root.patches import described_metadata
 from reben_cloud.root.placement import PlacementOptions, group_sizes, place
 
 PLACES = (layout.PRODUCT, *layout.PLACEMENT)
@@ -97,9 +97,10 @@ def check_export(dataset: Dataset) -> list[str]:
 
 def _counted(manifest: Mapping[str, Any], table: pa.Table) -> Iterator[str]:
     yield from _differing("num_patches", manifest["num_patches"], table.num_rows)
-    products = _names(pc.utf8_slice_codeunits(table.column(layout.ID), 0, -6))
+    products = _names(table.column(layout.PRODUCT))
     yield from _differing("products", manifest["products"], products)
-    yield from _differing("countries", manifest["countries"], _names(table.column(layout.COUNTRY)))
+    countries = _names(table.column(layout.COUNTRY)) if layout.COUNTRY in table.column_names else []
+    yield from _differing("countries", manifest["countries"], countries)
     said = manifest["modalities"]
     there = set(layout.modalities_with_checksums(table.column_names))
     summed = [name for name in said if name in there] + sorted(there.difference(said))
@@ -108,12 +109,11 @@ def _counted(manifest: Mapping[str, Any], table: pa.Table) -> Iterator[str]:
 
 def _placed(manifest: Mapping[str, Any], table: pa.Table, listed: Mapping[str, Any]) -> Iterator[str]:
     """Order, groups, shards, and the fingerprint."""
-    names = [layout.column(name) for name in OFFICIAL_SCHEMA.names]
-    columns = [table.column(n).cast(f.type) for n, f in zip(names, OFFICIAL_SCHEMA, strict=True)]
-    official = pa.table(columns, OFFICIAL_SCHEMA).combine_chunks()
+    names = metadata_columns(manifest)
+    metadata = described_metadata(table, names)
     options = options_of(manifest)
     if options is not None:
-        yield from _ordered(manifest, table, official, options)
+        yield from _ordered(manifest, table, metadata, options)
         yield from _differing(
             "zarr_shard_patches", manifest["zarr_shard_patches"], zarr.PATCHES_PER_ZARR_SHARD
         )
@@ -132,19 +132,20 @@ def _placed(manifest: Mapping[str, Any], table: pa.Table, listed: Mapping[str, A
         )
     # The first version's fingerprints follow from a library's bytes, which may not be had again.
     if DIGEST in manifest:
-        expected = fingerprint_of(official, manifest["modalities"], options)
+        expected = fingerprint_of(metadata.select(names), schema_of(manifest), options)
         yield from _differing("fingerprint", manifest["fingerprint"], expected)
 
 
 def _ordered(
-    manifest: Mapping[str, Any], table: pa.Table, official: pa.Table, options: PlacementOptions
+    manifest: Mapping[str, Any], table: pa.Table, metadata: pa.Table, options: PlacementOptions
 ) -> Iterator[str]:
     sizes = {
         group: {"num_samples": size, "num_shards": -(-size // options.shard_samples)}
         for group, size in group_sizes(table).items()
     }
     yield from _differing("groups", manifest["groups"], sizes)
-    expected = place(official, options)
+    without = schema_of(manifest).recommended_without
+    expected = place(metadata, options, recommended_without=without)
     for name in PLACES:
         if not np.array_equal(_plain(expected.column(name)), _plain(table.column(name))):
             order = f"{options.order}, seed {options.seed}, {options.shard_samples} samples in a shard"

@@ -9,7 +9,8 @@ from typing import Any
 
 from reben_cloud.checks.claims import objects_digest
 from reben_cloud.errors import ChecksumError, StorageError, UnreachableError
-from reben_cloud.root import layout, parquet
+from reben_cloud.formats import parquet
+from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 
 Check = Callable[[], list[str]]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from reben_cloud.build.tasks import sample_json
 from reben_cloud.checks.index import PatchIndex
 from reben_cloud.checks.objects import Check
 from reben_cloud.errors import (
@@ -22,6 +22,7 @@ from reben_cloud.errors import (
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.patches import sample_json
 from reben_cloud.schema import Modality
 
 
@@ -106,12 +107,11 @@ class _ZarrShardCheck:
         stacks: dict[str, NDArray[Any]] = {}
         faults: list[str] = []
         wanted = np.arange(len(self.rows))
-        for array in modality.arrays:
-            ndim = len(modality.shape_of(array))
-            path = layout.zarr_shard(self.product, array.zarr_name, self.number, ndim=ndim)
+        for array, stored in zip(modality.arrays, zarr.pixel_arrays(modality), strict=True):
+            path = layout.zarr_shard(self.product, stored.name, self.number, ndim=len(stored.shape))
             try:
                 stacks[array.name] = zarr.decode_shard(
-                    array.zarr_name, self.dataset.store.get(path), rows=wanted, name=path
+                    stored, self.dataset.store.get(path), rows=wanted, name=path
                 )
             except FileNotFoundError:
                 faults.append(f"{path}: missing")
@@ -150,7 +150,7 @@ class _ShardCheck:
         index, first = self.index, int(self.rows[0])
         path = layout.shard(str(index.group[first]), self.modality.name, int(index.shard[first]))
         try:
-            samples = tar.iter_samples(self.modality.name, self.dataset.store.get(path))
+            samples = tar.iter_samples(self.modality, self.dataset.store.get(path))
         except FileNotFoundError:
             return [f"{path}: missing"]
         except UnreachableError:
@@ -160,12 +160,12 @@ class _ShardCheck:
         if len(samples) != len(self.rows):
             return [f"{path}: {len(samples)} samples, must be {len(self.rows)}"]
         problems = []
-        expected = zip(samples, self.rows.tolist(), index.infos(self.rows), strict=True)
-        for (patch_id, payload, text), row, info in expected:
+        texts = sample_json(index.metadata.take(pa.array(self.rows)), self.dataset.schema)
+        for (patch_id, payload, text), row, expected in zip(samples, self.rows.tolist(), texts, strict=True):
             where = f"{path} row {index.shard_row[row]}"
-            if patch_id != info.patch_id:
-                problems.append(f"{where}: is {patch_id}, must be {info.patch_id}")
-            elif text != sample_json(info):
+            if patch_id != index.ids[row]:
+                problems.append(f"{where}: is {patch_id}, must be {index.ids[row]}")
+            elif text != expected:
                 problems.append(f"{where}: the metadata of {patch_id} is not what {layout.PATCHES} says")
             problems += index.compare(self.modality, row, payload, where)
         return problems

@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from reben_cloud.checks.index import PatchIndex
 from reben_cloud.checks.objects import Check
 from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, SourceError
+from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.schema import Modality
-from reben_cloud.sources import Source
-from reben_cloud.sources.archives import ArchiveSource
 
 
-def source_checks(index: PatchIndex, source: Source) -> list[Check]:
+def source_checks(index: PatchIndex, source: AnySource) -> list[Check]:
     """Checks that read every payload that the source holds: some patches each, or a whole archive."""
     held = source.names()
     modalities = tuple(m for m in index.modalities if m.name in held)
-    if isinstance(source, ArchiveSource):
+    if isinstance(source, StreamedSource):
         return [_ArchiveCheck(index, source, modality) for modality in modalities]
     return [_SourceCheck(index, source, modalities, rows) for rows in index.parts()]
 
@@ -53,7 +52,7 @@ class _ArchiveCheck:
     """Compare a whole archive."""
 
     index: PatchIndex
-    source: ArchiveSource
+    source: StreamedSource
     modality: Modality
 
     def __call__(self) -> list[str]:

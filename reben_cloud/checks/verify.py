@@ -24,7 +24,7 @@ from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.export.opened import is_export
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.sources import Source
+from reben_cloud.root.source import AnySource
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps a stream of findings: the findings, how many units there are, what is done."""
@@ -85,7 +85,7 @@ def verify(
     *,
     quick: bool = False,
     deep: bool = False,
-    against: Source | None = None,
+    against: AnySource | None = None,
     progress: Progress = _silent,
 ) -> Report:
     """Look for anything that is missing, damaged, foreign or mixed up.

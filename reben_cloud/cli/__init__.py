@@ -579,7 +579,8 @@ def catalog(
     from reben_cloud.store import open_store
 
     store = open_store(dest, storage_options(endpoint_url))
-    manifest = publish_metadata(read_official(metadata), store)
+    official = read_official(metadata)
+    manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
     num_products = len(manifest["products"])
     typer.echo(f"catalogued {manifest['num_patches']:,} patches of {num_products} products at {store.url}")
 

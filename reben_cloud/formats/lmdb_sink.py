@@ -145,9 +145,11 @@ class LmdbSink:
                     for key in self._records.keys[mine].tolist():
                         yield key, txn.get(key)
 
+            # As rico-hdl does: by name, those with a suffix last.
+            order = sorted(self._records.modalities, key=lambda m: (bool(m.key_suffix), m.name))
             try:
                 shutil.rmtree(copy, ignore_errors=True)
-                lmdb.put_as_rico_hdl(copy, [records_of(m) for m in ("s1", "s2", "map")])
+                lmdb.put_as_rico_hdl(copy, [records_of(m.name) for m in order])
                 os.replace(copy / "data.mdb", self._path)
             finally:
                 shutil.rmtree(copy, ignore_errors=True)

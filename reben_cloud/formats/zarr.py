@@ -24,7 +24,7 @@ from numcodecs import Blosc
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError
-from reben_cloud.schema import Modality
+from reben_cloud.schema import ArraySpec, Modality
 
 PATCHES_PER_ZARR_SHARD = 256
 """Patches in a Zarr shard of every array, so that one task owns one Zarr shard of each."""
@@ -68,20 +68,23 @@ class PixelArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def pixel_array(modality: Modality, array: ArraySpec) -> PixelArray:
+    """The Zarr array that holds one of a modality's batch arrays."""
+    tensor = modality.tensor_of(array)
+    return PixelArray(
+        name=array.zarr_name,
+        dims=("patch", *array.dims),
+        shape=modality.shape_of(array),
+        dtype=tensor.storage,
+        fill_value=tensor.fill,
+        units=tensor.units,
+        labels=array.tensors if array.stacked else (),
+    )
+
+
 def pixel_arrays(modality: Modality) -> tuple[PixelArray, ...]:
     """The Zarr arrays that hold a modality, in the order of its batch arrays."""
-    return tuple(
-        PixelArray(
-            name=array.zarr_name,
-            dims=("patch", *array.dims),
-            shape=modality.shape_of(array),
-            dtype=modality.tensor_of(array).storage,
-            fill_value=modality.tensor_of(array).fill,
-            units=modality.tensor_of(array).units,
-            labels=array.tensors if array.stacked else (),
-        )
-        for array in modality.arrays
-    )
+    return tuple(pixel_array(modality, array) for array in modality.arrays)
 
 
 def num_zarr_shards(num_patches: int) -> int:

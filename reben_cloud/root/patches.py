@@ -73,6 +73,52 @@ def given_metadata(table: pa.Table, names: Sequence[str]) -> pa.Table:
     return found.sort_by("patch_id").combine_chunks()
 
 
+_DESCRIBING = (
+    *(layout.PRODUCT, layout.DATETIME, layout.S1_DATETIME),
+    *("proj:code", "proj:bbox", "platform", "constellation", "grid:code"),
+)
+"""Columns that describe patches, and need not be among the metadata of which a root was made."""
+
+
+def described_columns(there: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns of ``patches.parquet``, of those that are `there`, that `described_metadata` takes."""
+    given = [layout.column(name) for name in names]
+    return [*given, *(name for name in _DESCRIBING if name in there and name not in given)]
+
+
+def described_metadata(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The metadata that a root was made of, with what describes its patches, from ``patches.parquet``.
+
+    Args:
+        table: The columns that `described_columns` names; others are left out.
+        names: Names of the metadata columns of which the root was made.
+
+    Returns:
+        Those columns, then ``product``, times and the place of each patch, sorted by ``patch_id``.
+    """
+    found = given_metadata(table.select([layout.column(name) for name in names]), names)
+    table = table.sort_by(layout.ID).combine_chunks()
+    bounds = table.column("proj:bbox").combine_chunks().flatten().to_numpy().reshape(-1, 4)
+    codes = table.column("proj:code").cast(pa.string()).to_pylist()
+    added: dict[str, Any] = {
+        name.removeprefix(layout.PREFIX): table.column(name)
+        for name in _DESCRIBING
+        if name in table.column_names and not name.startswith("proj:")
+    }
+    added["epsg"] = pa.array(np.array([int(code.removeprefix("EPSG:")) for code in codes], np.int64))
+    added |= {"x0": pa.array(_whole(bounds[:, 0])), "y0": pa.array(_whole(bounds[:, 3]))}
+    for name, column in added.items():
+        if name not in names:
+            found = found.append_column(name, column)
+    return found
+
+
+def _whole(values: NDArray[np.float64]) -> NDArray[Any]:
+    """The values as integers where all are."""
+    whole = np.rint(values).astype(np.int64)
+    return whole if (whole == values).all() else values
+
+
 def check_metadata(table: pa.Table, schema: Schema) -> None:
     """Refuse metadata of which no root can be made.
 

@@ -33,7 +33,7 @@ from reben_cloud.root.documents import (
 )
 from reben_cloud.root.manifest import metadata_columns, schema_of
 from reben_cloud.root.patch import Patch, PatchInfo
-from reben_cloud.root.patches import given_metadata
+from reben_cloud.root.patches import described_columns, described_metadata
 from reben_cloud.root.placement import check_places
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
@@ -47,8 +47,8 @@ class RootSource:
     """The root."""
     schema: Schema
     """What every patch has."""
-    place: pa.Table
-    """What describes its patches beside the metadata that it was made of, sorted by ``patch_id``."""
+    metadata: pa.Table
+    """The metadata of its patches, with times and places, sorted by ``patch_id``."""
 
     @property
     def left_out(self) -> Mapping[str, str]:
@@ -57,8 +57,8 @@ class RootSource:
 
     def described(self, metadata: pa.Table) -> pa.Table:
         """The metadata with times and places from the root's own table."""
-        rows = pc.index_in(metadata.column("patch_id"), self.place.column("patch_id").combine_chunks())
-        found = self.place.take(rows)
+        rows = pc.index_in(metadata.column("patch_id"), self.metadata.column("patch_id").combine_chunks())
+        found = self.metadata.take(rows)
         for name in found.column_names:
             if name not in metadata.column_names:
                 metadata = metadata.append_column(name, found.column(name))
@@ -126,46 +126,10 @@ def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
     if manifest is None:
         return None
     names = metadata_columns(manifest)
-    given = [layout.column(name) for name in names]
-    stac = [n for n in open_patches(store, manifest).schema.names if n in _DESCRIBING and n not in given]
-    table = read_patches(store, manifest, [*given, *stac])
-    metadata = given_metadata(table.select(given), names)
-    return RootSource(store, schema_of(manifest), _place_of(table, stac)), metadata
-
-
-_DESCRIBING = (
-    layout.PRODUCT,
-    layout.DATETIME,
-    layout.S1_DATETIME,
-    "proj:code",
-    "proj:bbox",
-    "platform",
-    "constellation",
-    "grid:code",
-)
-"""Columns that describe patches and need not be among the metadata of which a root was made."""
-
-
-def _place_of(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """What a root's own columns say of its patches, in the words of the metadata, sorted by ``patch_id``."""
-    bounds = table.column("proj:bbox").combine_chunks().flatten().to_numpy().reshape(-1, 4)
-    codes = table.column("proj:code").cast(pa.string()).to_pylist()
-    columns: dict[str, Any] = {
-        "patch_id": table.column(layout.ID),
-        "epsg": np.array([int(code.removeprefix("EPSG:")) for code in codes], np.int64),
-        "x0": _whole(bounds[:, 0]),
-        "y0": _whole(bounds[:, 3]),
-    }
-    for name in names:
-        if not name.startswith("proj:"):
-            columns[name.removeprefix(layout.PREFIX)] = table.column(name)
-    return pa.table(columns).sort_by("patch_id").combine_chunks()
-
-
-def _whole(values: NDArray[np.float64]) -> NDArray[Any]:
-    """The values as integers where all are."""
-    whole = np.rint(values).astype(np.int64)
-    return whole if (whole == values).all() else values
+    there = open_patches(store, manifest).schema.names
+    table = read_patches(store, manifest, described_columns(there, names))
+    metadata = described_metadata(table, names)
+    return RootSource(store, schema_of(manifest), metadata), metadata.select(names)
 
 
 class _Places(NamedTuple):

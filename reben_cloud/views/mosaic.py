@@ -64,7 +64,8 @@ def mosaic(
     line = ((north - y0[inside]) // side).astype(np.int64)
     rows = np.full((int(line.max()) + 1, int(column.max()) + 1), -1, np.int64)
     rows[line, column] = np.flatnonzero(inside)
-    lazy = _MosaicArray(store, product, array, tensor, numbers, rows)
+    stored = zarr.pixel_array(schema.owner(array.zarr_name)[0], array)
+    lazy = _MosaicArray(store, product, stored, numbers, rows)
     step = side / tensor.shape[-1]
     step = int(step) if step.is_integer() else step
     units = {"units": tensor.units} if tensor.units else {}
@@ -122,16 +123,15 @@ class _MosaicArray(BackendArray):
         self,
         store: Store,
         product: str,
-        array: ArraySpec,
-        tensor: TensorSpec,
+        array: zarr.PixelArray,
         numbers: list[int],
         rows: NDArray[np.int64],
     ) -> None:
-        self.store, self.product, self.array, self.tensor = store, product, array, tensor
+        self.store, self.product, self.array = store, product, array
         self.numbers, self.rows = numbers, rows
-        self.height, self.width = tensor.shape
+        self.height, self.width = array.shape[-2:]
         self.shape = (len(numbers), rows.shape[0] * self.height, rows.shape[1] * self.width)
-        self.dtype = tensor.storage
+        self.dtype = array.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(
@@ -144,7 +144,7 @@ class _MosaicArray(BackendArray):
         y, x = np.atleast_1d(ys), np.atleast_1d(xs)
         wanted = self.rows[np.ix_(np.unique(y // self.height), np.unique(x // self.width))].ravel()
         patches = self._patches(wanted[wanted >= 0])
-        out = np.full((np.size(bands), len(y), len(x)), self.tensor.fill, self.dtype)
+        out = np.full((np.size(bands), len(y), len(x)), self.array.fill_value, self.dtype)
         for row, pixels in patches.items():
             line, column = np.argwhere(self.rows == row)[0]
             in_y, in_x = (
@@ -163,8 +163,7 @@ class _MosaicArray(BackendArray):
         number = rows // zarr.PATCHES_PER_ZARR_SHARD
         for shard in np.unique(number).tolist():
             mine = rows[number == shard]
-            ndim = len(self.tensor.shape) + self.array.stacked
-            path = layout.zarr_shard(self.product, self.array.zarr_name, shard, ndim=ndim)
+            path = layout.zarr_shard(self.product, self.array.name, shard, ndim=len(self.array.shape))
             inner = mine % zarr.PATCHES_PER_ZARR_SHARD
             pixels = get_checked(self.store, path, partial(self._decode, path, inner))
             pixels = pixels if pixels.ndim == 4 else pixels[:, None]
@@ -172,4 +171,4 @@ class _MosaicArray(BackendArray):
         return found
 
     def _decode(self, path: str, rows: NDArray[np.int64], data: memoryview) -> NDArray[Any]:
-        return zarr.decode_shard(self.array.zarr_name, data, rows=rows, name=f"{self.store.url}/{path}")
+        return zarr.decode_shard(self.array, data, rows=rows, name=f"{self.store.url}/{path}")

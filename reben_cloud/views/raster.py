@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.patches import check_names
-from reben_cloud.schema import Schema
+from reben_cloud.schema import Schema, check_names
 from reben_cloud.views.axes import images, pixel_centres, selectable
 
 
