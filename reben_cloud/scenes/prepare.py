@@ -56,7 +56,8 @@ from reben_cloud.scenes.land_cover import (
 )
 from reben_cloud.scenes.processors import run_sarsen, run_snap
 from reben_cloud.scenes.provenance import differences, digest, identify
-from reben_cloud.scenes.safe import S2_BANDS, SafeProduct, open_safe
+from reben_cloud.scenes.safe import SafeProduct, open_safe
+from reben_cloud.scenes.safe_metadata import S2_BANDS
 from reben_cloud.scenes.sentinel1 import (
     POLARIZATIONS,
     Scene,

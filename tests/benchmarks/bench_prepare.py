@@ -26,7 +26,8 @@ import shapely
 from reben_cloud.bigearthnet.country import load_countries
 from reben_cloud.scenes.land_cover import REBEN19, label_patches, rasterise, read_land_cover
 from reben_cloud.scenes.prepare import Recipe, prepare
-from reben_cloud.scenes.safe import S2_BANDS, open_safe
+from reben_cloud.scenes.safe import open_safe
+from reben_cloud.scenes.safe_metadata import S2_BANDS
 from tests.scenes import make_clc, make_safe
 
 SIDE_M = 109_800
