@@ -53,6 +53,7 @@ __all__ = [
 
 # Former names, until the command line uses those above.
 Recipe = CutOptions
+Report = ProductReport
 default_scratch = prepared_folder
 
 
@@ -163,7 +164,7 @@ def prepare_product(product: SafeProduct, folder: Path, options: CutOptions) -> 
         tile = Tile(product=product, options=options)
         cut = cut_product(tile, folder, v1)
         rows = patch_rows(tile, cut, v1)
-        report = ProductReport(product=product.name, **cut.squares.counts())
+        report = ProductReport.of(product.name, cut.squares)
     changed = differences({**identity, **inputs}, {**options.identity(), **options.inputs_of(product, v1)})
     if changed:
         raise SourceError(

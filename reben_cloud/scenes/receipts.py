@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.files.clutter import glob_data
 from reben_cloud.files.whole import write_whole
+from reben_cloud.scenes.rules import Squares
 
 RECEIPTS = ".prepared"
 """Folder of the receipts below the destination; may be deleted when all is done."""
@@ -45,6 +46,20 @@ class ProductReport:
     """Patches in the folders."""
     already_there: bool = False
     """Whether an earlier run did all that, from the same inputs."""
+
+    @classmethod
+    def of(cls, product: str, squares: Squares) -> ProductReport:
+        """The report of a product that was cut; a square that is left out counts once, under its first cause."""
+        filled, in_v1, labelled = squares.filled, squares.in_v1, squares.labelled
+        return cls(
+            product=product,
+            candidates=filled.size,
+            nodata=int((~filled).sum()),
+            not_in_v1=int((filled & ~in_v1).sum()),
+            unlabelled=int((filled & in_v1 & ~labelled).sum()),
+            without_s1=int((filled & in_v1 & labelled & ~squares.with_s1).sum()),
+            written=int(squares.kept.sum()),
+        )
 
     def __str__(self) -> str:
         before = "already there, " if self.already_there else ""

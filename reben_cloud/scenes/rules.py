@@ -37,18 +37,6 @@ class Squares:
         """Squares that become patches."""
         return self.filled & self.in_v1 & self.labelled & self.with_s1
 
-    def counts(self) -> dict[str, int]:
-        """Squares in all, those left out by their first cause, and those kept; by the fields of `ProductReport`."""
-        filled, in_v1, labelled = self.filled, self.in_v1, self.labelled
-        return {
-            "candidates": filled.size,
-            "nodata": int((~filled).sum()),
-            "not_in_v1": int((filled & ~in_v1).sum()),
-            "unlabelled": int((filled & in_v1 & ~labelled).sum()),
-            "without_s1": int((filled & in_v1 & labelled & ~self.with_s1).sum()),
-            "written": int(self.kept.sum()),
-        }
-
 
 def mark(places: Iterable[tuple[int, int]], *, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """The squares among `places`, (y, x) each, that a tile of `shape` (rows, columns) has."""
