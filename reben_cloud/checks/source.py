@@ -21,7 +21,9 @@ def source_checks(index: PatchIndex, source: AnySource) -> list[Check]:
     modalities = tuple(m for m in index.modalities if m.name in held)
     if isinstance(source, StreamedSource):
         return [_ArchiveCheck(index, source, modality) for modality in modalities]
-    return [_SourceCheck(index, source, modalities, rows) for rows in index.parts()]
+    if isinstance(source, Source):
+        return [_SourceCheck(index, source, modalities, rows) for rows in index.parts()]
+    raise TypeError(f"{source.describe()} can be read neither at random nor from front to back")
 
 
 @dataclass(frozen=True, slots=True)
