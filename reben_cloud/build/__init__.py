@@ -17,6 +17,7 @@ from typing import Any
 from reben_cloud.build import lease
 from reben_cloud.build.account import account, published, rows_without_patches
 from reben_cloud.build.executors import Executor, dask, local
+from reben_cloud.build.opening import open_plan
 from reben_cloud.build.plan import (
     FORMAT_VERSION,
     JOURNAL,
@@ -51,6 +52,7 @@ __all__ = [
     "local",
     "make_plan",
     "num_done",
+    "open_plan",
     "published",
     "rows_without_patches",
     "silent",
