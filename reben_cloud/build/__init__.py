@@ -17,7 +17,6 @@ from typing import Any
 from reben_cloud.build import lease
 from reben_cloud.build.account import account, published, rows_without_patches
 from reben_cloud.build.executors import Executor, dask, local
-from reben_cloud.build.opening import open_plan
 from reben_cloud.build.plan import (
     FORMAT_VERSION,
     JOURNAL,
@@ -29,6 +28,7 @@ from reben_cloud.build.plan import (
     make_plan,
 )
 from reben_cloud.build.publish import publish
+from reben_cloud.build.request import open_plan
 from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, read_receipt, run_job
 from reben_cloud.errors import ConflictError
 from reben_cloud.root.digest import is_intact, sealed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -95,7 +94,7 @@ def rates(loader: Any, epochs: int) -> Iterator[Any]:
                     if console.is_terminal:
                         status.update(line)
                     else:
-                        print(line, file=sys.stderr)  # noqa: T201
+                        typer.echo(line, err=True)
 
 
 def is_first_rank() -> bool:

@@ -1,4 +1,4 @@
-"""A plan from what a user names: a source and a root as paths or URLs, and what a search found."""
+"""What a user asks to have built: source and root as paths or URLs, and what a search found, made a plan."""
 
 from __future__ import annotations
 
