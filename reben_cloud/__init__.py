@@ -17,8 +17,10 @@ from reben_cloud.errors import (
     SourceError,
     StorageError,
 )
-from reben_cloud.root.dataset import Dataset, open
-from reben_cloud.search import Selection
+from reben_cloud.opening import open
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.query import Query
+from reben_cloud.root.selection import Selection
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,7 @@ __all__ = [
     "InvalidPatchError",
     "MissingExtraError",
     "NotFoundError",
+    "Query",
     "RebenError",
     "Selection",
     "SourceError",

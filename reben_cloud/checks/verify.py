@@ -41,6 +41,7 @@ from reben_cloud.export.plan import read_manifest
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import parquet
 from reben_cloud.root import patches as metadata
+from reben_cloud.root.backing import LmdbFolder
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.patch import MAP_TENSOR, check_payload, encode_payload, lmdb_key
 from reben_cloud.sources import Source
@@ -128,7 +129,7 @@ def verify(
     if quick and deep:
         raise ValueError("quick and deep exclude each other")
     level: Level = "quick" if quick else "deep" if deep else "full"
-    lmdb = dataset.lmdb_folder
+    lmdb = dataset.backing.path if isinstance(dataset.backing, LmdbFolder) else None
     has_checksums = lmdb is None or is_export(lmdb)
     if against is not None and not has_checksums:
         raise ValueError(

@@ -204,7 +204,7 @@ def build(
 ) -> None:
     """Build a root from a source of patches, or from what a search finds in a root; run again, it continues."""
     from reben_cloud import build as building
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
     from reben_cloud.root.placement import PlacementOptions
     from reben_cloud.sources.recognise import default_scratch, open_source
     from reben_cloud.store import open_store
@@ -465,7 +465,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a model by a recipe, or go on where it was interrupted; under torchrun, on several GPUs."""
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
     from reben_cloud.training.config import load_recipe
 
     config = load_recipe(recipe, overrides=change or ())
@@ -508,7 +508,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on what a search finds (the whole root by default), each patch once."""
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
     from reben_cloud.training.evaluate import evaluate_folder
     from reben_cloud.training.report import write_report
 
@@ -549,7 +549,7 @@ def export(
 ) -> None:
     """Export what a search finds to a folder, as an LMDB for rico-hdl's readers; run again, it continues."""
     from reben_cloud import export as exporting
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
 
     query = search_query(bbox, datetime, label, split, country, recommended)
     selection = open_dataset(root, storage_options(endpoint_url)).search(**query)
@@ -619,7 +619,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find patches by area, time, label and more."""
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
     from reben_cloud.search.output import render
 
     if intersects and intersects.startswith("@"):
@@ -652,7 +652,7 @@ def serve(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Serve a STAC API, and a page to look at the dataset, until interrupted."""
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
     from reben_cloud.serve import serve as run_server
 
     dataset = open_dataset(root, storage_options(endpoint_url))
@@ -679,7 +679,7 @@ def verify(
 ) -> None:
     """Check every object of a root; exit 1 when anything is wrong."""
     from reben_cloud.checks.verify import verify as run_verify
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
     from reben_cloud.sources.recognise import open_source
 
     access = storage_options(endpoint_url)
@@ -694,7 +694,7 @@ def verify(
 @app.command()
 def info(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:
     """Say what a root holds."""
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
 
     dataset = open_dataset(root, storage_options(endpoint_url))
     typer.echo(json.dumps(dataset.manifest, indent=2) if as_json else dataset.summary())
@@ -760,7 +760,7 @@ def bucket_presign(
 ) -> None:
     """Print links (JSON) to the shards of what a search finds, for somebody without credentials."""
     from reben_cloud.bucket import share
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
 
     query = search_query(bbox, datetime, label, split, country, recommended)
     selection = open_dataset(root, storage_options(endpoint_url)).search(**query)
@@ -793,7 +793,7 @@ def stream(
     as_json: JsonOption = False,
 ) -> None:
     """Stream batches as training would, show the rate, and sum up."""
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
 
     query = search_query(bbox, datetime, label, split, country, recommended)
     loader = fastest_loader()(

@@ -28,7 +28,7 @@ from reben_cloud.root.manifest import EXPORT_FORMAT, to_bytes
 from reben_cloud.root.patches import OFFICIAL_SCHEMA
 
 if TYPE_CHECKING:
-    from reben_cloud.search import Selection
+    from reben_cloud.root.selection import Selection
 
 
 @contextmanager
