@@ -22,8 +22,11 @@ from reben_cloud.errors import (
 
 if TYPE_CHECKING:
     from reben_cloud.bigearthnet import grid
-    from reben_cloud.root.dataset import Dataset, open
-    from reben_cloud.search import Selection
+    from reben_cloud.opening import open
+    from reben_cloud.root.dataset import Dataset
+    from reben_cloud.root.query import Query
+    from reben_cloud.root.selection import Selection
+
 
 __version__ = "0.1.0"
 
@@ -35,6 +38,7 @@ __all__ = [
     "InvalidPatchError",
     "MissingExtraError",
     "NotFoundError",
+    "Query",
     "RebenError",
     "Selection",
     "SourceError",
@@ -45,9 +49,10 @@ __all__ = [
 
 _HOMES = {
     "Dataset": "reben_cloud.root.dataset",
-    "Selection": "reben_cloud.search",
+    "Query": "reben_cloud.root.query",
+    "Selection": "reben_cloud.root.selection",
     "grid": "reben_cloud.bigearthnet",
-    "open": "reben_cloud.root.dataset",
+    "open": "reben_cloud.opening",
 }
 """Public name -> the module it is loaded from; the errors cost nothing and are there at once."""
 

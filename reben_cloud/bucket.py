@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from reben_cloud.errors import ConflictError, StorageError, UnreachableError
 from reben_cloud.root import layout
-from reben_cloud.search import Selection
+from reben_cloud.root.selection import Selection
 from reben_cloud.store import Store, mask, s3_config, scrub
 
 Access = Literal["public", "reader", "builder"]

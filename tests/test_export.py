@@ -275,7 +275,7 @@ def test_verify_reads_an_lmdb_of_rico_hdl(shared, tmp_path):
 
     assert verify(dataset).to_text().endswith("records and their headers; it has no checksums: all right")
     with pytest.raises(ValueError, match="has no checksums to compare a source with"):
-        verify(dataset, against=LmdbSource(dataset.lmdb_folder))
+        verify(dataset, against=LmdbSource(dataset.backing.path))
     (bad,) = (tmp_path / "bad").rglob("data.mdb")
     with py_lmdb.open(str(bad.parent), map_size=2**30) as env, env.begin(write=True) as txn:
         key, value = next(iter(txn.cursor()))

@@ -27,6 +27,7 @@ from reben_cloud.catalog.collections import dataset_collection, shard_collection
 from reben_cloud.catalog.croissant import croissant_card
 from reben_cloud.catalog.patches import add_storage as add_storage
 from reben_cloud.catalog.patches import patch_items as patch_items
+from reben_cloud.catalog.patches import pystac_items as pystac_items
 from reben_cloud.catalog.products import Summary, product_item
 from reben_cloud.catalog.terms import Written
 from reben_cloud.root import layout

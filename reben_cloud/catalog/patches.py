@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pystac
 from numpy.typing import NDArray
 
 from reben_cloud.catalog.terms import extension
 from reben_cloud.root import layout
 from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.selection import Selection
 
 SQUARE = np.dtype([("head", "V13"), ("ring", "<f8", (5, 2))])
 """WKB of a patch's footprint, as `metadata` writes it: one ring of five points."""
@@ -53,6 +55,12 @@ def patch_items(
         if s3_location is not None:
             add_storage(item, item["properties"], s3_location)
         yield item
+
+
+def pystac_items(selection: Selection) -> Iterator[pystac.Item]:
+    """A pystac Item of each patch of a selection, in order; links and assets absolute."""
+    for item in patch_items(selection.to_arrow(), selection.dataset.url, selection.dataset.store.s3_location):
+        yield pystac.Item.from_dict(item, preserve_dict=False)
 
 
 def add_storage(document: dict[str, Any], fields: dict[str, Any], s3_location: Mapping[str, str]) -> None:

@@ -61,21 +61,21 @@ def diagnose(
 
 
 def _lmdb(root: LmdbRoot) -> Iterator[Finding]:
-    damage = find_damage(Path(root.folder), root.manifest) if is_export(root.folder) else None
+    damage = find_damage(Path(root.backing.path), root.manifest) if is_export(root.backing.path) else None
     try:
         from reben_cloud.formats import lmdb
 
-        num_records = lmdb.num_records(root.folder)
+        num_records = lmdb.num_records(root.backing.path)
     except RebenError as error:
         damage = damage or str(error)
     if damage:
         yield Finding(
             level="problem",
             subject="root",
-            detail=f"{root.folder}: {damage}",
+            detail=f"{root.backing.path}: {damage}",
             advice="run the same reben-cloud export again, or copy the folder again",
         )
     else:
         yield Finding(
-            level="ok", subject="root", detail=f"{root.folder} is an LMDB of {num_records:,} records"
+            level="ok", subject="root", detail=f"{root.backing.path} is an LMDB of {num_records:,} records"
         )

@@ -23,6 +23,7 @@ from reben_cloud.checks.source import source_checks
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.export.opened import is_export
 from reben_cloud.root import layout
+from reben_cloud.root.backing import LmdbFolder
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.source import AnySource
 
@@ -108,7 +109,7 @@ def verify(
     if quick and deep:
         raise ValueError("quick and deep exclude each other")
     level: Level = "quick" if quick else "deep" if deep else "full"
-    lmdb = dataset.lmdb_folder
+    lmdb = dataset.backing.path if isinstance(dataset.backing, LmdbFolder) else None
     has_checksums = lmdb is None or is_export(lmdb)
     if against is not None and not has_checksums:
         raise ValueError(

@@ -20,7 +20,7 @@ from reben_cloud.stream.readers.base import Counters, Places, Reader
 from reben_cloud.stream.select import StoredSelection, open_reader
 
 if TYPE_CHECKING:
-    from reben_cloud.search import Selection
+    from reben_cloud.root.selection import Selection
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Most that is brought at once. Measured: 4 MB and 16 MB are as fast, 64 MB takes twice the CPU (page faults)."""

@@ -29,7 +29,7 @@ from reben_cloud.root.documents import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WH
 from reben_cloud.root.manifest import EXPORT_FORMAT, to_bytes
 
 if TYPE_CHECKING:
-    from reben_cloud.search import Selection
+    from reben_cloud.root.selection import Selection
 
 
 @contextmanager

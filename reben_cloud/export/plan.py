@@ -22,7 +22,7 @@ from reben_cloud.schema import Modality
 from reben_cloud.store import open_store
 
 if TYPE_CHECKING:
-    from reben_cloud.search import Selection
+    from reben_cloud.root.selection import Selection
 
 MANIFEST = EXPORT_MANIFEST
 """What the folder says of itself; written last."""

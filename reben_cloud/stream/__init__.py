@@ -16,11 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from reben_cloud.errors import ForkError, NotFoundError
+from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
 from reben_cloud.schema import SampleArray
 from reben_cloud.stream.gather import Arrays, BatchBuffers, LentBatches, Slot
@@ -144,7 +145,7 @@ class RawLoader:
 
     def __init__(
         self,
-        selection: Any,
+        selection: Selection,
         *,
         modalities: Sequence[str] | None = None,
         batch_size: int = 256,
@@ -338,7 +339,7 @@ class RawLoader:
         self._resume_at = self._position = state["position"]
 
     def _former(self) -> str | None:
-        return getattr(self._stored.selection.dataset, "former_fingerprint", None)
+        return self._stored.selection.dataset.former_fingerprint
 
     def _adopt_former(self, state: Mapping[str, int]) -> None:
         """Go on in the order of the first version, if a state was saved by it."""

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
 from reben_cloud.root import layout
+from reben_cloud.root.backing import LmdbFolder
+from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import PATCHES, read_objects
 from reben_cloud.root.placement import check_places
+from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.cache import ShardCache
@@ -33,8 +36,8 @@ Form = Literal["shards", "zarr"]
 class StoredSelection:
     """The selected patches in stored order: by shard, then by row."""
 
-    selection: Any
-    """The selection itself (`search.Selection`): ``dataset``, ``column`` and ``columns`` are used."""
+    selection: Selection
+    """The selection itself."""
     modalities: tuple[Modality, ...]
     """What to stream, in the order of the schema."""
     fingerprint: str
@@ -55,14 +58,14 @@ class StoredSelection:
         return digest.intdigest() >> 1
 
     @classmethod
-    def of(cls, selection: Any, modalities: Sequence[str] | None) -> StoredSelection:
+    def of(cls, selection: Selection, modalities: Sequence[str] | None) -> StoredSelection:
         """Read the columns of a selection and sort them.
 
         Raises:
             TypeError: If it is no selection.
             ValueError: If a modality is unknown, or the dataset has it not, or no pixels at all.
         """
-        if not hasattr(selection, "dataset"):
+        if not isinstance(selection, Selection):
             raise TypeError(
                 f"a selection is streamed, not a {type(selection).__name__}: pass `dataset.search()` for all of it"
             )
@@ -170,10 +173,9 @@ def open_reader(
     dataset = stored.selection.dataset
     if cache_dir is not None:
         cache_dir = local_path(cache_dir, "cache_dir")
-    folder = getattr(dataset, "lmdb_folder", None)
-    if folder is not None:
+    if isinstance(dataset.backing, LmdbFolder):
         return LmdbReader(
-            os.fspath(folder),
+            dataset.backing.path,
             {m.name: stored.keys(m) for m in stored.modalities},
             stored.modalities,
             stored.places.checksums,
@@ -213,12 +215,12 @@ def open_reader(
     )
 
 
-def _shard_objects(dataset: Any) -> dict[str, tuple[int, int]]:
+def _shard_objects(dataset: Dataset) -> dict[str, tuple[int, int]]:
     """Path of each shard -> (bytes, xxh3-64)."""
     table = _objects(dataset)
     paths, sizes, sums = (table.column(name).to_pylist() for name in ("path", "bytes", "xxh3"))
     return {p: (int(n), int(x)) for p, n, x in zip(paths, sizes, sums, strict=True) if x is not None}
 
 
-def _objects(dataset: Any) -> pa.Table:
+def _objects(dataset: Dataset) -> pa.Table:
     return read_objects(dataset.store, dataset.manifest, ["path", "bytes", "xxh3"])

@@ -6,7 +6,7 @@ it, so rioxarray, GDAL and QGIS agree where a pixel is. Nothing is read before v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,82 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.root import layout
+from reben_cloud.root.backing import RootObjects
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.selection import Selection
+from reben_cloud.root.zarr_store import ListedStore
 from reben_cloud.schema import Schema, check_names
+from reben_cloud.search.arguments import parse_box, parse_names
 from reben_cloud.views.axes import images, pixel_centres, selectable
+from reben_cloud.views.mosaic import mosaic
+
+MAX_XARRAY = 1_000
+"""Most patches of `stack_patches`: 0.3 GB in memory, and as many chunks of each array for Dask."""
+
+
+def open_product(dataset: Dataset, product: str) -> xr.Dataset:
+    """A product's Zarr store; see `Dataset.open_zarr`."""
+    if not isinstance(dataset.backing, RootObjects):
+        raise NotFoundError(f"{dataset.url} is an LMDB and has no Zarr stores; open the root for that")
+    if product not in dataset.products:
+        raise NotFoundError(
+            f"{dataset.url} has no product {product!r}; `Dataset.products` lists its {len(dataset.products)}"
+        )
+    place = layout.zarr_store(product)
+    pixels = [array.zarr_name for modality in dataset.schema.modalities for array in modality.arrays]
+    store = ListedStore(dataset.store.child(place), dataset.listed(f"{place}/"), pixels)
+    stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
+    return stack
+
+
+def open_patch(dataset: Dataset, patch_id: str) -> xr.Dataset:
+    """One patch with coordinates and CRS; see `Dataset.open_patch`."""
+    if not isinstance(patch_id, str):
+        raise TypeError(
+            f"open_patch takes one patch id, got {patch_id!r}; see Selection.to_xarray for several"
+        )
+    found = dataset.search(ids=patch_id).columns([layout.PRODUCT, layout.ZARR_ROW]).to_pylist()[0]
+    row = found[layout.ZARR_ROW]
+    stack = open_product(dataset, found[layout.PRODUCT])
+    check_rows(stack, [row], [patch_id], url=dataset.url)
+    return patch_view(stack, row, schema=dataset.schema)
+
+
+def open_mosaic(
+    dataset: Dataset, product: str, *, bands: str | Sequence[str], bbox: str | Sequence[float] | None
+) -> xr.DataArray:
+    """The patches of a product as one raster; see `Dataset.mosaic`."""
+    box = None if bbox is None else parse_box(bbox)
+    names = parse_names(bands, "bands")
+    stack = open_product(dataset, product)
+    return mosaic(dataset.store, product, stack, bands=names, bbox=box, schema=dataset.schema)
+
+
+def stack_patches(selection: Selection, bands: str | Iterable[str] | None) -> xr.Dataset:
+    """The pixels of a handful of patches along ``patch``; see `Selection.to_xarray`."""
+    names = None if bands is None else parse_names(bands, "bands")
+    if len(selection) > MAX_XARRAY:
+        raise ValueError(
+            f"to_xarray is for a handful of patches, {MAX_XARRAY:,} at most, and these are {len(selection):,}: "
+            "search with limit=, open whole products (Dataset.open_zarr, mosaic), or stream batches (StreamLoader)"
+        )
+    selection.require_patches("nothing to stack")
+    dataset = selection.dataset
+    table = selection.columns([layout.ID, layout.PRODUCT, layout.ZARR_ROW, layout.LABELS])
+    products = [str(name) for name in table.column(layout.PRODUCT).to_pylist()]
+    stacks = {product: open_product(dataset, product) for product in sorted(set(products))}
+    rows = table.column(layout.ZARR_ROW).to_numpy().astype(np.int64)
+    ids = np.array(table.column(layout.ID).to_pylist(), object)
+    for product, stack in stacks.items():
+        mine = np.flatnonzero(np.asarray(products) == product)
+        check_rows(stack, rows[mine].tolist(), ids[mine].tolist(), url=dataset.url)
+    found = patches_view(stacks, products, rows, bands=names, schema=dataset.schema)
+    labels = ["; ".join(names) for names in table.column(layout.LABELS).to_pylist()]
+    return found.assign_coords(
+        patch_id=("patch", ids),
+        time=found.time.compute(),
+        label_names=("patch", np.array(labels, object)),
+    )
 
 
 def patch_view(stack: xr.Dataset, row: int, *, schema: Schema) -> xr.Dataset:
