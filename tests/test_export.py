@@ -639,6 +639,7 @@ np.savez(out, **found)
 """
 
 
+@pytest.mark.slow
 def test_configilm_reads_the_real_pairs_unchanged(real, tmp_path):
     if find_spec("configilm") is None:
         missing("configilm is not installed: `make test` installs it, against its own requirements")

@@ -182,6 +182,7 @@ def whole(root, script, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["second epoch", "evaluate"])
 def test_killed_and_started_again_a_run_ends_with_the_same_bits(root, script, whole, tmp_path, moment):
     """Killed a step after a checkpoint, or between an epoch and its evaluation: all must come again, and once."""
@@ -557,6 +558,7 @@ def command(*arguments):
     return run("-m", "reben_cloud.cli", *arguments, check=False)
 
 
+@pytest.mark.slow
 def test_the_commands_train_and_evaluate(root, tmp_path):
     sets = [
         part
