@@ -279,7 +279,7 @@ def test_a_full_disk_is_said_and_the_build_can_go_on(tmp_path):
     )
     if mounted.returncode:
         pytest.skip("no right to mount a small file system here")
-    build = [sys.executable, "-m", "reben_cloud.cli", "build", "synthetic:60", root / "root"]
+    build = [sys.executable, "-m", "reben_cloud.cli", "build", "synthetic:20", root / "root"]
     try:
         full = subprocess.run(build, capture_output=True, text=True, check=False, env=os.environ)
         subprocess.run(["mount", "-o", "remount,size=200m", root], check=True)

@@ -14,11 +14,11 @@ import typer
 import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.bigearthnet.country import load_countries
+from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli import options
 from reben_cloud.cli.demo import run_demo
 from reben_cloud.files.paths import local_path, split_scheme
-from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.root.query import OPTIONS
 from reben_cloud.scenes.land_cover import load_class_table
 from reben_cloud.sources.recognise import open_source

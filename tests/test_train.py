@@ -174,13 +174,19 @@ def script(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(root, script, tmp_path_factory):
+    """A run that nothing disturbed, in a process of its own as well: the number of threads is part of the bits."""
+    folder = tmp_path_factory.mktemp("train") / "whole"
+    run(script, root, folder, recipe("modality_dropout=0.3").to_json(), -1)
+    return folder
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["second epoch", "evaluate"])
-def test_killed_and_started_again_a_run_ends_with_the_same_bits(root, script, tmp_path, moment):
+def test_killed_and_started_again_a_run_ends_with_the_same_bits(root, script, whole, tmp_path, moment):
     """Killed a step after a checkpoint, or between an epoch and its evaluation: all must come again, and once."""
     config = recipe("modality_dropout=0.3", f"checkpoint_steps={1 if moment == 'evaluate' else 2}")
-    # In a process of its own as well: the number of threads is part of the bits.
-    whole, tmp_path = tmp_path / "whole", tmp_path / "killed"
-    run(script, root, whole, config.to_json(), -1)
     steps = max(int(row["step"]) for row in log(whole))
     killed_at = moment if moment == "evaluate" else steps // 2 + 1 + (steps // 2) % 2
 
@@ -552,6 +558,7 @@ def command(*arguments):
     return run("-m", "reben_cloud.cli", *arguments, check=False)
 
 
+@pytest.mark.slow
 def test_the_commands_train_and_evaluate(root, tmp_path):
     sets = [
         part

@@ -149,11 +149,11 @@ def verify(
 
 def _look(dataset: Dataset, *, quick: bool) -> tuple[list[dict[str, Any]], list[str], bool]:
     """The objects or files, what is wrong at a glance and by the tables, and whether payloads can be read."""
-    lmdb = dataset.lmdb_folder
-    if lmdb is None:
+    if not isinstance(dataset.backing, LmdbFolder):
         objects, problems = listed_objects(dataset)
         problems = [*check_manifest(dataset), *problems, *check_presence(dataset, objects)]
         return objects, problems if quick else [*problems, *check_root(dataset, objects)], True
+    lmdb = dataset.backing.path
     files, problems, readable = lmdb_files(lmdb)
     if is_export(lmdb) and not quick:
         problems += check_export(dataset)

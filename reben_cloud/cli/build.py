@@ -116,12 +116,14 @@ def catalog(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Catalog the real dataset from its metadata alone: to search, to browse and to serve."""
+    from reben_cloud.bigearthnet.official import describe, read_official
+    from reben_cloud.bigearthnet.reben import REBEN
     from reben_cloud.build.publish import publish_metadata
-    from reben_cloud.root.patches import read_official
     from reben_cloud.store import open_store
 
     store = open_store(dest, storage_options(endpoint_url))
-    manifest = publish_metadata(read_official(metadata), store)
+    official = read_official(metadata)
+    manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
     num_products = len(manifest["products"])
     typer.echo(f"catalogued {manifest['num_patches']:,} patches of {num_products} products at {store.url}")
 

@@ -94,7 +94,7 @@ def stream(
         raise typer.Exit(130)
 
 
-def _fastest_loader() -> type[RawLoader]:
+def _fastest_loader() -> type[RawLoader] | type[StreamLoader]:
     """The loader with PyTorch's copies where PyTorch is installed, else the one that needs NumPy only."""
     if find_spec("torch") is None:
         from reben_cloud.stream import RawLoader

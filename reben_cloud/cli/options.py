@@ -141,7 +141,7 @@ def executor(workers: int, dask: str | None) -> Executor:
 
 def open_root(root: str, endpoint_url: str | None) -> Dataset:
     """The dataset that a command names."""
-    from reben_cloud.root.dataset import open as open_dataset
+    from reben_cloud.opening import open as open_dataset
 
     return open_dataset(root, storage_options(endpoint_url))
 

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.bigearthnet.v1 import V1Patch
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import write_whole
-from reben_cloud.root import parquet
-from reben_cloud.root.patches import OFFICIAL_SCHEMA
+from reben_cloud.formats import parquet
 from reben_cloud.scenes.receipts import list_receipts
 from reben_cloud.scenes.tile import Cut, Tile
 from reben_cloud.sources.recognise import OFFICIAL_METADATA

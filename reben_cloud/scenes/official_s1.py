@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.reben import S1
 from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
-from reben_cloud.root.patch import TENSORS
 from reben_cloud.scenes.sentinel1 import POLARIZATIONS
 
 
@@ -63,7 +63,7 @@ def read_medians(files: Mapping[str, bytes], *, name: str, place: Footprint) -> 
     """
     medians = []
     for polarization in POLARIZATIONS:
-        tensor, path = TENSORS["s1"][polarization], f"{name}_{polarization}.tif"
+        tensor, path = S1.places[polarization], f"{name}_{polarization}.tif"
         pixels = np.frombuffer(read_pixels(files[polarization], tensor, place, name=path), tensor.dtype)
         if not np.isfinite(pixels).all():
             raise SourceError(f"{path}: holds values that are not numbers; fetch the patch again")

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.build import Executor, Progress, local, silent
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.files.paths import local_path
-from reben_cloud.root.patches import OFFICIAL_SCHEMA
 from reben_cloud.scenes.destination import build_root, claim_root, prepared_folder
 from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs
 from reben_cloud.scenes.metadata import patch_rows, write_metadata

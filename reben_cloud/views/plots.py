@@ -10,7 +10,7 @@ import shapely
 from matplotlib.collections import PolyCollection
 
 from reben_cloud.bigearthnet.country import load_countries
-from reben_cloud.root.patches import SPLITS
+from reben_cloud.root.placement import SPLITS
 from reben_cloud.root.selection import Selection
 
 if TYPE_CHECKING:
