@@ -138,7 +138,7 @@ def describe(official: pa.Table) -> pa.Table:
         official: Rows in the official schema.
 
     Returns:
-        The same rows; besides the official columns ``product`` (dictionary), ``datetime`` and ``s1_datetime``
+        The same rows; besides the official columns ``product``, ``datetime`` and ``s1_datetime``
         (UTC), ``epsg``, ``x0`` (west edge) and ``y0`` (north edge, both metres, int64), ``square`` (of the MGRS,
         dictionary) and its corner ``square_x0`` and ``square_y0``, ``platform``, ``constellation`` and ``grid:code``.
     """
@@ -149,7 +149,7 @@ def describe(official: pa.Table) -> pa.Table:
     square = pc.utf8_slice_codeunits(patch_ids, 39, 44)
     satellites = {f"S2{x.upper()}": f"sentinel-2{x}" for x in "abcd"}
     added = {
-        "product": pc.utf8_slice_codeunits(patch_ids, 0, -6).dictionary_encode(),
+        "product": pc.utf8_slice_codeunits(patch_ids, 0, -6),
         "datetime": _times(patch_ids, 11),
         "s1_datetime": _times(official.column("s1_name").combine_chunks(), 17),
         "epsg": pa.array(epsg),

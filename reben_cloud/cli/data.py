@@ -26,6 +26,7 @@ from reben_cloud.root.query import Query
 
 if TYPE_CHECKING:
     from reben_cloud.stream import RawLoader
+    from reben_cloud.torch import StreamLoader
 
 
 def info(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:

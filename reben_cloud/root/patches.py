@@ -196,7 +196,7 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
             )
         elif name in metadata.column_names:
             column = metadata.column(name).combine_chunks()
-            few = name in ("split", "country") and not pa.types.is_dictionary(column.type)
+            few = name in ("split", "country", "product") and not pa.types.is_dictionary(column.type)
             columns[name if name in _STAC else layout.column(name)] = (
                 column.dictionary_encode() if few else column
             )
@@ -216,7 +216,9 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
     if placement is not None:
         placed = placement.take(order)
         columns |= {
-            name: placed.column(name) for name in placed.column_names if name.startswith(layout.PREFIX)
+            name: placed.column(name)
+            for name in placed.column_names
+            if name.startswith(layout.PREFIX) and name != layout.PRODUCT
         }
         columns[layout.ASSETS] = _assets(columns[layout.PRODUCT])
     last = _last_columns(schema)
