@@ -1,5 +1,5 @@
-# Three commands: `make demo` shows what it does, `make quick` is the fast loop of who changes it, `make test` runs what CI runs.
-# PYTHON chooses the interpreter (3.11 or newer), VENV the place of the virtual environment.
+# Three commands: `make demo` shows what it does, `make quick` is the fast loop for changing it, `make test` runs what CI runs.
+# PYTHON chooses the interpreter (3.11 or newer), VENV the place of the virtual environment, PYTEST_ARGS goes to pytest.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,8 +9,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Imported by the tests, but its own requirements contradict ours (it wants numpy 1 and a Python before 3.12);
 # its readers do not mind.
 NO_DEPS := configilm
+# No S3 server, no browser, and nothing that takes more than about five seconds.
+QUICK := -m "not slow and not s3 and not browser"
 
-.PHONY: demo quick test lint types docs system floors pythons clean
+.PHONY: demo quick test lint types docs coverage system floors pythons clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/reben-cloud demo
@@ -18,9 +20,17 @@ demo: $(VENV)/.demo-installed
 test: $(VENV)/.test-installed system lint types
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
-# No S3 server, no browser, no torch unless it is there already, and nothing else that takes long.
+# Installs no torch; the tests that need it run where it is installed already.
 quick: $(VENV)/.quick-installed
-	$(BIN)/python -m pytest -q -m "not slow and not s3 and not browser" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(QUICK) $(PYTEST_ARGS)
+
+# Which lines the quick tests run, torch's included; `make coverage QUICK=` takes all tests.
+coverage: $(VENV)/.test-installed
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q $(QUICK) $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
 
 # The quick tests with the oldest releases that pyproject.toml allows, to be run on the oldest Python.
 floors: VENV := $(VENV)-floors
@@ -28,7 +38,7 @@ floors:
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct -e '.[test]'
-	$(BIN)/python -m pytest -q -m "not slow and not s3 and not browser" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(QUICK) $(PYTEST_ARGS)
 
 # The quick tests on a Python that only a newer Debian has: make pythons SUITE=sid PYTHON=python3.14
 pythons:
@@ -67,4 +77,4 @@ $(VENV)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo-installed $(VENV)/.quick-installed
 
 clean:
-	rm -rf $(VENV) site build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site build dist demo htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -92,6 +92,26 @@ def shared() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def official_files(shared: Path) -> list[Path]:
+    """The two official metadata files, of all 549,488 patches."""
+    folder = shared / "data" / "bigearthnet_pipeline"
+    names = ("metadata", "metadata_for_patches_with_snow_cloud_or_shadow")
+    return [folder / f"{name}.parquet" for name in names]
+
+
+@pytest.fixture(scope="session")
+def official_catalog(official_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the official metadata alone give: the table and the catalog of all patches. Only to be read."""
+    from reben_cloud.build.publish import publish_metadata
+    from reben_cloud.root.patches import read_official
+    from reben_cloud.store import open_store
+
+    folder = tmp_path_factory.mktemp("official")
+    publish_metadata(read_official(official_files), open_store(folder))
+    return folder
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class S3Server:
     """Where a server is and who we are to it."""

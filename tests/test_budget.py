@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +64,7 @@ class Stalling(_Ranged):
         server.asked.append((self.command, self.path, self.headers))
         if server.mode == "serve" or server.match not in self.path:
             return False
-        mode = self.path.rpartition("/")[2] if server.mode == "as the path says" else server.mode
+        mode = server.mode
         file = Path(self.translate_path(self.path))
         size = file.stat().st_size if file.is_file() else 2**21
         if mode == "accept":
@@ -132,14 +136,21 @@ def root(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def server(root):
-    with Server(root.parent) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+@contextmanager
+def serving(folder):
+    with Server(folder) as server:
+        # The end is noticed within 0.02 s, not the half second that is the default.
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
         server.ended.set()
         server.shutdown()
+
+
+@pytest.fixture
+def server(root):
+    with serving(root.parent) as server:
+        yield server
 
 
 @pytest.fixture
@@ -162,6 +173,38 @@ def failure_of(call, *, within_s=MOST_S):
     return caught.value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call to a store ended."""
+
+    error: Exception | None
+    seconds: float
+    num_asked: int
+    """Requests that reached the server."""
+    shown: str
+    """All that a user or a log would see."""
+
+
+def all_at_once(folder, calls):
+    """The outcome of each call, which is given a server of its own: they wait together, not in turn."""
+
+    def outcome(call):
+        with serving(folder) as server:
+            run = call(server)
+            start = time.monotonic()
+            error = None
+            try:
+                run()
+            except StorageError as caught:
+                error = caught
+            seconds = time.monotonic() - start
+            shown = "".join(traceback.format_exception(error)) + str(error.__context__) if error else ""
+            return Outcome(error=error, seconds=seconds, num_asked=len(server.asked), shown=shown)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return dict(zip(calls, pool.map(outcome, calls.values()), strict=True))
+
+
 CALLS = {
     "get": lambda s: s.get("x"),
     "get_into": lambda s: s.get_into("x", memoryview(bytearray(2**21))),
@@ -177,28 +220,44 @@ CALLS = {
 }
 
 
+READS = ["get", "get_into", "get_range", "get_ranges"]
+
+
+@pytest.fixture(scope="module")
+def stalled_calls(root):
+    def call(mode, name):
+        def prepare(server):
+            server.stall(mode)
+            store = s3_store(server)
+            return lambda: CALLS[name](store)
+
+        return prepare
+
+    cases = [("accept", name) for name in CALLS]
+    cases += [(mode, name) for mode in ("body", "trickle") for name in READS]
+    return all_at_once(root.parent, {case: call(*case) for case in cases})
+
+
 @pytest.mark.parametrize("call", CALLS)
-def test_a_store_that_never_answers_is_told_in_time(server, call):
-    server.stall("accept")
+def test_a_store_that_never_answers_is_told_in_time(stalled_calls, call):
+    outcome = stalled_calls["accept", call]
 
-    error = failure_of(lambda: CALLS[call](s3_store(server)))
-
-    assert isinstance(error, UnreachableError)
-    assert "no answer" in str(error)
-    assert "given up after 2 attempts in " in str(error)
+    assert isinstance(outcome.error, UnreachableError)
+    assert outcome.seconds < MOST_S
+    assert "no answer" in str(outcome.error)
+    assert "given up after 2 attempts in " in str(outcome.error)
     # Nothing below or above tried again; two ranges are asked for at once.
-    assert len(server.asked) <= (3 if call == "get_ranges" else 2)
+    assert outcome.num_asked <= (3 if call == "get_ranges" else 2)
 
 
-@pytest.mark.parametrize("call", ["get", "get_into", "get_range", "get_ranges"])
+@pytest.mark.parametrize("call", READS)
 @pytest.mark.parametrize("mode", ["body", "trickle"])
-def test_an_answer_that_stops_or_trickles_is_told_in_time(server, mode, call):
-    server.stall(mode)
+def test_an_answer_that_stops_or_trickles_is_told_in_time(stalled_calls, mode, call):
+    outcome = stalled_calls[mode, call]
 
-    error = failure_of(lambda: CALLS[call](s3_store(server)), within_s=2 * MOST_S)
-
-    assert "s without progress" in str(error)
-    assert len(server.asked) <= 6
+    assert outcome.seconds < 2 * MOST_S
+    assert "s without progress" in str(outcome.error)
+    assert outcome.num_asked <= 6
 
 
 def test_a_store_that_throttles_gets_all_attempts_and_no_more(server):
@@ -239,9 +298,8 @@ def test_a_slow_download_goes_on_for_as_long_as_it_takes(tmp_path):
     data = np.random.default_rng(5).bytes(1_600_000)
     (tmp_path / "x").write_bytes(data)
 
-    with Server(tmp_path) as server:
+    with serving(tmp_path) as server:
         server.stall("slow")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         store = Store(f"http://{server.address}", {}, budget=SHORT)
         start = time.monotonic()
 
@@ -251,7 +309,6 @@ def test_a_slow_download_goes_on_for_as_long_as_it_takes(tmp_path):
         assert bytes(found) == data
         assert len(server.asked) > 2  # it went on where a request ended
         assert all(headers["Range"] for _, _, headers in server.asked[1:])
-        server.shutdown()
 
 
 ACCESSES = {
@@ -278,18 +335,34 @@ PARTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def stalled_accesses(root, tmp_path_factory):
+    def access(mode, name):
+        folder = tmp_path_factory.mktemp("access")
+
+        def prepare(server):
+            url = f"http://user:{SECRET}@{server.address}/root?sig={SECRET}"
+            dataset = rc.open(url)
+            assert SECRET not in repr(dataset.store)
+            server.stall(mode, PARTS[name])
+            return lambda: ACCESSES[name](dataset, url, folder)
+
+        return prepare
+
+    cases = [(mode, name) for mode in ("accept", "trickle") for name in ACCESSES]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "BUDGET", SHORT)
+        return all_at_once(root.parent, {case: access(*case) for case in cases})
+
+
 @pytest.mark.parametrize("access", ACCESSES)
 @pytest.mark.parametrize("mode", ["accept", "trickle"])
-def test_every_access_to_a_stalled_store_ends_in_time(short, server, access, mode, tmp_path):
-    url = f"http://user:{SECRET}@{server.address}/root?sig={SECRET}"
-    dataset = rc.open(url)
-    server.stall(mode, PARTS[access])
+def test_every_access_to_a_stalled_store_ends_in_time(stalled_accesses, access, mode):
+    outcome = stalled_accesses[mode, access]
 
-    error = failure_of(lambda: ACCESSES[access](dataset, url, tmp_path), within_s=3 * MOST_S)
-
-    shown = "".join(traceback.format_exception(error)) + str(error.__context__) + repr(dataset.store)
-    assert SECRET not in shown
-    assert "without progress" in str(error)
+    assert outcome.seconds < 3 * MOST_S
+    assert "without progress" in str(outcome.error)
+    assert SECRET not in outcome.shown
 
 
 def test_doctor_of_a_stalled_store_ends_in_time(short, server):
@@ -323,26 +396,31 @@ def test_verify_and_build_of_a_store_that_stalls_on_the_way_end_in_time(short, r
     failure_of(lambda: build(plan), within_s=3 * MOST_S)
 
 
-@pytest.mark.slow
-def test_the_defaults_end_within_ninety_seconds(server):
-    server.stall("as the path says")
-    store = Store(f"http://{server.address}", {})
-    took = {}
+@pytest.mark.parametrize("mode", ["accept", "body", "trickle"])
+def test_the_defaults_end_within_ninety_seconds(a_tenth_of_the_defaults, mode):
+    outcome = a_tenth_of_the_defaults[mode]
 
-    def ask(mode):
-        start = time.monotonic()
-        with pytest.raises(StorageError, match=r"given up after 3 attempts in \d+ s"):
-            store.get(mode)
-        took[mode] = time.monotonic() - start
+    assert outcome.seconds <= 9
+    assert re.search(r"given up after 3 attempts in \d+ s", str(outcome.error))
 
-    threads = [threading.Thread(target=ask, args=(mode,)) for mode in ("accept", "body", "trickle")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
-    assert len(took) == 3
-    assert all(seconds <= 90 for seconds in took.values()), took
+@pytest.fixture(scope="module")
+def a_tenth_of_the_defaults(root):
+    """Nobody waits for 90 s here; the pauses between attempts are those of the defaults, and so do not help."""
+    whole = store_module.BUDGET
+    tenth = replace(
+        whole, seconds=whole.seconds / 10, silence_s=whole.silence_s / 10, request_s=whole.request_s / 10
+    )
+
+    def call(mode):
+        def prepare(server):
+            server.stall(mode)
+            store = Store(f"http://{server.address}", {}, budget=tenth)
+            return lambda: store.get("x")
+
+        return prepare
+
+    return all_at_once(root.parent, {mode: call(mode) for mode in ("accept", "body", "trickle")})
 
 
 @pytest.mark.parametrize(

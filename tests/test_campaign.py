@@ -66,6 +66,7 @@ def missed(folder, **options):
     return silent, total
 
 
+@pytest.mark.slow
 def test_every_flip_in_every_object_of_a_root_is_found(root):
     kinds = {path.relative_to(root).parts[0] for path in objects_of(root)}
     assert kinds >= {"manifest.json", "objects.parquet", "patches.parquet", "catalog.json", "bigearthnet-v2"}

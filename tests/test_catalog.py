@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.labels import CLC
+from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError
-from reben_cloud.root.patches import read_official
 from reben_cloud.serve import create_app
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -42,12 +42,9 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real(shared, tmp_path_factory):
+def real(official_catalog):
     """The catalog of all real patches."""
-    folder = tmp_path_factory.mktemp("real")
-    files = sorted((shared / "data" / "bigearthnet_pipeline").glob("metadata*.parquet"))
-    publish_metadata(read_official(files), open_store(folder))
-    return folder
+    return official_catalog
 
 
 @pytest.fixture(params=["built", "real"])
@@ -321,11 +318,10 @@ def test_the_committed_catalog_is_what_the_real_metadata_gives(real):
     assert sum(p.stat().st_size for p in committed.rglob("*") if p.is_file()) < 2e6
 
 
-def test_a_second_run_changes_nothing_and_another_dataset_is_refused(real, shared):
+def test_a_second_run_changes_nothing_and_another_dataset_is_refused(real, official_files):
     before = {p: p.read_bytes() for p in real.rglob("*") if p.is_file()}
-    files = sorted((shared / "data" / "bigearthnet_pipeline").glob("metadata*.parquet"))
 
     with pytest.raises(ConflictError, match="another dataset"):
-        publish_metadata(read_official(files[1:]), open_store(real))
+        publish_metadata(read_official(official_files[1:]), open_store(real))
 
     assert {p: p.read_bytes() for p in real.rglob("*") if p.is_file()} == before

@@ -35,6 +35,7 @@ def example(*arguments):
     ).stdout
 
 
+@pytest.mark.slow
 def test_the_plain_loop_runs(root):
     assert example(EXAMPLES / "plain_loop.py", root, 3).startswith("3 steps, loss 0.")
 

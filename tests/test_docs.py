@@ -21,7 +21,8 @@ from tests.commands import check_command, command_lines
 from tests.conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "infra" / "README.md", *sorted(DOCS.rglob("*.md"))]
+BESIDE = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "infra/README.md"]
+PAGES = [*(REPOSITORY / name for name in BESIDE), *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BUCKET = "my-bucket"
 """What pages call the reader's bucket; each test has one of its own instead."""

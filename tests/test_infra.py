@@ -24,6 +24,7 @@ SCRIPTS = [*sorted(INFRA.rglob("*.sh")), REPOSITORY / ".ci" / "run"]
 MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))
 KUBERNETES_VERSION = "1.31"
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
+FORMS = sorted((REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
 
 def relative(path):
@@ -147,12 +148,37 @@ def test_kubernetes_names_and_secrets_agree():
                     assert (kind, next(iter(source.values()))["name"]) in known
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=relative)
-def test_workflows_fit_their_schema(workflow):
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
-    done = subprocess.run([*command, workflow], capture_output=True, text=True, check=False)
+def schema_of(file):
+    if file in WORKFLOWS:
+        return "github-workflows"
+    return "github-issue-config" if file.stem == "config" else "github-issue-forms"
+
+
+@pytest.mark.parametrize("file", [*WORKFLOWS, *FORMS], ids=relative)
+def test_workflows_and_issue_forms_fit_their_schemas(file):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema_of(file)}"]
+    done = subprocess.run([*command, file], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_hooks_run_what_the_makefile_runs():
+    repos = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    command = ["make", "-n", "lint", "types"]
+    made = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+
+    assert {repo["repo"] for repo in repos} == {"local"}
+    for repo in repos:
+        for hook in repo["hooks"]:
+            assert " ".join(hook["entry"].split()[:2]) in made, hook["id"]
+
+
+def test_the_guide_names_targets_that_exist():
+    guide = (REPOSITORY / "CONTRIBUTING.md").read_text()
+
+    for target in set(re.findall(r"(?:`|^)make ([a-z]+)", guide, re.MULTILINE)):
+        command = ["make", "-n", target, "SUITE=x", "PYTHON=python3"]
+        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=relative)

@@ -219,13 +219,18 @@ def test_an_unknown_profile_is_said(run, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["info", ""], ["build", "", "somewhere"], ["build", "synthetic:3", " "]]
+    ("arguments", "name"),
+    [
+        (["info", ""], "root"),
+        (["build", "", "somewhere"], "source"),
+        (["build", "synthetic:3", " "], "root"),
+    ],
 )
-def test_an_empty_name_is_not_the_current_folder(run, arguments):
+def test_an_empty_name_is_not_the_current_folder(run, arguments, name):
     code, _, err = run(*arguments)
 
     assert code == 2
-    assert "cannot open '': name a folder or a URL; the current folder is '.'" in err
+    assert f"Invalid value for '{name}': it is an empty string; the current folder is '.'" in err
 
 
 def test_a_demo_of_another_size_says_that_it_is_not_made(run, tmp_path):
@@ -274,7 +279,7 @@ def test_a_full_disk_is_said_and_the_build_can_go_on(tmp_path):
     )
     if mounted.returncode:
         pytest.skip("no right to mount a small file system here")
-    build = [sys.executable, "-m", "reben_cloud.cli", "build", "synthetic:60", root / "root"]
+    build = [sys.executable, "-m", "reben_cloud.cli", "build", "synthetic:20", root / "root"]
     try:
         full = subprocess.run(build, capture_output=True, text=True, check=False, env=os.environ)
         subprocess.run(["mount", "-o", "remount,size=200m", root], check=True)

@@ -247,6 +247,7 @@ def validator(folder: Path, url: str):
     return jsonschema.Draft7Validator(retrieve(url).contents, registry=registry)
 
 
+@pytest.mark.slow
 def test_models_load_beside_a_torchvision_whose_operators_do_not():
     """Where torch is a CPU build and torchvision the ordinary wheel, as on most test machines; anywhere else too."""
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY, empty_bucket
 from tests.scenes import make_landscape
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-PUBLIC = {"bands", "dataset", "grid", "labels", "reference_map", "torch"}
+PUBLIC = {"bigearthnet", "grid", "torch"}
 """Modules that a user is meant to import from, next to `reben_cloud` itself."""
 
 
