@@ -567,7 +567,7 @@ def command(*arguments):
 def test_the_commands_train_and_evaluate(root, tmp_path):
     sets = [
         part
-        for name in ("architecture=test_byobnet", "epochs=1", "batch_size=8", "bands=S1")
+        for name in ("architecture=test_byobnet", "epochs=1", "batch_size=7", "bands=S1")
         for part in ("--set", name)
     ]
 
