@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet import grid, labels
 from reben_cloud.bigearthnet.about import DESCRIPTION, LICENSE
+from reben_cloud.bigearthnet.about import REBEN_EXTENSION as REBEN_EXTENSION
 from reben_cloud.errors import ChecksumError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.root import parquet
@@ -223,9 +224,6 @@ def patches_table(official: pa.Table, placement: pa.Table | None = None) -> pa.T
     ordered = [name for name in columns if name not in LAST_COLUMNS]
     return pa.table({name: columns[name] for name in [*ordered, *(n for n in LAST_COLUMNS if n in columns)]})
 
-
-REBEN_EXTENSION = "https://reben-cloud.readthedocs.io/stac/reben/v1.0.0/schema.json"
-"""The ``reben:`` fields; the schema is ``stac/reben/v1.0.0/schema.json`` in the repository."""
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
