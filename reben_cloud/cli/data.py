@@ -26,6 +26,7 @@ from reben_cloud.root.query import Query
 
 if TYPE_CHECKING:
     from reben_cloud.stream import RawLoader
+    from reben_cloud.torch import StreamLoader
 
 
 def info(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:
@@ -94,7 +95,7 @@ def stream(
         raise typer.Exit(130)
 
 
-def _fastest_loader() -> type[RawLoader]:
+def _fastest_loader() -> type[RawLoader] | type[StreamLoader]:
     """The loader with PyTorch's copies where PyTorch is installed, else the one that needs NumPy only."""
     if find_spec("torch") is None:
         from reben_cloud.stream import RawLoader
