@@ -197,7 +197,9 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
             )
         elif name in metadata.column_names:
             column = metadata.column(name).combine_chunks()
-            few = name in ("split", "country", "product", "grid:code") and not pa.types.is_dictionary(column.type)
+            few = name in ("split", "country", "product", "grid:code") and not pa.types.is_dictionary(
+                column.type
+            )
             columns[name if name in _STAC else layout.column(name)] = (
                 column.dictionary_encode() if few else column
             )
