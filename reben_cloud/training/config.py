@@ -17,24 +17,13 @@ from datetime import date
 from importlib.resources import files
 from typing import Any, Literal
 
-<<<<<<< HEAD
 import numpy as np
 
-from reben_cloud.bigearthnet.bands import BAND_SETS, BANDS
-||||||| 8317fed
-from reben_cloud.bigearthnet.bands import BAND_SETS, BANDS
-=======
 from reben_cloud.bigearthnet.inputs import BandStatistics, choose_bands, statistics_of
 from reben_cloud.bigearthnet.reben import REBEN
->>>>>>> h4
 from reben_cloud.files.paths import local_path
-<<<<<<< HEAD
 from reben_cloud.root.query import OPTIONS, GeoInterface, Query
-||||||| 8317fed
-=======
-from reben_cloud.root.query import Query
 from reben_cloud.schema import Schema
->>>>>>> h4
 
 ANY = "any"
 """Value of a subset's option that takes its default back."""
@@ -71,7 +60,6 @@ class Subset(Query):
             _RECOMMENDED,
         )
 
-<<<<<<< HEAD
     def to_plain(self) -> dict[str, Any]:
         """As it stands in a recipe: what is given, and ``any`` for a default that is taken back."""
         return {"split": ANY, "recommended": ANY} | self.given()
@@ -97,16 +85,6 @@ _RECOMMENDED = (
     'true, or "any" for the patches with snow, cloud or shadow too (which false used to mean here; '
     "in a search it means only those, and nothing is trained on these alone)"
 )
-||||||| 8317fed
-    def query(self) -> dict[str, Any]:
-        """Arguments for `Dataset.search`."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value and value != ANY}
-=======
-    def query(self) -> Query:
-        """The conditions of a search."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value and value != ANY}
-        return Query(**given)
->>>>>>> h4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,22 +282,8 @@ def _fill(kind: type, values: Mapping[str, object], prefix: str, default: Any = 
         if key not in hints:
             raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(hints)}")
         if dataclasses.is_dataclass(hints[key]):
-<<<<<<< HEAD
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
-            filled[key] = _subset(value, f"{prefix}{key}.", getattr(default, key))
-||||||| 8317fed
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
-            filled[key] = _fill(
-                typing.cast(type, hints[key]), value, f"{prefix}{key}.", getattr(default, key)
-            )
-=======
             table = _table(prefix + key, value)
-            filled[key] = _fill(
-                typing.cast(type, hints[key]), table, f"{prefix}{key}.", getattr(default, key)
-            )
->>>>>>> h4
+            filled[key] = _subset(table, f"{prefix}{key}.", getattr(default, key))
         else:
             filled[key] = _convert(prefix + key, value, hints[key])
     try:
@@ -372,14 +336,6 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     elif origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(key, item, arguments[0]) for item in items)
-<<<<<<< HEAD
-||||||| 8317fed
-    elif origin is types.UnionType:
-        # `str | None`: TOML has no None, JSON has; `bool | str`: its dataclass says which texts
-        if type(value) in arguments:
-            return value
-        return _convert(key, value, arguments[0])
-=======
     elif origin is Mapping:
         return {
             name: _fill(arguments[1], _table(f"{key}.{name}", one), f"{key}.{name}.")
@@ -390,7 +346,6 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
         if type(value) in arguments:
             return value
         return _convert(key, value, arguments[0])
->>>>>>> h4
     elif hint is float:
         _check(key, value, isinstance(value, int | float) and not isinstance(value, bool), "a number")
         return float(value)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from reben_cloud.errors import missing_extra
-from reben_cloud.root.dataset import open as open_dataset
+from reben_cloud.opening import open as open_dataset
 from reben_cloud.stream import Form
 from reben_cloud.torch import Batch, StreamLoader
 from reben_cloud.training.config import Subset
@@ -109,7 +109,7 @@ class RebenDataModule(LightningDataModule):
 
     def _loader(self, name: str, *, drop_last: bool = False) -> StreamLoader:
         url, storage_options = self._where
-        selection = open_dataset(url, storage_options).search(**self._subsets[name].query().given())
+        selection = open_dataset(url, storage_options).select(self._subsets[name])
         return self._open(selection, drop_last=drop_last)
 
     def state_dict(self) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _learn_epoch(
 
 
 def _subset(dataset: Dataset, subset: Subset, name: str) -> Selection:
-    selection = dataset.search(**subset.query().given())
+    selection = dataset.select(subset)
     selection.require_patches(name)
     return selection
 
@@ -194,9 +194,9 @@ def _measure_best(
     """Measure the best weights on the test subset, once, and write the report and the model card."""
     model, spec = load_pretrained(run.best)
     model.to(compute.device)
-    name, selection = "test", dataset.search(**config.test.query().given())
+    name, selection = "test", dataset.select(config.test)
     if not len(selection):
-        name, selection = "validation", dataset.search(**config.validation.query().given())
+        name, selection = "validation", dataset.select(config.validation)
     evaluation = evaluate(
         model,
         spec,
