@@ -341,11 +341,6 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
             name: _fill(arguments[1], _table(f"{key}.{name}", one), f"{key}.{name}.")
             for name, one in _table(key, value).items()
         }
-    elif origin is types.UnionType:
-        # `str | None`: TOML has no None, JSON has; `bool | str`: its dataclass says which texts
-        if type(value) in arguments:
-            return value
-        return _convert(key, value, arguments[0])
     elif hint is float:
         _check(key, value, isinstance(value, int | float) and not isinstance(value, bool), "a number")
         return float(value)
