@@ -22,7 +22,6 @@ from reben_cloud.build.plan import ShardTask, ZarrTask
 from reben_cloud.build.tasks import Receipt, run_job
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, RebenError, StorageError
-from reben_cloud.root.patch import PAYLOAD_BYTES
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store

@@ -321,8 +321,8 @@ def flip(path):
     """Change the last byte of every payload, with the times of the file as they were."""
     modality = path.parent.name if path.parent.name in PAYLOAD_COPIES else path.name.split("-")[-2]
     status, data = path.stat(), bytearray(path.read_bytes())
-    end = max(c.source + c.nbytes for c in PAYLOAD_COPIES[modality])
-    for start in range(tar.PAYLOAD_OFFSET, len(data) - end, tar.RECORD_BYTES[modality]):
+    end = max(c.source + c.nbytes for c in REBEN.modality(modality).copies)
+    for start in range(tar.PAYLOAD_OFFSET, len(data) - end, tar.record_bytes(REBEN.modality(modality))):
         data[start + end - 1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -372,7 +372,7 @@ def test_a_change_that_no_time_of_the_file_shows_is_met(own_root, remote, truth,
     loader = RawLoader(chosen, batch_size=16, **options)
     epoch_of(loader)
     (path, *_) = sorted(place.rglob("data.mdb" if kind == "lmdb" else "*train-s1-000000.tar"))
-    part = PAYLOAD_COPIES["s1"][0]
+    part = REBEN.modality("s1").copies[0]
     payload = path.read_bytes().find(REBEN.modality("s1").payload_header)
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         target = payload + part.source + 7

@@ -205,6 +205,7 @@ class TrainConfig:
         """The resolved configuration, as saved beside the checkpoints."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         plain = {name: v.to_plain() if isinstance(v, Subset) else v for name, v in values.items()}
+        plain["statistics"] = {name: dataclasses.asdict(one) for name, one in self.statistics.items()}
         return json.dumps(plain, indent=2)
 
 
@@ -247,7 +248,7 @@ def load_recipe(
     return config_from(values, schema=schema)
 
 
-def config_from(values: Mapping[str, object], *, schema: Schema = REBEN) -> TrainConfig:
+def config_from(values: Mapping[str, Any], *, schema: Schema = REBEN) -> TrainConfig:
     """A configuration from nested plain values (TOML, JSON).
 
     Raises:
@@ -274,16 +275,39 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _fill(kind: type, values: Mapping[str, object], prefix: str, default: Any = None) -> Any:
+def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any = None) -> Any:
     """`default`, or a new `kind`, with `values` in it; keys that it lacks and wrong types are refused."""
     hints = typing.get_type_hints(kind)
     filled = {}
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(hints)}")
+<<<<<<< HEAD
         if dataclasses.is_dataclass(hints[key]):
             table = _table(prefix + key, value)
             filled[key] = _subset(table, f"{prefix}{key}.", getattr(default, key))
+||||||| merged common ancestors
+        if dataclasses.is_dataclass(hints[key]):
+<<<<<<<<< Temporary merge branch 1
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
+            filled[key] = _subset(value, f"{prefix}{key}.", getattr(default, key))
+||||||||| 8317fed
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
+            filled[key] = _fill(
+                typing.cast(type, hints[key]), value, f"{prefix}{key}.", getattr(default, key)
+            )
+=========
+            table = _table(prefix + key, value)
+            filled[key] = _fill(
+                typing.cast(type, hints[key]), table, f"{prefix}{key}.", getattr(default, key)
+            )
+>>>>>>>>> Temporary merge branch 2
+=======
+        if hints[key] is Subset:
+            filled[key] = _subset(_table(prefix + key, value), f"{prefix}{key}.", getattr(default, key))
+>>>>>>> h4
         else:
             filled[key] = _convert(prefix + key, value, hints[key])
     try:
@@ -294,7 +318,7 @@ def _fill(kind: type, values: Mapping[str, object], prefix: str, default: Any = 
         raise ValueError(f"{prefix.removesuffix('.')} needs {' and '.join(hints)}") from error
 
 
-def _table(key: str, value: object) -> Mapping[str, object]:
+def _table(key: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{key} is a table such as [{key}], got {value!r}")
     return value
