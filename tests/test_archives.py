@@ -82,7 +82,9 @@ def test_the_plan_states_the_scratch_space(archives, tmp_path):
 
     estimate = plan.estimate()
 
-    assert estimate.scratch_bytes == NUM_PATCHES * sum(size + 8 for size in PAYLOAD_BYTES.values())
+    assert estimate.scratch_bytes == NUM_PATCHES * sum(
+        size + 8 for size in (m.payload_bytes for m in REBEN.modalities)
+    )
     assert estimate.num_tasks == 3 + len(plan.tasks)
     assert f"in {tmp_path}/scratch" in estimate.to_text()
     assert not (tmp_path / "scratch").exists()

@@ -282,32 +282,8 @@ def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any = Non
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(hints)}")
-<<<<<<< HEAD
-        if dataclasses.is_dataclass(hints[key]):
-            table = _table(prefix + key, value)
-            filled[key] = _subset(table, f"{prefix}{key}.", getattr(default, key))
-||||||| merged common ancestors
-        if dataclasses.is_dataclass(hints[key]):
-<<<<<<<<< Temporary merge branch 1
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
-            filled[key] = _subset(value, f"{prefix}{key}.", getattr(default, key))
-||||||||| 8317fed
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
-            filled[key] = _fill(
-                typing.cast(type, hints[key]), value, f"{prefix}{key}.", getattr(default, key)
-            )
-=========
-            table = _table(prefix + key, value)
-            filled[key] = _fill(
-                typing.cast(type, hints[key]), table, f"{prefix}{key}.", getattr(default, key)
-            )
->>>>>>>>> Temporary merge branch 2
-=======
         if hints[key] is Subset:
             filled[key] = _subset(_table(prefix + key, value), f"{prefix}{key}.", getattr(default, key))
->>>>>>> h4
         else:
             filled[key] = _convert(prefix + key, value, hints[key])
     try:

@@ -4,40 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-<<<<<<< HEAD
-from functools import partial
-from typing import Any
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
 from typing import Any, Unpack
-||||||||| 8317fed
-from typing import Any
-=========
-from functools import partial
-from typing import Any
->>>>>>>>> Temporary merge branch 2
-=======
-from typing import Any, Unpack
->>>>>>> h4
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.opening import open as open_dataset
-<<<<<<< HEAD
-from reben_cloud.stream import Form
-from reben_cloud.torch import Batch, StreamLoader
-||||||| merged common ancestors
 from reben_cloud.torch import Batch, OrderOptions, StreamLoader
-||||||||| 8317fed
-from reben_cloud.root.dataset import open as open_dataset
-from reben_cloud.torch import Batch, StreamLoader
-=========
-from reben_cloud.root.dataset import open as open_dataset
-from reben_cloud.stream import Form
-from reben_cloud.torch import Batch, StreamLoader
->>>>>>>>> Temporary merge branch 2
-=======
-from reben_cloud.torch import Batch, OrderOptions, StreamLoader
->>>>>>> h4
 from reben_cloud.training.config import Subset
 
 try:
@@ -78,94 +49,21 @@ class RebenDataModule(LightningDataModule):
         test: Subset | None = None,
         seed: int = 0,
         storage_options: Mapping[str, Any] | None = None,
-<<<<<<< HEAD
-        lanes: int = 8,
-        window: int = 1,
-        prefetch: int | None = None,
-        fetch_threads: int = 8,
-        gather_threads: int = 2,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
-        form: Form = "shards",
-        pin_memory: bool | None = None,
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
         **options: Unpack[OrderOptions],
-||||||||| 8317fed
-        **options: Any,
-=========
-        lanes: int = 8,
-        window: int = 1,
-        prefetch: int | None = None,
-        fetch_threads: int = 8,
-        gather_threads: int = 2,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
-        form: Form = "shards",
-        pin_memory: bool | None = None,
->>>>>>>>> Temporary merge branch 2
-=======
-        **options: Unpack[OrderOptions],
->>>>>>> h4
     ) -> None:
         super().__init__()
         self._where = (url, storage_options)
         self._subsets = {
-            "train": train or Subset(split="train"),
-            "validation": validation or Subset(split="validation"),
-            "test": test or Subset(split="test"),
+            "train": Subset(split="train") if train is None else train,
+            "validation": Subset(split="validation") if validation is None else validation,
+            "test": Subset(split="test") if test is None else test,
         }
-<<<<<<< HEAD
-        self._open = partial(
-            StreamLoader,
-            modalities=modalities,
-            batch_size=batch_size,
-            seed=seed,
-            lanes=lanes,
-            window=window,
-            prefetch=prefetch,
-            fetch_threads=fetch_threads,
-            gather_threads=gather_threads,
-            cache_dir=cache_dir,
-            cache_bytes=cache_bytes,
-            form=form,
-            pin_memory=pin_memory,
-        )
-||||||| merged common ancestors
         self._options: dict[str, Any] = {
             "modalities": modalities,
             "batch_size": batch_size,
             "seed": seed,
             **options,
         }
-<<<<<<<<< Temporary merge branch 1
-||||||||| 8317fed
-        self._options = {"modalities": modalities, "batch_size": batch_size, "seed": seed, **options}
-=========
-        self._open = partial(
-            StreamLoader,
-            modalities=modalities,
-            batch_size=batch_size,
-            seed=seed,
-            lanes=lanes,
-            window=window,
-            prefetch=prefetch,
-            fetch_threads=fetch_threads,
-            gather_threads=gather_threads,
-            cache_dir=cache_dir,
-            cache_bytes=cache_bytes,
-            form=form,
-            pin_memory=pin_memory,
-        )
->>>>>>>>> Temporary merge branch 2
-=======
-        self._options: dict[str, Any] = {
-            "modalities": modalities,
-            "batch_size": batch_size,
-            "seed": seed,
-            **options,
-        }
->>>>>>> h4
         self._train: StreamLoader | None = None
         self._state: dict[str, Any] = {}
 
@@ -185,20 +83,7 @@ class RebenDataModule(LightningDataModule):
     def _loader(self, name: str, *, drop_last: bool = False) -> StreamLoader:
         url, storage_options = self._where
         selection = open_dataset(url, storage_options).select(self._subsets[name])
-<<<<<<< HEAD
-        return self._open(selection, drop_last=drop_last)
-||||||| merged common ancestors
         return StreamLoader(selection, **self._options, drop_last=drop_last)
-||||||||| 8317fed
-        selection = open_dataset(url, storage_options).search(**self._subsets[name].query())
-        return StreamLoader(selection, **self._options, **options)
-=========
-        selection = open_dataset(url, storage_options).search(**self._subsets[name].query().given())
-        return self._open(selection, drop_last=drop_last)
->>>>>>>>> Temporary merge branch 2
-=======
-        return StreamLoader(selection, **self._options, drop_last=drop_last)
->>>>>>> h4
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training loader is."""

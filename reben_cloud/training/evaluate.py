@@ -6,36 +6,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-<<<<<<< HEAD
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
-from typing import Any, Literal, Unpack
-||||||||| 8317fed
-from typing import Any, Literal
-=========
->>>>>>>>> Temporary merge branch 2
-=======
 from typing import Unpack
->>>>>>> h4
 
 import numpy as np
 
-<<<<<<< HEAD
-from reben_cloud.bigearthnet.reben import REBEN
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
-from reben_cloud.bigearthnet.labels import class_of_code
-from reben_cloud.errors import NotFiniteError
-from reben_cloud.root.selection import Selection
-from reben_cloud.torch import Batch, ModelInput, ReadOptions, StreamLoader
-||||||||| 8317fed
-from reben_cloud.bigearthnet.labels import class_of_code
-from reben_cloud.errors import NotFiniteError
-from reben_cloud.torch import Batch, ModelInput, StreamLoader
-=========
-from reben_cloud.bigearthnet.reben import REBEN
-=======
->>>>>>> h4
 from reben_cloud.errors import missing_extra
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
@@ -83,19 +57,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     by: Sequence[str] = (),
-<<<<<<< HEAD
-    loading: Loading | None = None,
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
     **options: Unpack[ReadOptions],
-||||||||| 8317fed
-    **options: Any,
-=========
-    loading: Loading | None = None,
->>>>>>>>> Temporary merge branch 2
-=======
-    **options: Unpack[ReadOptions],
->>>>>>> h4
 ) -> Evaluation:
     """Predict every patch of a selection once and measure.
 

@@ -51,17 +51,6 @@ def write_report(
     spec: ModelSpec,
     model: nn.Module,
     selection: Selection,
-<<<<<<< HEAD
-    schema: Schema = REBEN,
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
-||||||||| 8317fed
-    selection: Any,
-=========
-    schema: Schema = REBEN,
->>>>>>>>> Temporary merge branch 2
-=======
->>>>>>> h4
 ) -> None:
     """Write ``metrics.json``, ``per_class.png``, ``examples.png``, and ``curves.png`` or ``confusion.png``.
 
@@ -185,19 +174,7 @@ def confusion_plot(confusion: Tensor, classes: Classes) -> Figure:
     return figure
 
 
-<<<<<<< HEAD
-def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection, schema: Schema) -> Figure:
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
 def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection) -> Figure:
-||||||||| 8317fed
-def example_patches(model: nn.Module, spec: ModelSpec, selection: Any) -> Figure:
-=========
-def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection, schema: Schema) -> Figure:
->>>>>>>>> Temporary merge branch 2
-=======
-def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection) -> Figure:
->>>>>>> h4
     """A few patches of a selection, spread over it, with what is true and what the model says."""
     chosen = np.unique(np.linspace(0, len(selection) - 1, min(NUM_EXAMPLES, len(selection))).astype(int))
     few = selection.dataset.search(ids=[selection.patch_ids[i] for i in chosen])

@@ -10,17 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-<<<<<<< HEAD
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
-from typing import Any, Unpack
-||||||||| 8317fed
-from typing import Any
-=========
->>>>>>>>> Temporary merge branch 2
-=======
 from typing import Unpack
->>>>>>> h4
 
 from reben_cloud.bigearthnet.inputs import choose_bands
 from reben_cloud.files.paths import local_path
@@ -50,30 +40,7 @@ def train(
     folder: str | os.PathLike[str],
     *,
     on_step: Callable[[StepInfo], None] | None = None,
-<<<<<<< HEAD
-    prefetch: int | None = None,
-    fetch_threads: int = 8,
-    gather_threads: int = 2,
-    cache_dir: str | os.PathLike[str] | None = None,
-    cache_bytes: int | None = None,
-    form: Form = "shards",
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
     **options: Unpack[ReadOptions],
-) -> dict[str, Any]:
-||||||||| 8317fed
-    **options: Any,
-) -> dict[str, Any]:
-=========
-    prefetch: int | None = None,
-    fetch_threads: int = 8,
-    gather_threads: int = 2,
-    cache_dir: str | os.PathLike[str] | None = None,
-    cache_bytes: int | None = None,
-    form: Form = "shards",
-=======
-    **options: Unpack[ReadOptions],
->>>>>>> h4
 ) -> TrainResult:
     """Train a model, or go on where this folder's run was interrupted.
 
@@ -197,18 +164,7 @@ def _measure_best(
     compute: Compute,
     run: Run,
     dropped: int,
-<<<<<<< HEAD
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
     **options: Unpack[ReadOptions],
-) -> dict[str, Any]:
-||||||||| 8317fed
-    **options: Any,
-) -> dict[str, Any]:
-=========
-=======
-    **options: Unpack[ReadOptions],
->>>>>>> h4
 ) -> TrainResult:
     """Measure the best weights on the test subset, once, and write the report and the model card."""
     model, spec = load_pretrained(run.best)

@@ -36,8 +36,7 @@ SHARD = 256
 
 
 def make_root(folder: Path, samples: int, metadata: Sequence[Path] = ()) -> Path:
-    from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.build import build, make_plan
+    from reben_cloud.build import build, make_plan
     from reben_cloud.sources.recognise import open_source
     from reben_cloud.store import open_store
 
