@@ -9,8 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Imported by the tests, but its own requirements contradict ours (it wants numpy 1 and a Python before 3.12);
 # its readers do not mind.
 NO_DEPS := configilm
-# No S3 server, no browser, and nothing that takes more than about five seconds.
-QUICK := -m "not slow and not s3 and not browser"
+# No S3 server, no browser, and nothing that takes more than about five seconds; a process per core, each with whole files.
+QUICK := -n auto --dist loadfile -m "not slow and not s3 and not browser"
 
 .PHONY: demo quick test lint types docs coverage system floors pythons clean
 

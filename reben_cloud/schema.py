@@ -114,6 +114,9 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+        if isinstance(self.fill, float) and math.isnan(self.fill):
+            # Always the same object: values that have it are equal then, and so are schemas.
+            object.__setattr__(self, "fill", math.nan)
         if not _TENSOR_NAME.fullmatch(self.name) or self.name == "__metadata__":
             raise ValueError(f"{self.name!r} is not a valid name of a tensor")
         if self.dtype not in DTYPES:

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -188,21 +188,21 @@ class Outcome:
 def all_at_once(folder, calls):
     """The outcome of each call, which is given a server of its own: they wait together, not in turn."""
 
-    def outcome(call):
-        with serving(folder) as server:
-            run = call(server)
-            start = time.monotonic()
-            error = None
-            try:
-                run()
-            except StorageError as caught:
-                error = caught
-            seconds = time.monotonic() - start
-            shown = "".join(traceback.format_exception(error)) + str(error.__context__) if error else ""
-            return Outcome(error=error, seconds=seconds, num_asked=len(server.asked), shown=shown)
+    def outcome(run, server):
+        start = time.monotonic()
+        error = None
+        try:
+            run()
+        except StorageError as caught:
+            error = caught
+        seconds = time.monotonic() - start
+        shown = "".join(traceback.format_exception(error)) + str(error.__context__) if error else ""
+        return Outcome(error=error, seconds=seconds, num_asked=len(server.asked), shown=shown)
 
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return dict(zip(calls, pool.map(outcome, calls.values()), strict=True))
+    with ExitStack() as stack, ThreadPoolExecutor(len(calls)) as pool:
+        servers = [stack.enter_context(serving(folder)) for _ in calls]
+        runs = [call(server) for call, server in zip(calls.values(), servers, strict=True)]
+        return dict(zip(calls, pool.map(outcome, runs, servers), strict=True))
 
 
 CALLS = {
@@ -227,8 +227,9 @@ READS = ["get", "get_into", "get_range", "get_ranges"]
 def stalled_calls(root):
     def call(mode, name):
         def prepare(server):
-            server.stall(mode)
             store = s3_store(server)
+            assert not store.exists("x")  # makes the client, which takes longer than the call
+            server.stall(mode)
             return lambda: CALLS[name](store)
 
         return prepare
@@ -414,8 +415,9 @@ def a_tenth_of_the_defaults(root):
 
     def call(mode):
         def prepare(server):
-            server.stall(mode)
             store = Store(f"http://{server.address}", {}, budget=tenth)
+            assert not store.exists("x")
+            server.stall(mode)
             return lambda: store.get("x")
 
         return prepare

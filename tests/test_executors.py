@@ -277,7 +277,7 @@ def test_progress_is_a_line_at_once_and_then_every_ten_seconds_when_nobody_watch
     assert [line.split()[1] for line in lines] == ["0", "1", "4", "7"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("group", [True, False], ids=["terminal", "kill -INT"])
 def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(tmp_path, workers, group):
     command = [sys.executable, "-m", "reben_cloud.cli", "build", "synthetic:1500", tmp_path / "root"]

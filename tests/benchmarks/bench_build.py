@@ -33,11 +33,12 @@ import lmdb
 import pyarrow.parquet as pq
 from numcodecs import Blosc
 
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import make_plan
 from reben_cloud.build.tasks import stack_patches
 from reben_cloud.formats import zarr
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.patch import lmdb_key
+from reben_cloud.root.patch import key_of
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -75,7 +76,7 @@ def make_data(folder: Path, num_patches: int) -> None:
     with env.begin(write=True) as txn:
         for info in metadata.patch_infos(table):
             for modality, payload in source.read(info, MODALITIES).payloads.items():
-                txn.put(lmdb_key(modality, info).encode(), payload)
+                txn.put(key_of(REBEN.modality(modality), info).encode(), payload)
     env.close()
     pq.write_table(table, folder / "lmdb" / "metadata.parquet")
     (folder / "ready").touch()
