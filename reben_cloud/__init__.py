@@ -2,10 +2,12 @@
 
 `open` a root, `Dataset.search` it by area, time and label, look at patches in xarray, stream a
 selection with `reben_cloud.torch.StreamLoader`, or export it to LMDB. ``import reben_cloud`` loads
-neither torch nor lmdb nor rasterio.
+neither torch nor lmdb nor rasterio; what stands behind a name is loaded when the name is first used.
 """
 
-from reben_cloud.bigearthnet import grid
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from reben_cloud.errors import (
     ChecksumError,
     ConflictError,
@@ -17,8 +19,14 @@ from reben_cloud.errors import (
     SourceError,
     StorageError,
 )
-from reben_cloud.root.dataset import Dataset, open
-from reben_cloud.search import Selection
+
+if TYPE_CHECKING:
+    from reben_cloud.bigearthnet import grid
+    from reben_cloud.opening import open
+    from reben_cloud.root.dataset import Dataset
+    from reben_cloud.root.query import Query
+    from reben_cloud.root.selection import Selection
+
 
 __version__ = "0.1.0"
 
@@ -30,6 +38,7 @@ __all__ = [
     "InvalidPatchError",
     "MissingExtraError",
     "NotFoundError",
+    "Query",
     "RebenError",
     "Selection",
     "SourceError",
@@ -37,3 +46,24 @@ __all__ = [
     "grid",
     "open",
 ]
+
+_HOMES = {
+    "Dataset": "reben_cloud.root.dataset",
+    "Query": "reben_cloud.root.query",
+    "Selection": "reben_cloud.root.selection",
+    "grid": "reben_cloud.bigearthnet",
+    "open": "reben_cloud.opening",
+}
+"""Public name -> the module it is loaded from; the errors cost nothing and are there at once."""
+
+if not TYPE_CHECKING:  # or a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        """Load what a public name stands for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted([*__all__, "__version__"])

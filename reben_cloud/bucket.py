@@ -14,8 +14,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from reben_cloud.errors import ConflictError, StorageError, UnreachableError
-from reben_cloud.formats.tar import shard_path
-from reben_cloud.search import Selection
+from reben_cloud.root import layout
+from reben_cloud.root.selection import Selection
 from reben_cloud.store import Store, mask, s3_config, scrub
 
 Access = Literal["public", "reader", "builder"]
@@ -242,7 +242,7 @@ def share(
         raise ValueError(f"{store.url} has no {', '.join(sorted(missing))}")
     table = selection.columns(["reben:shard_group", "reben:shard"]).to_pandas()
     places = sorted(set(zip(table["reben:shard_group"], table["reben:shard"], strict=True)))
-    paths = {m: [shard_path(group, m, int(number)) for group, number in places] for m in wanted}
+    paths = {m: [layout.shard(group, m, int(number)) for group, number in places] for m in wanted}
     expires = datetime.now(UTC) + timedelta(seconds=expires_s)
     return {
         "expires": expires.strftime("%Y-%m-%dT%H:%M:%SZ"),

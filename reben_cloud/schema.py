@@ -7,16 +7,19 @@ arithmetic; all of that follows from the values here. This module knows no senso
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reben_cloud.errors import InvalidPatchError
@@ -216,6 +219,30 @@ class SampleArray(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def safetensors_layout(tensors: Iterable[TensorSpec]) -> tuple[bytes, Mapping[str, Place]]:
+    """Header of the safetensors record of some tensors, and where each is in it: what safetensors would write."""
+    # safetensors sorts by dtype, the widest first, then by name.
+    order = sorted(tensors, key=lambda tensor: (-_RANK[tensor.dtype], tensor.name))
+    header: dict[str, dict[str, Any]] = {}
+    position = 0
+    for tensor in order:
+        end = position + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": DTYPES[tensor.dtype].code,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    places = {
+        tensor.name: Place(start + header[tensor.name]["data_offsets"][0], tensor.shape, tensor.storage)
+        for tensor in order
+    }
+    return len(text).to_bytes(8, "little") + text, MappingProxyType(places)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Modality:
     """One modality of every patch: its tensors, and what its payloads become."""
@@ -232,6 +259,10 @@ class Modality:
     """What follows the column's value in that key."""
     title: str = ""
     """What it is, for people."""
+    complete: bool = False
+    """Whether a build refuses a payload that has the fill value of a tensor somewhere."""
+    falling: tuple[str, ...] = ()
+    """Tensors whose means over many patches must fall in this order, or a build takes them for swapped."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -241,9 +272,12 @@ class Modality:
         if not _COLUMN.fullmatch(self.key_column):
             raise ValueError(f"modality {self.name}: {self.key_column!r} is not a valid column name")
         tensors = tuple(self.tensors)
+        object.__setattr__(self, "falling", tuple(self.falling))
         names = [tensor.name for tensor in tensors]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"modality {self.name} needs tensors with different names, got {names}")
+        if unknown := [name for name in self.falling if name not in names]:
+            raise ValueError(f"modality {self.name} has no tensor {unknown[0]!r}, which is to be compared")
         object.__setattr__(self, "tensors", tensors)
         object.__setattr__(self, "arrays", tuple(self.arrays) or self._default_arrays())
         self._check_arrays()
@@ -286,27 +320,7 @@ class Modality:
 
     @cached_property
     def _layout(self) -> tuple[bytes, Mapping[str, Place]]:
-        """Header bytes and tensor places of a payload: what safetensors itself would write."""
-        # safetensors sorts by dtype, the widest first, then by name.
-        order = sorted(self.tensors, key=lambda tensor: (-_RANK[tensor.dtype], tensor.name))
-        header: dict[str, dict[str, Any]] = {}
-        position = 0
-        for tensor in order:
-            end = position + tensor.nbytes
-            header[tensor.name] = {
-                "dtype": DTYPES[tensor.dtype].code,
-                "shape": list(tensor.shape),
-                "data_offsets": [position, end],
-            }
-            position = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        start = 8 + len(text)
-        places = {
-            tensor.name: Place(start + header[tensor.name]["data_offsets"][0], tensor.shape, tensor.storage)
-            for tensor in order
-        }
-        return len(text).to_bytes(8, "little") + text, MappingProxyType(places)
+        return safetensors_layout(self.tensors)
 
     @property
     def payload_header(self) -> bytes:
@@ -335,6 +349,23 @@ class Modality:
 
     def _first(self, array: ArraySpec) -> TensorSpec:
         return self.specs[array.tensors[0]]
+
+    def means(self, payload: Buffer) -> tuple[float, ...]:
+        """Mean of each tensor of `falling`."""
+        tensors = self.decode(payload)
+        return tuple(float(tensors[name].mean()) for name in self.falling)
+
+    def incomplete(self, payload: Buffer) -> str | None:
+        """Name of the first tensor that has its fill value somewhere in a payload; None if there is none."""
+        alike = len({(t.dtype, t.fill) for t in self.tensors}) == 1 and not self.tensors[0].fill
+        # All tensors in one go: the header is a multiple of eight bytes.
+        if alike and np.frombuffer(payload, self.tensors[0].storage, offset=len(self.payload_header)).all():
+            return None
+        for name, values in self.decode(payload).items():
+            fill = self.specs[name].fill
+            if bool((np.isnan(values) if math.isnan(fill) else values == fill).any()):
+                return name
+        return None
 
     def shape_of(self, array: ArraySpec) -> tuple[int, ...]:
         """Shape of one patch in one of the modality's arrays."""
@@ -378,12 +409,13 @@ class Modality:
         size = memoryview(payload).nbytes
         if size != self.payload_bytes:
             raise InvalidPatchError(
-                f"{name}: the {self.name} payload must have {self.payload_bytes:,} bytes, got {size:,}"
+                f"{name}: the {self.name} payload must have {self.payload_bytes:,} bytes, got {size:,}; "
+                f"{_difference(self, payload)}"
             )
         if bytes(memoryview(payload)[: len(self.payload_header)]) != self.payload_header:
             raise InvalidPatchError(
-                f"{name}: the {self.name} payload has another safetensors header than the one expected "
-                f"(tensors {', '.join(self.places)})"
+                f"{name}: the {self.name} payload has another safetensors header than the one expected; "
+                f"{_difference(self, payload)}"
             )
 
     def encode(self, tensors: Mapping[str, Array], *, name: str = "patch") -> bytes:
@@ -439,7 +471,62 @@ class Modality:
         return self.encode(tensors, name=name)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def _difference(modality: Modality, payload: Buffer) -> str:
+    """In what a record is not a payload of a modality, in words."""
+    data = memoryview(payload)
+    length = int.from_bytes(data[:8], "little")
+    try:
+        if data.nbytes < 8 + length or length < 2:
+            raise ValueError
+        header = json.loads(bytes(data[8 : 8 + length]))
+        found = {
+            k: (v["dtype"], v["shape"], v["data_offsets"]) for k, v in header.items() if k != "__metadata__"
+        }
+        end = 8 + length + max((int(offsets[1]) for _, _, offsets in found.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return f"it is not a safetensors record, or it ends within its header (it starts with {bytes(data[:16])!r})"
+    wrong = [f"lacks {name}" for name in modality.places if name not in found]
+    wrong += [
+        f"has {name}, which is not a tensor of {modality.name}"
+        for name in found
+        if name not in modality.places
+    ]
+    for name, tensor in modality.places.items():
+        if name not in found:
+            continue
+        dtype, shape, _ = found[name]
+        expected = DTYPES[modality.specs[name].dtype].code
+        if dtype != expected:
+            wrong.append(f"{name} is {dtype}, must be {expected}")
+        if shape != list(tensor.shape):
+            wrong.append(f"{name} has shape {shape}, must be {list(tensor.shape)}")
+    if data.nbytes != end:
+        wrong.append(f"it has {data.nbytes:,} bytes where its header says {end:,}")
+    if "__metadata__" in header:
+        wrong.append("has __metadata__, which rico-hdl does not write")
+    if not wrong:
+        wrong.append(
+            "its tensors are right, but written in another order or with other padding than expected"
+        )
+    return "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} differences more" if len(wrong) > 4 else "")
+
+
+def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
+    """Refuse names that are not among the known ones.
+
+    Raises:
+        ValueError: If one is unknown; the message has the nearest names.
+    """
+    for name in names:
+        if name not in known:
+            lower = {one.lower(): one for one in known}
+            near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(repr(lower[n]) for n in near)}?" if near else ""
+            some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+            raise ValueError(f"unknown {what} {name!r}; {hint or 'known are ' + some}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Classes:
     """The classes of the multi-labels, and of the pixels of a map."""
 
@@ -449,11 +536,14 @@ class Classes:
     """Colour of each as ``#rrggbb``; empty where none is stated."""
     codes: tuple[tuple[int, ...], ...] = ()
     """Pixel values of the map that belong to each class; empty where there is no map."""
+    without_class: tuple[int, ...] = ()
+    """Further pixel values that a map may have, which belong to no class."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "colors", tuple(self.colors))
         object.__setattr__(self, "codes", tuple(tuple(codes) for codes in self.codes))
+        object.__setattr__(self, "without_class", tuple(self.without_class))
         if not 1 <= len(self.names) <= MAX_CLASSES:
             raise ValueError(f"a schema has 1 to {MAX_CLASSES:,} classes, got {len(self.names):,}")
         if len(set(self.names)) != len(self.names) or not all(n and n == n.strip() for n in self.names):
@@ -463,13 +553,67 @@ class Classes:
                 raise ValueError(f"{len(self.names)} classes have {len(values)} {what}")
         if wrong := [color for color in self.colors if not _COLOR.fullmatch(color)]:
             raise ValueError(f"a colour is written #rrggbb, got {wrong[0]!r}")
-        flat = [code for codes in self.codes for code in codes]
+        flat = [*self.without_class, *(code for codes in self.codes for code in codes)]
         if len(set(flat)) != len(flat):
             raise ValueError("a pixel value of the map belongs to one class only")
 
     def __len__(self) -> int:
         """Number of classes."""
         return len(self.names)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse names that are not classes.
+
+        Raises:
+            ValueError: If a name is unknown; the message has the nearest names.
+        """
+        check_names(names, self.names, "label")
+
+    def encode(self, column: pa.ChunkedArray[Any]) -> NDArray[np.uint8]:
+        """Multi-hot matrix of a column of lists of names.
+
+        Args:
+            column: list<string>, n rows, no nulls.
+
+        Returns:
+            uint8 (n, num_classes).
+
+        Raises:
+            ValueError: If a name is unknown.
+        """
+        lists = column.combine_chunks()
+        flat = pc.list_flatten(lists)
+        index = pc.index_in(flat, pa.array(self.names))
+        if index.null_count:
+            self.check([flat.filter(pc.is_null(index))[0].as_py()])
+        out = np.zeros((len(lists), len(self)), np.uint8)
+        out[pc.list_parent_indices(lists).to_numpy(), index.to_numpy()] = 1
+        return out
+
+    def labels_in(self, pixels: Array, *, name: str) -> tuple[str, ...]:
+        """The classes that have at least one pixel in a map, sorted by name.
+
+        Args:
+            pixels: Values of the map, any shape, none negative.
+            name: What to call the map in a message.
+
+        Raises:
+            InvalidPatchError: If a pixel has a value that the classes do not know.
+        """
+        found = np.flatnonzero(np.bincount(pixels.ravel())).tolist()  # seven times quicker than np.unique
+        class_of = self._class_of
+        unknown = [code for code in found if code not in class_of]
+        if unknown:
+            raise InvalidPatchError(
+                f"{name}: the map has the value {unknown[0]}, which is not a code of any class "
+                f"({len(class_of)} codes from {min(class_of)} to {max(class_of)})"
+            )
+        return tuple(sorted({label for code in found if (label := class_of[code]) is not None}))
+
+    @cached_property
+    def _class_of(self) -> Mapping[int, str | None]:
+        known: dict[int, str | None] = dict.fromkeys(self.without_class)
+        return known | {c: n for n, codes in zip(self.names, self.codes, strict=True) for c in codes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -486,8 +630,12 @@ class Schema:
     """Side of a patch on the ground, metres."""
     map_array: str | None = None
     """Batch array whose pixels have the codes of `classes`; None where there is none."""
-    recommended_without: tuple[str, ...] = field(default=())
+    recommended_without: tuple[str, ...] = ()
     """Boolean columns of the metadata that exclude a patch from the recommended set."""
+    description: str = ""
+    """What the dataset is, in a sentence or two."""
+    license: str = "other"
+    """SPDX id of its licence."""
 
     def __post_init__(self) -> None:
         for name in ("modalities", "recommended_without"):
@@ -575,6 +723,8 @@ class Schema:
             patch_m=self.patch_m,
             map_array=self.map_array if self.map_array in arrays else None,
             recommended_without=self.recommended_without,
+            description=self.description,
+            license=self.license,
         )
 
     def to_json(self) -> dict[str, Any]:

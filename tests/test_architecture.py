@@ -129,7 +129,7 @@ def test_public_names_are_those_listed():
     assert listed == sorted(set(listed), key=listed.index)
     assert len(listed) <= 20
     modules = {name.split(".")[0] for name in MODULES}
-    public = {name for name in vars(reben_cloud) if not name.startswith("_")} - modules - {"annotations"}
+    public = {name for name in dir(reben_cloud) if not name.startswith("_")} - modules - {"annotations"}
     assert public == set(listed) - modules - {"__version__"}
     for name in listed:
         assert getattr(reben_cloud, name) is not None

@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.labels import CLC
+from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError
-from reben_cloud.root.patches import read_official
 from reben_cloud.serve import create_app
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store

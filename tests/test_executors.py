@@ -16,6 +16,7 @@ import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.build import build, executors, make_plan
 from reben_cloud.checks.verify import verify
+from reben_cloud.cli.progress import bar
 from reben_cloud.errors import ConflictError, NotFoundError, RebenError, SourceError, StorageError
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.recognise import open_source
@@ -189,7 +190,7 @@ def test_many_patches_go_to_s3_through_dask(s3_bucket, cluster, shared):
     """20,000 patches with REBEN_TEST_DASK_PATCHES=20000; fewer by default, for the time it takes."""
     count = int(os.environ.get("REBEN_TEST_DASK_PATCHES", "1000"))
     folder = shared / "data" / "bigearthnet_pipeline"
-    from reben_cloud.root.patches import read_official
+    from reben_cloud.bigearthnet.official import read_official
 
     table = read_official([folder / "metadata.parquet"]).slice(0, count)
     store = open_store(f"{s3_bucket.url}/root", s3_bucket.storage_options)
@@ -269,7 +270,7 @@ def test_progress_is_a_line_at_once_and_then_every_ten_seconds_when_nobody_watch
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
 
-    assert list(cli.progress(iter("abcdefgh"), 8, "build")) == list("abcdefgh")
+    assert list(bar(iter("abcdefgh"), 8, "build")) == list("abcdefgh")
 
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["build: 0 of 8", "build: 1 of 8, 0.2/s, 0:00:28 left"]

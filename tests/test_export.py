@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud import export as exporting
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.verify import verify
@@ -34,7 +35,7 @@ from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, Sour
 from reben_cloud.formats.lmdb import LmdbSource
 from reben_cloud.root.manifest import to_bytes
 from reben_cloud.root.patch import decode_payload, lmdb_key
-from reben_cloud.root.patches import OFFICIAL_SCHEMA, patch_infos
+from reben_cloud.root.patches import patch_infos
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -274,7 +275,7 @@ def test_verify_reads_an_lmdb_of_rico_hdl(shared, tmp_path):
 
     assert verify(dataset).to_text().endswith("records and their headers; it has no checksums: all right")
     with pytest.raises(ValueError, match="has no checksums to compare a source with"):
-        verify(dataset, against=LmdbSource(dataset.lmdb_folder))
+        verify(dataset, against=LmdbSource(dataset.backing.path))
     (bad,) = (tmp_path / "bad").rglob("data.mdb")
     with py_lmdb.open(str(bad.parent), map_size=2**30) as env, env.begin(write=True) as txn:
         key, value = next(iter(txn.cursor()))

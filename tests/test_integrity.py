@@ -16,7 +16,7 @@ import reben_cloud as rc
 from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.errors import ChecksumError, NotFoundError, RebenError
-from reben_cloud.root import parquet
+from reben_cloud.formats import parquet
 from reben_cloud.root import patches as metadata
 from reben_cloud.root.patches import write_patches
 from reben_cloud.root.placement import check_places

@@ -219,13 +219,18 @@ def test_an_unknown_profile_is_said(run, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["info", ""], ["build", "", "somewhere"], ["build", "synthetic:3", " "]]
+    ("arguments", "name"),
+    [
+        (["info", ""], "root"),
+        (["build", "", "somewhere"], "source"),
+        (["build", "synthetic:3", " "], "root"),
+    ],
 )
-def test_an_empty_name_is_not_the_current_folder(run, arguments):
+def test_an_empty_name_is_not_the_current_folder(run, arguments, name):
     code, _, err = run(*arguments)
 
     assert code == 2
-    assert "cannot open '': name a folder or a URL; the current folder is '.'" in err
+    assert f"Invalid value for '{name}': it is an empty string; the current folder is '.'" in err
 
 
 def test_a_demo_of_another_size_says_that_it_is_not_made(run, tmp_path):

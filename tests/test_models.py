@@ -251,7 +251,8 @@ def validator(folder: Path, url: str):
 def test_models_load_beside_a_torchvision_whose_operators_do_not():
     """Where torch is a CPU build and torchvision the ordinary wheel, as on most test machines; anywhere else too."""
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    program = "import reben_cloud.training.models, reben_cloud.training.metrics, timm, torchvision; print(torchvision.__name__)"
+    ours = "reben_cloud.training.models, reben_cloud.training.metrics"
+    program = f"import {ours}, timm, torchvision; print(torchvision.__name__)"
 
     result = subprocess.run(
         [sys.executable, "-c", program], env=alone, capture_output=True, text=True, check=False

@@ -14,38 +14,30 @@ import typer
 import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.bigearthnet.country import load_countries
+from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.build import build, make_plan
+from reben_cloud.cli import options
 from reben_cloud.cli.demo import run_demo
 from reben_cloud.files.paths import local_path, split_scheme
-from reben_cloud.root.patches import read_official
+from reben_cloud.root.query import OPTIONS
 from reben_cloud.scenes.land_cover import load_class_table
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import normalise_url, open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.training.config import load_recipe
 
-PARSERS = {cli.path, cli.whole_path, cli.path_or_url, cli.new_root, cli.name_or_path}
+PARSERS = {options.path, options.whole_path, options.path_or_url, options.new_root, options.name_or_path}
 
 NOT_PATHS = {
-    *(
-        "bbox",
-        "datetime",
-        "s1_datetime",
-        "label",
-        "label_all",
-        "split",
-        "country",
-        "season",
-        "product",
-        "cql2",
-        "sortby",
-    ),
+    # Conditions of a search; a geometry may be @ and a file, which goes through `local_path`.
+    *(name for name, option in OPTIONS.items() if option.kind in ("text", "names")),
     *(
         "modality",
         "order",
         "form",
         "change",
         "code_column",
+        "dem_datum",
         "host",
         "endpoint_url",
         "dask",
@@ -53,8 +45,8 @@ NOT_PATHS = {
         "prefix",
         "principal",
     ),
-    # A geometry, or @ and a file that goes through `local_path`; names of programs.
-    *("intersects", "sen2cor", "gpt", "sarsen"),
+    # Names of programs.
+    *("sen2cor", "gpt", "sarsen"),
 }
 """Options whose text is no path. A new option belongs here, or has one of the parsers."""
 
@@ -151,14 +143,14 @@ def test_every_text_of_every_command_is_a_path_by_the_one_function_or_is_listed_
 @pytest.mark.parametrize("value", ["s3://bucket/x", "ftp://host/x", "file://elsewhere/x", ""])
 def test_the_parsers_of_local_things_refuse_what_is_elsewhere(value):
     with pytest.raises(typer.BadParameter):
-        cli.path(value)
+        options.path(value)
 
 
 def test_roots_are_written_to_folders_and_s3_alone():
-    assert cli.new_root("s3://b/x") == "s3://b/x"
+    assert options.new_root("s3://b/x") == "s3://b/x"
     for value in ("http://host/x", "memory://x", "lmdb://x", ""):
         with pytest.raises(typer.BadParameter):
-            cli.new_root(value)
+            options.new_root(value)
 
 
 TAKE_A_PATH = {

@@ -30,9 +30,16 @@ from reben_cloud.build import build, dask, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.geotiff import encode_band
-from reben_cloud.scenes import prepare as recipe_module
+from reben_cloud.scenes import prepare as prepare_module
 from reben_cloud.scenes.land_cover import load_class_table
-from reben_cloud.scenes.prepare import Recipe, build_root, find_products, find_s1, prepare, prepare_product
+from reben_cloud.scenes.prepare import (
+    CutOptions,
+    build_root,
+    find_products,
+    find_s1,
+    prepare,
+    prepare_product,
+)
 from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.sentinel1 import open_scenes
 from reben_cloud.sources.recognise import open_source
@@ -115,7 +122,7 @@ def inputs(official, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(inputs, shared):
-    return Recipe(
+    return CutOptions(
         clc=inputs["clc"],
         countries=load_countries(),
         v1=shared / "data" / "bigearthnet_pipeline",
@@ -214,7 +221,7 @@ def test_every_pixel_from_the_scene_to_the_batch(prepared, official, tmp_path):
 
 
 def bare(inputs, **options):
-    return Recipe(clc=inputs["clc"], countries=load_countries(), **options)
+    return CutOptions(clc=inputs["clc"], countries=load_countries(), **options)
 
 
 def test_one_zero_pixel_in_any_band_rejects_the_patch(inputs, tmp_path):
@@ -462,7 +469,7 @@ def test_the_way_out_of_other_inputs_works(landscape, made, tmp_path):
     mended = run(given, "--out", out)
 
     assert mended.exit_code == 0
-    assert "written now: 9 patches of 1 products; already there: 0 patches of 0 products" in mended.stdout
+    assert "written now: 9 patches of 1 product; already there: 0 patches of 0 products" in mended.stdout
 
 
 def test_moved_inputs_are_the_same_inputs(landscape, made, tmp_path):
@@ -488,7 +495,7 @@ def test_a_scene_that_is_out_of_reach_changes_nothing(landscape, made, tmp_path)
     ) as file:  # fmt: skip
         file.write(np.full((2, 9, 9), -9, np.float32))
 
-    assert "already there: 9 patches of 1 products" in run(given, "--out", out).stdout
+    assert "already there: 9 patches of 1 product;" in run(given, "--out", out).stdout
 
 
 def test_written_and_already_there_are_told_apart(landscape, made, tmp_path):
@@ -500,7 +507,7 @@ def test_written_and_already_there_are_told_apart(landscape, made, tmp_path):
     machine = json.loads(run(given, "--out", out, "--json").stdout)
 
     assert text.stdout.splitlines()[-1] == (
-        "written now: 1 patches of 1 products; already there: 9 patches of 1 products; products excluded: 0"
+        "written now: 1 patch of 1 product; already there: 9 patches of 1 product; products excluded: 0"
     )
     assert f"{PRODUCT_OF_SCENES}: already there, 9 of 9 squares; left out" in text.stdout
     assert f"{other}: 1 of 1 squares written; left out" in text.stdout
@@ -512,14 +519,14 @@ def test_written_and_already_there_are_told_apart(landscape, made, tmp_path):
 def test_inputs_that_change_while_they_are_prepared_are_refused(inputs, tmp_path, monkeypatch):
     safe = shutil.copytree(inputs["safe"], tmp_path / inputs["safe"].name)
 
-    original = recipe_module._cut
+    original = prepare_module.cut_product
 
     def cut(*arguments):
         done = original(*arguments)
         write_again(next(safe.rglob("*_B8A_20m.jp2")), lambda data: data)
         return done
 
-    monkeypatch.setattr(recipe_module, "_cut", cut)
+    monkeypatch.setattr(prepare_module, "cut_product", cut)
 
     with pytest.raises(
         SourceError, match=r"its inputs changed while it was prepared: Sentinel-2 .*B8A_20m.jp2"
@@ -551,7 +558,9 @@ def test_other_patch_sizes_and_classes_for_a_new_region(tmp_path):
     epsg, left, top = grid.tile_corner("32TPT")
     safe = make_safe(tmp_path, name=product, side_m=1260, offset=-1000)
     clc = make_clc(tmp_path / "clc.gpkg", [shapely.box(left, top - 1260, left + 600, top)], [312], epsg=epsg)
-    recipe = Recipe(clc=clc, table=load_class_table("clc_level1"), countries=load_countries(), patch_m=600)
+    recipe = CutOptions(
+        clc=clc, table=load_class_table("clc_level1"), countries=load_countries(), patch_m=600
+    )
 
     (report,) = prepare([safe], tmp_path / "out", recipe)
 
@@ -652,7 +661,7 @@ def test_a_recipe_that_cannot_be_is_refused(inputs, options, message):
 
 def test_missing_inputs_are_named(inputs, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such land-cover file"):
-        Recipe(clc=tmp_path / "none.gpkg", countries=load_countries())
+        CutOptions(clc=tmp_path / "none.gpkg", countries=load_countries())
     with pytest.raises(FileNotFoundError, match=r"no \.SAFE product there"):
         find_products([tmp_path])
     with pytest.raises(SourceError, match="given twice"):
@@ -771,7 +780,7 @@ def test_a_new_region_of_sentinel_2_alone_goes_all_the_way(tmp_path):
         "geometry": {"type": "Polygon", "coordinates": [ring]},
     }
     countries.write_text(json.dumps({"features": [feature]}))
-    recipe = Recipe(clc=clc, countries=load_countries(countries, names=None))
+    recipe = CutOptions(clc=clc, countries=load_countries(countries, names=None))
 
     prepare([safe], tmp_path / "out", recipe)
     source, metadata = open_source(tmp_path / "out")

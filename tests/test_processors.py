@@ -17,9 +17,9 @@ from rasterio.transform import from_origin
 
 from reben_cloud import grid
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
+from reben_cloud.scenes.pairing import pair
 from reben_cloud.scenes.prepare import find_s1
 from reben_cloud.scenes.processors import run_sarsen, run_sen2cor, run_snap
-from reben_cloud.scenes.sentinel1 import pair
 from tests.scenes import PRODUCT, make_safe
 
 L1C = "S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_20170613T101608"

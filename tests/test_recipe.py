@@ -42,7 +42,7 @@ def test_the_published_recipe_is_what_the_facts_say(bands):
     assert (config.lr, config.weight_decay, config.warmup_steps) == (1e-3, 0.01, 1000)
     assert (config.drop_rate, config.drop_path_rate, config.flips) == (0.15, 0.15, True)
     assert (config.precision, config.matmul_precision) == ("fp32", "medium")
-    assert config.train.query() == {"split": "train", "recommended": True}
+    assert config.train.given() == {"split": "train", "recommended": True}
     assert config.validation.split == "validation"
 
 
@@ -57,8 +57,8 @@ def test_one_line_trains_here_and_tests_there():
         ],
     )
 
-    assert config.train.query() == {"split": "train", "country": ("Finland",)}
-    assert config.test.query() == {"split": "test", "country": ("Portugal",), "recommended": True}
+    assert config.train.given() == {"split": "train", "country": "Finland"}
+    assert config.test.given() == {"split": "test", "country": "Portugal", "recommended": True}
     assert config.lr == 3e-4
 
 
@@ -66,7 +66,7 @@ def test_one_line_trains_here_and_tests_there():
     ("override", "message"),
     [
         pytest.param("learning_rate=1", "unknown key 'learning_rate'; known are architecture", id="key"),
-        pytest.param("train.land=1", r"unknown key 'train\.land'; known are split", id="nested key"),
+        pytest.param("train.land=1", r"unknown key 'train\.land'; known are bbox", id="nested key"),
         pytest.param("train=3", r"train is a table such as \[train\]", id="table"),
         pytest.param("lr=fast", "lr must be a number, got 'fast'", id="number"),
         pytest.param("lr=true", "lr must be a number, got True", id="bool is no number"),
@@ -100,7 +100,7 @@ def test_what_used_to_mean_something_else_in_a_recipe_is_refused_with_the_words_
 def test_any_takes_a_default_back():
     config = load_recipe("resnet50", overrides=["train.split=any", "train.recommended=any"])
 
-    assert config.train.query() == {}
+    assert config.train.given() == {}
     assert config_from(json.loads(config.to_json())) == config
     with pytest.raises(ValueError, match="recommended must be true"):
         Subset(recommended=False)

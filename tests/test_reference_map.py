@@ -18,11 +18,11 @@ from reben_cloud.scenes.land_cover import (
     REBEN19,
     ClassTable,
     LandCover,
-    label_patches,
     load_class_table,
     rasterise,
 )
 from reben_cloud.scenes.land_cover import read_land_cover as read
+from reben_cloud.scenes.rules import label_patches
 from tests.scenes import make_clc
 
 LEFT, TOP = 300_000, 5_400_000

@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+from reben_cloud.stream.fetch import plan_ranges
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
@@ -23,7 +24,6 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.cache import ShardCache
-from reben_cloud.stream.fetch import plan_ranges
 
 NUM_PATCHES = 150
 SHARD_SAMPLES = 16

@@ -241,7 +241,7 @@ def test_two_processes_do_what_one_does(root, dataset, script, tmp_path, task):
 def test_every_published_recipe_takes_two_steps(dataset, tmp_path, architecture):
     few = ["batch_size=2", "train.country=['Serbia', 'Portugal', 'Lithuania']", "epochs=1"]
     config = load_recipe(architecture, overrides=[*few, "log_steps=1", "validation.split=test"])
-    ids = dataset.search(**config.train.query()).patch_ids
+    ids = dataset.select(config.train).patch_ids
     steps = []
 
     class EnoughError(Exception):

@@ -24,15 +24,60 @@ TILE_M = 109_800
 PATCHES_PER_SIDE = 91
 """Whole patches along a tile; the last 600 m in the east and in the south are dropped."""
 
-_PATCH = re.compile(
-    r"(?P<product>S2[A-D]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<square>\d{2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]))"
-    r"_(?P<x>\d{2})_(?P<y>\d{2})"
-)
-_S1 = re.compile(
-    r"S1[A-D]_IW_GRDH_1SDV_(?P<time>\d{8}T\d{6})_(?P<square>\d{2}[A-Z]{3})_(?P<x>\d{1,2})_(?P<y>\d{1,2})"
+TIME_PATTERN = r"\d{8}T\d{6}"
+"""Time in an official name, e.g. ``20170613T101031``, UTC."""
+
+SQUARE_PATTERN = r"\d{2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]"
+"""MGRS square without ``T``."""
+
+SCENE_PATTERN = rf"S1[A-D]_IW_GRDH_1SDV_{TIME_PATTERN}"
+"""Sentinel-1 scene, with which the names of its GRD product and of its patches begin."""
+
+_PRODUCT = rf"S2[A-D]_MSIL2A_{TIME_PATTERN}_N\d{{4}}_R\d{{3}}_T(?P<square>{SQUARE_PATTERN})"
+_PATCH = re.compile(rf"(?P<product>{_PRODUCT})_(?P<x>\d{{2}})_(?P<y>\d{{2}})")
+_S1 = re.compile(rf"(?P<scene>{SCENE_PATTERN})_\d{{2}}[A-Z]{{3}}_\d{{1,2}}_\d{{1,2}}")
+_SAFE = re.compile(
+    rf"(?P<product>(?P<satellite>S2[A-D])_MSI(?P<level>L1C|L2A)_(?P<start>{TIME_PATTERN})_N(?P<baseline>\d{{4}})"
+    rf"_(?P<orbit>R\d{{3}})_T(?P<square>{SQUARE_PATTERN}))_(?P<generation>{TIME_PATTERN})(?:\.SAFE)?"
 )
 
 _TIME = "%Y%m%dT%H%M%S"
+
+
+class SafeName(NamedTuple):
+    """The parts of a Sentinel-2 product's full name, the one of its SAFE folder."""
+
+    product: str
+    """All but the generation time: of Level-2A, what patch ids begin with."""
+    satellite: str
+    """``S2A`` to ``S2D``."""
+    level: str
+    """``L1C`` or ``L2A``."""
+    start: str
+    """Start of the acquisition, as the name writes it."""
+    baseline: str
+    """Processing baseline, four digits."""
+    orbit: str
+    """Relative orbit, e.g. ``R022``."""
+    square: str
+    """MGRS square without ``T``, e.g. ``33UUP``."""
+    generation: str
+    """When the product was processed, as the name writes it."""
+
+
+def parse_safe_name(name: str) -> SafeName:
+    """The parts of a Sentinel-2 product's full name, with or without ``.SAFE``.
+
+    Raises:
+        ValueError: If it is not the name of a Level-1C or Level-2A product.
+    """
+    match = _SAFE.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"{name!r} is not the name of a Sentinel-2 product; one looks like "
+            "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_20240101T000000.SAFE"
+        )
+    return SafeName(**match.groupdict())
 
 
 class PatchId(NamedTuple):
@@ -65,6 +110,11 @@ def parse_patch_id(patch_id: str) -> PatchId:
     return PatchId(match["product"], match["square"], x, y)
 
 
+def format_patch_id(product: str, x: int, y: int, *, digits: int = 2) -> str:
+    """The id of a patch; smaller patches than the official ones need more digits."""
+    return f"{product}_{x:0{digits}d}_{y:0{digits}d}"
+
+
 def product_of(patch_id: str) -> str:
     """The product that a patch was cut from."""
     return parse_patch_id(patch_id).product
@@ -72,7 +122,17 @@ def product_of(patch_id: str) -> str:
 
 def sensing_time(patch_id: str) -> datetime:
     """Start of the Sentinel-2 acquisition, UTC; takes a product too."""
-    return datetime.strptime(patch_id[11:26], _TIME).replace(tzinfo=UTC)
+    return parse_time(patch_id[11:26])
+
+
+def format_s1_name(scene: str, square: str, x: int, y: int) -> str:
+    """The name of a Sentinel-1 patch, which has no ``T`` before its square and no zeros before x and y."""
+    return f"{scene}_{square}_{x}_{y}"
+
+
+def scene_of(s1_name: str) -> str:
+    """The scene that a Sentinel-1 patch was cut from: the first 32 characters of its name."""
+    return s1_name[:32]
 
 
 def s1_sensing_time(s1_name: str) -> datetime:
@@ -86,7 +146,16 @@ def s1_sensing_time(s1_name: str) -> datetime:
         raise ValueError(
             f"{s1_name!r} is no S1 name; one looks like S1B_IW_GRDH_1SDV_20170612T165809_33UUP_26_57"
         )
-    return datetime.strptime(match["time"], _TIME).replace(tzinfo=UTC)
+    return parse_time(match["scene"][17:])
+
+
+def parse_time(text: str) -> datetime:
+    """A time as official names write it, UTC, in either case (Sentinel-1's image files have lower).
+
+    Raises:
+        ValueError: If it is not a time.
+    """
+    return datetime.strptime(text.upper(), _TIME).replace(tzinfo=UTC)
 
 
 def season(time: datetime) -> str:

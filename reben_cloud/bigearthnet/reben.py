@@ -39,6 +39,7 @@ S2 = Modality(
     title="Sentinel-2 Level-2A",
     tensors=tuple(_band(band) for array in ("s2_10m", "s2_20m", "s2_60m") for band in ARRAYS[array]),
     arrays=tuple(_array(name) for name in ("s2_10m", "s2_20m", "s2_60m")),
+    complete=True,
 )
 """Twelve bands in native resolution, uint16 digital numbers (reflectance x 10,000)."""
 
@@ -48,6 +49,7 @@ S1 = Modality(
     tensors=(_band("VV"), _band("VH")),
     arrays=(_array("s1"),),
     key_column="s1_name",
+    falling=("VV", "VH"),
 )
 """Two polarizations, float32 decibel."""
 
@@ -64,8 +66,15 @@ MAP = Modality(
 )
 """CORINE level-3 codes, or 999."""
 
+DESCRIPTION = (
+    "549,488 pairs of Sentinel-1 and Sentinel-2 patches of 1200 m with pixel-level land-cover reference maps "
+    "and 19-class multi-labels, from 115 Sentinel-2 acquisitions over ten European countries, "
+    "June 2017 to May 2018 (BigEarthNet v2.0, reBEN)."
+)
+"""What the dataset is."""
+
 REBEN = Schema(
-    name="BigEarthNet v2.0",
+    name="BigEarthNet v2.0 (reBEN)",
     modalities=(S2, S1, MAP),
     classes=Classes(
         names=CLASSES_ALPHABETICAL,
@@ -77,5 +86,7 @@ REBEN = Schema(
     patch_m=PATCH_M,
     map_array="map",
     recommended_without=("contains_seasonal_snow", "contains_cloud_or_shadow"),
+    description=DESCRIPTION,
+    license="CDLA-Permissive-1.0",
 )
 """What every root of format version 1 holds, and what a build of the official data makes."""

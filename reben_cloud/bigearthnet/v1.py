@@ -19,7 +19,7 @@ import pyarrow.csv
 
 from reben_cloud.errors import ChecksumError, SourceError
 from reben_cloud.files.paths import local_path
-from reben_cloud.root import parquet
+from reben_cloud.formats import parquet
 
 LINKS = "tile_names_and_links.csv"
 """v1 patch name, Level-1C product, link; may be compressed (``.bz2``)."""

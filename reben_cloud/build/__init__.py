@@ -28,10 +28,12 @@ from reben_cloud.build.plan import (
     make_plan,
 )
 from reben_cloud.build.publish import publish
-from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, read_receipt, run_job
+from reben_cloud.build.request import open_plan
+from reben_cloud.build.tasks import START_OVER, Receipt, read_receipt, run_job
 from reben_cloud.errors import ConflictError
 from reben_cloud.root.digest import is_intact, sealed
 from reben_cloud.root.documents import read_manifest
+from reben_cloud.root.objects import WrittenObject
 from reben_cloud.store import Store
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "local",
     "make_plan",
     "num_done",
+    "open_plan",
     "published",
     "rows_without_patches",
     "silent",

@@ -20,19 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.bands import ARRAYS, MODALITIES
 from reben_cloud.build.spool import Spool
 from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.formats import tar, zarr
+from reben_cloud.root import layout
 from reben_cloud.root.digest import DIGEST, document_digest, table_digest
 from reben_cloud.root.documents import MANIFEST as MANIFEST
+from reben_cloud.root.documents import read_patches
 from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
-from reben_cloud.root.manifest import ROOT_FORMAT
+from reben_cloud.root.manifest import METADATA, ROOT_FORMAT, SCHEMA, identity_of, metadata_columns, schema_of
+from reben_cloud.root.patches import check_metadata, given_metadata
 from reben_cloud.root.placement import PlacementOptions, group_sizes, place
-from reben_cloud.sources import Source
-from reben_cloud.sources.archives import ArchiveSource
-from reben_cloud.sources.roots import open_root
+from reben_cloud.root.source import AnySource, Source, StreamedSource
+from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
 
 JOURNAL = "_build"
@@ -95,11 +96,11 @@ class Job:
     """Official metadata of its patches, in the order in which they are written."""
     positions: NDArray[np.int64]
     """Row of each of them in the plan's table: its address in the scratch folder."""
-    source: Source
+    source: AnySource
     """Where payloads come from."""
     store: Store
     """The root."""
-    modalities: tuple[str, ...]
+    schema: Schema
     """What every patch has."""
     journal: str
     """Folder of the receipts, below the root."""
@@ -166,26 +167,33 @@ _ZARR_RATIO = 0.66  # of compressed to raw bytes, on the 24 real pairs
 class BuildPlan:
     """Everything that is to be written, decided before anything is."""
 
-    source: Source
+    source: AnySource
     """Where payloads come from."""
     store: Store
     """The root."""
     table: pa.Table
-    """Official metadata of the patches to write, sorted by ``patch_id``."""
+    """Metadata of the patches to write, described, sorted by ``product`` and ``patch_id``."""
+    given: tuple[str, ...]
+    """Columns of `table` that were given; the others follow from them."""
     placement: pa.Table
     """Where each of them goes (`placement.place`)."""
-    modalities: tuple[str, ...]
-    """What every patch has, in the order s2, s1, map."""
+    schema: Schema
+    """What every patch has."""
     options: PlacementOptions
     """Order, seed and shard size."""
     scratch: Path | None
     """Where payloads may be kept from their first use to their second; None: the second time they are read from
     the shards of a local root, or from the source again."""
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of what every patch has."""
+        return self.schema.modality_names
+
     @cached_property
     def fingerprint(self) -> str:
         """Names what is built: the same plan ends in the same bytes."""
-        return fingerprint_of(self.table, self.modalities, self.options)
+        return fingerprint_of(self.table.select(list(self.given)), self.schema, self.options)
 
     @cached_property
     def beginning(self) -> Mapping[str, Any]:
@@ -202,7 +210,7 @@ class BuildPlan:
     @cached_property
     def products(self) -> Mapping[str, tuple[int, int]]:
         """Product -> (first row of `table`, number of patches)."""
-        encoded = self.placement.column("reben:product").combine_chunks()
+        encoded = self.placement.column(layout.PRODUCT).combine_chunks()
         starts, counts = np.unique(encoded.indices.to_numpy(), return_index=True, return_counts=True)[1:]
         names = encoded.dictionary.to_pylist()
         return {names[i]: (int(starts[i]), int(counts[i])) for i in range(len(names))}
@@ -210,10 +218,10 @@ class BuildPlan:
     @cached_property
     def shards(self) -> Mapping[tuple[str, int], NDArray[np.int64]]:
         """(Group, shard number) -> rows of `table` in shard order."""
-        encoded = self.placement.column("reben:shard_group").combine_chunks()
+        encoded = self.placement.column(layout.SHARD_GROUP).combine_chunks()
         group, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-        shard = self.placement.column("reben:shard").to_numpy()
-        row = self.placement.column("reben:shard_row").to_numpy()
+        shard = self.placement.column(layout.SHARD).to_numpy()
+        row = self.placement.column(layout.SHARD_ROW).to_numpy()
         order = np.lexsort((row, shard, group))
         cuts = np.flatnonzero(np.diff(group[order]) | np.diff(shard[order])) + 1
         return {
@@ -230,12 +238,12 @@ class BuildPlan:
         return Spool(
             folder=str(self.scratch / f"build-{self.fingerprint}-{state}"),
             num_rows=self.table.num_rows,
-            modalities=self.modalities,
+            sizes={m.name: m.payload_bytes for m in self.schema.modalities},
         )
 
     def unpack_tasks(self) -> list[Task]:
         """The tasks that come before all others: one an archive."""
-        if not isinstance(self.source, ArchiveSource):
+        if isinstance(self.source, Source):
             return []
         return [UnpackTask(modality=modality) for modality in self.modalities]
 
@@ -269,7 +277,7 @@ class BuildPlan:
                 positions=rows,
                 source=self.source,
                 store=self.store,
-                modalities=self.modalities,
+                schema=self.schema,
                 journal=f"{JOURNAL}/{self.fingerprint}",
                 spool=self.spool,
                 places=self._places(task, rows),
@@ -279,23 +287,20 @@ class BuildPlan:
         """Where the payloads of a Zarr task lie in the root, if that is a disk; of S3 each would be a request."""
         if not isinstance(task, ZarrTask) or not self.store.is_local:
             return None
-        columns = ["reben:shard_group", "reben:shard", "reben:shard_row"]
+        columns = [layout.SHARD_GROUP, layout.SHARD, layout.SHARD_ROW]
         return self.placement.select(columns).take(pa.array(rows))
 
-    def pixel_arrays(self) -> tuple[str, ...]:
-        """Names of the Zarr pixel arrays that the root has."""
-        return tuple(name for m in self.modalities for name in zarr.arrays_of(m))
+    def pixel_arrays(self) -> tuple[zarr.PixelArray, ...]:
+        """The Zarr arrays that the root has, but for the coordinates."""
+        return tuple(array for m in self.schema.modalities for array in zarr.pixel_arrays(m))
 
     def estimate(self) -> Estimate:
         """What the build is going to take."""
         count = self.table.num_rows
-        raw = sum(
-            int(np.prod(zarr.PIXEL_ARRAYS[name].shape)) * zarr.PIXEL_ARRAYS[name].dtype.itemsize
-            for name in self.pixel_arrays()
-        )
+        raw = sum(array.nbytes for array in self.pixel_arrays())
         num_zarr = sum(zarr.num_zarr_shards(n) for _, n in self.products.values())
         # The eleven of `publish.product_objects`, and the band names of each array but the map.
-        num_coordinates = 11 + sum(name in ARRAYS for name in self.pixel_arrays())
+        num_coordinates = 11 + sum(bool(array.labels) for array in self.pixel_arrays())
         num_objects = (
             num_zarr * len(self.pixel_arrays())
             + len(self.shards) * len(self.modalities)
@@ -310,7 +315,7 @@ class BuildPlan:
             num_tasks=len(self.tasks) + len(self.unpack_tasks()),
             num_objects=num_objects,
             shard_bytes=sum(
-                tar.shard_bytes(m, len(rows)) for m in self.modalities for rows in self.shards.values()
+                tar.shard_bytes(m, len(rows)) for m in self.schema.modalities for rows in self.shards.values()
             ),
             zarr_bytes=int(raw * count * _ZARR_RATIO),
             scratch=None if self.spool is None else self.spool.folder,
@@ -321,7 +326,7 @@ class BuildPlan:
 
 
 def make_plan(
-    source: Source,
+    source: AnySource,
     official: pa.Table,
     store: Store,
     *,
@@ -348,25 +353,26 @@ def make_plan(
             like a modality would be left out and `modalities` does not say so, or the source needs a scratch
             folder and none is given.
     """
-    unknown = set(modalities or ()) - set(MODALITIES)
-    if unknown:
-        raise ValueError(
-            f"unknown modality {sorted(unknown)[0]!r}; it must be one of {', '.join(MODALITIES)}"
-        )
+    for modality in modalities or ():
+        source.schema.modality(modality)
     names = source.names()
     if not names:
         raise SourceError(f"{source.describe()}: there is no patch in it")
     if modalities is None:
         _refuse_to_leave_out(source, names)
-    wanted = tuple(m for m in MODALITIES if m in (modalities or names))
-    table = _matching_rows(names, official, wanted, source.describe())
+    schema = source.schema.only(modalities or list(names))
+    table = _matching_rows(names, official, schema.modalities, source.describe())
     if only is not None:
         table = table.filter(pc.is_in(table.column("patch_id"), pa.array(only, pa.string()))).combine_chunks()
     if not table.num_rows:
         raise SourceError(f"{source.describe()}: no patch is left to build")
+    given = tuple(table.column_names)
+    table = source.described(table)
+    check_metadata(table, schema)
+    table = table.sort_by([("product", "ascending"), ("patch_id", "ascending")]).combine_chunks()
     options = options or PlacementOptions()
     scratch = None if scratch is None else local_path(scratch, "the scratch folder")
-    if isinstance(source, ArchiveSource) and scratch is None:
+    if isinstance(source, StreamedSource) and scratch is None:
         raise SourceError(
             f"{source.describe()}: archives are read from front to back and need a scratch folder (--scratch)"
         )
@@ -374,19 +380,19 @@ def make_plan(
         source=source,
         store=store,
         table=table,
-        placement=place(table, options),
-        modalities=wanted,
+        given=given,
+        placement=place(table, options, recommended_without=schema.recommended_without),
+        schema=schema,
         options=options,
         scratch=scratch,
     )
 
 
-def _refuse_to_leave_out(source: Source, names: Mapping[str, Sequence[str] | None]) -> None:
+def _refuse_to_leave_out(source: AnySource, names: Mapping[str, Sequence[str] | None]) -> None:
     """Nobody has said which modalities are wanted: one that is lacking must not be there in a form that is not read."""
-    left_out: Mapping[str, str] = getattr(source, "left_out", {})
-    for modality, what in left_out.items():
+    for modality, what in source.left_out.items():
         if modality not in names:
-            flags = " ".join(f"--modality {m}" for m in MODALITIES if m in names)
+            flags = " ".join(f"--modality {m}" for m in source.schema.modality_names if m in names)
             raise SourceError(
                 f"{source.describe()} has no {modality}, but there is {what}, which is not taken; put it where it "
                 f"belongs, or say that a root without {modality} is wanted ({flags})"
@@ -394,27 +400,27 @@ def _refuse_to_leave_out(source: Source, names: Mapping[str, Sequence[str] | Non
 
 
 def _matching_rows(
-    names: Mapping[str, Sequence[str] | None], official: pa.Table, modalities: Sequence[str], where: str
+    names: Mapping[str, Sequence[str] | None], official: pa.Table, modalities: Sequence[Modality], where: str
 ) -> pa.Table:
     """The metadata rows whose patch the source holds in every wanted modality."""
     held: dict[str, NDArray[np.bool_]] = {}
     for modality in modalities:
-        if modality not in names or names[modality] == []:
-            raise SourceError(f"{where} has no {modality}; it has {', '.join(names) or 'nothing'}")
-        listed = names[modality]
+        name, column = modality.name, modality.key_column
+        if name not in names or names[name] == []:
+            raise SourceError(f"{where} has no {name}; it has {', '.join(names) or 'nothing'}")
+        listed = names[name]
         if listed is None:
-            held[modality] = np.ones(official.num_rows, np.bool_)
+            held[name] = np.ones(official.num_rows, np.bool_)
             continue
-        column = "s1_name" if modality == "s1" else "patch_id"
         found = pa.array(sorted(listed))
         unknown = found.filter(pc.invert(pc.is_in(found, official.column(column).combine_chunks())))
         if len(unknown):
-            what = "pairs with no patch" if modality == "s1" else "is in no row"
+            what = "is in no row" if column == "patch_id" else "pairs with no patch"
             raise SourceError(
-                f"{unknown[0]}: this {modality} name of {where} {what} of the metadata "
+                f"{unknown[0]}: this {name} name of {where} {what} of the metadata "
                 f"({len(unknown)} such names); is it the right metadata file (--metadata)?"
             )
-        held[modality] = pc.is_in(official.column(column), found).to_numpy()
+        held[name] = pc.is_in(official.column(column), found).to_numpy()
     everywhere = np.logical_and.reduce(list(held.values()))
     somewhere = np.logical_or.reduce(list(held.values()))
     partial = np.flatnonzero(somewhere & ~everywhere)
@@ -429,16 +435,17 @@ def _matching_rows(
     return official.filter(pa.array(everywhere)).combine_chunks()
 
 
-def fingerprint_of(official: pa.Table, modalities: Sequence[str], options: PlacementOptions | None) -> str:
+def fingerprint_of(metadata: pa.Table, schema: Schema, options: PlacementOptions | None) -> str:
     """Names what a root holds and in which order: 16 hex digits, the same whatever libraries are installed.
 
     Args:
-        official: Official metadata of its patches, sorted by ``patch_id``.
-        modalities: What every patch has.
+        metadata: The given metadata of its patches, sorted by ``patch_id``.
+        schema: What every patch has.
         options: Order, seed and shard size; None when it has no shards.
     """
     placed = None if options is None else [options.order, options.seed, options.shard_samples]
-    parts = [FORMAT_VERSION, list(modalities), placed, table_digest(official)]
+    # 1, the version that began with it: roots of the same patches keep their fingerprint for good.
+    parts = [1, identity_of(schema), placed, table_digest(metadata)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -461,11 +468,16 @@ def is_root_of(fingerprint: str, manifest: Mapping[str, Any], store: Store) -> b
     """
     if manifest["fingerprint"] == fingerprint or DIGEST in manifest:
         return bool(manifest["fingerprint"] == fingerprint)
-    found = open_root(store)
-    return (
-        found is not None
-        and fingerprint_of(found[1], manifest["modalities"], options_of(manifest)) == fingerprint
-    )
+    columns = metadata_columns(manifest)
+    table = given_metadata(read_patches(store, manifest, [layout.column(name) for name in columns]), columns)
+    return fingerprint_of(table, schema_of(manifest), options_of(manifest)) == fingerprint
+
+
+def countries_of(metadata: pa.Table) -> list[str]:
+    """Names of the countries of some patches, sorted; none where the metadata have no such column."""
+    if "country" not in metadata.column_names:
+        return []
+    return sorted(pc.unique(metadata.column("country")).to_pylist())
 
 
 def manifest_of(plan: BuildPlan) -> dict[str, object]:
@@ -475,6 +487,8 @@ def manifest_of(plan: BuildPlan) -> dict[str, object]:
         "version": FORMAT_VERSION,
         "created_from": plan.source.kind,
         "modalities": list(plan.modalities),
+        METADATA: list(plan.given),
+        SCHEMA: plan.schema.to_json(),
         "num_patches": plan.table.num_rows,
         "products": list(plan.products),
         "groups": {
@@ -483,7 +497,7 @@ def manifest_of(plan: BuildPlan) -> dict[str, object]:
         },
         "shard_samples": plan.options.shard_samples,
         "zarr_shard_patches": zarr.PATCHES_PER_ZARR_SHARD,
-        "countries": sorted(pc.unique(plan.table.column("country")).to_pylist()),
+        "countries": countries_of(plan.table),
         "order": {"kind": plan.options.order, "seed": plan.options.seed},
         "fingerprint": plan.fingerprint,
     }

@@ -15,32 +15,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import zarr_cm
 from numpy.typing import NDArray
 from pyproj import CRS
 
 from reben_cloud import catalog
-from reben_cloud.bigearthnet import grid, labels, picture
 from reben_cloud.build.plan import (
     FORMAT_VERSION,
     MANIFEST,
     BuildPlan,
     ShardTask,
     ZarrTask,
+    countries_of,
     fingerprint_of,
     is_root_of,
     manifest_of,
 )
-from reben_cloud.build.tasks import START_OVER, Receipt, WrittenObject, put, refuse_changed
+from reben_cloud.build.tasks import START_OVER, Receipt, put, refuse_changed
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
-from reben_cloud.root import patches as metadata
+from reben_cloud.formats.parquet import Seal
+from reben_cloud.root import layout
 from reben_cloud.root.digest import sealed
 from reben_cloud.root.documents import OBJECTS, PATCHES, PATCHES_SEAL, read_manifest
-from reben_cloud.root.manifest import ROOT_FORMAT, to_bytes
-from reben_cloud.root.parquet import Seal
+from reben_cloud.root.manifest import METADATA, ROOT_FORMAT, SCHEMA, to_bytes
+from reben_cloud.root.objects import Objects, WrittenObject
+from reben_cloud.root.patches import check_metadata, patch_infos, patches_table, write_patches
+from reben_cloud.schema import Schema
 from reben_cloud.store import Store
+from reben_cloud.views import picture
 
 
 def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
@@ -61,31 +64,37 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     written = [o for receipt in receipts.values() for o in receipt.objects]
     for product in plan.products:
         for path, data in product_objects(plan, product).items():
-            written.append(put(plan.store, f"zarr/{product}.zarr/{path}", data))
+            written.append(put(plan.store, f"{layout.zarr_store(product)}/{path}", data))
     for product, data in _thumbnails(plan, receipts):
-        written.append(put(plan.store, catalog.thumbnail_path(product), data))
+        written.append(put(plan.store, layout.thumbnail(product), data))
     placement = plan.placement
     for modality in plan.modalities:
-        placement = placement.append_column(f"reben:{modality}_xxh3", _checksums(plan, receipts, modality))
-    table = metadata.patches_table(plan.table, placement)
-    patches = metadata.write_patches(table)
+        placement = placement.append_column(
+            layout.checksum_column(modality), _checksums(plan, receipts, modality)
+        )
+    table = patches_table(plan.table, plan.schema, placement)
+    patches = write_patches(table, plan.schema)
     written.append(put(plan.store, PATCHES, patches))
     manifest = {**manifest_of(plan), PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json()}
-    for path, data in catalog.root_documents(table, manifest, written).items():
+    for path, data in catalog.root_documents(table, manifest, written, schema=plan.schema).items():
         written.append(put(plan.store, path, data))
-    objects = _objects_parquet(written)
+    objects = Objects(written).encode()
     written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
     _check_presence(plan.store, written)
     return _commit(plan.store, manifest, objects)
 
 
-def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
+def publish_metadata(
+    metadata: pa.Table, schema: Schema, store: Store, *, given: Sequence[str]
+) -> dict[str, Any]:
     """Write a root of metadata alone: tables and catalog, to search and to browse, without pixels.
 
     Args:
-        official: `metadata.read_official`.
+        metadata: Metadata of the patches, described (`root.patches.REQUIRED`).
+        schema: What the dataset is; its modalities say how fine its images are.
         store: The root to be.
+        given: Columns of `metadata` that were given; the others follow from them.
 
     Returns:
         The manifest.
@@ -94,31 +103,35 @@ def publish_metadata(official: pa.Table, store: Store) -> dict[str, Any]:
         ConflictError: If the store holds another dataset.
         StorageError: If the store fails.
     """
-    fingerprint = fingerprint_of(official.sort_by("patch_id"), (), None)
+    bare = schema.only([])
+    check_metadata(metadata, bare)
+    fingerprint = fingerprint_of(metadata.select(list(given)).sort_by("patch_id"), bare, None)
     there = read_manifest(store)
     if there is not None:
         if is_root_of(fingerprint, there, store):
             return there
         raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
-    table = metadata.patches_table(official)
-    patches = metadata.write_patches(table)
+    table = patches_table(metadata, schema)
+    patches = write_patches(table, schema)
     written = [put(store, PATCHES, patches)]
     manifest = {
         "format": ROOT_FORMAT,
         "version": FORMAT_VERSION,
         "created_from": "metadata",
         "modalities": [],
+        METADATA: list(given),
+        SCHEMA: bare.to_json(),
         "num_patches": table.num_rows,
-        "countries": sorted(pc.unique(official.column("country")).to_pylist()),
-        "products": sorted(pc.unique(pc.cast(table.column("reben:product"), pa.string())).to_pylist()),
+        "countries": countries_of(metadata),
+        "products": sorted(pc.unique(pc.cast(table.column(layout.PRODUCT), pa.string())).to_pylist()),
         "groups": {},
         "order": {"kind": "none", "seed": 0},
         "fingerprint": fingerprint,
         PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json(),
     }
-    for path, data in catalog.root_documents(table, None, written).items():
+    for path, data in catalog.root_documents(table, None, written, schema=schema).items():
         written.append(put(store, path, data))
-    objects = _objects_parquet(written)
+    objects = Objects(written).encode()
     store.put(OBJECTS, objects)
     return _commit(store, manifest, objects)
 
@@ -161,26 +174,26 @@ def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
     """Metadata and coordinates of a product's Zarr store."""
     start, count = plan.products[product]
     rows = plan.table.slice(start, count)
-    ids = rows.column("patch_id").to_pylist()
-    epsg, minx, miny, maxx, maxy = grid.footprints(ids)
-    x0, y0 = np.asarray(minx, np.float64), np.asarray(maxy, np.float64)
+    epsg = rows.column("epsg").to_numpy()
+    x0, y0 = (rows.column(name).to_numpy().astype(np.float64) for name in ("x0", "y0"))
     text = {
         name: np.array(rows.column(name).to_pylist(), dtype=object)
         for name in ("patch_id", "split", "country", "s1_name")
+        if name in rows.column_names
     }
     seconds = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
-    times = np.array([grid.sensing_time(i).timestamp() for i in ids], np.int64)
+    times = _seconds(rows.column("datetime"))
     s1_times = {}
-    if all(text["s1_name"]):  # A dataset made from Sentinel-2 alone has no such names and times.
-        stamps = [grid.s1_sensing_time(name).timestamp() for name in text["s1_name"]]
-        s1_times = {"s1_time": (("patch",), np.array(stamps, np.int64), seconds)}
+    if "s1_datetime" in rows.column_names and not rows.column("s1_datetime").null_count:
+        # A dataset made from Sentinel-2 alone has no such times.
+        s1_times = {"s1_time": (("patch",), _seconds(rows.column("s1_datetime")), seconds)}
     projected = CRS.from_epsg(int(epsg[0]))
     patch = ("patch",)
     coordinates: dict[str, Any] = {
         **{name: (patch, values, {}) for name, values in text.items()},
         "labels": (
             ("patch", "label"),
-            labels.encode_many(rows.column("labels")),
+            plan.schema.classes.encode(rows.column("labels")),
             {"long_name": "1 where the patch has the class"},
         ),
         "x0": (patch, x0, {"units": "m", "long_name": "west edge of the patch"}),
@@ -188,15 +201,16 @@ def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
         "time": (patch, times, {"standard_name": "time", **seconds}),
         **s1_times,
         "spatial_ref": ((), np.array(0, np.int64), projected.to_cf()),
-        **zarr.band_coordinates(plan.pixel_arrays()),
+        **zarr.label_coordinates(plan.pixel_arrays(), plan.schema.classes.names),
     }
-    bounds = [float(np.min(minx)), float(np.min(miny)), float(np.max(maxx)), float(np.max(maxy))]
+    side = plan.schema.patch_m
+    bounds = [float(x0.min()), float(y0.min() - side), float(x0.max() + side), float(y0.max())]
     return zarr.product_objects(
         num_patches=count,
         arrays=plan.pixel_arrays(),
         coordinates=coordinates,
         attributes={
-            "title": f"BigEarthNet v2.0 patches of {product}",
+            "title": f"{plan.schema.name.removesuffix(' (reBEN)')} patches of {product}",
             "coordinates": " ".join([*text, "x0", "y0", "time", *s1_times, "spatial_ref"]),
             **zarr_cm.create_many(
                 {
@@ -208,9 +222,15 @@ def product_objects(plan: BuildPlan, product: str) -> dict[str, bytes]:
     )
 
 
+def _seconds(times: pa.ChunkedArray) -> NDArray[np.int64]:
+    """UTC times as seconds since 1970."""
+    found: NDArray[np.int64] = times.cast(pa.timestamp("s", "UTC")).cast(pa.int64()).to_numpy()
+    return found
+
+
 def _thumbnails(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, bytes]]:
-    """Products and their thumbnails, from what the Zarr tasks saw; none without Sentinel-2."""
-    if "s2" not in plan.modalities:
+    """Products and their thumbnails, from what the Zarr tasks saw; none without the bands of true colour."""
+    if not any(receipt.tiny for receipt in receipts.values()):
         return
     tasks: dict[str, list[ZarrTask]] = {product: [] for product in plan.products}
     for task in plan.tasks:
@@ -221,9 +241,9 @@ def _thumbnails(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Iterator[tu
         parts = sorted(tasks[product], key=lambda t: t.number)
         tiny = b"".join(base64.b64decode(receipts[part.name].tiny) for part in parts)
         pixels = np.frombuffer(tiny, np.uint8).reshape(count, side, side, 3)
-        ids = plan.table.column("patch_id").slice(start, count).to_pylist()
-        _, x0, _, _, y0 = (np.asarray(values, np.float64) for values in grid.footprints(ids))
-        yield product, picture.thumbnail(pixels, x0, y0)
+        rows = plan.table.slice(start, count)
+        x0, y0 = (rows.column(name).to_numpy().astype(np.float64) for name in ("x0", "y0"))
+        yield product, picture.thumbnail(pixels, x0, y0, patch_m=plan.schema.patch_m)
 
 
 def _check_source(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> None:
@@ -236,7 +256,7 @@ def _check_source(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> None:
     for other in others:
         rows = np.flatnonzero(one != other)
         if rows.size:
-            infos = list(metadata.patch_infos(plan.table.take(pa.array(rows))))
+            infos = list(patch_infos(plan.table.take(pa.array(rows))))
             refuse_changed(plan.store, infos, one[rows].tolist(), other[rows].tolist())
     if plan.source.identity() != plan.beginning["source"]["files"]:
         raise ConflictError(
@@ -252,18 +272,3 @@ def _checksums(plan: BuildPlan, receipts: Mapping[str, Receipt], modality: str) 
         if isinstance(task, ShardTask):
             sums[plan.rows_of(task)] = receipts[task.name].payloads[modality]
     return pa.array(sums)
-
-
-def _objects_parquet(written: Sequence[WrittenObject]) -> bytes:
-    rows = sorted(written, key=lambda o: o.path)
-    table = pa.table(
-        {
-            "path": pa.array([o.path for o in rows], pa.string()),
-            "bytes": pa.array([o.nbytes for o in rows], pa.int64()),
-            "sha256": pa.array([o.sha256 for o in rows], pa.string()),
-            "xxh3": pa.array([o.xxh3 for o in rows], pa.uint64()),
-        }
-    )
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
-    return out.getvalue()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import StorageError
-from reben_cloud.root.patch import PAYLOAD_BYTES
 
 _SUM_BYTES = 8
 
@@ -31,13 +31,13 @@ class Spool:
     """Where the files lie; of one plan alone."""
     num_rows: int
     """Rows of the plan."""
-    modalities: tuple[str, ...]
-    """Which payloads a row has."""
+    sizes: Mapping[str, int]
+    """Modality -> bytes of a payload, of all that a row has."""
 
     @property
     def nbytes(self) -> int:
         """Size when full."""
-        return self.num_rows * sum(PAYLOAD_BYTES[m] + _SUM_BYTES for m in self.modalities)
+        return self.num_rows * sum(size + _SUM_BYTES for size in self.sizes.values())
 
     def prepare(self) -> None:
         """Make the (sparse) files, or leave those of an earlier run.
@@ -46,8 +46,8 @@ class Spool:
             StorageError: If the disk has too little room for what is still to come, or is not writable.
         """
         path = Path(self.folder)
-        sizes = {self._records(m): PAYLOAD_BYTES[m] for m in self.modalities}
-        sizes |= {self._sums(m): _SUM_BYTES for m in self.modalities}
+        sizes = {self._records(m): size for m, size in self.sizes.items()}
+        sizes |= {self._sums(m): _SUM_BYTES for m in self.sizes}
         try:
             path.mkdir(parents=True, exist_ok=True)
             for file, size in sizes.items():
@@ -85,7 +85,7 @@ class Spool:
 
         It then counts as absent from now on.
         """
-        size = PAYLOAD_BYTES[modality]
+        size = self.sizes[modality]
         expected = int.from_bytes(_read_at(self._sums(modality), row * _SUM_BYTES, _SUM_BYTES), "little")
         if not expected:
             return None

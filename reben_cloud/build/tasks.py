@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,31 +18,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet import grid, labels
-from reben_cloud.bigearthnet.bands import ARRAYS, MODALITIES
-from reben_cloud.bigearthnet.picture import tiny_true_color
 from reben_cloud.build.plan import Job, ShardTask, UnpackTask, ZarrTask
 from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import layout
 from reben_cloud.root.digest import is_intact, sealed
-from reben_cloud.root.patch import MAP_TENSOR, PAYLOAD_HEADER, Patch, PatchInfo, decode_tensors
-from reben_cloud.sources.archives import ArchiveSource
+from reben_cloud.root.objects import WrittenObject
+from reben_cloud.root.patch import Patch, PatchInfo
+from reben_cloud.root.patches import patch_infos, sample_json
+from reben_cloud.root.source import Source, StreamedSource
+from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WrittenObject:
-    """One object of a root, as ``objects.parquet`` lists it."""
-
-    path: str
-    """Path below the root."""
-    nbytes: int
-    """Size in bytes."""
-    sha256: str
-    """Hex digest."""
-    xxh3: int | None = None
-    """xxh3-64 of a shard, which the loader checks; None for other objects."""
+from reben_cloud.views import picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +43,7 @@ class Receipt:
     payloads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Modality -> xxh3-64 of each payload in row order (shard tasks only)."""
     tiny: str = ""
-    """`tiny_true_color` of the patches in row order, base64 (Zarr tasks with Sentinel-2 only)."""
+    """`picture.tiny_of` the patches in row order, base64; empty where there is none."""
     stamps: tuple[str, ...] = ()
     """`Source.stamp` of the patches in row order: of which files the objects were made."""
 
@@ -94,9 +81,9 @@ def run_job(job: Job) -> Receipt:
     if isinstance(job.task, UnpackTask):
         return _unpack(job, job.task)
     path = f"{job.journal}/{job.task.name}.json"
-    infos = list(metadata.patch_infos(job.rows))
+    infos = list(patch_infos(job.rows))
     # Before anything is read: of a file that changes meanwhile, the other task of its patch has another stamp.
-    stamps = tuple(job.source.stamp(info, job.modalities) for info in infos)
+    stamps = tuple(job.source.stamp(info, job.schema.modality_names) for info in infos)
     done = read_receipt(job.store, path)
     if done is not None and done.task == job.task.name:
         refuse_changed(job.store, infos, done.stamps, stamps)
@@ -157,12 +144,7 @@ def _is_right(store: Store, written: WrittenObject) -> bool:
 def put(store: Store, path: str, data: bytes | memoryview, *, is_shard: bool = False) -> WrittenObject:
     """Write an object and say what was written."""
     store.put(path, data)
-    return WrittenObject(
-        path=path,
-        nbytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        xxh3=xxhash.xxh3_64_intdigest(data) if is_shard else None,
-    )
+    return WrittenObject.of(path, data, is_shard=is_shard)
 
 
 # -- reading -----------------------------------------------------------------------------------------
@@ -171,47 +153,54 @@ _READERS = 8  # patches read at once from a source with a network between
 
 
 def _read(
-    job: Job, infos: Sequence[PatchInfo], stamps: Sequence[str], modalities: Sequence[str]
+    job: Job, infos: Sequence[PatchInfo], stamps: Sequence[str], modalities: Sequence[Modality]
 ) -> Iterator[Patch]:
     """The patches of a job in order, from the scratch folder or the source."""
     places = job.places.to_pylist() if job.places is not None else [None] * len(infos)
 
     def read(row: int, place: Mapping[str, Any] | None, info: PatchInfo, stamp: str) -> Patch:
         if job.spool is not None:
-            kept = {m: job.spool.read(m, row, stamp=stamp) for m in modalities}
+            kept = {m.name: job.spool.read(m.name, row, stamp=stamp) for m in modalities}
             if None not in kept.values():
                 return Patch(info=info, payloads={m: p for m, p in kept.items() if p is not None})
         if place is not None:
-            written = {m: _read_record(job.store, m, place, info.patch_id) for m in modalities}
+            written = {m.name: _read_record(job.store, m, place, info.patch_id) for m in modalities}
             if None not in written.values():
                 return Patch(info=info, payloads={m: p for m, p in written.items() if p is not None})
-        patch = job.source.read(info, modalities)
+        if not isinstance(job.source, Source):
+            raise SourceError(
+                f"{info.patch_id}: not in the scratch folder, and {job.source.describe()} is read from front to back"
+            )
+        patch = job.source.read(info, [m.name for m in modalities])
+        for modality in modalities:
+            modality.check(patch.payloads[modality.name], name=info.patch_id)
         if job.spool is not None:
-            for modality, payload in patch.payloads.items():
-                job.spool.write(modality, row, payload, stamp=stamp)
+            for name, payload in patch.payloads.items():
+                job.spool.write(name, row, payload, stamp=stamp)
         return patch
 
-    if not getattr(job.source, "is_remote", False):
+    if not job.source.is_remote:
         yield from map(read, job.positions.tolist(), places, infos, stamps)
         return
     with ThreadPoolExecutor(_READERS) as pool:
         yield from pool.map(read, job.positions.tolist(), places, infos, stamps)
 
 
-def _read_record(store: Store, modality: str, place: Mapping[str, Any], patch_id: str) -> bytes | None:
+def _read_record(store: Store, modality: Modality, place: Mapping[str, Any], patch_id: str) -> bytes | None:
     """A payload from a shard of a local root, None when that is not written yet.
 
     A fifth of the time that the TIFFs take. Shards appear whole or not at all, and those that an earlier
     run left have been compared with their receipts by then.
     """
-    path = store.local_path(tar.shard_path(place["reben:shard_group"], modality, place["reben:shard"]))
+    path = store.local_path(layout.shard(place[layout.SHARD_GROUP], modality.name, place[layout.SHARD]))
     assert path is not None
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
-        start, length = place["reben:shard_row"] * tar.RECORD_BYTES[modality], tar.RECORD_BYTES[modality]
+        length = tar.record_bytes(modality)
+        start = place[layout.SHARD_ROW] * length
         return tar.payload_of(modality, os.pread(handle, length, start), patch_id)
     finally:
         os.close(handle)
@@ -219,9 +208,9 @@ def _read_record(store: Store, modality: str, place: Mapping[str, Any], patch_id
 
 def _unpack(job: Job, task: UnpackTask) -> Receipt:
     """Read one archive into the scratch folder; what an earlier run kept is not decoded again."""
-    assert isinstance(job.source, ArchiveSource)
+    assert isinstance(job.source, StreamedSource)
     assert job.spool is not None
-    column = "s1_name" if task.modality == "s1" else "patch_id"
+    column = job.schema.modality(task.modality).key_column
     names = job.rows.column(column).to_pylist()
     rows = {name: row for row, name in enumerate(names)}
     where = job.source.describe()
@@ -243,6 +232,7 @@ def _unpack(job: Job, task: UnpackTask) -> Receipt:
 
     for name, payload in job.source.iter_payloads(task.modality, wanted=wanted):
         if payload is not None:
+            job.schema.modality(task.modality).check(payload, name=name)
             job.spool.write(task.modality, rows[name], payload)
     if not seen.all():
         lacking = np.flatnonzero(~seen)
@@ -256,24 +246,20 @@ def _unpack(job: Job, task: UnpackTask) -> Receipt:
 # -- checking ----------------------------------------------------------------------------------------
 
 
-def check_payload(modality: str, payload: bytes, info: PatchInfo) -> None:
+def check_payload(schema: Schema, modality: Modality, payload: bytes, info: PatchInfo) -> None:
     """Refuse pixels that contradict the metadata; each payload passes here on its way into a shard.
 
     Raises:
-        SourceError: If an S2 band has a zero pixel (the nodata rule), or labels and map disagree.
+        SourceError: If a payload that must be complete has a fill value, or labels and map disagree.
         InvalidPatchError: If a map has an unknown code.
     """
-    if modality == "s2":
-        # All bands in one go: the header is a multiple of two bytes.
-        if not np.frombuffer(payload, "<u2", offset=len(PAYLOAD_HEADER["s2"])).min():
-            tensors = decode_tensors("s2", payload)
-            band = next(name for name, pixels in tensors.items() if not pixels.all())
-            raise SourceError(
-                f"{info.patch_id}: band {band} has a zero pixel, which means nodata; reBEN has no such patch"
-            )
-    elif modality == "map":
-        codes = np.frombuffer(payload, "<u2", offset=len(PAYLOAD_HEADER["map"]))
-        found = labels.labels_of_map(codes, name=info.patch_id)
+    if modality.complete and (name := modality.incomplete(payload)) is not None:
+        raise SourceError(
+            f"{info.patch_id}: {name} has a pixel of {modality.specs[name].fill}, which means nodata; a patch of "
+            f"{schema.name} has none"
+        )
+    if schema.map_array is not None and schema.map_array in modality.samples:
+        found = schema.classes.labels_in(modality.stack(payload)[schema.map_array], name=info.patch_id)
         if list(found) != sorted(info.labels):
             raise SourceError(
                 f"{info.patch_id}: the reference map holds {', '.join(found)}, "
@@ -281,65 +267,89 @@ def check_payload(modality: str, payload: bytes, info: PatchInfo) -> None:
             )
 
 
-def check_polarizations(what: str, infos: Sequence[PatchInfo], decibels: NDArray[np.floating[Any]]) -> None:
-    """Refuse swapped S1 bands: VV is above VH on average over many patches, of one alone it may not be.
+def check_falling(
+    what: str, modality: Modality, infos: Sequence[PatchInfo], means: NDArray[np.floating[Any]]
+) -> None:
+    """Refuse swapped bands, by their means over many patches; of one patch alone they may be the other way round.
 
     Args:
         what: What the patches are, for the message.
+        modality: What was measured.
         infos: n patches.
-        decibels: Mean VV and mean VH of each, (n, 2).
+        means: Mean of each tensor of `Modality.falling`, (n, number of them).
 
     Raises:
-        SourceError: If not.
+        SourceError: If they do not fall.
     """
-    vv, vh = decibels.mean(axis=0).tolist()
-    if not vv > vh:
-        odd = np.flatnonzero(~(decibels[:, 0] > decibels[:, 1]))
+    overall = means.mean(axis=0).tolist()
+    for at in range(len(overall) - 1):
+        if overall[at] > overall[at + 1]:
+            continue
+        high, low = modality.falling[at : at + 2]
+        units = modality.specs[high].units or ""
+        odd = np.flatnonzero(~(means[:, at] > means[:, at + 1]))
         first = infos[odd[0]]
+        name = getattr(first, modality.key_column)
         raise SourceError(
-            f"{what}: mean VV is {vv:.2f} dB and mean VH {vh:.2f} dB over {len(infos)} patches; VV must be above VH, "
-            f"are the bands swapped? It is so in {odd.size} of the patches, the first is {first.s1_name} "
-            f"of {first.patch_id}"
+            f"{what}: mean {high} is {overall[at]:.2f} {units} and mean {low} {overall[at + 1]:.2f} {units} over "
+            f"{len(infos)} patches; {high} must be above {low}, are the bands swapped? It is so in {odd.size} of the "
+            f"patches, the first is {name} of {first.patch_id}"
         )
 
 
 # -- writing -----------------------------------------------------------------------------------------
 
 
-def stack_patches(patches: Iterator[Patch], count: int, arrays: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The pixels of `count` patches as Zarr holds them: array name -> (count, bands, y, x)."""
-    specs = {name: zarr.PIXEL_ARRAYS[name] for name in arrays}
-    stacks = {name: np.empty((count, *spec.shape), spec.dtype) for name, spec in specs.items()}
+def stack_patches(
+    patches: Iterable[Patch], count: int, modalities: Sequence[Modality]
+) -> dict[str, NDArray[Any]]:
+    """The pixels of `count` patches as batches and Zarr hold them: batch array -> (count, *shape of a sample)."""
+    samples = {name: spec for modality in modalities for name, spec in modality.samples.items()}
+    stacks = {name: np.empty((count, *spec.shape), spec.dtype) for name, spec in samples.items()}
     for row, patch in enumerate(patches):
-        for modality, payload in patch.payloads.items():
-            tensors = decode_tensors(modality, payload)
-            if modality == "map":
-                stacks[zarr.REFERENCE_MAP][row] = tensors[MAP_TENSOR]
-                continue
-            for array in MODALITIES[modality]:
-                for number, band in enumerate(ARRAYS[array]):
-                    stacks[array][row, number] = tensors[band]
+        for modality in modalities:
+            tensors = modality.decode(patch.payloads[modality.name])
+            for array in modality.arrays:
+                if array.stacked:
+                    for number, name in enumerate(array.tensors):
+                        stacks[array.name][row, number] = tensors[name]
+                else:
+                    stacks[array.name][row] = tensors[array.tensors[0]]
     return stacks
 
 
 def _write_zarr(job: Job, task: ZarrTask, infos: Sequence[PatchInfo], stamps: tuple[str, ...]) -> Receipt:
-    arrays = [name for m in job.modalities for name in zarr.arrays_of(m)]
-    stacks = stack_patches(_read(job, infos, stamps, job.modalities), len(infos), arrays)
-    if "s1" in stacks:
-        check_polarizations(task.product, infos, stacks["s1"].reshape(len(infos), 2, -1).mean(axis=2))
-    written = tuple(
-        put(job.store, f"zarr/{task.product}.zarr/{zarr.shard_path(name, task.number)}", shard)
-        for name, shard in ((name, zarr.encode_shard(name, stack)) for name, stack in stacks.items())
+    modalities = job.schema.modalities
+    means: dict[str, list[tuple[float, ...]]] = {m.name: [] for m in modalities if m.falling}
+
+    def patches() -> Iterator[Patch]:
+        for patch in _read(job, infos, stamps, modalities):
+            for modality in modalities:
+                if modality.falling:
+                    means[modality.name].append(modality.means(patch.payloads[modality.name]))
+            yield patch
+
+    stacks = stack_patches(patches(), len(infos), modalities)
+    for name, values in means.items():
+        check_falling(task.product, job.schema.modality(name), infos, np.array(values))
+    written = []
+    for modality in modalities:
+        for batch, array in zip(modality.arrays, zarr.pixel_arrays(modality), strict=True):
+            path = layout.zarr_shard(task.product, array.name, task.number, ndim=len(array.shape))
+            written.append(put(job.store, path, zarr.encode_shard(array, stacks[batch.name])))
+    by_zarr_name = {array.zarr_name: stacks[array.name] for m in modalities for array in m.arrays}
+    pixels = picture.tiny_of(by_zarr_name, job.schema)
+    tiny = b"" if pixels is None else pixels.tobytes()
+    return Receipt(
+        task=task.name, objects=tuple(written), tiny=base64.b64encode(tiny).decode(), stamps=stamps
     )
-    tiny = tiny_true_color(stacks["s2_10m"]).tobytes() if "s2_10m" in stacks else b""
-    return Receipt(task=task.name, objects=written, tiny=base64.b64encode(tiny).decode(), stamps=stamps)
 
 
 def _write_shards(job: Job, task: ShardTask, infos: Sequence[PatchInfo], stamps: tuple[str, ...]) -> Receipt:
-    texts = [sample_json(info) for info in infos]
+    texts = sample_json(job.rows, job.schema)
     written, sums = [], {}
-    for modality in job.modalities:
-        one, sums[modality] = _write_shard(job, task, modality, infos, stamps, texts)
+    for modality in job.schema.modalities:
+        one, sums[modality.name] = _write_shard(job, task, modality, infos, stamps, texts)
         written.append(one)
     return Receipt(task=task.name, objects=tuple(written), payloads=sums, stamps=stamps)
 
@@ -347,48 +357,27 @@ def _write_shards(job: Job, task: ShardTask, infos: Sequence[PatchInfo], stamps:
 def _write_shard(
     job: Job,
     task: ShardTask,
-    modality: str,
+    modality: Modality,
     infos: Sequence[PatchInfo],
     stamps: Sequence[str],
     texts: Sequence[Mapping[str, object]],
 ) -> tuple[WrittenObject, tuple[int, ...]]:
     """Write the shard of one modality; it, and the xxh3-64 of each of its payloads."""
     sums: list[int] = []
-    decibels: list[tuple[float, float]] = []
+    means: list[tuple[float, ...]] = []
 
     def samples() -> Iterator[tuple[str, bytes, Mapping[str, object]]]:
         for patch, text in zip(_read(job, infos, stamps, [modality]), texts, strict=True):
-            payload = patch.payloads[modality]
-            check_payload(modality, payload, patch.info)
-            if modality == "s1":
-                bands = decode_tensors(modality, payload)
-                decibels.append((float(bands["VV"].mean()), float(bands["VH"].mean())))
+            payload = patch.payloads[modality.name]
+            check_payload(job.schema, modality, payload, patch.info)
+            if modality.falling:
+                means.append(modality.means(payload))
             sums.append(xxhash.xxh3_64_intdigest(payload))
             yield patch.info.patch_id, payload, text
 
     shard = tar.encode_shard(modality, samples(), num_samples=len(infos))
-    if decibels:
+    if means:
         # The first shard tells of a whole dataset that is swapped, long before a product's turn comes.
-        check_polarizations(task.name, infos, np.array(decibels))
-    path = tar.shard_path(task.group, modality, task.number)
+        check_falling(task.name, modality, infos, np.array(means))
+    path = layout.shard(task.group, modality.name, task.number)
     return put(job.store, path, shard, is_shard=True), tuple(sums)
-
-
-def sample_json(info: PatchInfo) -> dict[str, object]:
-    """The metadata that goes beside each payload of a shard."""
-    epsg, *bbox = grid.footprint(info.patch_id)
-    return {
-        "patch_id": info.patch_id,
-        "labels": list(info.labels),
-        "split": info.split,
-        "country": info.country,
-        "s1_name": info.s1_name,
-        "s2v1_name": info.s2v1_name,
-        "contains_seasonal_snow": info.contains_seasonal_snow,
-        "contains_cloud_or_shadow": info.contains_cloud_or_shadow,
-        "datetime": grid.sensing_time(info.patch_id).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        # None in a dataset made from Sentinel-2 alone.
-        "s1_datetime": metadata.rfc3339(grid.s1_sensing_time(info.s1_name)) if info.s1_name else None,
-        "epsg": epsg,
-        "bbox": bbox,
-    }

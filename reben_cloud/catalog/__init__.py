@@ -3,12 +3,12 @@
     catalog.json
     bigearthnet-v2/collection.json               the dataset; its tables as assets
     bigearthnet-v2/croissant.json                the same as a GeoCroissant card
-    bigearthnet-v2/<product>/<product>.json      an Item a product; its Zarr group is an asset
-    bigearthnet-v2/<product>/thumbnail.png       roots with Sentinel-2 only: the product in true colour
+    bigearthnet-v2/<product>/<product>.json      an Item per product; its Zarr group is an asset
+    bigearthnet-v2/<product>/thumbnail.png       where a picture can be made
     bigearthnet-v2-shards/collection.json        roots only
-    bigearthnet-v2-shards/<x>/<x>.json           an Item a shard group and modality; shards are assets
+    bigearthnet-v2-shards/<x>/<x>.json           an Item per shard group and modality; shards are assets
 
-The 549,488 patches are Items too, but of ``patches.parquet`` (`metadata`): as files they would be
+The 549,488 patches are Items too, but of ``patches.parquet`` (`root.patches`): as files they would be
 0.7 GB that nobody crawls. Everything is made from numbers in hand, and the same numbers give the
 same bytes. Nothing here reads or writes a store.
 """
@@ -22,18 +22,20 @@ from typing import Any
 import pyarrow as pa
 import pystac
 
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.catalog.collections import dataset_collection, shard_collection
 from reben_cloud.catalog.croissant import croissant_card
 from reben_cloud.catalog.patches import add_storage as add_storage
 from reben_cloud.catalog.patches import patch_items as patch_items
+from reben_cloud.catalog.patches import pystac_items as pystac_items
 from reben_cloud.catalog.products import Summary, product_item
-from reben_cloud.catalog.products import thumbnail_path as thumbnail_path
-from reben_cloud.catalog.terms import TITLE, Written
-from reben_cloud.root.patches import COLLECTION_ID
+from reben_cloud.catalog.terms import Written
+from reben_cloud.root import layout
+from reben_cloud.schema import Schema
 
 
 def root_documents(
-    table: pa.Table, manifest: Mapping[str, Any] | None, written: Sequence[Written]
+    table: pa.Table, manifest: Mapping[str, Any] | None, written: Sequence[Written], *, schema: Schema
 ) -> dict[str, bytes]:
     """Every catalog document of a root, or of the metadata alone.
 
@@ -41,34 +43,41 @@ def root_documents(
         table: `metadata.patches_table`.
         manifest: Of the root; None when only the tables exist.
         written: The objects that the documents describe, with checksums: tables and shards.
+        schema: Of the dataset; of what the metadata are of where only the tables exist.
 
     Returns:
         Path -> bytes, the same for the same arguments.
     """
     objects = {o.path: o for o in written}
-    modalities = tuple(manifest["modalities"]) if manifest else ()
+    facts = about(schema)
+    has_pixels = manifest is not None
     catalog = pystac.Catalog(
-        "reben",
-        f"{TITLE} as a cloud-native dataset",
-        title=TITLE,
+        facts.id,
+        f"{facts.title} as a cloud-native dataset",
+        title=facts.title,
         catalog_type=pystac.CatalogType.SELF_CONTAINED,
     )
     summary = Summary(table)
-    collection = dataset_collection(table, summary, modalities, objects)
+    collection = dataset_collection(table, summary, schema, facts, objects)
     for product in summary.products:
-        collection.add_item(product_item(table, product, summary, modalities, objects))
+        collection.add_item(
+            product_item(table, product, summary, schema, facts, objects, has_pixels=has_pixels)
+        )
     catalog.add_child(collection)
-    shards = shard_collection(summary, manifest, objects) if manifest else None
-    if shards is not None:
-        catalog.add_child(shards)
+    if manifest is not None:
+        catalog.add_child(shard_collection(summary, _group_sizes(manifest), schema, facts, objects))
     catalog.normalize_hrefs("/")
     documents: dict[str, bytes] = {}
     for parent, _, items in catalog.walk():
         documents[_path(parent)] = _json(parent)
         documents.update((_path(item), _json(item)) for item in items)
-    card = croissant_card(summary.bbox, summary.interval, objects.get("patches.parquet"))
-    documents[f"{COLLECTION_ID}/croissant.json"] = _dump(card)
+    documents[layout.CROISSANT] = _dump(croissant_card(summary, schema, facts, objects.get(layout.PATCHES)))
     return documents
+
+
+def _group_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Shard group -> number of its samples."""
+    return {name: group["num_samples"] for name, group in manifest["groups"].items()}
 
 
 def _path(stac: Any) -> str:

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
-from reben_cloud.catalog.terms import CITATION, Written
-from reben_cloud.root.patches import DESCRIPTION, LICENSE, rfc3339
+from reben_cloud.about import About
+from reben_cloud.catalog.products import Summary, pixel_sizes
+from reben_cloud.catalog.terms import Written
+from reben_cloud.root import layout
+from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.placement import SPLITS
+from reben_cloud.schema import Schema
 
 
-def croissant_card(
-    bbox: Sequence[float], interval: tuple[datetime, datetime], patches: Written | None
-) -> dict[str, Any]:
+def croissant_card(summary: Summary, schema: Schema, facts: About, patches: Written | None) -> dict[str, Any]:
     """The dataset as a GeoCroissant card: the table as a file, its main columns as a record set."""
-    fields = (
-        ("id", "sc:Text", "Name of the patch."),
-        ("datetime", "sc:DateTime", "Sentinel-2 acquisition, UTC."),
-        ("reben:labels", "sc:Text", "Class names."),
-        ("reben:split", "sc:Text", "train, validation or test."),
-        ("reben:country", "sc:Text", "Country."),
-        ("reben:s1_name", "sc:Text", "Name of the Sentinel-1 patch."),
-        ("proj:code", "sc:Text", "UTM zone as an EPSG code."),
-    )
-    west, south, east, north = bbox
+    west, south, east, north = summary.bbox
     file = {
         "@type": "cr:FileObject",
-        "@id": "patches.parquet",
-        "name": "patches.parquet",
+        "@id": layout.PATCHES,
+        "name": layout.PATCHES,
         "description": "Every patch: footprint, times, labels, split, country, and where its pixels lie.",
-        "contentUrl": "../patches.parquet",
+        "contentUrl": f"../{layout.PATCHES}",
         "encodingFormat": "application/x-parquet",
     }
     if patches is not None:
@@ -38,27 +30,17 @@ def croissant_card(
         "@context": _CROISSANT_CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/geo/1.0"],
-        "name": "BigEarthNet-v2",
-        "alternateName": "reBEN",
-        "description": DESCRIPTION,
-        "citeAs": CITATION,
-        "license": f"https://spdx.org/licenses/{LICENSE}.html",
-        "url": "https://bigearth.net",
-        "version": "2.0.0",
-        # The month of the article's first version (arXiv 2407.03653), which announces the archives.
-        "datePublished": "2024-07",
-        "creator": {
-            "@type": "sc:Organization",
-            "name": "BigEarthNet, TU Berlin and BIFOLD",
-            "url": "https://bigearth.net",
-        },
+        "name": facts.card_name,
+        **({"alternateName": facts.card_alias} if facts.card_alias else {}),
+        "description": facts.description,
+        **_published(facts),
         "spatialCoverage": {
             "@type": "sc:Place",
             "geo": {"@type": "sc:GeoShape", "box": f"{south} {west} {north} {east}"},
         },
-        "temporalCoverage": "/".join(rfc3339(time) for time in interval),
+        "temporalCoverage": "/".join(rfc3339(time) for time in summary.interval),
         "geocr:coordinateReferenceSystem": "EPSG:4326",
-        "geocr:spatialResolution": {"@type": "sc:QuantitativeValue", "value": 10, "unitText": "m"},
+        **_resolution(schema),
         "distribution": [file],
         "recordSet": [
             {
@@ -66,19 +48,57 @@ def croissant_card(
                 "@id": "patches",
                 "name": "patches",
                 "description": "A record a patch.",
-                "field": [
-                    {
-                        "@type": "cr:Field",
-                        "@id": f"patches/{name}",
-                        "name": f"patches/{name}",
-                        "description": text,
-                        "dataType": kind,
-                        "source": {"fileObject": {"@id": "patches.parquet"}, "extract": {"column": name}},
-                    }
-                    for name, kind, text in fields
-                ],
+                "field": [_field(*one) for one in _fields(facts)],
             }
         ],
+    }
+
+
+def _published(facts: About) -> dict[str, Any]:
+    """Licence, citation and maker, in the order in which the card has them."""
+    work = facts.work
+    found: dict[str, Any] = {} if work is None else {"citeAs": work.citation}
+    if facts.license != "other":
+        found["license"] = f"https://spdx.org/licenses/{facts.license}.html"
+    if work is not None:
+        found |= {"url": work.url, "version": work.version, "datePublished": work.published}
+    if facts.providers:
+        maker = facts.providers[0]
+        found["creator"] = {"@type": "sc:Organization", "name": maker.name, "url": maker.url}
+    return found
+
+
+def _resolution(schema: Schema) -> dict[str, Any]:
+    sizes = pixel_sizes(schema)
+    if not sizes:
+        return {}
+    value = {"@type": "sc:QuantitativeValue", "value": sizes[0], "unitText": "m"}
+    return {"geocr:spatialResolution": value}
+
+
+def _fields(facts: About) -> list[tuple[str, str, str]]:
+    """Name, type and description of the main columns."""
+    text, time = "sc:Text", "sc:DateTime"
+    splits = f"{', '.join(SPLITS[:-1])} or {SPLITS[-1]}."
+    return [
+        (layout.ID, text, "Name of the patch."),
+        (layout.DATETIME, time, f"{facts.title_of('datetime')}, UTC."),
+        (layout.LABELS, text, "Class names."),
+        (layout.SPLIT, text, splits),
+        (layout.COUNTRY, text, "Country."),
+        *((layout.column(key), text, f"Name of the {facts.title_of(key)}.") for key in facts.name_columns),
+        ("proj:code", text, "UTM zone as an EPSG code."),
+    ]
+
+
+def _field(name: str, kind: str, text: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:Field",
+        "@id": f"patches/{name}",
+        "name": f"patches/{name}",
+        "description": text,
+        "dataType": kind,
+        "source": {"fileObject": {"@id": layout.PATCHES}, "extract": {"column": name}},
     }
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pystac
 from numpy.typing import NDArray
 
 from reben_cloud.catalog.terms import extension
+from reben_cloud.root import layout
 from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.selection import Selection
 
 SQUARE = np.dtype([("head", "V13"), ("ring", "<f8", (5, 2))])
 """WKB of a patch's footprint, as `metadata` writes it: one ring of five points."""
@@ -30,10 +33,11 @@ def patch_items(
     Yields:
         An Item a row, in order. 64-bit checksums become 16 hex digits, which JSON can hold.
     """
-    rings = wkb_rings(table.column("geometry"))
-    fixed = {"id", "geometry", "bbox", "links", "assets", "stac_version", "stac_extensions", "collection"}
+    rings = wkb_rings(table.column(layout.GEOMETRY))
+    fixed = {layout.ID, layout.GEOMETRY, layout.BBOX, layout.LINKS, layout.ASSETS}
+    fixed |= {"stac_version", "stac_extensions", "collection"}
     properties = table.drop_columns([name for name in table.column_names if name in fixed])
-    parts = table.select([name for name in table.column_names if name in fixed - {"geometry"}])
+    parts = table.select([name for name in table.column_names if name in fixed - {layout.GEOMETRY}])
     for part, values, ring in zip(parts.to_pylist(), properties.to_pylist(), rings.tolist(), strict=True):
         assets = part.get("assets") or {}
         item = {
@@ -51,6 +55,12 @@ def patch_items(
         if s3_location is not None:
             add_storage(item, item["properties"], s3_location)
         yield item
+
+
+def pystac_items(selection: Selection) -> Iterator[pystac.Item]:
+    """A pystac Item of each patch of a selection, in order; links and assets absolute."""
+    for item in patch_items(selection.to_arrow(), selection.dataset.url, selection.dataset.store.s3_location):
+        yield pystac.Item.from_dict(item, preserve_dict=False)
 
 
 def add_storage(document: dict[str, Any], fields: dict[str, Any], s3_location: Mapping[str, str]) -> None:
@@ -86,7 +96,7 @@ def wkb_rings(geometry: Any) -> NDArray[np.float64]:
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return rfc3339(value)
-    return f"{value:016x}" if name.endswith("_xxh3") else value
+    return f"{value:016x}" if layout.is_checksum_column(name) else value
 
 
 def _absolute(link: Mapping[str, Any], url: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""STAC Items of Sentinel-2 products: where and when, what the Zarr group holds, how to look at it."""
+"""STAC Items of products: where and when, what the Zarr group holds, how to look at it."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ import pyarrow.compute as pc
 import pystac
 import shapely
 
-from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, MAP_UNLABELLED
-from reben_cloud.bigearthnet.labels import CLASSES, CLC
-from reben_cloud.bigearthnet.picture import BRIGHTEST, GAMMA, TRUE_COLOR
-from reben_cloud.catalog.terms import ZARR_TYPE, Written, extension, file_fields
-from reben_cloud.formats import zarr
-from reben_cloud.root.patches import COLLECTION_ID, REBEN_EXTENSION, SPLITS, rfc3339
+from reben_cloud.about import About, Render
+from reben_cloud.catalog.groups import asset_fields, band_name, cube_fields, group_bands, group_extensions
+from reben_cloud.catalog.terms import ZARR_TYPE, Written, extension, extensions_of, file_fields
+from reben_cloud.root import layout
+from reben_cloud.root.patches import REBEN_EXTENSION, rfc3339
+from reben_cloud.root.placement import SPLITS
+from reben_cloud.schema import Schema
 
 
 class Summary:
     """What the documents say of all patches and of each product."""
 
     def __init__(self, table: pa.Table) -> None:
-        bbox = table.column("bbox").combine_chunks()
+        bbox = table.column(layout.BBOX).combine_chunks()
         self.bbox = [
             float(reduce(bbox.field(side)).as_py())
             for side, reduce in (("xmin", pc.min), ("ymin", pc.min), ("xmax", pc.max), ("ymax", pc.max))
         ]
         """West, south, east, north."""
-        times = pc.min_max(table.column("datetime")).as_py()
+        times = pc.min_max(table.column(layout.DATETIME)).as_py()
         self.interval: tuple[datetime, datetime] = (times["min"], times["max"])
         """First and last Sentinel-2 acquisition."""
         names = (
-            table.column("reben:product").combine_chunks().dictionary_decode().to_numpy(zero_copy_only=False)
+            table.column(layout.PRODUCT).combine_chunks().dictionary_decode().to_numpy(zero_copy_only=False)
         )
         starts = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]]))
         ends = np.append(starts[1:], len(names))
@@ -49,102 +50,83 @@ class Summary:
         return sorted(self.rows)
 
 
-def thumbnail_path(product: str) -> str:
-    """Where the true-colour picture of a product lies in a root."""
-    return f"{COLLECTION_ID}/{product}/thumbnail.png"
+def pixel_sizes(schema: Schema) -> list[float]:
+    """Sizes of the pixels of all images, metres, ascending."""
+    return sorted({t.pixel_m for m in schema.modalities for t in m.tensors if t.pixel_m is not None})
 
 
 def product_item(
     table: pa.Table,
     product: str,
     summary: Summary,
-    modalities: Sequence[str],
+    schema: Schema,
+    facts: About,
     objects: Mapping[str, Written],
+    *,
+    has_pixels: bool,
 ) -> pystac.Item:
     """The Item of a product."""
     rows = table.slice(*summary.rows[product])
     squares = np.asarray(rows.column("proj:bbox").combine_chunks().flatten().to_numpy()).reshape(-1, 4)
     bounds = [*squares[:, :2].min(axis=0).tolist(), *squares[:, 2:].max(axis=0).tolist()]
-    code = rows.column("proj:code")[0].as_py()
-    ring = _lonlat_ring(code, bounds)
-    s1_times = pc.min_max(rows.column("reben:s1_datetime")).as_py()
+    ring = _lonlat_ring(rows.column("proj:code")[0].as_py(), bounds)
+    lons, lats = zip(*ring, strict=True)
+    properties = {
+        "title": product,
+        "platform": rows.column("platform")[0].as_py(),
+        **acquisition_fields(facts),
+        **_raster(rows, bounds, schema),
+        "grid:code": rows.column("grid:code")[0].as_py(),
+        **({} if facts.orbit is None else {"sat:relative_orbit": int(product[facts.orbit])}),
+        **_counts_of(rows, facts.class_order or schema.classes.names),
+    }
     item = pystac.Item(
         product,
         {"type": "Polygon", "coordinates": [ring]},
-        [
-            min(x for x, _ in ring),
-            min(y for _, y in ring),
-            max(x for x, _ in ring),
-            max(y for _, y in ring),
-        ],
-        rows.column("datetime")[0].as_py(),
-        {
-            "title": product,
-            "platform": rows.column("platform")[0].as_py(),
-            "constellation": "sentinel-2",
-            "instruments": ["msi"],
-            "gsd": 10,
-            "proj:code": code,
-            "proj:bbox": bounds,
-            "proj:shape": [int(bounds[3] - bounds[1]) // 10, int(bounds[2] - bounds[0]) // 10],
-            "proj:transform": [10, 0, bounds[0], 0, -10, bounds[3]],
-            "grid:code": rows.column("grid:code")[0].as_py(),
-            "sat:relative_orbit": int(product[34:37]),
-            "reben:num_patches": rows.num_rows,
-            "reben:split_counts": _counts(rows.column("reben:split"), SPLITS),
-            "reben:label_counts": _counts(pc.list_flatten(rows.column("reben:labels")), CLASSES),
-            "reben:countries": sorted(
-                pc.unique(pc.cast(rows.column("reben:country"), pa.string())).to_pylist()
-            ),
-            **(
-                {"reben:s1_interval": [rfc3339(s1_times["min"]), rfc3339(s1_times["max"])]}
-                if s1_times["min"]
-                else {}
-            ),
-        },
+        [min(lons), min(lats), max(lons), max(lats)],
+        rows.column(layout.DATETIME)[0].as_py(),
+        properties,
     )
-    names = ["projection", "grid", "sat"]
-    if modalities:
-        item.add_asset("zarr", _zarr_asset(product, rows.num_rows, modalities))
-        names += ["datacube", "zarr", *band_extensions(modalities)]
-        # rel "store" points at the store's root, which here is the asset's group itself.
-        item.add_link(pystac.Link("store", f"../../zarr/{product}.zarr", ZARR_TYPE, "Zarr store"))
-    if "s2" in modalities:
-        bands = [band["name"] for band in zarr_bands(modalities)]
-        item.properties["renders"] = {
-            "true-color": {
-                "title": "True colour",
-                "assets": ["zarr"],
-                "bidx": [bands.index(f"s2_10m[band={band}]") + 1 for band in TRUE_COLOR],
-                "rescale": [[0, BRIGHTEST]] * 3,
-                "color_formula": f"gamma RGB {GAMMA}",
-            }
-        }
-        names.append("render")
-    if "s1" in modalities:
-        item.assets["zarr"].extra_fields |= {
-            "sar:instrument_mode": "IW",
-            "sar:frequency_band": "C",
-            "sar:center_frequency": 5.405,
-            "sar:polarizations": ["VV", "VH"],
-        }
-        names.append("sar")
-    thumbnail = thumbnail_path(product)
-    if thumbnail in objects:
-        item.add_asset(
-            "thumbnail",
-            pystac.Asset(
-                "./thumbnail.png",
-                "True colour",
-                None,
-                "image/png",
-                ["thumbnail"],
-                file_fields(objects[thumbnail]),
-            ),
-        )
-        names.append("file")
+    names = {"projection", "grid"} | ({"sat"} if facts.orbit is not None else set())
+    if has_pixels:
+        names |= _add_group(item, product, rows.num_rows, schema, facts)
+    names |= _add_thumbnail(item, product, facts.thumbnail, objects)
     item.stac_extensions = [*map(extension, sorted(names)), REBEN_EXTENSION]
     return item
+
+
+def acquisition_fields(facts: About) -> dict[str, Any]:
+    """Fields that every product has."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in facts.acquisition.items()}
+
+
+def _raster(rows: pa.Table, bounds: Sequence[float], schema: Schema) -> dict[str, Any]:
+    """Place of the product, as a raster of its finest pixels where it has any."""
+    step = min(pixel_sizes(schema), default=None)
+    west, south, east, north = bounds
+    found: dict[str, Any] = {} if step is None else {"gsd": step}
+    found |= {"proj:code": rows.column("proj:code")[0].as_py(), "proj:bbox": list(bounds)}
+    if step is not None:
+        found["proj:shape"] = [round((north - south) / step), round((east - west) / step)]
+        found["proj:transform"] = [step, 0, west, 0, -step, north]
+    return found
+
+
+def _counts_of(rows: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
+    """Patches, splits, labels, countries and Sentinel-1 times of a product."""
+    found: dict[str, Any] = {
+        layout.column("num_patches"): rows.num_rows,
+        layout.column("split_counts"): _counts(rows.column(layout.SPLIT), SPLITS),
+        layout.column("label_counts"): _counts(pc.list_flatten(rows.column(layout.LABELS)), classes),
+        layout.column("countries"): sorted(
+            pc.unique(pc.cast(rows.column(layout.COUNTRY), pa.string())).to_pylist()
+        ),
+    }
+    if layout.S1_DATETIME in rows.column_names:
+        times = pc.min_max(rows.column(layout.S1_DATETIME)).as_py()
+        if times["min"]:
+            found[layout.column("s1_interval")] = [rfc3339(times["min"]), rfc3339(times["max"])]
+    return found
 
 
 def _counts(column: Any, order: Sequence[str]) -> dict[str, int]:
@@ -152,18 +134,12 @@ def _counts(column: Any, order: Sequence[str]) -> dict[str, int]:
     return {name: found[name] for name in order if name in found}
 
 
-def _zarr_asset(product: str, num_patches: int, modalities: Sequence[str]) -> pystac.Asset:
-    arrays = {name: zarr.PIXEL_ARRAYS[name] for m in modalities for name in zarr.arrays_of(m)}
-    dimensions: dict[str, Any] = {}
-    for name, array in arrays.items():
-        for dim, size in zip(array.dims, (num_patches, *array.shape), strict=True):
-            if dim.startswith(("band", "polarization")):
-                dimensions[dim] = {"type": "bands", "values": list(ARRAYS[name])}
-            else:
-                kind = "patch" if dim == "patch" else "pixel"
-                dimensions[dim] = {"type": kind, "extent": [0, size - 1], "step": 1}
-    return pystac.Asset(
-        f"../../zarr/{product}.zarr",
+def _add_group(item: pystac.Item, product: str, num_patches: int, schema: Schema, facts: About) -> set[str]:
+    """Add the product's Zarr group and how to look at it; returns the extensions that it takes."""
+    href = f"../../{layout.zarr_store(product)}"
+    fields = asset_fields(schema, facts)
+    asset = pystac.Asset(
+        href,
         title=f"{num_patches:,} patches of {product}",
         media_type=ZARR_TYPE,
         roles=["data"],
@@ -171,14 +147,48 @@ def _zarr_asset(product: str, num_patches: int, modalities: Sequence[str]) -> py
             "zarr:consolidated": True,
             "zarr:node_type": "group",
             "zarr:zarr_format": 3,
-            "bands": zarr_bands(modalities),
-            "cube:dimensions": dimensions,
-            "cube:variables": {
-                name: {"dimensions": list(array.dims), "type": "data", "unit": array.units}
-                for name, array in arrays.items()
-            },
+            "bands": group_bands(schema, facts),
+            **cube_fields(schema, num_patches),
+            **fields,
         },
     )
+    item.add_asset("zarr", asset)
+    # rel "store" points at the store's root, which here is the asset's group itself.
+    item.add_link(pystac.Link("store", href, ZARR_TYPE, "Zarr store"))
+    names = {"datacube", "zarr"} | group_extensions(schema, facts) | extensions_of(fields)
+    bands = [band["name"] for band in asset.extra_fields["bands"]]
+    renders = {r.name: shown for r in facts.renders if (shown := _render(r, schema, bands)) is not None}
+    if renders:
+        item.properties["renders"] = renders
+        names.add("render")
+    return names
+
+
+def _render(render: Render, schema: Schema, bands: Sequence[str]) -> dict[str, Any] | None:
+    """A picture as the render extension has it; None where the bands are not there, or it needs arithmetic."""
+    found = render.array_in(schema)
+    if found is None or any(channel.minus for channel in render.channels):
+        return None
+    _, array = found
+    return {
+        "title": render.title,
+        "assets": ["zarr"],
+        "bidx": [bands.index(band_name(array, channel.tensor)) + 1 for channel in render.channels],
+        "rescale": [[channel.low, channel.high] for channel in render.channels],
+        "color_formula": f"gamma RGB {render.gamma}",
+    }
+
+
+def _add_thumbnail(
+    item: pystac.Item, product: str, render: Render | None, objects: Mapping[str, Written]
+) -> set[str]:
+    path = layout.thumbnail(product)
+    if render is None or path not in objects:
+        return set()
+    href = f"./{path.rpartition('/')[2]}"
+    fields = file_fields(objects[path])
+    item.add_asset("thumbnail", pystac.Asset(href, render.title, None, "image/png", ["thumbnail"], fields))
+    return extensions_of(fields)
 
 
 def _lonlat_ring(code: str, bounds: Sequence[float]) -> list[list[float]]:
@@ -189,62 +199,3 @@ def _lonlat_ring(code: str, bounds: Sequence[float]) -> list[list[float]]:
     x, y = shapely.get_coordinates(box).T
     lon, lat = Transformer.from_crs(code, 4326, always_xy=True).transform(x, y)
     return np.round(np.stack([lon, lat], axis=1), 6).tolist()  # type: ignore[no-any-return]
-
-
-def zarr_definition(modalities: Sequence[str]) -> dict[str, Any]:
-    """The Zarr asset that every product of a root has, with the classes of its reference map."""
-    return {
-        "title": "All patches of the product",
-        "type": ZARR_TYPE,
-        "roles": ["data"],
-        "bands": zarr_bands(modalities),
-        **({"classification:classes": clc_classes()} if "map" in modalities else {}),
-    }
-
-
-def clc_classes() -> list[dict[str, Any]]:
-    """The values of a reference map: 44 CORINE codes and 999, with names and colours."""
-    return [
-        {
-            "value": entry.code,
-            "name": "unlabelled" if entry.code == MAP_UNLABELLED else f"clc_{entry.code}",
-            "title": entry.name,
-            "description": entry.label or "none of the 19 classes",
-            "color_hint": entry.color.lstrip("#").upper(),
-            **({"nodata": True} if entry.code == MAP_UNLABELLED else {}),
-        }
-        for entry in CLC.values()
-    ]
-
-
-def band_extensions(modalities: Sequence[str]) -> list[str]:
-    """The extensions of the fields that `zarr_bands` of these have; one too many is invalid."""
-    return sorted(
-        {name for m in modalities for name in {"s2": ("eo", "raster"), "s1": ("raster",)}.get(m, ())}
-    )
-
-
-def zarr_bands(modalities: Sequence[str]) -> list[dict[str, Any]]:
-    """STAC bands of a product's Zarr group, named ``array[dimension=band]``."""
-    bands: list[dict[str, Any]] = []
-    for array in (name for m in modalities for name in zarr.arrays_of(m)):
-        for name in ARRAYS.get(array, ()):
-            band = BANDS[name]
-            found: dict[str, Any] = {
-                "name": f"{array}[{zarr.PIXEL_ARRAYS[array].dims[1]}={name}]",
-                "data_type": band.dtype,
-                "gsd": band.resolution_m,
-            }
-            if band.sensor == "s2":
-                if band.common_name:
-                    found["eo:common_name"] = band.common_name
-                found["eo:center_wavelength"] = band.center_wavelength_um
-                found["eo:full_width_half_max"] = band.full_width_um
-                found["raster:scale"] = 0.0001
-            else:
-                found["unit"] = "dB"
-            found["raster:spatial_resolution"] = band.resolution_m
-            bands.append(found)
-    if "map" in modalities:
-        bands.append({"name": zarr.REFERENCE_MAP, "data_type": "uint16", "gsd": 10, "nodata": MAP_UNLABELLED})
-    return bands

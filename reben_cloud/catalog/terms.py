@@ -1,38 +1,13 @@
-"""What the catalog's documents have in common: names, DOI and citation, media types, extensions, checksums."""
+"""What the catalog's documents have in common: media types, extensions, checksums."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
-
-from reben_cloud.root.patches import COLLECTION_ID
-
-SHARDS_ID = f"{COLLECTION_ID}-shards"
-"""Id of the collection of training shards."""
-
-TITLE = "BigEarthNet v2.0 (reBEN)"
-"""Title of the collection."""
-
-DOI = "10.5281/zenodo.10891137"
-"""DOI of the published archives."""
-
-CITATION = (
-    "K. Clasen, L. Hackel, T. Burgert, G. Sumbul, B. Demir, V. Markl: reBEN: Refined BigEarthNet Dataset for "
-    "Remote Sensing Image Analysis. IEEE International Geoscience and Remote Sensing Symposium (IGARSS), 2025."
-)
-"""How the authors ask to be cited."""
-
-LINEAGE = (
-    "Sentinel-2 L1C processed to L2A with sen2cor, Sentinel-1 GRD terrain-corrected to sigma nought in dB, "
-    "CORINE Land Cover 2018 rasterised; cut into patches of 1200 m, split by place."
-)
-"""How the dataset was made."""
 
 ZARR_TYPE = "application/vnd.zarr; version=3"
 PARQUET_TYPE = "application/vnd.apache.parquet"
 TAR_TYPE = "application/x-tar"
-
-LICENSE_URL = "https://cdla.dev/permissive-1-0/"
-"""Text of the dataset's licence."""
 
 _VERSIONS = {
     "classification": "2.0.0",
@@ -76,6 +51,11 @@ class Written(Protocol):
 def extension(name: str) -> str:
     """URL of a STAC extension's schema, in the version used here."""
     return f"https://stac-extensions.github.io/{name}/v{_VERSIONS[name]}/schema.json"
+
+
+def extensions_of(fields: Iterable[str]) -> set[str]:
+    """The extensions that fields such as ``eo:common_name`` are of."""
+    return {name.partition(":")[0] for name in fields if ":" in name}
 
 
 def file_fields(written: Written | None) -> dict[str, Any]:

@@ -18,31 +18,37 @@ import pyarrow.parquet as pq
 from reben_cloud.build.plan import fingerprint_of, options_of
 from reben_cloud.errors import RebenError, StorageError
 from reben_cloud.export.plan import identity_of
-from reben_cloud.formats import tar, zarr
+from reben_cloud.formats import zarr
+from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import DIGEST
-from reben_cloud.root.documents import PATCHES
-from reben_cloud.root.manifest import MANIFEST, InvalidManifestError, from_bytes, to_bytes
-from reben_cloud.root.patches import OFFICIAL_SCHEMA
+from reben_cloud.root.documents import EXPORT_MANIFEST
+from reben_cloud.root.manifest import InvalidManifestError, from_bytes, metadata_columns, schema_of, to_bytes
+from reben_cloud.root.patches import described_metadata
 from reben_cloud.root.placement import PlacementOptions, group_sizes, place
 
-PLACES = ("reben:product", "reben:zarr_row", "reben:shard_group", "reben:shard", "reben:shard_row")
+PLACES = (layout.PRODUCT, *layout.PLACEMENT)
 """Columns of the table that follow from the metadata and the options alone (`placement.place`)."""
+
+
+def objects_digest(dataset: Dataset) -> str | None:
+    """The sha256 that the manifest says of the root's list of objects."""
+    return dataset.manifest.get("objects_sha256")
 
 
 def check_manifest(dataset: Dataset) -> list[str]:
     """Whether a root's manifest is whole, and still what it was when the dataset was opened."""
     try:
-        text = bytes(dataset.store.get(MANIFEST))
+        text = bytes(dataset.store.get(layout.MANIFEST))
         manifest = from_bytes(text, where=dataset.url)
     except FileNotFoundError:
-        return [f"{MANIFEST}: missing, so nothing is published here"]
+        return [f"{layout.MANIFEST}: missing, so nothing is published here"]
     except (InvalidManifestError, RebenError) as error:
-        return [f"{MANIFEST}: damaged: {error}"]
+        return [f"{layout.MANIFEST}: damaged: {error}"]
     if manifest != dataset.manifest:
-        return [f"{MANIFEST}: another one than when the dataset was opened"]
+        return [f"{layout.MANIFEST}: another one than when the dataset was opened"]
     if DIGEST in manifest and text != to_bytes(manifest):
-        return [f"{MANIFEST}: says what it must, but not in the bytes that were written"]
+        return [f"{layout.MANIFEST}: says what it must, but not in the bytes that were written"]
     return []
 
 
@@ -52,95 +58,98 @@ def check_root(dataset: Dataset, objects: Sequence[Mapping[str, Any]]) -> list[s
     Nothing is found when the table is not the listed one: that is for the comparison of checksums to say.
     """
     try:
-        data = dataset.store.get(PATCHES)
+        data = dataset.store.get(layout.PATCHES)
     except FileNotFoundError:
         return []
     listed = {row["path"]: row for row in objects}
-    if hashlib.sha256(data).hexdigest() != listed.get(PATCHES, {}).get("sha256"):
+    if hashlib.sha256(data).hexdigest() != listed.get(layout.PATCHES, {}).get("sha256"):
         return []
     try:
-        table = pq.read_table(pa.BufferReader(data)).sort_by("id")
+        table = pq.read_table(pa.BufferReader(data)).sort_by(layout.ID)
         found = [*_counted(dataset.manifest, table), *_placed(dataset.manifest, table, listed)]
     except (pa.ArrowException, KeyError, ValueError) as error:
-        return [f"{PATCHES}: does not have what the table of a root has ({error})"]
-    return [f"{MANIFEST}: {text}" for text in found]
+        return [f"{layout.PATCHES}: does not have what the table of a root has ({error})"]
+    return [f"{layout.MANIFEST}: {text}" for text in found]
 
 
 def check_export(dataset: Dataset) -> list[str]:
     """What an export's manifest says that its table does not."""
     manifest, selection = dataset.manifest, dataset.selection
-    columns = ["reben:product", "reben:country", "reben:shard_group"]
+    columns = [layout.PRODUCT, layout.COUNTRY, layout.SHARD_GROUP]
     found: list[str] = []
     try:
         table = selection.columns(columns)
-        groups = _sizes(table.column("reben:shard_group"))
+        groups = _sizes(table.column(layout.SHARD_GROUP))
         identity = identity_of(selection, manifest["modalities"], manifest["kind"], manifest["settings"])
         found += _differing("num_patches", manifest["num_patches"], len(selection))
-        found += _differing("products", manifest["products"], _names(table.column("reben:product")))
+        found += _differing("products", manifest["products"], _names(table.column(layout.PRODUCT)))
         found += _differing("exported_groups", manifest["exported_groups"], groups)
-        if not {*_names(table.column("reben:country"))} <= {*manifest["countries"]}:
+        if not {*_names(table.column(layout.COUNTRY))} <= {*manifest["countries"]}:
             found.append("countries does not name all that the table has")
         if identity != manifest["identity"]:
             found.append("identity is not that of these patches, modalities, settings and this fingerprint")
     except StorageError:
         raise
     except (OSError, pa.ArrowException, KeyError, ValueError, RebenError) as error:
-        return [f"{PATCHES}: does not have what the table of an export has ({error})"]
-    return [f"export.json: {text}" for text in found]
+        return [f"{layout.PATCHES}: does not have what the table of an export has ({error})"]
+    return [f"{EXPORT_MANIFEST}: {text}" for text in found]
 
 
 def _counted(manifest: Mapping[str, Any], table: pa.Table) -> Iterator[str]:
     yield from _differing("num_patches", manifest["num_patches"], table.num_rows)
-    products = _names(pc.utf8_slice_codeunits(table.column("id"), 0, -6))
+    products = _names(table.column(layout.PRODUCT))
     yield from _differing("products", manifest["products"], products)
-    yield from _differing("countries", manifest["countries"], _names(table.column("reben:country")))
-    summed = [m for m in ("s2", "s1", "map") if f"reben:{m}_xxh3" in table.column_names]
-    yield from _differing("modalities", manifest["modalities"], summed)
+    countries = _names(table.column(layout.COUNTRY)) if layout.COUNTRY in table.column_names else []
+    yield from _differing("countries", manifest["countries"], countries)
+    said = manifest["modalities"]
+    there = set(layout.modalities_with_checksums(table.column_names))
+    summed = [name for name in said if name in there] + sorted(there.difference(said))
+    yield from _differing("modalities", said, summed)
 
 
 def _placed(manifest: Mapping[str, Any], table: pa.Table, listed: Mapping[str, Any]) -> Iterator[str]:
     """Order, groups, shards, and the fingerprint."""
-    names = ["id" if name == "patch_id" else f"reben:{name}" for name in OFFICIAL_SCHEMA.names]
-    columns = [table.column(n).cast(f.type) for n, f in zip(names, OFFICIAL_SCHEMA, strict=True)]
-    official = pa.table(columns, OFFICIAL_SCHEMA).combine_chunks()
+    names = metadata_columns(manifest)
+    metadata = described_metadata(table, names)
     options = options_of(manifest)
     if options is not None:
-        yield from _ordered(manifest, table, official, options)
+        yield from _ordered(manifest, table, metadata, options)
         yield from _differing(
             "zarr_shard_patches", manifest["zarr_shard_patches"], zarr.PATCHES_PER_ZARR_SHARD
         )
         shards = {
-            tar.shard_path(group, modality, number)
+            layout.shard(group, modality, number)
             for group, size in group_sizes(table).items()
             for modality in manifest["modalities"]
             for number in range(-(-size // options.shard_samples))
         }
-        there = {path for path in listed if path.startswith("shards/")}
+        there = {path for path in listed if path.startswith(f"{layout.SHARDS}/")}
         yield from (
-            f"its groups have {path}, which objects.parquet does not" for path in sorted(shards - there)
+            f"its groups have {path}, which {layout.OBJECTS} does not" for path in sorted(shards - there)
         )
         yield from (
-            f"its groups do not have {path}, which objects.parquet has" for path in sorted(there - shards)
+            f"its groups do not have {path}, which {layout.OBJECTS} has" for path in sorted(there - shards)
         )
     # The first version's fingerprints follow from a library's bytes, which may not be had again.
     if DIGEST in manifest:
-        expected = fingerprint_of(official, manifest["modalities"], options)
+        expected = fingerprint_of(metadata.select(names), schema_of(manifest), options)
         yield from _differing("fingerprint", manifest["fingerprint"], expected)
 
 
 def _ordered(
-    manifest: Mapping[str, Any], table: pa.Table, official: pa.Table, options: PlacementOptions
+    manifest: Mapping[str, Any], table: pa.Table, metadata: pa.Table, options: PlacementOptions
 ) -> Iterator[str]:
     sizes = {
         group: {"num_samples": size, "num_shards": -(-size // options.shard_samples)}
         for group, size in group_sizes(table).items()
     }
     yield from _differing("groups", manifest["groups"], sizes)
-    expected = place(official, options)
+    without = schema_of(manifest).recommended_without
+    expected = place(metadata, options, recommended_without=without)
     for name in PLACES:
         if not np.array_equal(_plain(expected.column(name)), _plain(table.column(name))):
             order = f"{options.order}, seed {options.seed}, {options.shard_samples} samples in a shard"
-            yield f"order: {name} of {PATCHES} does not follow from it ({order})"
+            yield f"order: {name} of {layout.PATCHES} does not follow from it ({order})"
             return
 
 

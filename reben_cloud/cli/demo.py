@@ -14,7 +14,7 @@ import numpy as np
 
 from reben_cloud.build import MANIFEST, build, make_plan
 from reben_cloud.files.paths import local_path
-from reben_cloud.root.dataset import open as open_dataset
+from reben_cloud.opening import open as open_dataset
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader

@@ -14,10 +14,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reben_cloud.errors import ConflictError, NotFoundError
-from reben_cloud.export.copying import Progress, Sink, copy_from, fetch, find_missing, open_origin
+from reben_cloud.export.copying import Progress as Progress
+from reben_cloud.export.copying import Sink, copy_from, fetch, find_missing, open_origin
 from reben_cloud.export.folder import (
     check_room,
     partial_folder,
@@ -30,9 +31,7 @@ from reben_cloud.export.folder import find_damage as find_damage
 from reben_cloud.export.plan import MANIFEST as MANIFEST
 from reben_cloud.export.plan import Records, existing, identity_of, modalities_of, reconcile
 from reben_cloud.files.paths import local_path
-
-if TYPE_CHECKING:
-    from reben_cloud.search import Selection
+from reben_cloud.root.selection import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def export_lmdb(
     update: bool = False,
     prune: bool = False,
     threads: int = 6,
-    progress: Progress = _quiet,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Write a selection as an LMDB folder, with the metadata files that its readers need beside it.
 
@@ -122,7 +121,7 @@ def export_lmdb(
         update=update,
         prune=prune,
         threads=threads,
-        progress=progress,
+        progress=progress or _quiet,
     )
 
 
@@ -135,7 +134,7 @@ def export_safetensors(
     update: bool = False,
     prune: bool = False,
     threads: int = 6,
-    progress: Progress = _quiet,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Write a selection as plain safetensors files; the rest is as with `export_lmdb`.
 
@@ -164,7 +163,7 @@ def export_safetensors(
         update=update,
         prune=prune,
         threads=threads,
-        progress=progress,
+        progress=progress or _quiet,
     )
 
 

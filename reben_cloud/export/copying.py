@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from reben_cloud.errors import NotFoundError, SourceError, StorageError
 from reben_cloud.export.plan import Records, afresh
 from reben_cloud.formats import tar
-from reben_cloud.root.patch import Buffer
-from reben_cloud.stream.fetch import Counters, Places, Reader
+from reben_cloud.schema import Buffer
+from reben_cloud.stream.readers.base import Counters, Places, Reader
 from reben_cloud.stream.select import StoredSelection, open_reader
 
 if TYPE_CHECKING:
-    from reben_cloud.search import Selection
+    from reben_cloud.root.selection import Selection
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Most that is brought at once. Measured: 4 MB and 16 MB are as fast, 64 MB takes twice the CPU (page faults)."""
@@ -159,8 +159,8 @@ def plan_pieces(origin: Origin, records: Records, missing: NDArray[np.int64]) ->
     for modality in records.modalities:
         numbers = records.numbers(modality)[origin.patch]
         mine = np.flatnonzero(wanted[numbers])
-        piece = places.row[mine] // (PIECE_BYTES // tar.RECORD_BYTES[modality])
+        piece = places.row[mine] // (PIECE_BYTES // tar.record_bytes(modality))
         cuts = np.flatnonzero((np.diff(places.shard[mine]) != 0) | (np.diff(piece) != 0)) + 1
         for part in np.split(mine, cuts):
             if part.size:
-                yield Piece(modality, part, numbers[part])
+                yield Piece(modality.name, part, numbers[part])

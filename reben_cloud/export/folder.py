@@ -18,17 +18,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from reben_cloud.bigearthnet.bands import MODALITIES
+from reben_cloud.bigearthnet.official import EXTRA_METADATA, OFFICIAL_SCHEMA
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.export.copying import Sink
 from reben_cloud.export.plan import MANIFEST, afresh
+from reben_cloud.formats import parquet
+from reben_cloud.root import layout
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.documents import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES, parquet
+from reben_cloud.root.documents import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES
 from reben_cloud.root.manifest import EXPORT_FORMAT, to_bytes
-from reben_cloud.root.patches import OFFICIAL_SCHEMA
 
 if TYPE_CHECKING:
-    from reben_cloud.search import Selection
+    from reben_cloud.root.selection import Selection
 
 
 @contextmanager
@@ -90,12 +91,13 @@ def translated(path: Path) -> Iterator[None]:
 def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) -> None:
     """The official metadata of the patches in both official files, and the table that searches need."""
     _write_official(partial, chosen)
-    gone = {"assets", *(f"reben:{m}_xxh3" for m in MODALITIES if m not in modalities)}
+    dataset = chosen.dataset
+    gone = {layout.ASSETS, *(layout.checksum_column(m) for m in dataset.modalities if m not in modalities)}
     names = [name for name in chosen.table.names if name not in gone]
     schema = chosen.table.take(chosen.rows[:1], names).schema
     file = partial / PATCHES
-    extents = chosen.columns(["bbox", "datetime"])
-    with metadata.patches_writer(file, schema, extents) as writer:
+    extents = chosen.columns([layout.BBOX, layout.DATETIME])
+    with metadata.patches_writer(file, schema, extents, dataset.schema) as writer:
         # Row groups of the root's size, but for those that the selection leaves smaller.
         for part in chosen.table.parts(chosen.rows, names):
             writer.write_table(part.cast(schema), row_group_size=metadata.ROW_GROUP_ROWS)
@@ -105,22 +107,19 @@ def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) ->
 
 
 def _write_official(partial: Path, chosen: Selection) -> None:
-    """Both official files, sorted by patch."""
+    """The metadata of the patches, sorted by patch: in both official files where they are official."""
     order = np.argsort(
         np.concatenate(
-            [p.column("id").to_numpy().astype("S") for p in chosen.table.parts(chosen.rows, ["id"])]
+            [p.column(layout.ID).to_numpy().astype("S") for p in chosen.table.parts(chosen.rows, [layout.ID])]
         )
     )
-    files = {
-        "metadata.parquet": False,
-        "metadata_for_patches_with_snow_cloud_or_shadow.parquet": True,
-    }
+    columns = afresh(chosen, chosen.rows[:1]).official().schema
+    is_official = columns.names == OFFICIAL_SCHEMA.names
+    files = {"metadata.parquet": False, EXTRA_METADATA: True} if is_official else {"metadata.parquet": False}
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
-                pq.ParquetWriter(
-                    partial / name, OFFICIAL_SCHEMA, compression="zstd", write_page_checksum=True
-                )
+                pq.ParquetWriter(partial / name, columns, compression="zstd", write_page_checksum=True)
             )
             for name in files
         }
@@ -128,7 +127,9 @@ def _write_official(partial: Path, chosen: Selection) -> None:
             rows = np.sort(chosen.rows[order[start : start + metadata.ROW_GROUP_ROWS]])
             # Neighbours by name are neighbours in the table, but for products: read anew, not kept.
             part = afresh(chosen, rows).official()
-            extra = pc.or_(part.column("contains_seasonal_snow"), part.column("contains_cloud_or_shadow"))
+            extra = pa.array(np.zeros(part.num_rows, np.bool_))
+            if is_official:
+                extra = pc.or_(part.column("contains_seasonal_snow"), part.column("contains_cloud_or_shadow"))
             for name, wanted in files.items():
                 writers[name].write_table(part.filter(extra if wanted else pc.invert(extra)))
     for name in files:
@@ -137,8 +138,8 @@ def _write_official(partial: Path, chosen: Selection) -> None:
 
 def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -> None:
     """What the root says of itself, as far as it holds for the export; the order of streaming follows from it."""
-    table = chosen.columns(["reben:product", "reben:shard_group"])
-    counts = pc.value_counts(table.column("reben:shard_group").cast(pa.string())).to_pylist()
+    table = chosen.columns([layout.PRODUCT, layout.SHARD_GROUP])
+    counts = pc.value_counts(table.column(layout.SHARD_GROUP).cast(pa.string())).to_pylist()
     with (partial / PATCHES).open("rb") as file:
         seal = parquet.Seal.of(file)
     manifest = {
@@ -147,7 +148,7 @@ def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -
         "format": EXPORT_FORMAT,
         "version": 1,
         "num_patches": len(chosen),
-        "products": sorted(pc.unique(table.column("reben:product").cast(pa.string())).to_pylist()),
+        "products": sorted(pc.unique(table.column(layout.PRODUCT).cast(pa.string())).to_pylist()),
         "exported_groups": {
             one["values"]: one["counts"] for one in sorted(counts, key=lambda c: c["values"])
         },

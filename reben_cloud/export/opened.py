@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reben_cloud.build import MANIFEST, make_plan
@@ -24,6 +23,7 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.files.paths import local_path, split_scheme
+from reben_cloud.root.backing import LmdbFolder
 from reben_cloud.root.documents import PATCHES
 from reben_cloud.root.patches import patches_table, write_patches
 from reben_cloud.sources.recognise import open_source
@@ -34,13 +34,13 @@ SCHEME = "lmdb://"
 
 
 class LmdbRoot(NamedTuple):
-    """What `dataset.open` needs of an LMDB."""
+    """What `reben_cloud.open` needs of an LMDB."""
 
     store: Store
     """Where ``patches.parquet`` is read from."""
     manifest: Mapping[str, Any]
     """In a root's words."""
-    folder: str
+    backing: LmdbFolder
     """The folder with ``data.mdb``."""
 
 
@@ -66,7 +66,8 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
     found = sorted(file.parent for pattern in ("data.mdb", "*/data.mdb") for file in folder.glob(pattern))
     if found:
         made = MadeRoot(str(folder))
-        return LmdbRoot(made, made.manifest, str(found[0]))
+        backing = LmdbFolder(path=str(found[0]), compute_former=made.compute_former_fingerprint)
+        return LmdbRoot(made, made.manifest, backing)
     if named:
         raise NotFoundError(f"{text}: no LMDB (data.mdb) in that folder")
     return None
@@ -88,7 +89,7 @@ def _open_export(folder: Path) -> LmdbRoot:
             f"{folder} is an export to {manifest['kind']}, which is not searched or streamed; "
             "build a root from it (reben-cloud build)"
         )
-    return LmdbRoot(open_store(folder), manifest, str(folder))
+    return LmdbRoot(open_store(folder), manifest, LmdbFolder(path=str(folder)))
 
 
 class MadeRoot(Store):
@@ -108,21 +109,21 @@ class MadeRoot(Store):
     @cached_property
     def _patches(self) -> memoryview:
         plan = self._plan
-        return memoryview(write_patches(patches_table(plan.table, pa.table(plan.placement))))
+        return memoryview(write_patches(patches_table(plan.table, plan.schema, plan.placement), plan.schema))
 
     @property
     def manifest(self) -> Mapping[str, Any]:
         """The manifest of the root that a build would make."""
         return manifest_of(self._plan)
 
-    @cached_property
-    def former_fingerprint(self) -> str:
+    def compute_former_fingerprint(self) -> str:
         """What the first version called this dataset, which streams and their states depend on.
 
         It hashed the bytes of a parquet file, so it is what that version said only where pyarrow is the same.
         """
         plan, table = self._plan, io.BytesIO()
-        pq.write_table(plan.table.combine_chunks(), table, compression="none")
+        given = plan.table.select(list(plan.given)).replace_schema_metadata().combine_chunks()
+        pq.write_table(given, table, compression="none")
         digest = hashlib.sha256(table.getbuffer())
         digest.update(repr((1, plan.modalities, plan.options)).encode())
         return digest.hexdigest()[:16]

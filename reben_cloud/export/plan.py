@@ -14,15 +14,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
+from reben_cloud.root import layout
 from reben_cloud.root.documents import EXPORT_MANIFEST, read_patches
 from reben_cloud.root.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
-from reben_cloud.root.patch import PAYLOAD_BYTES, PAYLOAD_HEADER
+from reben_cloud.schema import Modality
 from reben_cloud.store import open_store
 
 if TYPE_CHECKING:
-    from reben_cloud.search import Selection
+    from reben_cloud.root.selection import Selection
 
 MANIFEST = EXPORT_MANIFEST
 """What the folder says of itself; written last."""
@@ -46,7 +46,7 @@ def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[st
             )
     if not there:
         raise ValueError(f"{dataset.url} is a catalog of metadata alone and has no pixels to export")
-    return tuple(m for m in MODALITIES if m in (asked or there))
+    return tuple(m for m in there if m in (asked or there))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def reconcile(
         if update != prune:
             rows = np.union1d(old, rows) if update else np.intersect1d(old, rows)
             both = {*there["modalities"], *modalities} if update else {*there["modalities"]} & {*modalities}
-            modalities = tuple(m for m in MODALITIES if m in both)
+            modalities = tuple(m for m in selection.dataset.schema.modality_names if m in both)
         kept = len(np.intersect1d(old, rows))
         change = len(rows) - kept, len(ids) - kept
     return afresh(selection, rows), modalities, change
@@ -151,7 +151,7 @@ def identity_of(
 class Records:
     """The payloads of an export: one of each modality of each patch, in the order of their keys."""
 
-    modalities: tuple[str, ...]
+    modalities: tuple[Modality, ...]
     """What every patch has."""
     keys: NDArray[np.bytes_]
     """LMDB keys, rising, shape (n,)."""
@@ -165,14 +165,14 @@ class Records:
     def check(self, number: int, payload: Any) -> bool:
         """Whether these bytes are the payload of record `number`."""
         modality = self.modalities[self.code[number]]
-        header = PAYLOAD_HEADER[modality]
+        header = modality.payload_header
         return (
-            memoryview(payload).nbytes == PAYLOAD_BYTES[modality]
+            memoryview(payload).nbytes == modality.payload_bytes
             and bytes(payload[: len(header)]) == header
             and (self.xxh3 is None or xxhash.xxh3_64_intdigest(payload) == int(self.xxh3[number]))
         )
 
-    def numbers(self, modality: str) -> NDArray[np.int64]:
+    def numbers(self, modality: Modality) -> NDArray[np.int64]:
         """The record of each patch in a modality, shape (num_patches,)."""
         mine = np.flatnonzero(self.code == self.modalities.index(modality))
         found = np.empty_like(mine)
@@ -180,20 +180,22 @@ class Records:
         return found
 
     @classmethod
-    def of(cls, chosen: Selection, modalities: tuple[str, ...]) -> Records:
-        """The records of a selection."""
-        sums = [f"reben:{m}_xxh3" for m in modalities]
+    def of(cls, chosen: Selection, names: Sequence[str]) -> Records:
+        """The records of the modalities of these names of a selection."""
+        modalities = chosen.dataset.schema.only(names).modalities
+        sums = [layout.checksum_column(m.name) for m in modalities]
         known = set(sums) <= set(chosen.table.names)
-        columns = {"s2": ("id", b""), "s1": ("reben:s1_name", b""), "map": ("id", b"_reference_map")}
-        names = sorted({columns[m][0] for m in modalities} | set(sums if known else ()))
+        columns = [layout.column(m.key_column) for m in modalities]
+        wanted = sorted({*columns, *(sums if known else ())})
         count, start = len(chosen), 0
         keys: NDArray[np.bytes_] = np.empty((len(modalities), count), "S64")
         xxh3 = np.empty((len(modalities), count if known else 0), np.uint64)
-        for part in chosen.table.parts(chosen.rows, names):
+        for part in chosen.table.parts(chosen.rows, wanted):
             here = slice(start, start + part.num_rows)
             for number, (modality, total) in enumerate(zip(modalities, sums, strict=True)):
-                name, suffix = columns[modality]
-                texts = np.array([text.encode() + suffix for text in part.column(name).to_pylist()])
+                suffix = modality.key_suffix.encode()
+                column = part.column(columns[number]).to_pylist()
+                texts = np.array([text.encode() + suffix for text in column])
                 if texts.itemsize > keys.itemsize:
                     keys = keys.astype(texts.dtype)
                 keys[number, here] = texts

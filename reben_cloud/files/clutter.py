@@ -1,10 +1,12 @@
 """Names that systems, tools and file servers leave in folders: never a part of any data.
 
-One rule for every source: folders, archives, LMDBs, scenes. It knows one name at a time, no path: a source may
-itself be below a hidden folder.
+One rule for every source: folders, archives, LMDBs, scenes. It judges names below the folder that was given, never
+the path to it: a source may itself be below a hidden folder.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 _NAMES = frozenset(
     {
@@ -28,3 +30,10 @@ def is_clutter(name: str) -> bool:
         name: One component of a path, not ``.`` or ``..``.
     """
     return name.startswith(".") or name.lower() in _NAMES
+
+
+def glob_data(folder: Path, pattern: str) -> list[Path]:
+    """What `Path.glob` finds below a folder that is not clutter, nor inside of it; sorted."""
+    return sorted(
+        path for path in folder.glob(pattern) if not any(map(is_clutter, path.relative_to(folder).parts))
+    )

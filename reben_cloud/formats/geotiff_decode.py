@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from reben_cloud.errors import InvalidPatchError, SourceError, missing_extra
-from reben_cloud.root.patch import Tensor
+from reben_cloud.schema import Place
 
 Footprint = tuple[int, int, int, int, int]
 """(epsg, minx, miny, maxx, maxy), metres, as `grid.footprint` gives it."""
@@ -117,7 +117,7 @@ _layouts: dict[int, _Layout] = {}  # by file size: the official files have three
 _deflated: list[_Deflated] = []  # the last one met: the sizes of such files differ
 
 
-def read_pixels(data: bytes, tensor: Tensor, footprint: Footprint, *, name: str) -> bytes | memoryview:
+def read_pixels(data: bytes, tensor: Place, footprint: Footprint, *, name: str) -> bytes | memoryview:
     """The pixels of one band, row by row, little-endian: as they lie in a payload.
 
     Args:
@@ -164,13 +164,13 @@ def _layout(data: bytes, name: str) -> _Layout:
     return layout
 
 
-def _wrong(name: str, tensor: Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> InvalidPatchError:
+def _wrong(name: str, tensor: Place, dtype: np.dtype[Any], shape: tuple[int, ...]) -> InvalidPatchError:
     return InvalidPatchError(
         f"{name}: must be {tensor.dtype.name} of shape {tensor.shape}, got {dtype.name} of shape {shape}"
     )
 
 
-def _check_place(data: bytes, place: _Place, tensor: Tensor, footprint: Footprint, name: str) -> None:
+def _check_place(data: bytes, place: _Place, tensor: Place, footprint: Footprint, name: str) -> None:
     epsg, minx, _, maxx, maxy = footprint
     try:
         code, is_point = _crs(data[slice(*place.keys)] if place.keys else b"", place.order)
@@ -349,7 +349,7 @@ def _imagecodecs() -> Any:
     return imagecodecs
 
 
-def _decode(data: bytes, tensor: Tensor, name: str) -> bytes:
+def _decode(data: bytes, tensor: Place, name: str) -> bytes:
     imagecodecs = _imagecodecs()
     try:
         array = np.asarray(imagecodecs.tiff_decode(data))

@@ -10,18 +10,15 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reben_cloud.bigearthnet.bands import MODALITIES
-from reben_cloud.errors import NotFoundError, SourceError, StorageError, missing_extra
+from reben_cloud.errors import NotFoundError, StorageError, missing_extra
 from reben_cloud.formats.lmdb_file import LmdbFile
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
-from reben_cloud.root.patch import Buffer, Patch, PatchInfo, check_payload, lmdb_key
-from reben_cloud.store import file_version
+from reben_cloud.schema import Buffer
 
 try:
     import lmdb
@@ -62,24 +59,12 @@ def _opened(path: str, *_identity: int) -> LmdbFile:
 def keys(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Every key, in LMDB's byte order."""
     for key in open_lmdb(folder).iter_keys():
-        yield _text(key)
+        yield text_of(key)
 
 
 def num_records(folder: str | os.PathLike[str]) -> int:
     """How many records it has."""
     return open_lmdb(folder).num_records
-
-
-def modalities_of(folder: str | os.PathLike[str]) -> list[str]:
-    """The modalities that an LMDB's keys say it has; the keys of one are not all read if more is soon found."""
-    found = set()
-    for key in open_lmdb(folder).iter_keys():
-        modality = _MODALITY.get(key[:4])
-        if modality is not None:
-            found.add("map" if key.endswith(_MAP_SUFFIX) else modality)
-            if len(found) == len(MODALITIES):
-                break
-    return [modality for modality in MODALITIES if modality in found]
 
 
 def read_many(folder: str | os.PathLike[str], wanted: Iterable[str]) -> list[bytes]:
@@ -171,103 +156,6 @@ def _batches(records: Iterable[tuple[bytes, Buffer]]) -> Iterator[list[tuple[byt
         yield batch
 
 
-_MAP_SUFFIX = b"_reference_map"
-_MODALITY = {f"S{sensor}{satellite}_".encode(): f"s{sensor}" for sensor in (1, 2) for satellite in "ABCD"}
-_V1_UNDERSCORES = 4  # S2A_MSIL2A_20170613T101031_87_48; of v2 it is seven
-_CHECKED_RECORDS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class LmdbSource:
-    """The records of an LMDB folder that rico-hdl or `reben-cloud export` wrote."""
-
-    folder: str
-    """The folder that holds ``data.mdb``."""
-    only: tuple[str, ...] = ()
-    """Modalities to look at; all when empty."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Modality that it lacks -> what is near it, looks like that modality and is not taken (`recognise`)."""
-
-    @property
-    def kind(self) -> str:
-        """What it is, without where."""
-        return "rico-hdl LMDB"
-
-    def describe(self) -> str:
-        """One line for people."""
-        return f"rico-hdl LMDB {self.folder}"
-
-    def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Names by modality, from the keys; a few hundred records of each are looked at, the others when they are read.
-
-        Keys that are not records (``__len__`` and the like) are left out, with a warning that counts them.
-
-        Raises:
-            SourceError: If it has no records of BigEarthNet v2, or some of v1.
-            InvalidPatchError: If a record has other tensors, dtypes or shapes; it names the record.
-        """
-        found: dict[str, list[str]] = {}
-        foreign: list[bytes] = []
-        # Keys alone: a value's size is on its own first page, and 1.6 million of those take minutes to read.
-        file = open_lmdb(self.folder)
-        for key in file.iter_keys():
-            modality, name = _MODALITY.get(key[:4]), key.removesuffix(_MAP_SUFFIX)
-            if modality is None:
-                foreign.append(key)
-                continue
-            if len(name) < len(key):
-                modality = "map"
-            if self.only and modality not in self.only:
-                continue
-            if modality == "s2" and key.count(b"_") == _V1_UNDERSCORES:
-                raise SourceError(
-                    f"{self.folder}: the record {_text(key)!r} is named as BigEarthNet v1 names its patches; "
-                    "a root is made of v2's"
-                )
-            found.setdefault(modality, []).append(_text(name))
-        for modality, names in found.items():
-            for one in [*names[:: -(-len(names) // _CHECKED_RECORDS)], names[-1]]:
-                record = f"{one}{_text(_MAP_SUFFIX)}" if modality == "map" else one
-                payload = file.get(record.encode()) or b""
-                check_payload(modality, payload, name=f"{self.folder}: record {record!r}")
-        lacking = [modality for modality in self.only if modality not in found]
-        if lacking:
-            raise SourceError(f"{self.folder}: an LMDB without records of {' and '.join(lacking)}")
-        if not found:
-            keys_are = (
-                f"; its keys are like {_text(foreign[0])!r} ({len(foreign):,} keys)"
-                if foreign
-                else ", it is empty"
-            )
-            raise SourceError(
-                f"{self.folder}: an LMDB without records of BigEarthNet v2{keys_are}. Records in "
-                "named databases inside it are not read"
-            )
-        if foreign:
-            logger.warning(
-                "%s: %s that are not records of BigEarthNet v2 are left out, the first is %r",
-                self.folder,
-                f"{len(foreign):,} {'key' if len(foreign) == 1 else 'keys'}",
-                _text(foreign[0]),
-            )
-        return found
-
-    def identity(self) -> Mapping[str, str]:
-        """Size and time of ``data.mdb``."""
-        return {"data.mdb": file_version(Path(self.folder, "data.mdb"))}
-
-    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
-        """Nothing: the file holds many patches."""
-        return ""
-
-    def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
-        """The payloads of one patch."""
-        wanted = [lmdb_key(m, info) for m in modalities]
-        values = read_many(self.folder, wanted)
-        for modality, key, value in zip(modalities, wanted, values, strict=True):
-            check_payload(modality, value, name=f"{self.folder}: record {key!r}")
-        return Patch(info=info, payloads=dict(zip(modalities, values, strict=True)))
-
-
-def _text(key: bytes) -> str:
+def text_of(key: bytes) -> str:
+    """A key as text, whatever its bytes are."""
     return key.decode("utf-8", "backslashreplace")

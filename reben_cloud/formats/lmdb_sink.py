@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import StorageError
 from reben_cloud.formats import lmdb
 from reben_cloud.formats.lmdb_pages import PAGE_BYTES, VALUE_OFFSET, plan_pages
-from reben_cloud.root.patch import PAYLOAD_BYTES, Buffer
+from reben_cloud.schema import Buffer, Modality
 
 MAX_MAP_SIZE = 2**47
 """Address space of a process on x86-64; rico-hdl asks for 100 TiB of it."""
@@ -26,7 +26,7 @@ class Keyed(Protocol):
     """What is to be stored: a key and a modality a record."""
 
     @property
-    def modalities(self) -> Sequence[str]:
+    def modalities(self) -> Sequence[Modality]:
         """What there is."""
 
     @property
@@ -51,7 +51,7 @@ class LmdbSink:
     """
 
     def __init__(self, folder: Path, records: Keyed, *, map_size: int | None) -> None:
-        sizes = np.array([PAYLOAD_BYTES[m] for m in records.modalities], np.int32)[records.code]
+        sizes = np.array([m.payload_bytes for m in records.modalities], np.int32)[records.code]
         self._layout = plan_pages(records.keys, sizes)
         self._folder, self._records, self._map_size = folder, records, map_size
         self._file: int | None = None
@@ -139,14 +139,17 @@ class LmdbSink:
         with env.begin(buffers=True) as txn:
 
             def records_of(modality: str) -> Iterator[tuple[bytes, Buffer]]:
-                if modality in self._records.modalities:
-                    mine = self._records.code == self._records.modalities.index(modality)
+                names = [one.name for one in self._records.modalities]
+                if modality in names:
+                    mine = self._records.code == names.index(modality)
                     for key in self._records.keys[mine].tolist():
                         yield key, txn.get(key)
 
+            # As rico-hdl does: by name, those with a suffix last.
+            order = sorted(self._records.modalities, key=lambda m: (bool(m.key_suffix), m.name))
             try:
                 shutil.rmtree(copy, ignore_errors=True)
-                lmdb.put_as_rico_hdl(copy, [records_of(m) for m in ("s1", "s2", "map")])
+                lmdb.put_as_rico_hdl(copy, [records_of(m.name) for m in order])
                 os.replace(copy / "data.mdb", self._path)
             finally:
                 shutil.rmtree(copy, ignore_errors=True)

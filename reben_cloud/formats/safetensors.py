@@ -8,34 +8,16 @@ are filled in any order.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.bands import ARRAYS, MODALITIES
-from reben_cloud.errors import NotFoundError, SourceError
-from reben_cloud.root.documents import EXPORT_MANIFEST, read_patches
-from reben_cloud.root.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
-from reben_cloud.root.patch import (
-    MAP_SHAPE,
-    MAP_TENSOR,
-    PAYLOAD_BYTES,
-    PAYLOAD_HEADER,
-    TENSORS,
-    Buffer,
-    Patch,
-    PatchInfo,
-)
-from reben_cloud.store import file_version, open_store
-
-_DTYPES = {"uint16": "U16", "float32": "F32"}
+from reben_cloud.errors import SourceError
+from reben_cloud.schema import Buffer, Modality, TensorSpec, safetensors_layout
 
 
 class _Piece(NamedTuple):
@@ -54,51 +36,35 @@ class _Part(NamedTuple):
 
     header: bytes
     pieces: Mapping[str, Sequence[_Piece]]
-    """By modality."""
+    """By name of the modality."""
     nbytes: int
 
 
-@lru_cache(maxsize=8)
-def _part(modalities: tuple[str, ...], count: int) -> _Part:
-    arrays: dict[str, tuple[str, list[int], str, tuple[str, ...]]] = {}
+def _part(modalities: Sequence[Modality], count: int) -> _Part:
+    specs = {
+        array.name: TensorSpec(
+            name=array.name, shape=(count, *modality.shape_of(array)), dtype=modality.tensor_of(array).dtype
+        )
+        for modality in modalities
+        for array in modality.arrays
+    }
+    header, places = safetensors_layout(specs.values())
+    pieces: dict[str, list[_Piece]] = {modality.name: [] for modality in modalities}
     for modality in modalities:
-        if modality == "map":
-            arrays["map"] = ("map", [count, *MAP_SHAPE], "uint16", (MAP_TENSOR,))
-            continue
-        for array in MODALITIES[modality]:
-            first = TENSORS[modality][ARRAYS[array][0]]
-            shape = [count, len(ARRAYS[array]), *first.shape]
-            arrays[array] = (modality, shape, first.dtype.name, ARRAYS[array])
-    # As safetensors writes them: wide types first, then by name.
-    ordered = sorted(arrays, key=lambda a: (-np.dtype(arrays[a][2]).itemsize, a))
-    entries, position = {}, 0
-    for name in ordered:
-        _, shape, dtype, _ = arrays[name]
-        end = position + int(np.prod(shape)) * np.dtype(dtype).itemsize
-        entries[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    pieces: dict[str, list[_Piece]] = {m: [] for m in modalities}
-    position = start
-    for name in ordered:
-        modality, shape, dtype, bands = arrays[name]
-        stride = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-        for number, band in enumerate(bands):
-            nbytes = stride // len(bands)
-            pieces[modality].append(
-                _Piece(TENSORS[modality][band].offset, nbytes, position + number * nbytes, stride)
-            )
-        position += count * stride
-    return _Part(len(text).to_bytes(8, "little") + text, pieces, position)
+        for array in modality.arrays:
+            stride = specs[array.name].nbytes // count
+            for number, name in enumerate(array.tensors):
+                nbytes = stride // len(array.tensors)
+                target = places[array.name].offset + number * nbytes
+                pieces[modality.name].append(_Piece(modality.places[name].offset, nbytes, target, stride))
+    return _Part(header, pieces, len(header) + sum(spec.nbytes for spec in specs.values()))
 
 
 class Placed(Protocol):
     """What is to be stored: modality and patch of each record."""
 
     @property
-    def modalities(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[Modality, ...]:
         """What there is."""
 
     @property
@@ -126,7 +92,9 @@ class SafetensorsSink:
             min(patches_per_file, self._num_patches - s)
             for s in range(0, self._num_patches, patches_per_file)
         ]
-        self.nbytes = sum(_part(self._records.modalities, count).nbytes for count in self._counts)
+        # All parts are alike, but for the last.
+        self._parts = {count: _part(records.modalities, count) for count in set(self._counts)}
+        self.nbytes = sum(self._parts[count].nbytes for count in self._counts)
         """Size of all finished files."""
 
     def present_bytes(self) -> int:
@@ -137,7 +105,7 @@ class SafetensorsSink:
         """Make the files, or open those of an earlier run; whether there were any."""
         there = any(self._folder.glob("part-*.safetensors"))
         for number, count in enumerate(self._counts):
-            part = _part(self._records.modalities, count)
+            part = self._parts[count]
             file = os.open(_path(self._folder, number), os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 os.ftruncate(file, part.nbytes)
@@ -186,13 +154,13 @@ class SafetensorsSink:
     def close(self) -> None:
         """Nothing stays open."""
 
-    def _modality(self, number: int) -> str:
+    def _modality(self, number: int) -> Modality:
         return self._records.modalities[int(self._records.code[number])]
 
     def _place(self, number: int, flags: int) -> tuple[int, int, Sequence[_Piece]]:
         """(Open file, row, pieces) of a record."""
         part, row = divmod(int(self._records.patch[number]), self._step)
-        pieces = _part(self._records.modalities, self._counts[part]).pieces[self._modality(number)]
+        pieces = self._parts[self._counts[part]].pieces[self._modality(number).name]
         return os.open(_path(self._folder, part), flags), row, pieces
 
 
@@ -200,98 +168,35 @@ def _path(folder: str | os.PathLike[str], number: int) -> Path:
     return Path(folder) / f"part-{number:05d}.safetensors"
 
 
-def _gather(file: int, row: int, modality: str, pieces: Sequence[_Piece]) -> bytes:
-    payload = bytearray(PAYLOAD_BYTES[modality])
-    payload[: len(PAYLOAD_HEADER[modality])] = PAYLOAD_HEADER[modality]
+def _gather(file: int, row: int, modality: Modality, pieces: Sequence[_Piece]) -> bytes:
+    payload = bytearray(modality.payload_bytes)
+    payload[: len(modality.payload_header)] = modality.payload_header
     for piece in pieces:
         part = os.pread(file, piece.nbytes, piece.target + row * piece.stride)
         payload[piece.source : piece.source + len(part)] = part
     return bytes(payload)
 
 
-@dataclass(frozen=True, slots=True)
-class SafetensorsSource:
-    """The patches of a folder that an export to safetensors wrote."""
+def read_part(
+    folder: str | os.PathLike[str], modalities: Sequence[Modality], *, number: int, count: int, row: int
+) -> dict[str, bytes]:
+    """The payloads of one patch, put together from its arrays.
 
-    folder: str
-    """The folder with the part files."""
-    only: tuple[str, ...] = ()
-    """Modalities to look at; all when empty."""
+    Args:
+        folder: The folder with the part files.
+        modalities: All that the files hold.
+        number: Which part.
+        count: Patches in it.
+        row: Which of them.
 
-    @property
-    def kind(self) -> str:
-        """What it is, without where."""
-        return "safetensors files"
-
-    def describe(self) -> str:
-        """One line for people."""
-        return f"safetensors files {self.folder}"
-
-    def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Names by modality: every patch has all of them."""
-        index = _index(self.folder)
-        ids = list(index.rows)
-        modalities = [m for m in index.modalities if not self.only or m in self.only]
-        return {m: [index.s1_names[i] for i in ids] if m == "s1" else ids for m in modalities}
-
-    def identity(self) -> Mapping[str, str]:
-        """Sizes and times of the part files and of what says which patch is where."""
-        files = sorted(file for file in Path(self.folder).iterdir() if file.is_file())
-        return {file.name: file_version(file) for file in files}
-
-    def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
-        """Nothing: a part file holds many patches."""
-        return ""
-
-    def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
-        """The payloads of one patch, put together from its arrays.
-
-        Raises:
-            NotFoundError: If the patch is not there.
-        """
-        index = _index(self.folder)
-        if info.patch_id not in index.rows:
-            raise NotFoundError(f"{self.folder} has no patch {info.patch_id}")
-        number, row = divmod(index.rows[info.patch_id], index.step)
-        layout = _part(index.modalities, min(index.step, len(index.rows) - number * index.step))
-        file = os.open(_path(self.folder, number), os.O_RDONLY)
-        try:
-            if os.pread(file, len(layout.header), 0) != layout.header:
-                raise SourceError(f"{_path(self.folder, number)} is not the part file that was exported")
-            payloads = {m: _gather(file, row, m, layout.pieces[m]) for m in modalities}
-        finally:
-            os.close(file)
-        return Patch(info=info, payloads=payloads)
-
-
-class _Index(NamedTuple):
-    rows: Mapping[str, int]
-    s1_names: Mapping[str, str]
-    modalities: tuple[str, ...]
-    step: int
-
-
-@lru_cache(maxsize=2)
-def _index(folder: str) -> _Index:
+    Raises:
+        SourceError: If the file is not of these modalities and that many patches.
+    """
+    part = _part(modalities, count)
+    file = os.open(_path(folder, number), os.O_RDONLY)
     try:
-        text = (Path(folder) / EXPORT_MANIFEST).read_bytes()
-        manifest = from_bytes(text, where=folder, kind=EXPORT_FORMAT)
-    except InvalidManifestError as error:
-        raise SourceError(f"{folder}/{EXPORT_MANIFEST} is damaged: {error}; export again") from error
-    table = read_patches(open_store(folder), manifest, ["id", "reben:s1_name"])
-    ids = table.column("id").to_pylist()
-    return _Index(
-        {patch_id: row for row, patch_id in enumerate(ids)},
-        dict(zip(ids, table.column("reben:s1_name").to_pylist(), strict=True)),
-        tuple(manifest["modalities"]),
-        int(manifest["settings"]["patches_per_file"]),
-    )
-
-
-def is_safetensors(folder: str | os.PathLike[str]) -> bool:
-    """Whether `folder` holds an export to safetensors."""
-    try:
-        manifest = json.loads((Path(folder) / EXPORT_MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("kind") == "safetensors"
+        if os.pread(file, len(part.header), 0) != part.header:
+            raise SourceError(f"{_path(folder, number)} is not the part file that was exported")
+        return {m.name: _gather(file, row, m, part.pieces[m.name]) for m in modalities}
+    finally:
+        os.close(file)

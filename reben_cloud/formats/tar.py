@@ -2,8 +2,8 @@
 
 A sample is two members, ``<patch_id>.<modality>.safetensors`` and ``<patch_id>.json``, each with one
 512-byte ustar header. Payloads of a modality have one size and the JSON is padded with spaces, so
-sample i starts at byte ``i * RECORD_BYTES[modality]`` and a shard can be viewed as a
-``uint8 [num_samples, RECORD_BYTES]`` array. The same samples always give the same bytes: mtime 0,
+sample i starts at byte ``i * record_bytes(modality)`` and a shard can be viewed as a
+``uint8 [num_samples, record_bytes]`` array. The same samples always give the same bytes: mtime 0,
 owner 0, no PAX records. This module knows nothing of stores, order or metadata tables.
 """
 
@@ -14,14 +14,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.errors import InvalidPatchError
-from reben_cloud.root.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, Buffer, check_payload
+from reben_cloud.schema import Buffer, Modality
 
 BLOCK_BYTES = 512
 """Size of a tar header, and the unit to which member data is padded (POSIX.1-1988, ustar)."""
@@ -40,30 +39,24 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
-RECORD_BYTES: Mapping[str, int] = MappingProxyType(
-    {m: 2 * BLOCK_BYTES + _padded(size) + JSON_BYTES for m, size in PAYLOAD_BYTES.items()}
-)
-"""Bytes from one sample of a shard to the next: s2 163,328, s1 117,760, map 31,232."""
+def record_bytes(modality: Modality) -> int:
+    """Bytes from one sample of a shard to the next: 163,328 of reBEN's s2, 117,760 of s1, 31,232 of map."""
+    return 2 * BLOCK_BYTES + _padded(modality.payload_bytes) + JSON_BYTES
 
 
-def shard_bytes(modality: str, num_samples: int) -> int:
+def shard_bytes(modality: Modality, num_samples: int) -> int:
     """Size of a shard: its records, two empty blocks, padded to tar's 10,240-byte records."""
-    used = num_samples * RECORD_BYTES[modality] + 2 * BLOCK_BYTES
+    used = num_samples * record_bytes(modality) + 2 * BLOCK_BYTES
     return -(-used // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
-def shard_path(group: str, modality: str, number: int) -> str:
-    """Path of a shard in a root, e.g. ``shards/train/s2/train-s2-000017.tar``."""
-    return f"shards/{group}/{modality}/{group}-{modality}-{number:06d}.tar"
-
-
 def encode_shard(
-    modality: str, samples: Iterable[tuple[str, Buffer, Mapping[str, object]]], *, num_samples: int
+    modality: Modality, samples: Iterable[tuple[str, Buffer, Mapping[str, object]]], *, num_samples: int
 ) -> memoryview:
     """The bytes of a shard.
 
     Args:
-        modality: ``s2``, ``s1`` or ``map``.
+        modality: What the shard holds.
         samples: (patch_id, payload, metadata for the JSON member) in order. Each is let go before the next
             one is asked for: the shard is all the memory that this takes.
         num_samples: How many they are.
@@ -74,12 +67,12 @@ def encode_shard(
     """
     # NumPy asks for huge pages, which a bytearray does not: a fifth of the time went into page faults.
     shard = np.zeros(shard_bytes(modality, num_samples), np.uint8).data
-    record = RECORD_BYTES[modality]
+    record = record_bytes(modality)
     for row, (patch_id, payload, metadata) in zip(range(num_samples), samples, strict=True):
-        check_payload(modality, payload, name=patch_id)
+        modality.check(payload, name=patch_id)
         text = encode_json(metadata)
         start = row * record
-        shard[start : start + BLOCK_BYTES] = _header(f"{patch_id}.{modality}.safetensors", len(payload))
+        shard[start : start + BLOCK_BYTES] = _header(f"{patch_id}.{modality.name}.safetensors", len(payload))
         start += BLOCK_BYTES
         shard[start : start + len(payload)] = payload
         start += _padded(len(payload))
@@ -125,23 +118,23 @@ def _template(size: int) -> tuple[bytes, int]:
     return header, int(header[148:154], 8)
 
 
-def payload_of(modality: str, record: bytes, patch_id: str) -> bytes | None:
-    """The payload in a record of `RECORD_BYTES`, None when it is another patch's or cut off."""
-    name = f"{patch_id}.{modality}.safetensors".encode("ascii")
-    if len(record) != RECORD_BYTES[modality] or record[: len(name) + 1] != name + b"\0":
+def payload_of(modality: Modality, record: bytes, patch_id: str) -> bytes | None:
+    """The payload in a record of `record_bytes`, None when it is another patch's or cut off."""
+    name = f"{patch_id}.{modality.name}.safetensors".encode("ascii")
+    if len(record) != record_bytes(modality) or record[: len(name) + 1] != name + b"\0":
         return None
-    return record[PAYLOAD_OFFSET : PAYLOAD_OFFSET + PAYLOAD_BYTES[modality]]
+    return record[PAYLOAD_OFFSET : PAYLOAD_OFFSET + modality.payload_bytes]
 
 
-def records(modality: str, shard: Buffer) -> NDArray[np.uint8] | None:
-    """The shard as ``uint8 [num_samples, RECORD_BYTES]``, a view; None when it is not strided.
+def records(modality: Modality, shard: Buffer) -> NDArray[np.uint8] | None:
+    """The shard as ``uint8 [num_samples, record_bytes]``, a view; None when it is not strided.
 
     Every record's tar and safetensors header is compared with the first one's (names and header
     checksums apart), vectorised: about half a microsecond a sample. Pixels are not looked at:
     that is what the shard's checksum is for.
     """
     data = np.frombuffer(shard, np.uint8)
-    record = RECORD_BYTES[modality]
+    record = record_bytes(modality)
     count = max(0, data.size - 2 * BLOCK_BYTES) // record
     # The padding after the last record can be longer than a (map) record: stop at the first zero.
     view = data[: count * record].reshape(count, record)
@@ -149,9 +142,9 @@ def records(modality: str, shard: Buffer) -> NDArray[np.uint8] | None:
     view = view[:count]
     if data.size != shard_bytes(modality, count) or data[count * record :].any():
         return None
-    payload = PAYLOAD_BYTES[modality]
+    payload = modality.payload_bytes
     expected = (
-        (0, _header(f"x.{modality}.safetensors", payload)),
+        (0, _header(f"x.{modality.name}.safetensors", payload)),
         (PAYLOAD_OFFSET + _padded(payload), _header("x.json", JSON_BYTES)),
     )
     for start, header in expected:
@@ -160,7 +153,7 @@ def records(modality: str, shard: Buffer) -> NDArray[np.uint8] | None:
         # ustar: name 0-99, mode, uid, gid, size, mtime 100-147, checksum 148-155, the rest.
         if not ((got[:, 100:148] == want[100:148]).all() and (got[:, 156:] == want[156:]).all()):
             return None
-    known = np.frombuffer(PAYLOAD_HEADER[modality], np.uint8)
+    known = np.frombuffer(modality.payload_header, np.uint8)
     if not (view[:, PAYLOAD_OFFSET : PAYLOAD_OFFSET + known.size] == known).all():
         return None
     return view
@@ -171,7 +164,7 @@ def name_in(header: Buffer) -> bytes:
     return bytes(header[:NAME_BYTES]).partition(b"\0")[0]
 
 
-def find_payloads(modality: str, file: IO[bytes]) -> dict[str, int]:
+def find_payloads(modality: Modality, file: IO[bytes]) -> dict[str, int]:
     """Where the payloads of any tar with the same members start: name of the member -> first byte.
 
     Raises:
@@ -181,10 +174,10 @@ def find_payloads(modality: str, file: IO[bytes]) -> dict[str, int]:
     found: dict[str, int] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            if not member.name.endswith(f".{modality}.safetensors"):
+            if not member.name.endswith(f".{modality.name}.safetensors"):
                 continue
-            if not member.isfile() or member.size != PAYLOAD_BYTES[modality]:
-                raise InvalidPatchError(f"{member.name}: not a payload of {modality}")
+            if not member.isfile() or member.size != modality.payload_bytes:
+                raise InvalidPatchError(f"{member.name}: not a payload of {modality.name}")
             found[member.name] = member.offset_data
     return found
 
@@ -195,7 +188,7 @@ def patch_ids(view: NDArray[np.uint8]) -> list[str]:
     return [name.split(b".", 1)[0].decode() for name in names.tolist()]
 
 
-def iter_samples(modality: str, shard: Buffer) -> list[tuple[str, bytes, dict[str, object]]]:
+def iter_samples(modality: Modality, shard: Buffer) -> list[tuple[str, bytes, dict[str, object]]]:
     """(patch_id, payload, metadata) of every sample, read member by member with `tarfile`.
 
     Raises:
@@ -212,9 +205,9 @@ def iter_samples(modality: str, shard: Buffer) -> list[tuple[str, bytes, dict[st
             key, extension = member.name.split(".", 1)
             if extension == "json":
                 texts[key] = json.loads(file.read())
-            elif extension == f"{modality}.safetensors":
+            elif extension == f"{modality.name}.safetensors":
                 found[key] = file.read()
-                check_payload(modality, found[key], name=member.name)
+                modality.check(found[key], name=member.name)
             else:
-                raise InvalidPatchError(f"{member.name}: not a member of a shard of {modality}")
+                raise InvalidPatchError(f"{member.name}: not a member of a shard of {modality.name}")
     return [(key, payload, texts.get(key, {})) for key, payload in found.items()]

@@ -1,7 +1,7 @@
 """Zarr v3 stores, one a product: arrays in, object bytes out, and back.
 
 The metadata documents and the small coordinate arrays are written by zarr-python. The Zarr shards
-of the pixel arrays are encoded here, because one Zarr shard is one object written once: it is
+of the patches' arrays are encoded here, because one Zarr shard is one object written once: it is
 40 lines, its bytes equal zarr-python's (tested), and it costs what the codec costs. This module
 returns bytes by path and knows nothing of stores, sources or STAC.
 
@@ -11,11 +11,11 @@ because blosc notices no flipped bit.
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import google_crc32c
@@ -23,9 +23,8 @@ import numpy as np
 from numcodecs import Blosc
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, MODALITIES
-from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL
 from reben_cloud.errors import ChecksumError
+from reben_cloud.schema import ArraySpec, Modality
 
 PATCHES_PER_ZARR_SHARD = 256
 """Patches in a Zarr shard of every array, so that one task owns one Zarr shard of each."""
@@ -46,60 +45,46 @@ INDEX_BYTES = _INDEX_ENTRY.itemsize * PATCHES_PER_ZARR_SHARD + 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelArray:
-    """One array of pixels in a product's store."""
+    """One array of a product's store: all its patches, of some tensors of a modality."""
 
+    name: str
+    """Name in the store."""
     dims: tuple[str, ...]
     """Names of the dimensions, ``patch`` first."""
     shape: tuple[int, ...]
     """Shape of one patch."""
     dtype: np.dtype[Any]
-    """Dtype of the pixels."""
+    """Dtype of the values."""
     fill_value: float
     """Zarr's fill value; no patch is ever left out, so readers never see it."""
-    units: str
+    units: str | None
     """Units, for the ``units`` attribute."""
+    labels: tuple[str, ...]
+    """Names along the first dimension of a patch, such as bands; empty where it has none."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one patch."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-_DIMS = {
-    "s2_10m": ("band", "y", "x"),
-    "s2_20m": ("band20", "y20", "x20"),
-    "s2_60m": ("band60", "y60", "x60"),
-    "s1": ("polarization", "y", "x"),
-}
-
-REFERENCE_MAP = "reference_map"
-"""Name of the map's array; in batches and payloads the modality is called ``map``."""
-
-
-def _pixel_arrays() -> dict[str, PixelArray]:
-    arrays = {}
-    for name, bands in ARRAYS.items():
-        band = BANDS[bands[0]]
-        radar = name == "s1"
-        arrays[name] = PixelArray(
-            dims=("patch", *_DIMS[name]),
-            shape=(len(bands), band.size_px, band.size_px),
-            dtype=np.dtype(band.dtype),
-            fill_value=float("nan") if radar else 0,
-            units="dB" if radar else "1e-4",
-        )
-    arrays[REFERENCE_MAP] = PixelArray(
-        dims=("patch", "y", "x"),
-        shape=(120, 120),
-        dtype=np.dtype("uint16"),
-        fill_value=0,
-        units="CLC code",
+def pixel_array(modality: Modality, array: ArraySpec) -> PixelArray:
+    """The Zarr array that holds one of a modality's batch arrays."""
+    tensor = modality.tensor_of(array)
+    return PixelArray(
+        name=array.zarr_name,
+        dims=("patch", *array.dims),
+        shape=modality.shape_of(array),
+        dtype=tensor.storage,
+        fill_value=tensor.fill,
+        units=tensor.units,
+        labels=array.tensors if array.stacked else (),
     )
-    return arrays
 
 
-PIXEL_ARRAYS: Mapping[str, PixelArray] = MappingProxyType(_pixel_arrays())
-"""Array name -> what it holds, for ``s2_10m``, ``s2_20m``, ``s2_60m``, ``s1``, ``reference_map``."""
-
-
-def arrays_of(modality: str) -> tuple[str, ...]:
-    """Names of the Zarr arrays that hold a modality."""
-    return (REFERENCE_MAP,) if modality == "map" else MODALITIES[modality]
+def pixel_arrays(modality: Modality) -> tuple[PixelArray, ...]:
+    """The Zarr arrays that hold a modality, in the order of its batch arrays."""
+    return tuple(pixel_array(modality, array) for array in modality.arrays)
 
 
 def num_zarr_shards(num_patches: int) -> int:
@@ -107,27 +92,20 @@ def num_zarr_shards(num_patches: int) -> int:
     return -(-num_patches // PATCHES_PER_ZARR_SHARD)
 
 
-def shard_path(array: str, number: int) -> str:
-    """Path of a Zarr shard below the product's store, e.g. ``s2_10m/c/0/0/0/0``."""
-    zeros = "/0" * len(PIXEL_ARRAYS[array].shape)
-    return f"{array}/c/{number}{zeros}"
-
-
-def encode_shard(array: str, patches: NDArray[Any]) -> memoryview:
+def encode_shard(array: PixelArray, patches: NDArray[Any]) -> memoryview:
     """A Zarr shard of up to 256 patches.
 
     Args:
-        array: Name of the array.
-        patches: Pixels, shape (n, *shape of a patch), n in [1, 256]. Fewer than 256 only in the
+        array: Which array.
+        patches: Values, shape (n, *shape of a patch), n in [1, 256]. Fewer than 256 only in the
             last Zarr shard of a product; what is beyond the array's end stays absent.
 
     Raises:
         ValueError: If shape or dtype are not the array's.
     """
-    spec = PIXEL_ARRAYS[array]
-    if patches.shape[1:] != spec.shape or patches.dtype != spec.dtype:
+    if patches.shape[1:] != array.shape or patches.dtype != array.dtype:
         raise ValueError(
-            f"{array} takes {spec.dtype} of shape (n, {spec.shape}), got {patches.dtype} {patches.shape}"
+            f"{array.name} takes {array.dtype} of shape (n, {array.shape}), got {patches.dtype} {patches.shape}"
         )
     if not 1 <= len(patches) <= PATCHES_PER_ZARR_SHARD:
         raise ValueError(f"a Zarr shard holds 1 to {PATCHES_PER_ZARR_SHARD} patches, got {len(patches)}")
@@ -150,31 +128,30 @@ def encode_shard(array: str, patches: NDArray[Any]) -> memoryview:
 
 
 def decode_shard(
-    array: str, shard: bytes | memoryview, *, rows: NDArray[np.int64] | None = None, name: str = ""
+    array: PixelArray, shard: bytes | memoryview, *, rows: NDArray[np.int64] | None = None, name: str = ""
 ) -> NDArray[Any]:
     """The patches of a Zarr shard, checksums verified.
 
     Args:
-        array: Name of the array.
+        array: Which array.
         shard: The whole object.
         rows: Which patches, in this order; all that are there by default.
         name: What to call the object in messages.
 
     Returns:
-        Pixels, shape (len(rows), *shape of a patch).
+        Values, shape (len(rows), *shape of a patch).
 
     Raises:
         ChecksumError: If the index or a chunk is damaged.
     """
     data = memoryview(shard)
-    index = decode_index(data[-INDEX_BYTES:], name=name or array)
+    index = decode_index(data[-INDEX_BYTES:], name=name or array.name)
     if rows is None:
         rows = np.flatnonzero(index["offset"] != _MISSING)
-    spec = PIXEL_ARRAYS[array]
-    out = np.empty((len(rows), *spec.shape), spec.dtype)
+    out = np.empty((len(rows), *array.shape), array.dtype)
     for position, row in enumerate(rows.tolist()):
-        start, size = chunk_range(index, row, name=name or array)
-        decode_chunk(data[start : start + size], out[position], name=f"{name or array}: patch {row}")
+        start, size = chunk_range(index, row, name=name or array.name)
+        decode_chunk(data[start : start + size], out[position], name=f"{name or array.name}: patch {row}")
     return out
 
 
@@ -237,7 +214,7 @@ def read_patch_ids(get: Callable[[str], memoryview], *, name: str) -> NDArray[np
 def product_objects(
     *,
     num_patches: int,
-    arrays: tuple[str, ...],
+    arrays: Sequence[PixelArray],
     coordinates: Mapping[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]],
     attributes: Mapping[str, Any],
 ) -> dict[str, bytes]:
@@ -245,7 +222,7 @@ def product_objects(
 
     Args:
         num_patches: Length of the ``patch`` dimension.
-        arrays: Which pixel arrays the store has.
+        arrays: The pixel arrays of the store.
         coordinates: Name -> (dims, values, attributes) of the small arrays.
         attributes: Attributes of the group.
 
@@ -259,10 +236,10 @@ def product_objects(
     objects: dict[str, Any] = {}
     store = MemoryStore(objects)
     group = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
-    for name in arrays:
-        spec = PIXEL_ARRAYS[name]
+    for spec in arrays:
+        units = {} if spec.units is None else {"units": spec.units}
         group.create_array(
-            name,
+            spec.name,
             shape=(num_patches, *spec.shape),
             chunks=(1, *spec.shape),
             shards=(PATCHES_PER_ZARR_SHARD, *spec.shape),
@@ -273,7 +250,7 @@ def product_objects(
             ],
             fill_value=spec.fill_value,
             dimension_names=spec.dims,
-            attributes={"units": spec.units, "grid_mapping": "spatial_ref"},
+            attributes={**units, "grid_mapping": "spatial_ref"},
             config={"write_empty_chunks": True},
         )
     for name, (dims, values, attrs) in coordinates.items():
@@ -297,19 +274,19 @@ def product_objects(
     return found
 
 
-def band_coordinates(
-    arrays: tuple[str, ...],
+def label_coordinates(
+    arrays: Sequence[PixelArray], classes: Sequence[str]
 ) -> dict[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]]:
-    """The band names along each array's band dimension, and the class names along ``label``."""
+    """The names along each array's first dimension, such as bands, and the class names along ``label``."""
     found: dict[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]] = {}
-    for name in arrays:
-        if name in ARRAYS:
-            dim = _DIMS[name][0]
-            found[dim] = ((dim,), np.array(ARRAYS[name], dtype=object), {"long_name": "band"})
+    for array in arrays:
+        if array.labels:
+            dim = array.dims[1]
+            found[dim] = ((dim,), np.array(array.labels, dtype=object), {"long_name": "band"})
     found["label"] = (
         ("label",),
-        np.array(CLASSES_ALPHABETICAL, dtype=object),
-        {"long_name": "class of the 19-class nomenclature"},
+        np.array(classes, dtype=object),
+        {"long_name": f"class of the {len(classes)}-class nomenclature"},
     )
     return found
 

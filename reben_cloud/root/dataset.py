@@ -1,66 +1,45 @@
-"""Open a root: what it holds, search, and its patches as xarray or arrays.
+"""A root, or an LMDB read like one: what it holds, search, and its patches as xarray.
 
-Opening reads the manifest only; everything else is read when asked for.
+What stands higher in the house (search, views) is called by late imports, in methods of one statement.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reben_cloud.bigearthnet import grid
-from reben_cloud.errors import NotFoundError
-from reben_cloud.export.opened import MadeRoot, find_lmdb_root
-from reben_cloud.root.documents import MANIFEST, read_manifest, read_objects
-from reben_cloud.root.patches import COUNTRIES
-from reben_cloud.search import PatchTable, Selection, parse_box, parse_names, search
-from reben_cloud.store import Store, open_store
+from reben_cloud.bigearthnet.official import COUNTRIES
+from reben_cloud.root.backing import Backing, RootObjects
+from reben_cloud.root.documents import read_objects
+from reben_cloud.root.manifest import schema_of
+from reben_cloud.root.query import GeoInterface, Names, Query, When
+from reben_cloud.root.selection import Selection
+from reben_cloud.root.table import PatchTable
+from reben_cloud.schema import Schema
+from reben_cloud.store import Store
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Dataset:
-    """Open a published root, or a local folder with an exported (or rico-hdl's own) LMDB.
-
-    Args:
-        url: Path or URL of the root: a folder, ``file://``, ``s3://bucket/prefix``, ``https://``; or
-            the folder of an LMDB, also as ``lmdb://PATH``.
-        storage_options: Credentials and endpoint, as in `store.open_store`.
-
-    Raises:
-        NotFoundError: If there is no manifest, so no published dataset.
-        ChecksumError: If the manifest is damaged, or not that of a root.
-        RebenError: If a newer version has written it.
-        StorageError: If the store cannot be reached or refuses.
-    """
-    if (lmdb := find_lmdb_root(url)) is not None:
-        return Dataset(lmdb.store, lmdb.manifest, lmdb_folder=lmdb.folder)
-    store = open_store(url, storage_options)
-    manifest = read_manifest(store)
-    if manifest is None:
-        raise NotFoundError(
-            f"{store.url} has no {MANIFEST}, so no dataset is published there; "
-            "check the URL, or finish the build (run `reben-cloud build` again)"
-        )
-    return Dataset(store, manifest)
-
-
 class Dataset:
-    """A published root, or an LMDB that is read like one; made by `open`. Picklable."""
+    """A published root, or an LMDB that is read like one; made by `reben_cloud.open`. Picklable.
 
-    def __init__(self, store: Store, manifest: Mapping[str, Any], *, lmdb_folder: str | None = None) -> None:
+    Opening reads the manifest only; everything else is read when it is asked for.
+    """
+
+    def __init__(self, store: Store, manifest: Mapping[str, Any], *, backing: Backing | None = None) -> None:
         self.store = store
         """Where its objects lie."""
         self.manifest = manifest
         """What the root says of itself (``manifest.json``)."""
-        self.lmdb_folder = lmdb_folder
-        """The folder with ``data.mdb`` when payloads come from an LMDB; then there are no Zarr stores."""
+        self.backing: Backing = RootObjects() if backing is None else backing
+        """What payloads are read from: the objects of the root, by default."""
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -73,6 +52,11 @@ class Dataset:
     def url(self) -> str:
         """Where the root lies."""
         return self.store.url
+
+    @cached_property
+    def schema(self) -> Schema:
+        """What every patch has: modalities, classes, size."""
+        return schema_of(self.manifest)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -92,7 +76,7 @@ class Dataset:
     @property
     def former_fingerprint(self) -> str | None:
         """What the first version called an LMDB that has no tables of its own; None for everything else."""
-        return self.store.former_fingerprint if isinstance(self.store, MadeRoot) else None
+        return self.backing.former_fingerprint()
 
     @cached_property
     def patch_table(self) -> PatchTable:
@@ -102,11 +86,105 @@ class Dataset:
     @cached_property
     def selection(self) -> Selection:
         """Every patch of the dataset."""
-        return search(self)
+        return Selection(self, self.patch_table, np.arange(len(self), dtype=np.int64))
 
-    def search(self, **query: Any) -> Selection:
-        """The patches that fit; see `search.search` for the options."""
-        return search(self, **query)
+    def search(
+        self,
+        *,
+        bbox: str | Sequence[float] | None = None,
+        intersects: str | Mapping[str, Any] | GeoInterface | None = None,
+        datetime: When | None = None,
+        labels: Names | None = None,
+        labels_all: Names | None = None,
+        split: Names | None = None,
+        country: Names | None = None,
+        product: Names | None = None,
+        ids: Names | None = None,
+        missing_ok: bool = False,
+        s1_datetime: When | None = None,
+        season: Names | None = None,
+        snow: bool | None = None,
+        cloud: bool | None = None,
+        recommended: bool | None = None,
+        cql2: str | Mapping[str, Any] | None = None,
+        sortby: Names | None = None,
+        limit: int | None = None,
+    ) -> Selection:
+        """The patches that fit every condition given, in the order of the table unless sorted.
+
+        None does not narrow. Where one or several are taken, a string is one.
+
+        Args:
+            bbox: West, south, east, north in degrees; patches that touch it, such as
+                ``bbox=(13.0, 47.5, 13.5, 48.0)`` or ``bbox="13,47.5,13.5,48"``. West > east (over the
+                antimeridian) is refused.
+            intersects: A GeoJSON geometry or Feature, a shapely geometry or WKT, in degrees; exact, such as
+                ``intersects="POLYGON ((13 47, 16 47, 16 49, 13 47))"`` or
+                ``intersects={"type": "Point", "coordinates": [13.2, 47.8]}``.
+            datetime: Sentinel-2 acquisition: an instant, or an interval with ``..`` for an open end (RFC 3339;
+                a month or a day means all of it), such as ``datetime="2017-06-13"``,
+                ``datetime="2017-06/2017-08"`` or ``datetime="2018-01-01T00:00:00Z/.."``; or a date, datetime
+                or pandas Timestamp, or two of them, such as ``datetime=("2017-06", None)``. Ends are included.
+            labels: Patches with at least one of these classes, such as ``labels="Pastures"`` or
+                ``labels=["Mixed forest", "Pastures"]``.
+            labels_all: Patches with all of these classes, such as ``labels_all=["Arable land", "Pastures"]``.
+            split: ``train``, ``validation`` or ``test``, one or several, such as ``split="train"`` or
+                ``split=["train", "validation"]``.
+            country: English names, one or several, such as ``country="Finland"`` or
+                ``country=["Austria", "Switzerland"]``; `countries` lists them.
+            product: Names of Sentinel-2 products, one or several; `products` lists them. Such as
+                ``product="S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"``.
+            ids: Patch ids, such as ``ids=["S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"]``; an empty
+                list finds nothing.
+            missing_ok: Leave out ids that the dataset lacks, instead of an error: ``missing_ok=True``.
+            s1_datetime: Sentinel-1 acquisition, written as `datetime`, such as ``s1_datetime="2017-06/.."``.
+            season: ``spring``, ``summer``, ``fall`` or ``winter`` of the Sentinel-2 acquisition, one or
+                several, such as ``season=["spring", "fall"]``.
+            snow: With or without seasonal snow, such as ``snow=False``.
+            cloud: With or without cloud or shadow, such as ``cloud=False``.
+            recommended: True leaves out snow, cloud and shadow, as training recipes do; False keeps only the
+                patches with any of these; None has both. Such as ``recommended=True``.
+            cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra), such as
+                ``cql2="country = 'Finland' AND datetime < DATE('2017-09-01')"`` or
+                ``cql2={"op": "=", "args": [{"property": "split"}, "test"]}``. A ``DATE`` is a day, in UTC; a
+                value that an Item lacks is null, so a comparison with it finds nothing.
+            sortby: Columns, a leading ``-`` for descending order, such as ``sortby="-datetime"`` or
+                ``sortby=["country", "-datetime"]``.
+            limit: At most so many patches, at least 1, such as ``limit=100``.
+
+        Raises:
+            NotFoundError: If the dataset lacks one of `ids`.
+            TypeError: If an argument is of a type that it does not take.
+            ValueError: If a condition cannot be understood; unknown names come with the nearest ones.
+        """
+        return self.select(
+            Query(
+                bbox=bbox,
+                intersects=intersects,
+                datetime=datetime,
+                labels=labels,
+                labels_all=labels_all,
+                split=split,
+                country=country,
+                product=product,
+                ids=ids,
+                missing_ok=missing_ok,
+                s1_datetime=s1_datetime,
+                season=season,
+                snow=snow,
+                cloud=cloud,
+                recommended=recommended,
+                cql2=cql2,
+                sortby=sortby,
+                limit=limit,
+            )
+        )
+
+    def select(self, query: Query) -> Selection:
+        """The patches that fit a query, which keeps for the selection what it was found by; raises as `search`."""
+        from reben_cloud.search import find_rows
+
+        return Selection(self, self.patch_table, find_rows(self, query), query=query)
 
     def summary(self) -> str:
         """A few lines for people."""
@@ -142,22 +220,11 @@ class Dataset:
             NotFoundError: If the dataset has no such product, or has lost it.
             ChecksumError: If its metadata are damaged.
         """
-        import xarray as xr
+        from reben_cloud.views.raster import open_product
 
-        from reben_cloud.root.zarr_store import ListedStore
+        return open_product(self, product)
 
-        if self.lmdb_folder is not None:
-            raise NotFoundError(f"{self.url} is an LMDB and has no Zarr stores; open the root for that")
-        if product not in self.products:
-            raise NotFoundError(
-                f"{self.url} has no product {product!r}; `Dataset.products` lists its {len(self.products)}"
-            )
-        place = f"zarr/{product}.zarr"
-        store = ListedStore(self.store.child(place), self._listed(f"{place}/"))
-        stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
-        return stack
-
-    def _listed(self, prefix: str) -> dict[str, str]:
+    def listed(self, prefix: str) -> dict[str, str]:
         """Path below `prefix` of each object that the root lists there -> sha256."""
         names = self._objects.column("path")
         mine = self._objects.filter(pc.starts_with(names, prefix))
@@ -175,16 +242,9 @@ class Dataset:
             NotFoundError: If the dataset has no such patch, or has lost it.
             ChecksumError: If the Zarr store has another patch in its place, or is damaged.
         """
-        from reben_cloud.views import raster
+        from reben_cloud.views.raster import open_patch
 
-        if not isinstance(patch_id, str):
-            raise TypeError(
-                f"open_patch takes one patch id, got {patch_id!r}; see Selection.to_xarray for several"
-            )
-        row = self.search(ids=patch_id).column("reben:zarr_row")[0].as_py()
-        stack = self.open_zarr(grid.product_of(patch_id))
-        raster.check_rows(stack, [row], [patch_id], url=self.url)
-        return raster.patch_view(stack, row)
+        return open_patch(self, patch_id)
 
     def mosaic(
         self,
@@ -204,8 +264,6 @@ class Dataset:
             ValueError: If the bands have several pixel sizes, or the box cannot be understood.
             NotFoundError: If there is no such product, band, or patch in the box.
         """
-        from reben_cloud.views import raster
+        from reben_cloud.views.raster import open_mosaic
 
-        box = None if bbox is None else parse_box(bbox)
-        names = parse_names(bands, "bands")
-        return raster.mosaic(self.store, product, self.open_zarr(product), bands=names, bbox=box)
+        return open_mosaic(self, product, bands=bands, bbox=bbox)

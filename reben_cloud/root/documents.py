@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from reben_cloud.errors import ChecksumError, NotFoundError
-from reben_cloud.root import parquet
+from reben_cloud.formats import parquet
 from reben_cloud.root.manifest import MANIFEST as MANIFEST
 from reben_cloud.root.manifest import InvalidManifestError, from_bytes
 from reben_cloud.store import Store

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 MANIFEST = "manifest.json"
 """The commit point of a root: without it there is no dataset."""
 
@@ -20,6 +22,15 @@ COLLECTION_ID = "bigearthnet-v2"
 COLLECTION = f"{COLLECTION_ID}/collection.json"
 """STAC Collection."""
 
+CROISSANT = f"{COLLECTION_ID}/croissant.json"
+"""The dataset as a GeoCroissant card."""
+
+SHARDS_ID = f"{COLLECTION_ID}-shards"
+"""Id of the STAC Collection of the training shards, and its folder."""
+
+SHARDS = "shards"
+"""Folder of the tar shards."""
+
 JOURNAL = "_build"
 """Folder of the plan, the leases and the receipts of a build; not part of the dataset."""
 
@@ -33,13 +44,18 @@ def product_item(product: str) -> str:
 
 
 def thumbnail(product: str) -> str:
-    """Picture of a product."""
+    """Picture of a product, beside its Item."""
     return f"{COLLECTION_ID}/{product}/thumbnail.png"
+
+
+def shards_of(group: str, modality: str) -> str:
+    """Folder of the tar shards of a group and modality."""
+    return f"{SHARDS}/{group}/{modality}"
 
 
 def shard(group: str, modality: str, number: int) -> str:
     """Tar shard, e.g. ``shards/train/s2/train-s2-000017.tar``."""
-    return f"shards/{group}/{modality}/{group}-{modality}-{number:06d}.tar"
+    return f"{shards_of(group, modality)}/{group}-{modality}-{number:06d}.tar"
 
 
 def zarr_store(product: str) -> str:
@@ -84,6 +100,9 @@ PLACEMENT = (ZARR_ROW, SHARD_GROUP, SHARD, SHARD_ROW)
 """Columns that say where a patch is in a root."""
 
 
+_CHECKSUM = "_xxh3"
+
+
 def column(field: str) -> str:
     """Column of a metadata field: ``patch_id`` is the Item's ``id``, any other has the prefix."""
     return ID if field == "patch_id" else f"{PREFIX}{field}"
@@ -91,4 +110,14 @@ def column(field: str) -> str:
 
 def checksum_column(modality: str) -> str:
     """Column with the xxh3-64 of each patch's payload of a modality."""
-    return f"{PREFIX}{modality}_xxh3"
+    return f"{PREFIX}{modality}{_CHECKSUM}"
+
+
+def is_checksum_column(name: str) -> bool:
+    """Whether a column holds checksums of payloads."""
+    return name.startswith(PREFIX) and name.endswith(_CHECKSUM)
+
+
+def modalities_with_checksums(names: Iterable[str]) -> list[str]:
+    """The modalities of whose payloads the columns `names` hold checksums."""
+    return [name.removeprefix(PREFIX).removesuffix(_CHECKSUM) for name in names if is_checksum_column(name)]

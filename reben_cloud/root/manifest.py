@@ -12,15 +12,23 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from reben_cloud.bigearthnet.bands import MODALITIES
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import RebenError
 from reben_cloud.root.digest import DIGEST, is_intact, sealed
+from reben_cloud.schema import Schema
 
 MANIFEST = "manifest.json"
 """The commit point of a root: without it there is no dataset."""
 
-FORMAT_VERSION = 1
-"""Version of a root's and of an export's layout; readers refuse a higher one."""
+FORMAT_VERSION = 2
+"""Version of a root's and of an export's layout; readers refuse a higher one. The first has reBEN's schema."""
+
+SCHEMA = "schema"
+"""Key under which a document carries the schema, from version 2 on."""
+
+METADATA = "metadata"
+"""Key of the names of the metadata columns of which a root was made, in order, from version 2 on."""
 
 ROOT_FORMAT = "reben_cloud root"
 """Names the document of a root."""
@@ -92,6 +100,28 @@ def from_bytes(text: bytes | memoryview, *, where: str, kind: str = ROOT_FORMAT)
     return document
 
 
+def schema_of(document: Mapping[str, Any]) -> Schema:
+    """What the patches of a root or an export have.
+
+    Raises:
+        ValueError: If the document has no valid schema.
+    """
+    if document["version"] == 1:
+        return REBEN.only([str(name) for name in document["modalities"]])
+    return Schema.from_json(document.get(SCHEMA))
+
+
+def identity_of(schema: Schema) -> object:
+    """What a fingerprint says of a schema: reBEN's, which the first version had no word for, by its modalities."""
+    names = list(schema.modality_names)
+    return names if schema.modalities == REBEN.only(names).modalities else schema.to_json()
+
+
+def metadata_columns(document: Mapping[str, Any]) -> list[str]:
+    """Names of the metadata columns of which a root was made, in order."""
+    return list(document[METADATA]) if METADATA in document else list(OFFICIAL_SCHEMA.names)
+
+
 def _check(document: Mapping[str, Any], kind: str) -> None:
     missing = sorted(_REQUIRED - document.keys())
     if missing:
@@ -103,7 +133,7 @@ def _check(document: Mapping[str, Any], kind: str) -> None:
             f"it has no digest, and a key {unknown[0]!r} that is not known without one"
         )
     for key, wrong in {
-        "modalities": not _are_modalities(document["modalities"]),
+        "modalities": _are_other_modalities(document["modalities"], document),
         "num_patches": not _is_int(document["num_patches"], 1),
         "products": not _are_names(document["products"]),
         "countries": not _are_names(document["countries"]),
@@ -114,6 +144,8 @@ def _check(document: Mapping[str, Any], kind: str) -> None:
     }.items():
         if wrong:
             raise InvalidManifestError(f"its {key} cannot be {document[key]!r:.80}")
+    if document["version"] > 1 and not _are_columns(document.get(METADATA)):
+        raise InvalidManifestError(f"its {METADATA} cannot be {document.get(METADATA)!r:.80}")
     (_check_root if kind == ROOT_FORMAT else _check_export)(document)
 
 
@@ -187,8 +219,13 @@ def _are_names(value: Any) -> bool:
     )
 
 
-def _are_modalities(value: Any) -> bool:
-    return isinstance(value, list) and value == [m for m in MODALITIES if m in value]
+def _are_other_modalities(value: Any, document: Mapping[str, Any]) -> bool:
+    if not isinstance(value, list):
+        return True
+    try:
+        return value != list(schema_of(document).modality_names)
+    except ValueError as error:
+        raise InvalidManifestError(f"its schema is not valid: {error}") from error
 
 
 def _is_order(value: Any) -> bool:
@@ -197,3 +234,12 @@ def _is_order(value: Any) -> bool:
 
 def _is_file(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and _is_int(value[0], 0) and _is_hex(value[1], 16)
+
+
+def _are_columns(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and all(isinstance(name, str) and name for name in value)
+        and len(set(value)) == len(value)
+        and "patch_id" in value
+    )

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from reben_cloud.errors import ChecksumError, NotFoundError
+from reben_cloud.formats import parquet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,7 @@ class Objects(Mapping[str, WrittenObject]):
             schema=SCHEMA,
         )
         out = io.BytesIO()
-        pq.write_table(table, out, compression="zstd")
+        pq.write_table(table, out, compression="zstd", write_page_checksum=True)
         return out.getvalue()
 
     @classmethod
@@ -114,15 +115,7 @@ class Objects(Mapping[str, WrittenObject]):
         Raises:
             ChecksumError: If it cannot be read.
         """
-        # Memory that Arrow owns: its threads must not hold a Python object while the interpreter ends.
-        owned = pa.allocate_buffer(len(data), resizable=False)
-        pa.FixedSizeBufferWriter(owned).write(bytes(data))
-        try:
-            table = pq.read_table(pa.BufferReader(owned), columns=SCHEMA.names).cast(SCHEMA)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise ChecksumError(
-                f"{where} cannot be read ({str(error).splitlines()[0]}); run `reben-cloud verify`"
-            ) from error
+        table = parquet.read_table(data, SCHEMA.names, name=where).cast(SCHEMA)
         columns = [table.column(name).to_pylist() for name in SCHEMA.names]
         return cls(
             WrittenObject(path=p, nbytes=n, sha256=s, xxh3=x) for p, n, s, x in zip(*columns, strict=True)

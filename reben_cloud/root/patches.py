@@ -1,16 +1,15 @@
-"""The metadata tables: the official parquet files in, ``patches.parquet`` (stac-geoparquet) out.
+"""``patches.parquet`` (stac-geoparquet), made of a table of metadata.
 
-Everything is made column by column; no row becomes a Python object. What a patch *is* comes from
-its names (`grid`), where it *lies* in a root from the caller (`placement`).
+Everything is made column by column. What a patch *is* comes from the metadata, where it *lies* in a root
+from the caller (`placement`).
 """
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,149 +18,156 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet import grid, labels
-from reben_cloud.errors import ChecksumError, SourceError
-from reben_cloud.files.paths import local_path
-from reben_cloud.root import parquet
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
+from reben_cloud.errors import SourceError
+from reben_cloud.formats import parquet
+from reben_cloud.root import layout
 from reben_cloud.root.patch import PatchInfo
+from reben_cloud.root.placement import SPLITS
+from reben_cloud.schema import Schema, check_names
 
 Column = Any
 """An Arrow array; the stubs' element types would say no more than the column's name does."""
 
-OFFICIAL_SCHEMA = pa.schema(
-    [
-        ("patch_id", pa.string()),
-        ("labels", pa.list_(pa.field("element", pa.string()))),
-        ("split", pa.string()),
-        ("country", pa.string()),
-        ("s1_name", pa.string()),
-        ("s2v1_name", pa.string()),
-        ("contains_seasonal_snow", pa.bool_()),
-        ("contains_cloud_or_shadow", pa.bool_()),
-    ]
-)
-"""Columns of the official metadata files."""
-
-SPLITS = ("train", "validation", "test")
-"""The splits, as the metadata spells them."""
-
-COUNTRIES = (
-    "Austria",
-    "Belgium",
-    "Finland",
-    "Ireland",
-    "Kosovo",
-    "Lithuania",
-    "Luxembourg",
-    "Portugal",
-    "Serbia",
-    "Switzerland",
-)
-"""The ten countries, as the metadata spells them."""
-
-COLLECTION_ID = "bigearthnet-v2"
-"""Id of the STAC Collection that every patch and product belongs to."""
-
 ROW_GROUP_ROWS = 16_384
 """Rows of a row group of ``patches.parquet``: small enough to prune, large enough to scan."""
 
-LAST_COLUMNS = ("links", "assets", "geometry", "reben:s2_xxh3", "reben:s1_xxh3", "reben:map_xxh3")
-"""Bulky columns that a filter never needs, last in the file: what it needs is then one range."""
+_FIRST = (
+    *("bbox", "datetime", "split", "country", "labels", "contains_seasonal_snow", "contains_cloud_or_shadow"),
+    *("product", "s1_datetime", "patch_id", "s1_name", "s2v1_name"),
+)
+"""Metadata that filters read most, in this order first in the file; what else there is follows."""
 
+_PLACE = ("epsg", "x0", "y0", "square", "square_x0", "square_y0")
+"""Metadata that become geometry, bbox and ``proj:`` columns, and nothing else."""
 
-def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
-    """Refuse names that are not among the known ones.
+_STAC = ("datetime", "platform", "constellation", "grid:code")
+"""Metadata whose columns have STAC's own names."""
 
-    Raises:
-        ValueError: If one is unknown; the message has the nearest names.
-    """
-    for name in names:
-        if name not in known:
-            lower = {one.lower(): one for one in known}
-            near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(repr(lower[n]) for n in near)}?" if near else ""
-            some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-            raise ValueError(f"unknown {what} {name!r}; {hint or 'known are ' + some}")
-
-
-def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
-    """The rows of official metadata files in one table sorted by ``patch_id``.
-
-    Columns beyond the official eight (pandas adds ``__index_level_0__``) are dropped.
-
-    Args:
-        paths: One or both of the official files, or extracts of them.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        SourceError: If a column is missing or of another type, a value is null, a name is none of
-            reBEN's, or a patch or an S1 name comes twice.
-    """
-    tables = []
-    for path in paths:
-        name = os.fspath(path)
-        try:
-            table = parquet.read_table(local_path(path, "a metadata file"), name=name)
-        except ChecksumError as error:
-            raise SourceError(f"{error}; load it again") from error
-        missing = [column for column in OFFICIAL_SCHEMA.names if column not in table.column_names]
-        if missing:
-            raise SourceError(
-                f"{name}: not official metadata, it lacks {', '.join(missing)} (it has {', '.join(table.column_names)})"
-            )
-        try:
-            tables.append(table.select(OFFICIAL_SCHEMA.names).cast(OFFICIAL_SCHEMA))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-            raise SourceError(f"{name}: not official metadata: {error}") from error
-        _check_rows(tables[-1], name)
-    if not tables:
-        raise SourceError("no metadata file was given")
-    found = pa.concat_tables(tables).sort_by("patch_id").combine_chunks()
-    for column in ("patch_id", "s1_name"):
-        # An empty S1 name, of a dataset made from Sentinel-2 alone, may come again and again.
-        named = found.column(column).filter(pc.not_equal(found.column(column), ""))
-        counts = pc.value_counts(named)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))
-        if len(twice):
-            raise SourceError(
-                f"{twice[0]['values']}: this {column} comes {twice[0]['counts']} times in the metadata; "
-                "was one file given twice?"
-            )
-    return found
-
-
-_PATCH_PATTERN = r"^S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[C-X][A-Z]{2}_([0-8]\d|90)_([0-8]\d|90)$"
-_S1_PATTERN = r"^(S1[A-D]_IW_GRDH_1SDV_\d{8}T\d{6}_\d{2}[A-Z]{3}_\d{1,2}_\d{1,2})?$"
-
-
-def _check_rows(table: pa.Table, name: str) -> None:
-    for column in OFFICIAL_SCHEMA.names:
-        values = table.column(column)
-        if values.null_count:
-            raise SourceError(f"{name}: column {column} has {values.null_count} nulls")
-    for column, pattern in (("patch_id", _PATCH_PATTERN), ("s1_name", _S1_PATTERN)):
-        values = table.column(column)
-        bad = values.filter(pc.invert(pc.match_substring_regex(values, pattern)))
-        if len(bad):
-            raise SourceError(f"{name}: {bad[0]} is no {column}")
-    try:
-        labels.check_labels(pc.unique(pc.list_flatten(table.column("labels"))).to_pylist())
-        check_names(pc.unique(table.column("split")).to_pylist(), SPLITS, "split")
-    except ValueError as error:
-        raise SourceError(f"{name}: {error}") from error
+REQUIRED = ("patch_id", "labels", "split", "product", "datetime", "epsg", "x0", "y0")
+"""Columns without which there is no table of patches."""
 
 
 def patch_infos(table: pa.Table) -> Iterator[PatchInfo]:
-    """The rows of an official table as values."""
-    for row in table.select(OFFICIAL_SCHEMA.names).to_pylist():
+    """The rows of a metadata table as values."""
+    given = [name for name in table.column_names if name not in ("bbox", *_PLACE, *_STAC)]
+    known = {field.name for field in fields(PatchInfo)}
+    for row in table.select([name for name in given if name in known]).to_pylist():
         yield PatchInfo(**{**row, "labels": tuple(row["labels"])})
 
 
-def patches_table(official: pa.Table, placement: pa.Table | None = None) -> pa.Table:
-    """The stac-geoparquet table: a STAC Item a row, by place (square), then product, then grid.
+def given_metadata(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The metadata that a root was made of, from columns of ``patches.parquet``, sorted by ``patch_id``.
 
     Args:
-        official: Rows in the official schema.
+        table: The columns `layout.column` of each of `names`, in their order.
+        names: Names of the metadata columns.
+    """
+    columns = []
+    for column in table.columns:
+        kind = column.type
+        columns.append(column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column)
+    found = pa.table(dict(zip(names, columns, strict=True)))
+    if set(OFFICIAL_SCHEMA.names) == set(names):
+        found = found.select(OFFICIAL_SCHEMA.names).cast(OFFICIAL_SCHEMA)
+    return found.sort_by("patch_id").combine_chunks()
+
+
+_DESCRIBING = (
+    *(layout.PRODUCT, layout.DATETIME, layout.S1_DATETIME),
+    *("proj:code", "proj:bbox", "platform", "constellation", "grid:code"),
+)
+"""Columns that describe patches, and need not be among the metadata of which a root was made."""
+
+
+def described_columns(there: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns of ``patches.parquet``, of those that are `there`, that `described_metadata` takes."""
+    given = [layout.column(name) for name in names]
+    return [*given, *(name for name in _DESCRIBING if name in there and name not in given)]
+
+
+def described_metadata(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The metadata that a root was made of, with what describes its patches, from ``patches.parquet``.
+
+    Args:
+        table: The columns that `described_columns` names; others are left out.
+        names: Names of the metadata columns of which the root was made.
+
+    Returns:
+        Those columns, then ``product``, times and the place of each patch, sorted by ``patch_id``.
+    """
+    found = given_metadata(table.select([layout.column(name) for name in names]), names)
+    table = table.sort_by(layout.ID).combine_chunks()
+    bounds = table.column("proj:bbox").combine_chunks().flatten().to_numpy().reshape(-1, 4)
+    codes = table.column("proj:code").cast(pa.string()).to_pylist()
+    added: dict[str, Any] = {
+        name.removeprefix(layout.PREFIX): table.column(name)
+        for name in _DESCRIBING
+        if name in table.column_names and not name.startswith("proj:")
+    }
+    added["epsg"] = pa.array(np.array([int(code.removeprefix("EPSG:")) for code in codes], np.int64))
+    added |= {"x0": pa.array(_whole(bounds[:, 0])), "y0": pa.array(_whole(bounds[:, 3]))}
+    for name, column in added.items():
+        if name not in names:
+            found = found.append_column(name, column)
+    return found
+
+
+def _whole(values: NDArray[np.float64]) -> NDArray[Any]:
+    """The values as integers where all are."""
+    whole = np.rint(values).astype(np.int64)
+    return whole if (whole == values).all() else values
+
+
+def check_metadata(table: pa.Table, schema: Schema) -> None:
+    """Refuse metadata of which no root can be made.
+
+    Raises:
+        SourceError: If a column is missing, a value is null, a split or a label is unknown, or a patch comes twice.
+    """
+    missing = [name for name in (*REQUIRED, *schema.recommended_without) if name not in table.column_names]
+    if missing:
+        raise SourceError(
+            f"the metadata lack {', '.join(missing)}; they have {', '.join(table.column_names)}"
+        )
+    for name in REQUIRED:
+        if nulls := table.column(name).null_count:
+            raise SourceError(f"column {name} of the metadata has {nulls} nulls")
+    try:
+        schema.classes.check(pc.unique(pc.list_flatten(table.column("labels"))).to_pylist())
+        check_names(pc.unique(table.column("split")).to_pylist(), SPLITS, "split")
+    except ValueError as error:
+        raise SourceError(f"the metadata have an {error}") from error
+    counts = pc.value_counts(table.column("patch_id"))
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(twice):
+        raise SourceError(
+            f"{twice[0]['values']}: this patch comes {twice[0]['counts']} times in the metadata"
+        )
+
+
+def sample_json(table: pa.Table, schema: Schema) -> list[dict[str, object]]:
+    """The metadata that goes beside each payload of a shard, in the order of the rows of a metadata table."""
+    given = [n for n in table.column_names if n not in (*_PLACE, *_STAC, "product", "s1_datetime")]
+    times = [name for name in ("datetime", "s1_datetime") if name in table.column_names]
+    found = []
+    for row in table.to_pylist():
+        x0, y0 = row["x0"], row["y0"]
+        found.append(
+            {name: row[name] for name in given}
+            # None in a dataset made from Sentinel-2 alone.
+            | {name: rfc3339(row[name]) if row[name] is not None else None for name in times}
+            | {"epsg": row["epsg"], "bbox": [x0, y0 - schema.patch_m, x0 + schema.patch_m, y0]}
+        )
+    return found
+
+
+def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None = None) -> pa.Table:
+    """The stac-geoparquet table: a STAC Item per row, by place (square), then product, then grid.
+
+    Args:
+        metadata: Rows with `REQUIRED` columns, and any others; ``square`` groups products that share a place.
+        schema: Of the dataset.
         placement: ``patch_id`` and where each patch lies in a root (``reben:zarr_row``, ...), in
             the same order; None for a catalog of metadata alone, without those columns.
 
@@ -171,56 +177,65 @@ def patches_table(official: pa.Table, placement: pa.Table | None = None) -> pa.T
     Raises:
         ValueError: If `placement` has other patches, or another order.
     """
-    if placement is not None and placement.column("patch_id") != official.column("patch_id"):
-        raise ValueError("placement must have the patches of official in the same order")
-    order = pa.array(_by_place(official.column("patch_id").combine_chunks()))
-    official = official.take(order).combine_chunks()
-    patch_ids = official.column("patch_id").combine_chunks()
-    epsg, minx, miny, maxx, maxy = grid.footprints(patch_ids.to_pylist())
+    if placement is not None and placement.column("patch_id") != metadata.column("patch_id"):
+        raise ValueError("placement must have the patches of the metadata in the same order")
+    order = pa.array(_by_place(metadata))
+    metadata = metadata.take(order).combine_chunks()
+    epsg, x0, y0 = (metadata.column(name).to_numpy() for name in ("epsg", "x0", "y0"))
+    minx, miny, maxx, maxy = x0, y0 - schema.patch_m, x0 + schema.patch_m, y0
     lonlat = _lonlat_squares(epsg, minx, miny, maxx, maxy)
-    count = len(patch_ids)
-    products = pc.utf8_slice_codeunits(patch_ids, 0, -6).dictionary_encode()
+    count = metadata.num_rows
     west, east = lonlat[:, :, 0].min(axis=1), lonlat[:, :, 0].max(axis=1)
     south, north = lonlat[:, :, 1].min(axis=1), lonlat[:, :, 1].max(axis=1)
-    columns: dict[str, Any] = {
-        "bbox": pa.StructArray.from_arrays(
-            [pa.array(v) for v in (west, south, east, north)], ["xmin", "ymin", "xmax", "ymax"]
-        ),
-        "datetime": _times(patch_ids, 11),
-        "reben:split": official.column("split").combine_chunks().dictionary_encode(),
-        "reben:country": official.column("country").combine_chunks().dictionary_encode(),
-        "reben:labels": official.column("labels"),
-        "reben:contains_seasonal_snow": official.column("contains_seasonal_snow"),
-        "reben:contains_cloud_or_shadow": official.column("contains_cloud_or_shadow"),
-        "reben:product": products,
-        "reben:s1_datetime": _times(official.column("s1_name").combine_chunks(), 17),
-        "id": patch_ids,
-        "reben:s1_name": official.column("s1_name"),
-        "reben:s2v1_name": official.column("s2v1_name"),
-        "platform": _mapped(
-            pc.utf8_slice_codeunits(patch_ids, 0, 3), {f"S2{x.upper()}": f"sentinel-2{x}" for x in "abcd"}
-        ),
-        "constellation": _constant("sentinel-2", count),
-        "grid:code": pc.binary_join_element_wise(
-            "MGRS", pc.utf8_slice_codeunits(patch_ids, 39, 44), "-"
-        ).dictionary_encode(),
+    columns: dict[str, Any] = {}
+    given = [name for name in metadata.column_names if name not in (*_FIRST, *_PLACE)]
+    for name in (*_FIRST, *(n for n in given if n not in _STAC), *(n for n in given if n in _STAC)):
+        if name == "bbox":
+            columns[layout.BBOX] = pa.StructArray.from_arrays(
+                [pa.array(v) for v in (west, south, east, north)], ["xmin", "ymin", "xmax", "ymax"]
+            )
+        elif name in metadata.column_names:
+            column = metadata.column(name).combine_chunks()
+            few = name in ("split", "country", "product") and not pa.types.is_dictionary(column.type)
+            columns[name if name in _STAC else layout.column(name)] = (
+                column.dictionary_encode() if few else column
+            )
+    shape = _pixels(schema)
+    columns |= {
         "proj:code": pa.array(np.char.add("EPSG:", epsg.astype(str)).tolist()).dictionary_encode(),
-        "proj:shape": _repeated(pa.array([120, 120], pa.int32()), count),
+        "proj:shape": _repeated(pa.array([shape, shape], pa.int32()), count),
         "proj:bbox": _lists(
             pa.array(np.stack([minx, miny, maxx, maxy], axis=1).astype(np.float64).ravel()), 4
         ),
         "stac_version": _constant("1.1.0", count),
         "stac_extensions": _repeated(pa.array(EXTENSIONS), count),
-        "collection": _constant(COLLECTION_ID, count),
-        "links": _links(count),
-        "geometry": _wkb_polygons(lonlat),
+        "collection": _constant(layout.COLLECTION_ID, count),
+        layout.LINKS: _links(count, schema),
+        layout.GEOMETRY: _wkb_polygons(lonlat),
     }
     if placement is not None:
         placed = placement.take(order)
-        columns |= {name: placed.column(name) for name in placed.column_names if name.startswith("reben:")}
-        columns["assets"] = _assets(products)
-    ordered = [name for name in columns if name not in LAST_COLUMNS]
-    return pa.table({name: columns[name] for name in [*ordered, *(n for n in LAST_COLUMNS if n in columns)]})
+        columns |= {
+            name: placed.column(name)
+            for name in placed.column_names
+            if name.startswith(layout.PREFIX) and name != layout.PRODUCT
+        }
+        columns[layout.ASSETS] = _assets(columns[layout.PRODUCT])
+    last = _last_columns(schema)
+    ordered = [name for name in columns if name not in last]
+    return pa.table({name: columns[name] for name in [*ordered, *(n for n in last if n in columns)]})
+
+
+def _last_columns(schema: Schema) -> tuple[str, ...]:
+    """Bulky columns that a filter never needs, last in the file: what it needs is then one range."""
+    sums = map(layout.checksum_column, schema.modality_names)
+    return (layout.LINKS, layout.ASSETS, layout.GEOMETRY, *sums)
+
+
+def _pixels(schema: Schema) -> int:
+    """Pixels on a side of a patch in the finest images that the schema has; 1 where it has none."""
+    sizes = [t.pixel_m for m in schema.modalities for t in m.tensors if t.pixel_m]
+    return round(schema.patch_m / min(sizes, default=schema.patch_m))
 
 
 REBEN_EXTENSION = "https://reben-cloud.readthedocs.io/stac/reben/v1.0.0/schema.json"
@@ -234,24 +249,25 @@ EXTENSIONS = (
 """Extensions that a patch's Item declares."""
 
 
-def write_patches(table: pa.Table) -> bytes:
+def write_patches(table: pa.Table, schema: Schema) -> bytes:
     """The bytes of ``patches.parquet``: GeoParquet 1.1.0, stac-geoparquet 1.1.0; same in, same out."""
     out = io.BytesIO()
-    with patches_writer(out, table.schema, table.select(["bbox", "datetime"])) as writer:
+    with patches_writer(out, table.schema, table.select([layout.BBOX, layout.DATETIME]), schema) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     parquet.add_chunk_sums(out)
     return out.getvalue()
 
 
-def patches_writer(out: Any, schema: pa.Schema, extents: pa.Table) -> pq.ParquetWriter:
+def patches_writer(out: Any, columns: pa.Schema, extents: pa.Table, schema: Schema) -> pq.ParquetWriter:
     """What writes ``patches.parquet``, row group by row group, for tables that are not held in memory.
 
     When it is closed, `parquet.add_chunk_sums` finishes the file.
 
     Args:
         out: A path, or a file.
-        schema: Columns of the table.
+        columns: Columns of the table.
         extents: ``bbox`` and ``datetime`` of all rows, which the file's metadata sums up.
+        schema: Of the dataset.
     """
     bbox = extents.column("bbox").combine_chunks()
     bounds = [
@@ -278,38 +294,32 @@ def patches_writer(out: Any, schema: pa.Schema, extents: pa.Table) -> pq.Parquet
     collection = {
         "type": "Collection",
         "stac_version": "1.1.0",
-        "id": COLLECTION_ID,
-        "description": DESCRIPTION,
-        "license": LICENSE,
+        "id": layout.COLLECTION_ID,
+        "description": schema.description or schema.name,
+        "license": schema.license,
         "extent": {
             "spatial": {"bbox": [bounds]},
             "temporal": {"interval": [[rfc3339(times["min"]), rfc3339(times["max"])]]},
         },
         "links": [],
     }
-    stac = {"version": "1.1.0", "collections": {COLLECTION_ID: collection}}
+    stac = {"version": "1.1.0", "collections": {layout.COLLECTION_ID: collection}}
     return pq.ParquetWriter(
         out,
-        schema.with_metadata({"geo": json.dumps(geo), "stac-geoparquet": json.dumps(stac)}),
+        columns.with_metadata({"geo": json.dumps(geo), "stac-geoparquet": json.dumps(stac)}),
         compression="zstd",
         write_page_checksum=True,
-        use_dictionary=[*_dictionary_columns(schema), "reben:labels.list.element"],
+        use_dictionary=[*_dictionary_columns(columns), f"{layout.LABELS}.list.element"],
         column_encoding={
             **{f"bbox.{side}": "BYTE_STREAM_SPLIT" for side in ("xmin", "ymin", "xmax", "ymax")},
-            **dict.fromkeys(("id", "reben:s1_name", "reben:s2v1_name"), "DELTA_BYTE_ARRAY"),
+            **dict.fromkeys(_long_texts(columns), "DELTA_BYTE_ARRAY"),
         },
     )
 
 
-DESCRIPTION = (
-    "549,488 pairs of Sentinel-1 and Sentinel-2 patches of 1200 m with pixel-level land-cover reference maps "
-    "and 19-class multi-labels, from 115 Sentinel-2 acquisitions over ten European countries, "
-    "June 2017 to May 2018 (BigEarthNet v2.0, reBEN)."
-)
-"""What the collection is."""
-
-LICENSE = "CDLA-Permissive-1.0"
-"""SPDX id of the dataset's licence."""
+def _long_texts(columns: pa.Schema) -> list[str]:
+    """Names that share their beginnings with their neighbours' and never come twice."""
+    return [name for name in (layout.ID, "reben:s1_name", "reben:s2v1_name") if name in columns.names]
 
 
 def rfc3339(time: Any) -> str:
@@ -322,23 +332,12 @@ def _dictionary_columns(schema: pa.Schema) -> list[str]:
     return (
         [field.name for field in schema if pa.types.is_dictionary(field.type)]
         + [f"links.list.element.{name}" for name in ("rel", "href", "type", "title")]
-        + ["stac_extensions.list.element", "datetime", "reben:s1_datetime", "assets.zarr.href"]
+        + ["stac_extensions.list.element", layout.DATETIME, layout.S1_DATETIME, "assets.zarr.href"]
     )
-
-
-def _times(names: Column, start: int) -> Column:
-    """The UTC times that stand in `names` from character `start` as ``20170613T101031``, null in an empty one."""
-    text = pc.utf8_slice_codeunits(names, start, start + 15)
-    return pc.assume_timezone(pc.strptime(text, format="%Y%m%dT%H%M%S", unit="us", error_is_null=True), "UTC")
 
 
 def _constant(value: str, count: int) -> Column:
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), [value])
-
-
-def _mapped(values: Column, names: dict[str, str]) -> Column:
-    index = pc.index_in(values, pa.array(list(names))).cast(pa.int8())
-    return pa.DictionaryArray.from_arrays(index, list(names.values()))
 
 
 def _lists(values: Column, length: int) -> Column:
@@ -351,12 +350,12 @@ def _repeated(rows: Column, count: int) -> Column:
     return _lists(rows.take(pa.array(np.tile(np.arange(len(rows)), count))), len(rows))
 
 
-def _links(count: int) -> Column:
+def _links(count: int, schema: Schema) -> Column:
     collection = {
         "rel": "collection",
-        "href": f"./{COLLECTION_ID}/collection.json",
+        "href": f"./{layout.COLLECTION}",
         "type": "application/json",
-        "title": "BigEarthNet v2.0 (reBEN)",
+        "title": schema.name,
     }
     return _repeated(pa.array([collection]), count)
 
@@ -367,7 +366,7 @@ def _assets(products: Column) -> Column:
         [
             {
                 "zarr": {
-                    "href": f"./zarr/{product}.zarr",
+                    "href": f"./{layout.zarr_store(product)}",
                     "type": "application/vnd.zarr; version=3",
                     "title": "Zarr store of the product; the patch is row reben:zarr_row",
                     "roles": ["data"],
@@ -379,21 +378,34 @@ def _assets(products: Column) -> Column:
     return stores.take(products.indices)
 
 
-def _by_place(patch_ids: Column) -> NDArray[np.int64]:
+def _by_place(metadata: pa.Table) -> NDArray[np.int64]:
     """The order of the rows: squares along a Z curve, products of a square by time, patches by id.
 
     Within a product that is the order of its Zarr rows, and what compresses best.
     """
-    products = pc.utf8_slice_codeunits(patch_ids, 0, -6).dictionary_encode()
-    names: list[str] = products.dictionary.to_pylist()
-    corners = _lonlat_squares(*grid.footprints([f"{name}_00_00" for name in names]))[:, 3]
-    # Cells of half a degree; the name decides in a cell.
+    products = metadata.column("product").cast(pa.string()).combine_chunks().dictionary_encode()
+    code, names = products.indices.to_numpy(), products.dictionary.to_pylist()
+    first = np.unique(code, return_index=True)[1]
+    epsg, x0, y0 = (metadata.column(name).to_numpy() for name in ("epsg", "x0", "y0"))
+    # The north-west corner of each product: of its square, or of the patches that are there.
+    west, north = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    squared = {"square_x0", "square_y0"} <= set(metadata.column_names)
+    np.minimum.at(west, code, metadata.column("square_x0").to_numpy() if squared else x0)
+    np.maximum.at(north, code, metadata.column("square_y0").to_numpy() if squared else y0)
+    corners = _lonlat_squares(epsg[first], west, north, west, north)[:, 0]
+    # Cells of half a degree; the square, the time and the name decide in a cell.
     curve = _z_order(*((corners.T + 180) * 2).astype(np.int64)).tolist()
-    ranked = sorted(range(len(names)), key=lambda n: (curve[n], names[n][39:44], names[n][11:26], names[n]))
+    times = metadata.column("datetime").take(pa.array(first)).to_pylist()
+    squares = [""] * len(names)
+    if "square" in metadata.column_names:
+        squares = metadata.column("square").take(pa.array(first)).to_pylist()
+    ranked = sorted(range(len(names)), key=lambda n: (curve[n], squares[n], times[n], names[n]))
     rank = np.empty(len(names), np.int64)
     rank[ranked] = np.arange(len(names))
-    x, y = grid.grid_positions(patch_ids.to_pylist())
-    return np.lexsort((y, x, rank[products.indices.to_numpy()]))
+    ids = np.argsort(np.array(metadata.column("patch_id").to_pylist(), np.bytes_), kind="stable")
+    by_id = np.empty_like(ids)
+    by_id[ids] = np.arange(len(ids))
+    return np.lexsort((by_id, rank[code]))
 
 
 def _z_order(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ whole shards. The same metadata and options always give the same placement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError
+from reben_cloud.root import layout
 from reben_cloud.sampling import shuffled_order, stratified_order
 
 Order = Literal["stratified", "shuffled"]
@@ -24,6 +25,9 @@ Order = Literal["stratified", "shuffled"]
 
 SHARD_SAMPLES = 256
 """Samples in a shard, but for the last one of a group."""
+
+SPLITS = ("train", "validation", "test")
+"""The splits, as the metadata spells them."""
 
 GROUPS = ("train", "validation", "test", "train-extra", "validation-extra", "test-extra")
 """Names of the shard groups, in the order in which they are planned."""
@@ -47,12 +51,13 @@ class PlacementOptions:
             raise ValueError(f"shard_samples must be at least 1, got {self.shard_samples}")
 
 
-def place(table: pa.Table, options: PlacementOptions) -> pa.Table:
+def place(table: pa.Table, options: PlacementOptions, *, recommended_without: Sequence[str]) -> pa.Table:
     """The place of every patch.
 
     Args:
-        table: Official metadata, sorted by ``patch_id``, unique.
+        table: Metadata, sorted by ``product`` and ``patch_id``, unique.
         options: Order, seed and shard size.
+        recommended_without: Boolean columns; a patch with any of them goes to the ``-extra`` group of its split.
 
     Returns:
         A row a patch in the same order: ``patch_id``, ``reben:product`` (dictionary),
@@ -60,14 +65,11 @@ def place(table: pa.Table, options: PlacementOptions) -> pa.Table:
         ``reben:shard_row`` (int32).
     """
     ids = table.column("patch_id").combine_chunks()
-    # "<product>_<xx>_<yy>": the product is all but the last six characters.
-    products = pc.utf8_slice_codeunits(ids, 0, -6).dictionary_encode()
-    if isinstance(products, pa.ChunkedArray):
-        products = products.combine_chunks()
+    products = table.column("product").cast(pa.string()).combine_chunks().dictionary_encode()
     codes = products.indices.to_numpy()
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     zarr_row = np.arange(len(codes)) - starts[np.cumsum(np.diff(codes, prepend=-1) != 0) - 1]
-    group = _groups(table)
+    group = _groups(table, recommended_without)
     shard = np.empty(len(codes), np.int32)
     row = np.empty(len(codes), np.int32)
     for number in range(len(GROUPS)):
@@ -80,11 +82,11 @@ def place(table: pa.Table, options: PlacementOptions) -> pa.Table:
     return pa.table(
         {
             "patch_id": ids,
-            "reben:product": products,
-            "reben:zarr_row": pa.array(zarr_row, pa.int32()),
-            "reben:shard_group": pa.DictionaryArray.from_arrays(pa.array(group, pa.int8()), list(GROUPS)),
-            "reben:shard": shard,
-            "reben:shard_row": row,
+            layout.PRODUCT: products,
+            layout.ZARR_ROW: pa.array(zarr_row, pa.int32()),
+            layout.SHARD_GROUP: pa.DictionaryArray.from_arrays(pa.array(group, pa.int8()), list(GROUPS)),
+            layout.SHARD: shard,
+            layout.SHARD_ROW: row,
         }
     )
 
@@ -123,17 +125,17 @@ def check_places(
 
 def group_sizes(placement: pa.Table) -> Mapping[str, int]:
     """Number of samples in each shard group that has any."""
-    counts = pc.value_counts(pc.cast(placement.column("reben:shard_group"), pa.string()))
+    counts = pc.value_counts(pc.cast(placement.column(layout.SHARD_GROUP), pa.string()))
     found = {c["values"]: c["counts"] for c in counts.to_pylist()}
     return {name: found[name] for name in GROUPS if name in found}
 
 
-def _groups(table: pa.Table) -> NDArray[np.int8]:
-    split = pc.index_in(table.column("split"), pa.array(GROUPS[:3])).to_numpy()
-    extra = pc.or_(
-        table.column("contains_seasonal_snow"), table.column("contains_cloud_or_shadow")
-    ).to_numpy()
-    groups: NDArray[np.int8] = (split + 3 * extra).astype(np.int8)
+def _groups(table: pa.Table, recommended_without: Sequence[str]) -> NDArray[np.int8]:
+    split = pc.index_in(table.column("split"), pa.array(SPLITS)).to_numpy()
+    extra = np.zeros(len(split), np.bool_)
+    for name in recommended_without:
+        extra |= table.column(name).to_numpy()
+    groups: NDArray[np.int8] = (split + len(SPLITS) * extra).astype(np.int8)
     return groups
 
 

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    import shapely
+import numpy as np
 
-Instant = str | date
-"""A day or time: RFC 3339 text, a date, a datetime, or a pandas timestamp."""
+Instant = str | date | np.datetime64
+"""A time, or a date, month or year for all of it: RFC 3339 text, a date, datetime or pandas Timestamp."""
+
+When = Instant | Sequence[Instant | None]
+"""An instant, or both ends of an interval; None where it is open."""
 
 Names = str | Iterable[str]
 """One name or several."""
 
 Kind = Literal["text", "names", "flag", "number"]
 """How an option is given on a command line: once, repeatedly, as ``--x/--no-x``, or as a number."""
+
+
+@runtime_checkable
+class GeoInterface(Protocol):
+    """A geometry or feature of shapely, geopandas and others, which says itself in GeoJSON."""
+
+    @property
+    def __geo_interface__(self) -> Mapping[str, Any]:
+        """The geometry or Feature as GeoJSON."""
 
 
 class Option(NamedTuple):
@@ -37,14 +48,15 @@ class Option(NamedTuple):
 class Query:
     """The conditions of a search, as they were given; None does not narrow.
 
-    What each may hold is told by `Dataset.search`; `reben_cloud.search` understands them.
+    `Dataset.search` has the same names as arguments, and tells what each may hold; `reben_cloud.search`
+    checks and evaluates them. An iterator becomes a tuple, so that a query can be looked at again.
     """
 
     bbox: str | Sequence[float] | None = None
     """West, south, east, north in degrees."""
-    intersects: str | Mapping[str, Any] | shapely.Geometry | None = None
+    intersects: str | Mapping[str, Any] | GeoInterface | None = None
     """GeoJSON geometry or Feature, WKT or shapely geometry, in degrees."""
-    datetime: Instant | Sequence[Instant | None] | None = None
+    datetime: When | None = None
     """Sentinel-2 time: an instant or an interval."""
     labels: Names | None = None
     """Classes of which a patch has at least one."""
@@ -58,9 +70,9 @@ class Query:
     """Products."""
     ids: Names | None = None
     """Patch ids."""
-    missing_ok: bool | None = None
+    missing_ok: bool = False
     """Leave out ids that the dataset lacks, instead of an error."""
-    s1_datetime: Instant | Sequence[Instant | None] | None = None
+    s1_datetime: When | None = None
     """Sentinel-1 time, written as `datetime`."""
     season: Names | None = None
     """Seasons of the Sentinel-2 time."""
@@ -77,9 +89,16 @@ class Query:
     limit: int | None = None
     """At most so many patches."""
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if isinstance(value := getattr(self, one.name), Iterator):
+                object.__setattr__(self, one.name, tuple(value))
+
     def given(self) -> dict[str, Any]:
-        """The conditions that narrow, by name."""
+        """The conditions that were given, by name."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
+        if not self.missing_ok:
+            del values["missing_ok"]  # which is no condition then
         return {name: value for name, value in values.items() if value is not None}
 
     def __bool__(self) -> bool:

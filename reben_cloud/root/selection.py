@@ -5,33 +5,32 @@ from __future__ import annotations
 import html
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import shapely
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.country import load_countries
 from reben_cloud.errors import NotFoundError
-from reben_cloud.root.patches import OFFICIAL_SCHEMA, SPLITS
+from reben_cloud.root import layout
+from reben_cloud.root.manifest import metadata_columns
+from reben_cloud.root.patches import given_metadata
+from reben_cloud.root.query import Query
 from reben_cloud.root.table import PatchTable
-from reben_cloud.search.arguments import parse_names
 
 if TYPE_CHECKING:
     import geopandas
     import pandas as pd
     import pystac
     import xarray as xr
+    from matplotlib.axes import Axes
 
+    from reben_cloud.export import ExportReport, Progress
     from reben_cloud.root.dataset import Dataset
 
-
-MAX_XARRAY = 1_000
-"""Most patches of `Selection.to_xarray`: 0.3 GB in memory, and as many chunks of each array for Dask."""
 
 _NO_CONDITION = ("missing_ok", "sortby", "limit")
 """Arguments of a search that leave no patch out, or none of an empty selection."""
@@ -49,7 +48,7 @@ class Selection:
         table: PatchTable,
         rows: NDArray[np.int64],
         *,
-        query: Mapping[str, Any] | None = None,
+        query: Query | None = None,
     ) -> None:
         self.dataset = dataset
         """The dataset it was found in."""
@@ -57,8 +56,8 @@ class Selection:
         """The table it was found in."""
         self.rows = rows
         """Row numbers in the table, int64 (len,)."""
-        self.query = dict(query or {})
-        """What `search` was asked for; empty where the rows come from elsewhere."""
+        self.query = Query() if query is None else query
+        """What it was found by; no conditions where the rows come from elsewhere."""
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -80,13 +79,14 @@ class Selection:
             raise NotFoundError(f"{purpose}: {self._why_empty()}")
 
     def _why_empty(self) -> str:
-        conditions = {name: value for name, value in self.query.items() if name not in _NO_CONDITION}
+        conditions = {name: value for name, value in self.query.given().items() if name not in _NO_CONDITION}
         if not len(self.dataset) or not conditions:
             return f"{self.dataset.url} has no patch" if not len(self.dataset) else "the selection is empty"
         asked = {name: f"{name}={reprlib.repr(value)}" for name, value in conditions.items()}
 
         def count(names: Iterable[str]) -> int:
-            return len(self.dataset.search(missing_ok=True, **{name: conditions[name] for name in names}))
+            query = Query(missing_ok=True, **{name: conditions[name] for name in names})
+            return len(self.dataset.select(query))
 
         if alone := [text for name, text in asked.items() if not count([name])]:
             return f"no patch of {self.dataset.url} fits {', and none '.join(alone)}"
@@ -120,14 +120,15 @@ class Selection:
 
     def official(self) -> pa.Table:
         """The official metadata of the patches, in the official schema and order."""
-        names = ["id", *(f"reben:{name}" for name in OFFICIAL_SCHEMA.names[1:])]
-        table = self.columns(names).rename_columns(OFFICIAL_SCHEMA.names)
-        return table.cast(OFFICIAL_SCHEMA).sort_by("patch_id").combine_chunks()
+        names = metadata_columns(self.dataset.manifest)
+        return given_metadata(self.columns([layout.column(name) for name in names]), names)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
-        names = ["id", *(f"reben:{n}" for n in OFFICIAL_SCHEMA.names[1:]), "reben:product", "datetime"]
-        frame: pd.DataFrame = self.columns([*names, "reben:s1_datetime"]).to_pandas(
+        given = map(layout.column, metadata_columns(self.dataset.manifest))
+        times = [name for name in (layout.DATETIME, layout.S1_DATETIME) if name in self.table.names]
+        names = list(dict.fromkeys([*given, layout.PRODUCT, *times]))
+        frame: pd.DataFrame = self.columns(names).to_pandas(
             use_threads=False  # which would hold Python objects
         )
         frame = frame.rename(columns=lambda name: name.removeprefix("reben:")).rename(
@@ -139,6 +140,7 @@ class Selection:
     def to_geopandas(self) -> geopandas.GeoDataFrame:
         """`to_pandas` with the footprints as geometry, EPSG:4326."""
         import geopandas
+        import shapely
 
         geometry = shapely.from_wkb(self.column("geometry").to_numpy())
         return geopandas.GeoDataFrame(self.to_pandas(), geometry=geometry, crs="EPSG:4326")
@@ -161,41 +163,17 @@ class Selection:
 
         Raises:
             NotFoundError: If nothing was found, or the dataset lacks a band.
-            ValueError: If there are more than `MAX_XARRAY` patches, or a band is unknown.
+            ValueError: If there are more than 1,000 patches, or a band is unknown.
         """
-        from reben_cloud.views import raster
+        from reben_cloud.views.raster import stack_patches
 
-        names = None if bands is None else parse_names(bands, "bands")
-        if len(self) > MAX_XARRAY:
-            raise ValueError(
-                f"to_xarray is for a handful of patches, {MAX_XARRAY:,} at most, and these are {len(self):,}: "
-                "search with limit=, open whole products (Dataset.open_zarr, mosaic), or stream batches (StreamLoader)"
-            )
-        self.require_patches("nothing to stack")
-        table = self.columns(["id", "reben:product", "reben:zarr_row", "reben:labels"])
-        products = [str(name) for name in table.column("reben:product").to_pylist()]
-        stacks = {product: self.dataset.open_zarr(product) for product in sorted(set(products))}
-        rows = table.column("reben:zarr_row").to_numpy().astype(np.int64)
-        ids = np.array(table.column("id").to_pylist(), object)
-        for product, stack in stacks.items():
-            mine = np.flatnonzero(np.asarray(products) == product)
-            raster.check_rows(stack, rows[mine].tolist(), ids[mine].tolist(), url=self.dataset.url)
-        found = raster.patches_view(stacks, products, rows, bands=names)
-        labels = ["; ".join(names) for names in table.column("reben:labels").to_pylist()]
-        return found.assign_coords(
-            patch_id=("patch", ids),
-            time=found.time.compute(),
-            label_names=("patch", np.array(labels, object)),
-        )
+        return stack_patches(self, bands)
 
-    def items(self) -> Iterable[pystac.Item]:
-        """A pystac Item a patch, links and assets absolute."""
-        import pystac
+    def items(self) -> Iterator[pystac.Item]:
+        """A pystac Item of each patch, links and assets absolute."""
+        from reben_cloud.catalog import pystac_items
 
-        from reben_cloud.catalog import patch_items
-
-        for item in patch_items(self.to_arrow(), self.dataset.url, self.dataset.store.s3_location):
-            yield pystac.Item.from_dict(item, preserve_dict=False)
+        return pystac_items(self)
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, int]]:
@@ -216,49 +194,104 @@ class Selection:
             parts.append(f"<details><summary>{title}</summary><table>{rows}</table></details>")
         return "".join(parts)
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draw the footprints on a map, coloured by split; returns the matplotlib axes.
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the footprints on a map, coloured by split.
 
         Where they lie far apart the coarse outlines of the ten countries are drawn below them.
+
+        Args:
+            ax: Where to draw; a figure of its own by default.
+
+        Returns:
+            The matplotlib axes.
         """
-        import matplotlib.pyplot as plt
-        from matplotlib.collections import PolyCollection
+        from reben_cloud.views.plots import plot_footprints
 
-        if ax is None:
-            ax = plt.subplots(figsize=(8, 7), layout="tight")[1]
-        bbox: Any = self.column("bbox").combine_chunks()
-        west, south, east, north = (bbox.field(s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
-        corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
-        splits = self.column("reben:split").to_numpy()
-        wide = not len(self) or np.ptp(corners[..., 1]) > 5
-        # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
-        edge = 0.5 if not wide else 4 if len(self) < 5_000 else 2.5
-        if wide:
-            for outline in load_countries().polygons.values():
-                for ring in shapely.get_parts(shapely.boundary(outline)):
-                    ax.plot(*shapely.get_coordinates(ring).T, color="#bbbbbb", linewidth=0.8, zorder=0)
-        for split, color in zip(SPLITS, ("#4477aa", "#ccaa22", "#cc3355"), strict=True):
-            mine = corners[splits == split]
-            if not len(mine):
-                continue
-            ax.add_collection(
-                PolyCollection(
-                    mine, facecolor=color, edgecolor=color, linewidth=edge, label=f"{split} ({len(mine):,})"
-                )
-            )
-        ax.autoscale_view()
-        ax.set_aspect(1 / np.cos(np.deg2rad(np.mean(ax.get_ylim()))))
-        ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title=f"{len(self):,} patches")
-        if len(self):
-            # Beside the map, where it covers no patch.
-            ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
-        return ax
+        return plot_footprints(self, ax)
 
-    def export_lmdb(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Write the patches as an LMDB that rico-hdl's readers open; see `export.export_lmdb`."""
+    def export_lmdb(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        modalities: Sequence[str] | None = None,
+        map_size: int | None = None,
+        update: bool = False,
+        prune: bool = False,
+        threads: int = 6,
+        progress: Progress | None = None,
+    ) -> ExportReport:
+        """Write the patches as an LMDB that rico-hdl's readers open; `export.export_lmdb` tells more.
+
+        Args:
+            path: The new folder, or an earlier export of the same root.
+            modalities: Of ``s2``, ``s1``, ``map``; all that the dataset has by default.
+            map_size: What the file says of its map size, bytes; its own size by default.
+            update: Add what an existing export lacks.
+            prune: Drop what is not selected from an existing export.
+            threads: Concurrent requests, at least 1.
+            progress: Wraps the iterable of finished parts.
+
+        Raises:
+            NotFoundError: If nothing is selected; it names the condition that left nothing.
+            ValueError: If a modality is not there, or the map size holds less than the data.
+            ConflictError: If `path` holds something else, or another process exports to it.
+            StorageError: If the disk has too little room, or a store fails.
+            ChecksumError: If the dataset is damaged.
+        """
         from reben_cloud.export import export_lmdb
 
-        return export_lmdb(self, path, **options)
+        return export_lmdb(
+            self,
+            path,
+            modalities=modalities,
+            map_size=map_size,
+            update=update,
+            prune=prune,
+            threads=threads,
+            progress=progress,
+        )
+
+    def export_safetensors(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        modalities: Sequence[str] | None = None,
+        patches_per_file: int = 1000,
+        update: bool = False,
+        prune: bool = False,
+        threads: int = 6,
+        progress: Progress | None = None,
+    ) -> ExportReport:
+        """Write the patches as plain safetensors files; `export.export_safetensors` tells more.
+
+        Args:
+            path: The new folder, or an earlier export of the same root.
+            modalities: Of ``s2``, ``s1``, ``map``; all that the dataset has by default.
+            patches_per_file: Patches that are stacked in one file, at least 1.
+            update: Add what an existing export lacks.
+            prune: Drop what is not selected from an existing export.
+            threads: Concurrent requests, at least 1.
+            progress: Wraps the iterable of finished parts.
+
+        Raises:
+            NotFoundError: If nothing is selected; it names the condition that left nothing.
+            ValueError: If a modality is not there, or a part would be empty.
+            ConflictError: If `path` holds something else, or another process exports to it.
+            StorageError: If the disk has too little room, or a store fails.
+            ChecksumError: If the dataset is damaged.
+        """
+        from reben_cloud.export import export_safetensors
+
+        return export_safetensors(
+            self,
+            path,
+            modalities=modalities,
+            patches_per_file=patches_per_file,
+            update=update,
+            prune=prune,
+            threads=threads,
+            progress=progress,
+        )
 
 
 def _counts(column: Any) -> dict[str, int]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError
+from reben_cloud.formats.parquet import ChunkReader
 from reben_cloud.root.documents import PATCHES, again, open_patches
-from reben_cloud.root.parquet import ChunkReader
 from reben_cloud.store import Store
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest
 from zarr.storage import ObjectStore
 
 from reben_cloud.errors import ChecksumError
-from reben_cloud.formats.zarr import PIXEL_ARRAYS
 from reben_cloud.root.documents import lost
 from reben_cloud.store import Store
 
@@ -33,15 +32,17 @@ class ListedStore(ObjectStore[Any]):
     Args:
         store: The product's store.
         sums: Path of each of its objects -> sha256, hex.
+        pixels: Names of the arrays whose chunks have checksums of their own.
     """
 
-    def __init__(self, store: Store, sums: Mapping[str, str]) -> None:
+    def __init__(self, store: Store, sums: Mapping[str, str], pixels: Collection[str]) -> None:
         super().__init__(store.client, read_only=True)
         self._objects = store
         self._sums = dict(sums)
+        self._pixels = frozenset(pixels)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._objects, self._sums)
+        return type(self), (self._objects, self._sums, self._pixels)
 
     def __str__(self) -> str:
         return self._objects.url
@@ -64,7 +65,7 @@ class ListedStore(ObjectStore[Any]):
 
     def _checked(self, key: str, span: ByteRequest | None) -> memoryview | None:
         expected = self._sums.get(key)
-        compared = expected is not None and span is None and key.split("/")[0] not in PIXEL_ARRAYS
+        compared = expected is not None and span is None and key.split("/")[0] not in self._pixels
         for _ in range(1 if self._objects.is_local else 2):
             try:
                 found = self._bytes(key, span)

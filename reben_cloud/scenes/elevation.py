@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyproj.datadir import get_data_dir, get_user_data_dir  # type: ignore[attr-defined]
 
 from reben_cloud.errors import NotFoundError, SourceError, missing_extra
+from reben_cloud.files.whole import replacing
 
 ELLIPSOID = "ellipsoid"
 """Datum of heights above the ellipsoid."""
@@ -102,10 +103,11 @@ def resample_heights(
     if geoid_grid is not None:
         for rows, above in _undulation(geoid_grid, epsg, west, north, heights.shape):
             heights[rows] += above
-    scratch = made.with_suffix(".part")
-    with rasterio.open(scratch, "w", driver="GTiff", count=1, dtype="float32", tiled=True, **grid) as target:
+    with (
+        replacing(made) as new,
+        rasterio.open(new, "w", driver="GTiff", count=1, dtype="float32", tiled=True, **grid) as target,
+    ):
         target.write(heights, 1)
-    scratch.rename(made)
 
 
 def _geoid_grid(source: Any, dem: Path, datum: str | None, geoid: Path | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""CORINE polygons -> reference map -> labels, by the rules of the paper's pipeline.
+"""CORINE polygons -> reference map, by the rules of the paper's pipeline; and the classes of its codes.
 
 The pipeline (rsim-tu-berlin/bigearthnet-pipeline, ``V1_2__sentinel2_tables.sql``) cuts every polygon
 with every patch and rasterises the pieces. A cut moves no pixel centre into or out of a polygon, so
@@ -28,9 +28,6 @@ from reben_cloud.files.paths import local_path
 
 PIXEL_M = 10
 """Size of a reference-map pixel, metres."""
-
-MAX_UNLABELLED = 0.25
-"""A patch is kept if the share of its pixels without a class is strictly below this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,51 +247,3 @@ def rasterise(
         dtype="uint16",
     )
     return burned
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PatchLabels:
-    """What the reference maps of all patches of a tile say."""
-
-    names: tuple[str, ...]
-    """The classes, sorted."""
-    present: NDArray[np.bool_]
-    """Whether a patch has a pixel of a class: (rows, columns, classes)."""
-    unlabelled_px: NDArray[np.int64]
-    """Pixels without a class: (rows, columns)."""
-    patch_px: int
-    """Pixels along a side of a patch."""
-
-    @property
-    def kept(self) -> NDArray[np.bool_]:
-        """Patches with strictly less than a quarter unlabelled, (rows, columns)."""
-        return self.unlabelled_px < MAX_UNLABELLED * self.patch_px**2
-
-    def of(self, y: int, x: int) -> tuple[str, ...]:
-        """The labels of one patch, sorted."""
-        return tuple(name for name, there in zip(self.names, self.present[y, x], strict=True) if there)
-
-
-def label_patches(codes: NDArray[np.uint16], *, patch_px: int, table: ClassTable = REBEN19) -> PatchLabels:
-    """Labels and cover of every whole patch of a tile's map.
-
-    Args:
-        codes: (height, width) codes of the table, or 999.
-        patch_px: Pixels along a side of a patch.
-        table: Class of each code.
-    """
-    names = table.names
-    rows, columns = codes.shape[0] // patch_px, codes.shape[1] // patch_px
-    index = np.full(UNLABELLED + 1, len(names), np.int64)
-    for code, name in table.classes.items():
-        if name is not None:
-            index[code] = names.index(name)
-    counts = np.empty((rows, columns, len(names) + 1), np.int64)
-    of_column = np.repeat(np.arange(columns) * (len(names) + 1), patch_px)
-    for row in range(rows):
-        strip = codes[row * patch_px : (row + 1) * patch_px, : columns * patch_px]
-        bins = np.bincount((index[strip] + of_column).ravel(), minlength=counts[row].size)
-        counts[row] = bins.reshape(columns, -1)
-    return PatchLabels(
-        names=names, present=counts[:, :, :-1] > 0, unlabelled_px=counts[:, :, -1], patch_px=patch_px
-    )

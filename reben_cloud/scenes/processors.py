@@ -1,38 +1,38 @@
 """Programs that turn raw Sentinel products into what `prepare` reads: sen2cor, SNAP's gpt and sarsen.
 
-Each product is one run with a log of its own and an output that appears only when it is complete. Beside
-the log stands what the output was made from; a second call skips what was made from the same, and refuses
-what was not. The programs are not part of this package.
+Each product is one run, with a log of its own and an output that appears only when it is complete (`runs`).
+The programs are not part of this package.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import shutil
-import subprocess
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from importlib.resources import as_file, files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from reben_cloud.errors import ConflictError, NotFoundError, SourceError
+from reben_cloud.bigearthnet import grid
+from reben_cloud.errors import SourceError
+from reben_cloud.files.clutter import glob_data, is_clutter
 from reben_cloud.files.paths import local_path
+from reben_cloud.files.whole import replacing
 from reben_cloud.scenes.elevation import resample_heights
-from reben_cloud.scenes.provenance import differences, identify
+from reben_cloud.scenes.provenance import identify
+from reben_cloud.scenes.runs import Run, find_program
+from reben_cloud.scenes.sentinel1 import POLARIZATIONS
 
-_L1C = re.compile(r"(S2[A-D])_MSIL1C_(\d{8}T\d{6})_N\d{4}_(R\d{3}_T\w{5})_\d{8}T\d{6}\.SAFE")
 _GRD = re.compile(
-    r"((S1[A-D])_IW_GRDH_1SDV_(\d{8}T\d{6}))_(\d{8}T\d{6})_(\d{6})_([0-9A-F]{6})_\w+\.(SAFE|zip)"
+    rf"(?P<scene>{grid.SCENE_PATTERN})_{grid.TIME_PATTERN}_(?P<orbit>\d{{6}})_(?P<datatake>[0-9A-F]{{6}})_\w+\.(SAFE|zip)"
 )
 _MEASUREMENT = re.compile(
-    r"(s1[a-d])-iw-grd-(v[vh])-(\d{8}t\d{6})-(\d{8}t\d{6})-(\d{6})-([0-9a-f]{6})-\d{3}(?:-cog)?\.tiff"
+    r"(?P<satellite>s1[a-d])-iw-grd-(?P<polarization>v[vh])-(?P<start>\d{8}t\d{6})-\d{8}t\d{6}-(?P<orbit>\d{6})"
+    r"-(?P<datatake>[0-9a-f]{6})-\d{3}(?:-cog)?\.tiff"
 )
 _SAME_START_S = 2  # the next slice of a datatake begins 25 s later
 
@@ -65,27 +65,26 @@ def run_sen2cor(
     """
     if not products:
         return []
-    tool = _find(
+    tool = find_program(
         program, "sen2cor 2.11 (step.esa.int) and pass its L2A_Process as --sen2cor, or give L2A products"
     )
     folder = local_path(output, "the folder of processed products")
 
     def process(path: Path) -> Path:
-        match = _L1C.fullmatch(path.name)
-        if match is None or not (path / "MTD_MSIL1C.xml").exists():
-            raise SourceError(f"{path}: no Level-1C .SAFE folder")
-        pattern = f"{match[1]}_MSIL2A_{match[2]}_N????_{match[3]}_*.SAFE"
-        made_from = {"program": program, **identify("product", path)}
-        if (done := _done(folder, path.stem, pattern, made_from)) is not None:
-            return done
-        for place in ("DATASTRIP/*/QI_DATA", "GRANULE/*/AUX_DATA"):
-            parent, _, name = place.rpartition("/")
-            for child in path.glob(parent):
-                (child / name).mkdir(exist_ok=True)
-        return _produce(
-            lambda scratch: [tool, "--output_dir", str(scratch), str(path.absolute())],
-            folder=folder, name=path.stem, pattern=pattern, made_from=made_from,
+        pattern = _check_l1c(path)
+        run = Run(
+            folder=folder, name=path.stem, pattern=pattern,
+            made_from={"program": program, **identify("product", path)},
         )  # fmt: skip
+
+        def command(scratch: Path) -> list[str]:
+            for place in ("DATASTRIP/*/QI_DATA", "GRANULE/*/AUX_DATA"):
+                parent, _, name = place.rpartition("/")
+                for child in glob_data(path, f"{parent}/"):
+                    (child / name).mkdir(exist_ok=True)
+            return [tool, "--output_dir", str(scratch), str(path.absolute())]
+
+        return run.make(command)
 
     return _in_parallel(process, products, workers)
 
@@ -117,7 +116,7 @@ def run_snap(
         SourceError: If a product is no GRD product, or gpt fails on it.
         ConflictError: If an output was made from other inputs, or nothing says from which.
     """
-    tool = _find(
+    tool = find_program(
         program,
         "ESA SNAP (step.esa.int) and pass its gpt as --gpt, give a file of elevations as --dem to use sarsen, or "
         "give terrain-corrected GeoTIFFs in dB",
@@ -125,20 +124,18 @@ def run_snap(
     folder = local_path(output, "the folder of processed products")
 
     def process(path: Path) -> Path:
-        pattern, name = f"{_check_grd(path)}_{epsg}.tif", f"{path.stem}_{epsg}"
+        made = f"{_check_grd(path)}_{epsg}.tif"
         with as_file(files("reben_cloud.scenes").joinpath("snap", "grd_to_db.xml")) as graph:
             made_from = {
                 "program": program, "elevation model": dem,
                 "graph": hashlib.sha256(graph.read_bytes()).hexdigest(), **identify("product", path),
             }  # fmt: skip
-            if (done := _done(folder, name, pattern, made_from)) is not None:
-                return done
-            return _produce(
+            run = Run(folder=folder, name=f"{path.stem}_{epsg}", pattern=made, made_from=made_from)
+            return run.make(
                 lambda scratch: [
-                    tool, str(graph), f"-Pinput={path.absolute()}", f"-Poutput={scratch / pattern}",
+                    tool, str(graph), f"-Pinput={path.absolute()}", f"-Poutput={scratch / made}",
                     f"-Pdem={dem}", f"-Pcrs=EPSG:{epsg}",
-                ],
-                folder=folder, name=name, pattern=pattern, made_from=made_from,
+                ]
             )  # fmt: skip
 
     return _in_parallel(process, products, workers)
@@ -183,16 +180,16 @@ def run_sarsen(
             they are above, or sarsen fails.
         ConflictError: If an output was made from other inputs, or nothing says from which.
     """
-    tool = _find(
+    tool = find_program(
         program,
         "sarsen 0.9.6 (pip install sarsen, best in an environment of its own) and pass its command as --sarsen, "
         "or give terrain-corrected GeoTIFFs in dB",
     )
     folder = local_path(output, "the folder of processed products")
-    runs = [
+    jobs = [
         (path, _check_grd(path, folder_only=True), polarization)
         for path in (local_path(product, "a Sentinel-1 product") for product in products)
-        for polarization in ("VV", "VH")
+        for polarization in POLARIZATIONS
     ]
     west, south, east, north = bounds
     place = f"{epsg}_{west}_{north}_{east - west}x{north - south}"
@@ -200,63 +197,88 @@ def run_sarsen(
     if geoid is not None:
         heights_from |= identify("geoid grid", geoid)
     heights = folder / f"dem_{place}.tif"
-    if _done(folder, heights.stem, heights.name, heights_from) is None:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        _record(folder, heights.stem).write_text(json.dumps(heights_from))
+    resampling = Run(folder=folder, name=heights.stem, pattern=heights.name, made_from=heights_from)
+    if resampling.find_output() is None:
+        resampling.record()
         resample_heights(dem, heights, epsg=epsg, bounds=bounds, datum=dem_datum, geoid=geoid)
 
-    def process(run: tuple[Path, str, str]) -> Path:
-        path, scene, polarization = run
-        made, name = f"{scene}_{place}_{polarization}.tif", f"{path.stem}_{place}_{polarization}"
+    def process(job: tuple[Path, str, str]) -> Path:
+        path, scene, polarization = job
+        made = f"{scene}_{place}_{polarization}.tif"
         made_from = {"program": program, **heights_from, **identify("product", path)}
-        if (done := _done(folder, name, made, made_from)) is not None:
-            return done
-        return _produce(
+        run = Run(
+            folder=folder, name=f"{path.stem}_{place}_{polarization}", pattern=made, made_from=made_from
+        )
+        return run.make(
             lambda scratch: [
                 tool, "rtc", str(path.absolute()), f"IW/{polarization}", str(heights.absolute()),
                 "--output-urlpath", str(scratch / made),
             ],
-            folder=folder, name=name, pattern=made, made_from=made_from, finish=_to_decibel,
+            finish=_to_decibel,
         )  # fmt: skip
 
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(process, runs))
+        return list(pool.map(process, jobs))
+
+
+def _check_l1c(path: Path) -> str:
+    """The pattern of the names that the Level-2A product of a Level-1C product may get."""
+    try:
+        name = grid.parse_safe_name(path.name)
+    except ValueError:
+        name = None
+    whole = name is not None and name.level == "L1C" and path.suffix == ".SAFE"
+    if name is None or not whole or not (path / "MTD_MSIL1C.xml").exists():
+        raise SourceError(f"{path}: no Level-1C .SAFE folder")
+    return f"{name.satellite}_MSIL2A_{name.start}_N????_{name.orbit}_T{name.square}_*.SAFE"
 
 
 def _check_grd(path: Path, *, folder_only: bool = False) -> str:
     """The scene's name, after a look at whether the images inside are those that the product's name says."""
-    match = _GRD.fullmatch(path.name)
-    if match is None or not (path.is_dir() if folder_only else path.exists()):
+    product = _GRD.fullmatch(path.name)
+    if product is None or not (path.is_dir() if folder_only else path.exists()):
         form = "no .SAFE folder of a" if folder_only else "no"
         raise SourceError(f"{path}: {form} Sentinel-1 IW GRDH product with VV and VH (1SDV)")
-    if path.is_dir():
-        names = [file.name for file in path.glob("measurement/*.tiff")]
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = [
-                    Path(n).name for n in archive.namelist() if "/measurement/" in n and n.endswith(".tiff")
-                ]
-        except zipfile.BadZipFile as error:
-            raise SourceError(f"{path}: damaged ({error}); fetch the product again") from error
-    found = {}
-    for name in names:
+    scene = product["scene"]
+    of_product = scene[:3], product["orbit"], product["datatake"]
+    found = set()
+    for name in _measurements(path):
         image = _MEASUREMENT.fullmatch(name)
-        if image is not None:
-            found[image[2].upper()] = name
-            same = image.group(1, 5, 6) == tuple(text.lower() for text in match.group(2, 5, 6))
-            if not same or abs(_seconds(image[3]) - _seconds(match[3])) > _SAME_START_S:
-                raise SourceError(
-                    f"{path.name}: holds {name}, an image of another product (other time or orbit); are two "
-                    "products mixed?"
-                )
-    lacking = [polarization for polarization in ("VV", "VH") if polarization not in found]
+        if image is None:
+            continue
+        found.add(image["polarization"].upper())
+        of_image = tuple(image[part].upper() for part in ("satellite", "orbit", "datatake"))
+        later = grid.parse_time(image["start"]) - grid.parse_time(scene[17:])
+        if of_image != of_product or abs(later.total_seconds()) > _SAME_START_S:
+            raise SourceError(
+                f"{path.name}: holds {name}, an image of another product (other time or orbit); are two "
+                "products mixed?"
+            )
+    lacking = [polarization for polarization in POLARIZATIONS if polarization not in found]
     if lacking:
         raise SourceError(
             f"{path.name}: no image of {' and '.join(lacking)} in measurement/; the product is incomplete, "
             "fetch it again"
         )
-    return match[1]
+    return scene
+
+
+def _measurements(path: Path) -> list[str]:
+    """Names of the images in a GRD product, a folder or a zip."""
+    if path.is_dir():
+        return [file.name for file in glob_data(path, "measurement/*.tiff")]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [PurePosixPath(name) for name in archive.namelist()]
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{path}: damaged ({error}); fetch the product again") from error
+    return [
+        member.name
+        for member in members
+        if member.parent.name == "measurement"
+        and member.suffix == ".tiff"
+        and not any(map(is_clutter, member.parts))
+    ]
 
 
 def _to_decibel(path: Path) -> None:
@@ -270,52 +292,14 @@ def _to_decibel(path: Path) -> None:
         transform = transform @ transform.translation(0, power.shape[0]) @ transform.scale(1, -1)
     decibel = np.full(power.shape, np.nan, np.float32)
     np.log10(power, out=decibel, where=power > 0)
-    path.unlink()
-    with rasterio.open(
-        path, "w", driver="GTiff", height=power.shape[0], width=power.shape[1], count=1, dtype="float32",
-        crs=crs, transform=transform, nodata=np.nan, tiled=True,
-    ) as target:  # fmt: skip
+    with (
+        replacing(path) as new,
+        rasterio.open(
+            new, "w", driver="GTiff", height=power.shape[0], width=power.shape[1], count=1, dtype="float32",
+            crs=crs, transform=transform, nodata=np.nan, tiled=True,
+        ) as target,
+    ):  # fmt: skip
         target.write(10 * decibel, 1)
-
-
-def _find(program: str, advice: str) -> str:
-    found = shutil.which(program)
-    if found is None:
-        raise NotFoundError(f"{program} is not installed; install {advice}")
-    return found
-
-
-def _seconds(time: str) -> float:
-    return datetime.strptime(time.upper(), "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
-
-
-def _record(folder: Path, name: str) -> Path:
-    """File that says what an output was made from."""
-    return folder / "logs" / f"{name}.json"
-
-
-def _done(folder: Path, name: str, pattern: str, made_from: Mapping[str, str]) -> Path | None:
-    """The output of an earlier run with the same inputs, None if there is no output.
-
-    Raises:
-        ConflictError: If it was made from others, or nothing says from which.
-    """
-    there = sorted(folder.glob(pattern))
-    if not there:
-        return None
-    record = _record(folder, name)
-    if len(there) > 1 or not record.exists():
-        raise ConflictError(
-            f"{', '.join(str(path) for path in there)}: nothing says what this was made from; delete it to have it "
-            "made again, or give it as finished input instead of the raw product"
-        )
-    changed = differences(json.loads(record.read_text()), made_from)
-    if changed:
-        raise ConflictError(
-            f"{there[0]} was made from other inputs: {changed}; delete it to have it made again, or take "
-            "an empty folder"
-        )
-    return there[0]
 
 
 def _in_parallel(
@@ -324,39 +308,3 @@ def _in_parallel(
     # Threads: the work is in the programs.
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(process, map(Path, products)))
-
-
-def _produce(
-    command: Callable[[Path], list[str]],
-    *,
-    folder: Path,
-    name: str,
-    pattern: str,
-    made_from: Mapping[str, str],
-    finish: Callable[[Path], None] = lambda _: None,
-) -> Path:
-    """Run a program in a scratch folder and move what it made, which `pattern` matches, to `folder`."""
-    log = folder / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".running-{name}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    with log.open("wb") as text:
-        arguments = command(scratch)
-        text.write((" ".join(arguments) + "\n").encode())
-        text.flush()
-        status = subprocess.run(arguments, stdout=text, stderr=subprocess.STDOUT, check=False).returncode
-    made = sorted(scratch.glob(pattern))
-    if status or len(made) != 1:
-        last = log.read_text(errors="replace").strip().splitlines()[-1]
-        raise SourceError(
-            f"{name}: {Path(arguments[0]).name} ended with status {status} and made {len(made)} products; "
-            f"its last words: {last!r}; all of them: {log}"
-        )
-    finish(made[0])
-    # Before the output, which is what says that all is done.
-    _record(folder, name).write_text(json.dumps(made_from))
-    target = folder / made[0].name
-    made[0].rename(target)
-    shutil.rmtree(scratch)
-    return target

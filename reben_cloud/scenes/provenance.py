@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from reben_cloud.files.clutter import is_clutter
+
 _NAMED = 3
 """Differences that a message spells out; one cause often changes many files."""
 
 
 def identify(role: str, path: str | os.PathLike[str]) -> dict[str, str]:
-    """What a file, or every file below a folder, is known by.
+    """What a file, or every file below a folder, is known by; what systems leave in folders does not count.
 
     Args:
         role: What the file is to the user, e.g. ``land cover``.
@@ -33,8 +35,11 @@ def identify(role: str, path: str | os.PathLike[str]) -> dict[str, str]:
     given = Path(path)
     if not given.is_dir():
         return {f"{role} {given.name}": _state(given)}
-    found = sorted(Path(folder, name) for folder, _, names in os.walk(given) for name in names)
-    return {f"{role} {file.relative_to(given.parent)}": _state(file) for file in found}
+    found: list[Path] = []
+    for folder, folders, names in os.walk(given):
+        folders[:] = [name for name in folders if not is_clutter(name)]
+        found += [Path(folder, name) for name in names if not is_clutter(name)]
+    return {f"{role} {file.relative_to(given.parent)}": _state(file) for file in sorted(found)}
 
 
 def _state(path: Path) -> str:

@@ -1,9 +1,9 @@
-"""Sentinel-1 for the patches of a tile: official v1 patches by name, or terrain-corrected scenes.
+"""Terrain-corrected Sentinel-1 scenes in GeoTIFFs: which bands they have, when and where they were taken.
 
 How v1's S1 patches were made is not public: sigma0 or gamma0, the resampling kernel, the version of
 SNAP and the orbit files are unknown; measured on real patches, no speckle filter was used. Patches
-cut from scenes here follow what is known (dB, 10 m, one scene a patch) and equal the official ones
-only where the scene was processed the same way.
+cut from scenes follow what is known (dB, 10 m, one scene per patch) and equal the official ones only
+where the scene was processed the same way.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from __future__ import annotations
 import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.bands import ARRAYS
 from reben_cloud.errors import SourceError, missing_extra
-from reben_cloud.files.clutter import is_clutter
+from reben_cloud.files.clutter import glob_data
 from reben_cloud.files.paths import local_path
 
-POLARIZATIONS = ("VV", "VH")
-"""The bands of a Sentinel-1 patch."""
+POLARIZATIONS = ARRAYS["s1"]
+"""The bands of a Sentinel-1 patch: VV and VH."""
 
-_SCENE = re.compile(r"S1[A-D]_IW_GRDH_1SDV_(\d{8}T\d{6})")
+_SCENE = re.compile(grid.SCENE_PATTERN)
 _NAMED = re.compile(r"(?:^|[\s_.-])(VV|VH)(?=[\s_.-]|$)")
 
 _DIMAP_TAG = 65_000
@@ -71,19 +72,6 @@ class Scene:
         return True
 
 
-class Piece(NamedTuple):
-    """The part of a scene that belongs to one patch."""
-
-    y: int
-    """Row of the patch in the tile."""
-    x: int
-    """Column of the patch in the tile."""
-    scene: Scene
-    """Where it was cut from."""
-    pixels: NDArray[np.float32]
-    """(2, size, size): VV and VH, dB."""
-
-
 def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
     """The scenes behind GeoTIFF files, or folders of them; only headers are read.
 
@@ -105,7 +93,7 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
             raise SourceError(
                 f"{path.name}: no Sentinel-1 scene; a name begins like S1A_IW_GRDH_1SDV_20170613T165043"
             )
-        numbers, extents[path] = _read_header(path, _time(match[0]))
+        numbers, extents[path] = _read_header(path, _start(match[0]))
         scene = found.setdefault(match[0], {})
         for polarization, number in numbers.items():
             if polarization in scene:
@@ -120,7 +108,7 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
     return [
         Scene(
             name=name,
-            time=_time(name),
+            time=_start(name),
             bands=bands,
             extents={path: extents[path] for path, _ in bands.values()},
         )
@@ -128,8 +116,8 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
     ]
 
 
-def _time(name: str) -> datetime:
-    return datetime.strptime(name[17:32], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+def _start(scene: str) -> datetime:
+    return grid.parse_time(scene[17:])
 
 
 def _read_header(
@@ -191,11 +179,7 @@ def _snap_time(text: str | None) -> datetime | None:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(
-            p
-            for p in path.rglob("*")
-            if p.suffix.lower() in (".tif", ".tiff") and not any(map(is_clutter, p.relative_to(path).parts))
-        )
+        found = [p for p in glob_data(path, "**/*") if p.suffix.lower() in (".tif", ".tiff")]
         if not found:
             raise FileNotFoundError(f"{path}: no Sentinel-1 scenes (.tif) and no official patches there")
         return found
@@ -254,97 +238,6 @@ def _order_in_name(name: str, num_bands: int) -> dict[str, int] | None:
     }
 
 
-def pair(
-    scenes: Sequence[Scene],
-    *,
-    time: datetime,
-    epsg: int,
-    left: int,
-    top: int,
-    patch_px: int,
-    wanted: NDArray[np.bool_],
-) -> Iterator[Piece]:
-    """For each wanted patch, its part of the nearest scene in time that covers it fully.
-
-    Scenes on the tile's own 10 m grid are cut as they are, others resampled bilinearly.
-
-    Args:
-        scenes: Candidates.
-        time: Start of the Sentinel-2 acquisition.
-        epsg: CRS of the tile.
-        left: West edge, metres.
-        top: North edge, metres.
-        patch_px: Pixels along a side of a patch.
-        wanted: Patches to find, (rows, columns).
-
-    Yields:
-        One piece a patch, at most; a patch that no scene covers gets none.
-
-    Raises:
-        SourceError: If a scene is not in dB, is not brighter in VV than in VH, or cannot be read.
-    """
-    open_patches = wanted.copy()
-    for scene in sorted(scenes, key=lambda s: (abs(s.time - time), s.name)):
-        if not open_patches.any():
-            return
-        for piece in _cut(scene, epsg, left, top, patch_px, open_patches):
-            open_patches[piece.y, piece.x] = False
-            yield piece
-
-
-def _cut(
-    scene: Scene, epsg: int, left: int, top: int, patch_px: int, wanted: NDArray[np.bool_]
-) -> Iterator[Piece]:
-    """The wanted patches that `scene` covers fully, row of patches by row of patches."""
-    import rasterio
-    from rasterio.enums import Resampling
-    from rasterio.transform import from_origin
-    from rasterio.vrt import WarpedVRT
-    from rasterio.windows import Window
-
-    rows, columns = wanted.shape
-    grid: dict[str, Any] = {
-        "crs": f"EPSG:{epsg}",
-        "transform": from_origin(left, top, 10, 10),
-        "height": rows * patch_px,
-        "width": columns * patch_px,
-        "resampling": Resampling.bilinear,
-        "nodata": np.nan,
-        "dtype": "float32",
-        # Otherwise a pixel with nodata in one band only counts as data.
-        "UNIFIED_SRC_NODATA": "NO",
-    }
-    bounds = (left, top - 10 * grid["height"], left + 10 * grid["width"], top)
-    if not scene.reaches(epsg=epsg, bounds=bounds):
-        return
-    medians = []
-    with ExitStack() as stack:
-        try:
-            views = []
-            for polarization in POLARIZATIONS:
-                path, number = scene.bands[polarization]
-                file = stack.enter_context(rasterio.open(path))
-                views.append((stack.enter_context(WarpedVRT(file, src_nodata=file.nodata, **grid)), number))
-            for row in np.flatnonzero(wanted.any(axis=1)).tolist():
-                window = Window(0, row * patch_px, grid["width"], patch_px)
-                strip = np.stack([view.read(number, window=window) for view, number in views])
-                # SNAP fills with exact zeros and does not always say so.
-                valid = (np.isfinite(strip) & (strip != 0)).all(axis=0)
-                covered = valid.reshape(patch_px, columns, patch_px).all(axis=(0, 2))
-                for column in np.flatnonzero(covered & wanted[row]).tolist():
-                    pixels = strip[:, :, column * patch_px : (column + 1) * patch_px]
-                    if pixels.min() > 0:
-                        raise SourceError(
-                            f"{scene.name}: all values of a patch are positive (up to {pixels.max():.3g}); "
-                            "it is linear power, convert it to dB (10 log10)"
-                        )
-                    medians.append(np.median(pixels, axis=(1, 2)))
-                    yield Piece(row, column, scene, np.ascontiguousarray(pixels))
-        except rasterio.errors.RasterioError as error:
-            raise SourceError(f"{scene.name}: cannot be read ({str(error).splitlines()[0]})") from error
-    check_backscatter(medians, name=", ".join(path.name for path in scene.files))
-
-
 def check_backscatter(medians: Sequence[NDArray[np.floating[Any]]], *, name: str) -> None:
     """That values are decibels, and VV above VH: over any land or water the surface returns more of VV.
 
@@ -370,26 +263,3 @@ def check_backscatter(medians: Sequence[NDArray[np.floating[Any]]], *, name: str
         raise SourceError(
             f"{name}: medians of VV {vv:.3g} and VH {vh:.3g} are outside [{low:g}, {high:g}] dB; convert it to dB"
         )
-
-
-def v1_files(root: str | os.PathLike[str], s1_name: str, *, missing_ok: bool = False) -> dict[str, Path]:
-    """The files of an official S1 patch, in v1's flat folders or in v2's, one folder per scene.
-
-    Args:
-        root: Folder of the patches.
-        s1_name: Name of the patch.
-        missing_ok: Leave out what is not there.
-
-    Raises:
-        FileNotFoundError: If a file is not there.
-    """
-    for folder in (local_path(root) / s1_name, local_path(root) / s1_name[:32] / s1_name):
-        if folder.is_dir():
-            found = {p: folder / f"{s1_name}_{p}.tif" for p in POLARIZATIONS}
-            lacking = [polarization for polarization, path in found.items() if not path.exists()]
-            if lacking and not missing_ok:
-                raise FileNotFoundError(f"{found[lacking[0]]}: this S1 patch lacks a band")
-            return {polarization: path for polarization, path in found.items() if polarization not in lacking}
-    if missing_ok:
-        return {}
-    raise FileNotFoundError(f"{s1_name}: no folder of this S1 patch in {root}")

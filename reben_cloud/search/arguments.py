@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import shapely
 
-from reben_cloud.root.patches import check_names
+from reben_cloud.root.query import GeoInterface, When
+from reben_cloud.schema import check_names
 
 Box = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
 
 Interval = tuple[datetime | None, datetime | None]
 """Both ends, included; None where it is open."""
-
-Instant = str | date | np.datetime64
-"""A time, or a date, month or year for all of it; datetimes and pandas timestamps are dates too."""
 
 
 def parse_names(value: str | Iterable[str], argument: str) -> list[str]:
@@ -78,10 +76,7 @@ def parse_limit(value: int | None) -> int | None:
     return int(value)
 
 
-def parse_interval(
-    value: Instant | Sequence[Instant | None],
-    argument: str = "datetime",
-) -> Interval:
+def parse_interval(value: When, argument: str = "datetime") -> Interval:
     """Both ends, included, of an instant or interval; None where it is open.
 
     A text is an instant, or two ends with ``/`` between, ``..`` or nothing for an open end (STAC
@@ -196,7 +191,7 @@ def parse_geometry(value: Any) -> Any:
             shape = from_mapping(value.get("geometry", value))
         except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
             raise ValueError(f"intersects is no GeoJSON geometry: {error}") from error
-    elif hasattr(value, "__geo_interface__"):
+    elif isinstance(value, GeoInterface):
         return parse_geometry(value.__geo_interface__)
     else:
         raise TypeError(f"intersects must be GeoJSON, WKT or a shapely geometry, got {type(value).__name__}")

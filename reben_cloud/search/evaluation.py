@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.labels import CLASSES
 from reben_cloud.errors import NotFoundError
-from reben_cloud.root.patches import SPLITS, check_names
-from reben_cloud.root.selection import Selection
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.placement import SPLITS
+from reben_cloud.root.query import Query
 from reben_cloud.root.table import PatchTable
+from reben_cloud.schema import check_names
 from reben_cloud.search import cql
 from reben_cloud.search.arguments import (
     Box,
-    Instant,
     Interval,
     parse_box,
     parse_flag,
@@ -32,106 +33,57 @@ from reben_cloud.search.arguments import (
     parse_names,
 )
 
-if TYPE_CHECKING:
-    from reben_cloud.root.dataset import Dataset
-
 SEASONS = {"spring": (3, 4, 5), "summer": (6, 7, 8), "fall": (9, 10, 11), "winter": (12, 1, 2)}
 """Season -> calendar months of the Sentinel-2 acquisition, UTC."""
 
 
-def search(
-    dataset: Dataset,
-    *,
-    bbox: str | Sequence[float] | None = None,
-    intersects: Any = None,
-    datetime: Instant | Sequence[Instant | None] | None = None,
-    labels: str | Iterable[str] | None = None,
-    labels_all: str | Iterable[str] | None = None,
-    split: str | Iterable[str] | None = None,
-    country: str | Iterable[str] | None = None,
-    product: str | Iterable[str] | None = None,
-    ids: str | Iterable[str] | None = None,
-    missing_ok: bool = False,
-    s1_datetime: Instant | Sequence[Instant | None] | None = None,
-    season: str | Iterable[str] | None = None,
-    snow: bool | None = None,
-    cloud: bool | None = None,
-    recommended: bool | None = None,
-    cql2: str | Mapping[str, Any] | None = None,
-    sortby: str | Iterable[str] | None = None,
-    limit: int | None = None,
-) -> Selection:
-    """The patches that fit every condition given.
+def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
+    """Row numbers of the patches that fit every condition of a query, in the order that it asks for.
 
     Args:
         dataset: What to search.
-        bbox: West, south, east, north in degrees; patches that touch it. West > east (over the
-            antimeridian) is refused: the dataset lies between 9° W and 32° E.
-        intersects: A GeoJSON geometry or Feature, shapely geometry or WKT, in degrees; exact.
-        datetime: Sentinel-2 acquisition: an instant, or an interval ``A/B`` with ``..`` for an
-            open end (RFC 3339; ``2017-06`` and ``2017-06-13`` mean all of it); or a date, datetime or
-            pandas Timestamp, or two of them, None for an open end. Ends are included.
-        labels: Patches with at least one of these of the 19 class names.
-        labels_all: Patches with all of these.
-        split: ``train``, ``validation``, ``test``; one or several.
-        country: English names; one or several.
-        product: Product names; one or several.
-        ids: Patch ids; an empty list finds nothing.
-        missing_ok: Leave ids that the dataset lacks out, instead of an error.
-        s1_datetime: Sentinel-1 acquisition, written as `datetime`.
-        season: ``spring``, ``summer``, ``fall``, ``winter`` of the Sentinel-2 acquisition.
-        snow: With (True) or without (False) seasonal snow.
-        cloud: With or without cloud or shadow.
-        recommended: True leaves out snow, cloud and shadow, as training recipes do; False keeps only the
-            patches with any of these; None has both.
-        cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra). A ``DATE`` is a
-            day, in UTC; a value that an Item lacks is null, so a comparison with it finds nothing.
-        sortby: Columns, a leading ``-`` for descending order.
-        limit: At most so many, at least 1.
+        query: The conditions; `Dataset.search` tells what each may hold, and what is raised.
 
-    Raises:
-        NotFoundError: If the dataset lacks one of `ids`.
-        TypeError: If an argument is of a type that it does not take.
-        ValueError: If a condition cannot be understood; unknown names come with the nearest ones.
+    Returns:
+        Row numbers in the dataset's table, int64 (n,).
     """
-    given = {name: value for name, value in locals().items() if name != "dataset" and value is not None}
-    # What can be looked at once only is kept, for the selection to say what it was asked for.
-    query = {name: list(v) if isinstance(v, Iterator) else v for name, v in given.items()}
-    return Selection(dataset, dataset.patch_table, _rows(dataset, query), query=query)
-
-
-def _rows(dataset: Dataset, query: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Row numbers of the patches that fit the arguments of `search`."""
-    bbox, intersects, ids, cql2, sortby = map(query.get, ("bbox", "intersects", "ids", "cql2", "sortby"))
-    boxes = [] if bbox is None else [parse_box(bbox)]
-    shape = None if intersects is None else parse_geometry(intersects)
+    boxes = [] if query.bbox is None else [parse_box(query.bbox)]
+    shape = None if query.intersects is None else parse_geometry(query.intersects)
     if shape is not None:
         boxes.append(parse_box(shape.bounds))
     times = {
-        column: None if query.get(name) is None else parse_interval(query[name], name)
-        for name, column in (("datetime", "datetime"), ("s1_datetime", "reben:s1_datetime"))
+        column: None if value is None else parse_interval(value, name)
+        for name, column, value in (
+            ("datetime", "datetime", query.datetime),
+            ("s1_datetime", "reben:s1_datetime", query.s1_datetime),
+        )
     }
     conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
     conditions += _in_times(times)
-    for name, known in (("split", SPLITS), ("country", dataset.countries), ("product", dataset.products)):
-        conditions += _one_of(name, query.get(name), known)
-    conditions += _with_labels(query.get("labels"), np.logical_or, "labels")
-    conditions += _with_labels(query.get("labels_all"), np.logical_and, "labels_all")
-    conditions += _flagged(*(parse_flag(query.get(name), name) for name in ("snow", "cloud", "recommended")))
-    if query.get("season") is not None:
-        months = pa.array([m for s in parse_known(query["season"], "season", SEASONS) for m in SEASONS[s]])
+    conditions += _one_of("split", query.split, SPLITS)
+    conditions += _one_of("country", query.country, dataset.countries)
+    conditions += _one_of("product", query.product, dataset.products)
+    conditions += _with_labels(query.labels, np.logical_or, "labels")
+    conditions += _with_labels(query.labels_all, np.logical_and, "labels_all")
+    conditions += _flagged(
+        parse_flag(query.snow, "snow"),
+        parse_flag(query.cloud, "cloud"),
+        parse_flag(query.recommended, "recommended"),
+    )
+    if query.season is not None:
+        months = pa.array([m for s in parse_known(query.season, "season", SEASONS) for m in SEASONS[s]])
         conditions.append(Condition(("datetime",), lambda column: pc.is_in(pc.month(column), months)))
-    limit = parse_limit(query.get("limit"))
+    limit = parse_limit(query.limit)
 
     table = dataset.patch_table
-    if ids is not None:
-        wanted = pa.array(parse_names(ids, "ids"), pa.string())
-        if not parse_flag(query.get("missing_ok"), "missing_ok"):
+    if query.ids is not None:
+        wanted = pa.array(parse_names(query.ids, "ids"), pa.string())
+        if not parse_flag(query.missing_ok, "missing_ok"):
             _check_ids(dataset, wanted)
         conditions.append(Condition(("id",), lambda column: pc.is_in(column, wanted)))
-    keys = None if sortby is None else _sort_keys(table, parse_names(sortby, "sortby"))
-    if cql2 is not None:
-        conditions.append(_filtered(cql2, table.names))
+    keys = None if query.sortby is None else _sort_keys(table, parse_names(query.sortby, "sortby"))
+    if query.cql2 is not None:
+        conditions.append(_filtered(query.cql2, table.names))
     rows = _matching(table, _prune(table, boxes, times["datetime"]), conditions)
     if shape is not None and len(rows):
         shapely.prepare(shape)

@@ -34,7 +34,7 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
         frame = selection.to_pandas()
         yield frame.to_json(orient="records", date_format="iso", date_unit="s", indent=2).encode() + b"\n"
     elif form == "parquet":
-        yield write_patches(selection.to_arrow())
+        yield write_patches(selection.to_arrow(), selection.dataset.schema)
     else:
         yield b'{"type":"FeatureCollection","features":['
         for start in range(0, len(selection), _AT_ONCE):

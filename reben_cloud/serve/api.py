@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, NamedTuple, cast
@@ -49,8 +49,10 @@ from reben_cloud import __version__
 from reben_cloud.bigearthnet.labels import CLASSES
 from reben_cloud.catalog import add_storage, patch_items
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import COLLECTION_ID, SPLITS
-from reben_cloud.search import Selection
+from reben_cloud.root.layout import COLLECTION_ID
+from reben_cloud.root.placement import SPLITS
+from reben_cloud.root.query import Query
+from reben_cloud.root.selection import Selection
 
 MAX_BODY_BYTES = 1_000_000
 """Largest request that is read: a polygon of some 20,000 corners."""
@@ -230,7 +232,7 @@ class _Client(BaseCoreClient):
         """A page of the collection's Items."""
         _check_collection(collection_id)
         request: Request = kwargs["request"]
-        query = {"bbox": bbox and list(bbox), "datetime": datetime}
+        query = _query(bbox=bbox and list(bbox), datetime=datetime)
         return self._page(query, request, limit=limit, token=token, fields=None, body=None)
 
     def get_search(
@@ -249,15 +251,14 @@ class _Client(BaseCoreClient):
             filter_ = _parsed(filter_, "filter")
         if isinstance(intersects, str):
             intersects = _parsed(intersects, "intersects")
-        query = {
-            "collections": collections,
-            "ids": ids,
-            "bbox": bbox and list(bbox),
-            "intersects": intersects,
-            "datetime": datetime,
-            "cql2": filter_,
-            "sortby": kwargs.get("sortby"),
-        }
+        query = _query(
+            ids=ids,
+            bbox=bbox and list(bbox),
+            intersects=intersects,
+            datetime=datetime,
+            cql2=filter_,
+            sortby=kwargs.get("sortby"),
+        )
         wanted = None
         if "fields" in kwargs["request"].query_params:
             names = kwargs.get("fields") or []
@@ -265,23 +266,26 @@ class _Client(BaseCoreClient):
             exclude = {name[1:] for name in names if name.startswith("-")}
             wanted = _fields(include, exclude, whole=bool(exclude))
         return self._page(
-            query, kwargs["request"], limit=limit, token=kwargs.get("token"), fields=wanted, body=None
+            query,
+            kwargs["request"],
+            limit=limit,
+            token=kwargs.get("token"),
+            fields=wanted,
+            body=None,
+            collections=collections,
         )
 
     def post_search(self, search_request: Any, **kwargs: Any) -> Any:
         """A page of a search, from a JSON body."""
         body = search_request.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
-        query = {
-            "collections": body.get("collections"),
-            "ids": body.get("ids"),
-            "bbox": body.get("bbox"),
-            "intersects": body.get("intersects"),
-            "datetime": body.get("datetime"),
-            "cql2": body.get("filter"),
-            "sortby": [
-                ("-" if s["direction"] == "desc" else "") + s["field"] for s in body.get("sortby", ())
-            ],
-        }
+        query = _query(
+            ids=body.get("ids"),
+            bbox=body.get("bbox"),
+            intersects=body.get("intersects"),
+            datetime=body.get("datetime"),
+            cql2=body.get("filter"),
+            sortby=[("-" if s["direction"] == "desc" else "") + s["field"] for s in body.get("sortby", ())],
+        )
         wanted = None
         if "fields" in search_request.model_fields_set:
             given = search_request.fields.model_dump(exclude_unset=True)
@@ -296,21 +300,24 @@ class _Client(BaseCoreClient):
             token=body.get("token"),
             fields=wanted,
             body=body,
+            collections=body.get("collections"),
         )
 
     # -- what the routes share -----------------------------------------------------------------------
 
     def _page(
         self,
-        query: Mapping[str, Any],
+        query: Query,
         request: Request,
         *,
         limit: int | None,
         token: str | None,
         fields: _Fields | None,
         body: Mapping[str, Any] | None,
+        collections: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        rows = self._rows({name: value for name, value in query.items() if value})
+        elsewhere = collections and COLLECTION_ID not in collections
+        rows = np.empty(0, np.int64) if elsewhere else self._rows(query)
         start = _position(token, len(rows))
         end = start + min(limit or 10, MAX_LIMIT)
         base = get_base_url(request)
@@ -332,19 +339,13 @@ class _Client(BaseCoreClient):
             "numberReturned": len(items),
         }
 
-    def _rows(self, query: dict[str, Any]) -> NDArray[np.int64]:
-        key = json.dumps(query, sort_keys=True)
+    def _rows(self, query: Query) -> NDArray[np.int64]:
+        key = json.dumps(query.given(), sort_keys=True)
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
                 return self._results[key]
-        if query.get("bbox") and query.get("intersects"):
-            raise InvalidQueryParameter("give bbox or intersects, not both")
-        collections = query.pop("collections", None)
-        if collections and COLLECTION_ID not in collections:
-            return np.empty(0, np.int64)
-        sort = [_plain_field(field) for field in query.pop("sortby", ())]
-        search = self._searches.submit(self.dataset.search, **query, missing_ok=True, sortby=sort or None)
+        search = self._searches.submit(self.dataset.select, query)
         try:
             rows = search.result(timeout=MAX_SEARCH_S).rows
         except FutureTimeout:
@@ -441,6 +442,29 @@ class _Queryables(BaseFiltersClient):
                 "reben:contains_cloud_or_shadow": {"title": "Cloud or shadow", "type": "boolean"},
             },
         }
+
+
+def _query(
+    *,
+    bbox: Sequence[float] | None = None,
+    intersects: Mapping[str, Any] | None = None,
+    datetime: str | None = None,
+    ids: Sequence[str] | None = None,
+    cql2: str | Mapping[str, Any] | None = None,
+    sortby: Sequence[str] | None = None,
+) -> Query:
+    """What a request asks for. To STAC an empty value is none, and an id that is not there is no error."""
+    if bbox and intersects:
+        raise InvalidQueryParameter("give bbox or intersects, not both")
+    return Query(
+        bbox=bbox or None,
+        intersects=intersects or None,
+        datetime=datetime or None,
+        ids=ids or None,
+        missing_ok=True,
+        cql2=cql2 or None,
+        sortby=[_plain_field(field) for field in sortby or ()] or None,
+    )
 
 
 def _check_collection(collection_id: str) -> None:

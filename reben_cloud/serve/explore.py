@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -15,11 +16,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reben_cloud.bigearthnet import grid
-from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, CLC, encode_many, representative_code
-from reben_cloud.bigearthnet.picture import GAMMA, TRUE_COLOR, encode_png, true_color
-from reben_cloud.errors import NotFoundError
+from reben_cloud.bigearthnet.about import about
+from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import SPLITS, rfc3339
+from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.placement import SPLITS
+from reben_cloud.serve.pictures import describe, picture_of
+from reben_cloud.views.picture import encode_png
+
+_NO_COLOR = "#808080"
+"""Of a class for which the schema states none."""
 
 _ASSETS = {
     "explore.html": "text/html; charset=utf-8",
@@ -49,12 +55,12 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
 
     @app.get("/explore/patches/{patch_id}", include_in_schema=False)
     def send_patch(patch_id: str) -> dict[str, Any]:
-        return _describe(dataset, patch_id)
+        return describe(dataset, patch_id)
 
     @app.get("/explore/patches/{patch_id}/{picture}.png", include_in_schema=False)
     def send_picture(patch_id: str, picture: str) -> Response:
         return Response(
-            encode_png(_picture(dataset, patch_id, picture)),
+            encode_png(picture_of(dataset, patch_id, picture)),
             media_type="image/png",
             headers={"Cache-Control": "max-age=86400"},
         )
@@ -89,7 +95,8 @@ class _PageForBrowsers:
 
 def _index(dataset: Dataset) -> dict[str, Any]:
     """Names that the numbers of the footprints stand for."""
-    countries = dataset.countries
+    classes = dataset.schema.classes
+    colors = classes.colors or (_NO_COLOR,) * len(classes)
     return {
         "url": dataset.url,
         "num_patches": len(dataset),
@@ -99,10 +106,11 @@ def _index(dataset: Dataset) -> dict[str, Any]:
             for name in dataset.products
         ],
         "splits": list(SPLITS),
-        "countries": countries,
-        "labels": [
-            {"name": name, "color": CLC[representative_code(name)].color} for name in CLASSES_ALPHABETICAL
+        "flags": [
+            about(dataset.schema).title_of(name).lower() for name in dataset.schema.recommended_without
         ],
+        "countries": dataset.countries,
+        "labels": [{"name": name, "color": color} for name, color in zip(classes.names, colors, strict=True)],
     }
 
 
@@ -118,104 +126,43 @@ def _axes(product: str) -> list[list[float]]:
 
 
 def _footprints(dataset: Dataset, index: dict[str, Any]) -> bytes:
-    """One column after the other, a value a patch, in the order in which the page takes them.
+    """One column after the other, a value per patch, in the order in which the page takes them.
 
-    West, south, east, north (int32, 1e-7 degrees), labels (uint32, bit i = class i), product, split,
-    country, flags (1 snow, 2 cloud or shadow), x and y in the tile (uint8).
+    West, south, east, north (int32, 1e-7 degrees), labels (as many uint32 columns as the classes need:
+    bit i of column k is class 32 k + i), product, split, country, flags (bit i: column i of those that
+    make a patch not recommended), x and y in the tile (uint8).
     """
-    names = ["id", "bbox", "reben:labels", "reben:product", "reben:split", "reben:country"]
-    flags = ["reben:contains_seasonal_snow", "reben:contains_cloud_or_shadow"]
+    names = [layout.ID, layout.BBOX, layout.LABELS, layout.PRODUCT, layout.SPLIT, layout.COUNTRY]
+    flags = [layout.column(name) for name in dataset.schema.recommended_without]
     table = dataset.search().columns([*names, *flags])
-    bbox = table.column("bbox").combine_chunks()
+    bbox = table.column(layout.BBOX).combine_chunks()
     sides = [
         np.round(bbox.field(side).to_numpy() * 1e7).astype("<i4") for side in ("xmin", "ymin", "xmax", "ymax")
     ]
-    labels = encode_many(table.column("reben:labels")).astype(np.uint32)
-    bits = (labels << np.arange(labels.shape[1], dtype=np.uint32)).sum(axis=1, dtype="<u4")
+    words = _label_words(table.column(layout.LABELS).combine_chunks(), dataset.schema.classes.names)
     codes = [
-        _codes(table.column("reben:product"), [p["name"] for p in index["products"]]),
-        _codes(table.column("reben:split"), index["splits"]),
-        _codes(table.column("reben:country"), index["countries"]),
+        _codes(table.column(layout.PRODUCT), [p["name"] for p in index["products"]]),
+        _codes(table.column(layout.SPLIT), index["splits"]),
+        _codes(table.column(layout.COUNTRY), index["countries"]),
     ]
-    snow, cloud = (table.column(name).to_numpy().astype(np.uint8) for name in flags)
-    x, y = grid.grid_positions(table.column("id").to_pylist())
-    small = [*codes, snow | cloud << 1, x.astype(np.uint8), y.astype(np.uint8)]
-    return b"".join(column.tobytes() for column in [*sides, bits, *small])
+    flagged = np.zeros(len(table), np.uint8)
+    for bit, name in enumerate(flags):
+        # Beyond eight the page needs to know only that there is one.
+        flagged |= table.column(name).to_numpy().astype(np.uint8) << min(bit, 7)
+    x, y = grid.grid_positions(table.column(layout.ID).to_pylist())
+    small = [*codes, flagged, x.astype(np.uint8), y.astype(np.uint8)]
+    return b"".join(column.tobytes() for column in [*sides, *words, *small])
+
+
+def _label_words(column: Any, names: Sequence[str]) -> NDArray[np.uint32]:
+    """The labels as bits, (words, patches)."""
+    words = np.zeros((-(-len(names) // 32), len(column)), "<u4")
+    numbers = pc.index_in(pc.list_flatten(column), pa.array(names)).to_numpy()
+    rows = pc.list_parent_indices(column).to_numpy()
+    np.bitwise_or.at(words, (numbers // 32, rows), np.uint32(1) << (numbers % 32).astype(np.uint32))
+    return words
 
 
 def _codes(column: Any, names: list[str]) -> NDArray[np.uint8]:
     found = pc.index_in(pc.cast(column, pa.string()), pa.array(names))
     return np.asarray(found.to_numpy()).astype(np.uint8)
-
-
-def _row(dataset: Dataset, patch_id: str) -> dict[str, Any]:
-    found = dataset.search(ids=patch_id, missing_ok=True)
-    if not len(found):
-        raise HTTPException(404, f"no such patch: {patch_id}")
-    row: dict[str, Any] = found.to_arrow().drop_columns(["geometry"]).to_pylist()[0]
-    return row
-
-
-def _describe(dataset: Dataset, patch_id: str) -> dict[str, Any]:
-    row = _row(dataset, patch_id)
-    legend: list[dict[str, Any]] = []
-    if "map" in dataset.modalities:
-        codes, counts = np.unique(dataset.open_patch(patch_id).reference_map.values, return_counts=True)
-        legend = [
-            {
-                "code": code,
-                "name": CLC[code].name,
-                "color": CLC[code].color,
-                "label": CLC[code].label,
-                "share": round(count / counts.sum(), 4),
-            }
-            for code, count in sorted(
-                zip(codes.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]
-            )
-        ]
-    pictures = [
-        p
-        for p, m in (("true-color", "s2"), ("reference-map", "map"), ("radar", "s1"))
-        if m in dataset.modalities
-    ]
-    return {
-        "id": patch_id,
-        "labels": row["reben:labels"],
-        "split": row["reben:split"],
-        "country": row["reben:country"],
-        "time": rfc3339(row["datetime"]),
-        "s1_time": rfc3339(row["reben:s1_datetime"]) if row["reben:s1_datetime"] else None,
-        "s1_name": row["reben:s1_name"],
-        "crs": row["proj:code"],
-        "bounds": row["proj:bbox"],
-        "snow": row["reben:contains_seasonal_snow"],
-        "cloud": row["reben:contains_cloud_or_shadow"],
-        "pictures": pictures,
-        "legend": legend,
-    }
-
-
-def _picture(dataset: Dataset, patch_id: str, picture: str) -> NDArray[np.uint8]:
-    """(120, 120, 3) red, green, blue."""
-    try:
-        patch = dataset.open_patch(patch_id)
-    except (NotFoundError, FileNotFoundError) as error:
-        raise HTTPException(404, str(error)) from error
-    if picture == "true-color" and "s2_10m" in patch:
-        return true_color(patch.s2_10m.sel(band=list(TRUE_COLOR)).values)
-    if picture == "radar" and "s1" in patch:
-        vv, vh = patch.s1.sel(polarization=["VV", "VH"]).values
-        # VV from -25 to 0 dB, VH from -32 to -5 dB, their ratio from 0 to 15 dB.
-        return _stretched(np.stack([(vv + 25) / 25, (vh + 32) / 27, (vv - vh) / 15]))
-    if picture == "reference-map" and "reference_map" in patch:
-        colors = np.zeros((1000, 3), np.uint8)
-        for entry in CLC.values():
-            colors[entry.code] = list(bytes.fromhex(entry.color.lstrip("#")))
-        return np.asarray(colors[np.minimum(patch.reference_map.values, 999)])
-    raise HTTPException(404, f"no such picture: {picture}")
-
-
-def _stretched(bands: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Values in [0, 1], (3, y, x), as (y, x, 3) bytes with a gamma that lifts the shadows."""
-    values = np.clip(np.nan_to_num(bands), 0, 1) ** (1 / GAMMA)
-    return np.ascontiguousarray(np.round(values * 255).astype(np.uint8).transpose(1, 2, 0))

@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import InvalidPatchError, SourceError, missing_extra
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.formats.geotiff_decode import read_pixels
-from reben_cloud.root.patch import PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
+from reben_cloud.root.patch import PatchInfo
+from reben_cloud.sources import Official
 from reben_cloud.sources.folders import FOLDERS, SUFFIXES, file_part, is_patch
 from reben_cloud.store import Store
 
@@ -36,7 +38,7 @@ _READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class ArchiveSource:
+class ArchiveSource(Official):
     """The official archives, one a modality."""
 
     files: Mapping[str, tuple[Store, str]]
@@ -74,17 +76,6 @@ class ArchiveSource:
     def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
         """Nothing: an archive holds many patches."""
         return ""
-
-    def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:  # noqa: ARG002 - the protocol's
-        """Not to be had: a stream is read with `iter_payloads`.
-
-        Raises:
-            SourceError: Always.
-        """
-        raise SourceError(
-            f"{info.patch_id}: its payloads are not whole in the scratch folder; run again with the same --scratch, "
-            "and the archives are read anew for what is missing"
-        )
 
     def iter_payloads(
         self, modality: str, *, wanted: Callable[[str], bool]
@@ -305,28 +296,29 @@ def _iter_patches(
 def _member(modality: str, path: str, where: str) -> tuple[str, str]:
     """Name of the patch and of the tensor that a member holds."""
     parts = path.split("/")
+    places = REBEN.modality(modality).places
     stem = parts[-1].removesuffix(SUFFIXES[1]).removesuffix(SUFFIXES[0])
     if len(parts) >= 2 and stem != parts[-1] and is_patch(modality, parts[-2]):
         part = stem.removeprefix(parts[-2] + "_")
-        for tensor in TENSORS[modality]:
+        for tensor in places:
             if part == file_part(tensor):
                 return parts[-2], tensor
     raise SourceError(
         f"{where}: the member {path!r} is none of {FOLDERS[modality]} "
-        f"(<patch>/<patch>_{file_part(next(iter(TENSORS[modality])))}.tif and the like); is it another archive?"
+        f"(<patch>/<patch>_{file_part(next(iter(places)))}.tif and the like); is it another archive?"
     )
 
 
 def _payload(modality: str, name: str, files: Mapping[str, _File], where: str) -> bytes:
-    lacking = [file_part(tensor) for tensor in TENSORS[modality] if tensor not in files]
+    lacking = [file_part(tensor) for tensor in REBEN.modality(modality).places if tensor not in files]
     if lacking:
         raise SourceError(f"{where}: {name} has no {', '.join(lacking)}")
     try:
         footprint = grid.footprint(_patch_id(name) if modality == "s1" else name)
     except ValueError as error:
         raise SourceError(f"{where}: {error}") from error
-    parts: list[bytes | memoryview] = [PAYLOAD_HEADER[modality]]
-    for tensor, expected in TENSORS[modality].items():
+    parts: list[bytes | memoryview] = [REBEN.modality(modality).payload_header]
+    for tensor, expected in REBEN.modality(modality).places.items():
         file = files[tensor]
         try:
             parts.append(read_pixels(file.data, expected, footprint, name=file.name))

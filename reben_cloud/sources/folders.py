@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 import xxhash
 
 from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
-from reben_cloud.root.patch import MAP_TENSOR, PAYLOAD_HEADER, TENSORS, Patch, PatchInfo
+from reben_cloud.root.patch import Patch, PatchInfo
+from reben_cloud.sources import Official
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ _READ_BYTES = 1 << 16  # the largest official file has 58,024 bytes
 
 
 @dataclass(frozen=True, slots=True)
-class FolderSource:
+class FolderSource(Official):
     """Unpacked official folders."""
 
     roots: Mapping[str, str]
@@ -86,8 +88,8 @@ class FolderSource:
 
     def _payload(self, modality: str, name: str, footprint: Footprint) -> bytes:
         folder = self._folder(modality, name)
-        parts: list[bytes | memoryview] = [PAYLOAD_HEADER[modality]]
-        for tensor, expected in TENSORS[modality].items():
+        parts: list[bytes | memoryview] = [REBEN.modality(modality).payload_header]
+        for tensor, expected in REBEN.modality(modality).places.items():
             path, data = _read_file(folder, name, tensor)
             parts.append(read_pixels(data, expected, footprint, name=path))
         return b"".join(parts)

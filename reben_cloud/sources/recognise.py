@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from reben_cloud.bigearthnet.bands import MODALITIES
+from reben_cloud.bigearthnet import official as metadata
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import MissingExtraError, SourceError
-from reben_cloud.root import patches as metadata
 from reben_cloud.root.documents import check_exported
-from reben_cloud.sources import Source
+from reben_cloud.root.source import AnySource, StreamedSource
 from reben_cloud.sources.survey import Part
 from reben_cloud.store import Store, open_store
 
@@ -35,7 +35,7 @@ def open_source(
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     modalities: Sequence[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> tuple[Source, pa.Table]:
+) -> tuple[AnySource, pa.Table]:
     """The source behind a path or URL, and the official metadata that goes with it.
 
     Args:
@@ -56,11 +56,18 @@ def open_source(
         SourceError: If nothing known is there, a modality that is wanted is not, a modality is there twice, or no
             metadata is found.
     """
-    unknown = set(modalities or ()) - set(MODALITIES)
-    if unknown:
-        raise ValueError(f"unknown modality {min(unknown)!r}; it must be one of {', '.join(MODALITIES)}")
-    only = tuple(m for m in MODALITIES if m in (modalities or ()))
     text = os.fspath(source)
+    store = None if text.startswith(SYNTHETIC) else open_store(text, storage_options)
+    if store is not None and (store.local_path() is None or os.path.isdir(store.local_path() or "")):
+        from reben_cloud.sources.roots import open_root
+
+        root = open_root(store)
+        if root is not None:
+            has = root[0].schema.modality_names
+            if lacking := [m for m in modalities or () if m not in has]:
+                raise _lacks(root[0].describe(), lacking, has)
+            return replace(root[0], schema=root[0].schema.only(modalities or has)), root[1]
+    only = REBEN.only(modalities or ()).modality_names
     if text.startswith(SYNTHETIC):
         from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
 
@@ -68,18 +75,10 @@ def open_source(
         if not number.isdigit() or int(number) < 1:
             raise SourceError(f"{text}: write synthetic:N with N patches, N at least 1")
         rows = synthetic_metadata(int(number), metadata_paths)
-        return SyntheticSource(rows.num_rows, only or tuple(MODALITIES)), rows
-    store = open_store(text, storage_options)
+        return SyntheticSource(rows.num_rows, only or REBEN.modality_names), rows
+    assert store is not None
     folder = store.local_path()
     found = None if folder is not None else _find_remote(store, only)
-    if found is None and (folder is None or folder.is_dir()):
-        from reben_cloud.sources.roots import open_root
-
-        root = open_root(store)
-        if root is not None:
-            if lacking := [m for m in only if m not in root[0].modalities]:
-                raise _lacks(root[0].describe(), lacking, root[0].modalities)
-            return replace(root[0], modalities=only or root[0].modalities), root[1]
     if found is None and folder is not None:
         found = _find_local(folder, only)
     if found is None:
@@ -90,18 +89,16 @@ def open_source(
     return found, _read_metadata(store, metadata_paths)
 
 
-def default_scratch(source: Source) -> Path | None:
+def default_scratch(source: AnySource) -> Path | None:
     """A scratch folder for a source that cannot do without one, None for the others."""
-    from reben_cloud.sources.archives import ArchiveSource
-
-    return Path(tempfile.gettempdir()) / "reben-cloud" if isinstance(source, ArchiveSource) else None
+    return Path(tempfile.gettempdir()) / "reben-cloud" if isinstance(source, StreamedSource) else None
 
 
 def _lacks(where: str, lacking: Sequence[str], has: Iterable[str], near: str = "") -> SourceError:
     return SourceError(f"{where} has no {' and no '.join(lacking)}; it has {', '.join(has)}{near}")
 
 
-def _find_remote(store: Store, only: tuple[str, ...]) -> Source | None:
+def _find_remote(store: Store, only: tuple[str, ...]) -> AnySource | None:
     """The archives at a URL, or the one that it is itself; None if there are none."""
     from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
 
@@ -118,12 +115,12 @@ def _find_remote(store: Store, only: tuple[str, ...]) -> Source | None:
     return ArchiveSource({m: (place, held[m]) for m in only or held}, {} if only else near)
 
 
-def _find_local(path: Path, only: tuple[str, ...]) -> Source:
+def _find_local(path: Path, only: tuple[str, ...]) -> AnySource:
     """What there is on a disk: the form that has most of what is wanted; of two that have as much, archives first."""
-    from reben_cloud.formats.safetensors import SafetensorsSource, is_safetensors
     from reben_cloud.sources import survey
     from reben_cloud.sources.archives import ArchiveSource
     from reben_cloud.sources.folders import FolderSource
+    from reben_cloud.sources.parts import SafetensorsSource, is_safetensors
 
     if not path.exists():
         raise SourceError(
@@ -138,8 +135,8 @@ def _find_local(path: Path, only: tuple[str, ...]) -> Source:
         survey.survey(path) if path.is_dir() else [survey.archive(path.name, os.fspath(path))], path
     )
     held = {form: {part.modality for part in parts if part.form == form} for form in survey.FORMS}
-    form = max(survey.FORMS, key=lambda form: len(held[form].intersection(only or MODALITIES)))
-    wanted = held[form].intersection(only or MODALITIES)
+    form = max(survey.FORMS, key=lambda form: len(held[form].intersection(only or REBEN.modality_names)))
+    wanted = held[form].intersection(only or REBEN.modality_names)
     if not wanted:
         raise SourceError(_nothing(path, parts, only))
     taken: dict[str, str] = {}
@@ -158,7 +155,7 @@ def _find_local(path: Path, only: tuple[str, ...]) -> Source:
         parts += [p for p in _parts_of(survey.beside(path), path) if p.modality not in held[form]]
     near = {
         m: survey.describe([part for part in parts if part.modality == m])
-        for m in MODALITIES
+        for m in REBEN.modality_names
         if m not in held[form] and any(part.modality == m for part in parts)
     }
     if lacking := [m for m in only if m not in taken]:
@@ -173,7 +170,7 @@ def _find_local(path: Path, only: tuple[str, ...]) -> Source:
         )
     left_out = {} if only else near
     if form == "lmdb":
-        from reben_cloud.formats.lmdb import LmdbSource
+        from reben_cloud.sources.lmdb import LmdbSource
 
         return LmdbSource(next(iter(taken.values())), only, left_out)
     if form == "folder":
@@ -194,7 +191,7 @@ def _parts_of(found: Iterable[Part | None], path: Path) -> list[Part]:
     if len(lmdbs) > 1:
         raise SourceError(f"{path} holds several LMDB folders, name one: {', '.join(p.path for p in lmdbs)}")
     try:
-        from reben_cloud.formats import lmdb
+        from reben_cloud.sources import lmdb
     except MissingExtraError:
         if not others:
             raise

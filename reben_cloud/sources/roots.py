@@ -15,15 +15,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import tar
-from reben_cloud.root.documents import MANIFEST, PATCHES, again, lost, read_manifest, read_patches
-from reben_cloud.root.patch import PAYLOAD_BYTES, Patch, PatchInfo
-from reben_cloud.root.patches import OFFICIAL_SCHEMA
+from reben_cloud.root import layout
+from reben_cloud.root.documents import (
+    MANIFEST,
+    PATCHES,
+    again,
+    lost,
+    open_patches,
+    read_manifest,
+    read_patches,
+)
+from reben_cloud.root.manifest import metadata_columns, schema_of
+from reben_cloud.root.patch import Patch, PatchInfo
+from reben_cloud.root.patches import described_columns, described_metadata
 from reben_cloud.root.placement import check_places
+from reben_cloud.schema import Schema
 from reben_cloud.store import Store
 
 
@@ -33,8 +45,24 @@ class RootSource:
 
     store: Store
     """The root."""
-    modalities: tuple[str, ...]
+    schema: Schema
     """What every patch has."""
+    metadata: pa.Table
+    """The metadata of its patches, with times and places, sorted by ``patch_id``."""
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Nothing: a root says what it has."""
+        return {}
+
+    def described(self, metadata: pa.Table) -> pa.Table:
+        """The metadata with times and places from the root's own table."""
+        rows = pc.index_in(metadata.column("patch_id"), self.metadata.column("patch_id").combine_chunks())
+        found = self.metadata.take(rows)
+        for name in found.column_names:
+            if name not in metadata.column_names:
+                metadata = metadata.append_column(name, found.column(name))
+        return metadata
 
     @property
     def is_remote(self) -> bool:
@@ -52,7 +80,7 @@ class RootSource:
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
         """Every patch of the metadata, which is the root's own."""
-        return dict.fromkeys(self.modalities)
+        return dict.fromkeys(self.schema.modality_names)
 
     def identity(self) -> Mapping[str, str]:
         """What the manifest vouches for: a root never changes, another one has another manifest."""
@@ -71,13 +99,14 @@ class RootSource:
         places = _places(self.store.url, self.store)
         at = places.find(info.patch_id, self.store.url)
         payloads = {}
-        for modality in modalities:
-            path = tar.shard_path(str(places.group[at]), modality, int(places.shard[at]))
-            start = int(places.row[at]) * tar.RECORD_BYTES[modality] + tar.PAYLOAD_OFFSET
-            checksum = int(places.xxh3[modality][at])
-            what = f"{self.store.url}/{path}: the {modality} payload of {info.patch_id}"
-            read = partial(self._payload, path, start, PAYLOAD_BYTES[modality], checksum, what)
-            payloads[modality] = again(self.store, path, read)
+        for modality in map(self.schema.modality, modalities):
+            name = modality.name
+            path = layout.shard(str(places.group[at]), name, int(places.shard[at]))
+            start = int(places.row[at]) * tar.record_bytes(modality) + tar.PAYLOAD_OFFSET
+            checksum = int(places.xxh3[name][at])
+            what = f"{self.store.url}/{path}: the {name} payload of {info.patch_id}"
+            read = partial(self._payload, path, start, modality.payload_bytes, checksum, what)
+            payloads[name] = again(self.store, path, read)
         return Patch(info=info, payloads=payloads)
 
     def _payload(self, path: str, start: int, nbytes: int, checksum: int, what: str) -> bytes:
@@ -96,12 +125,11 @@ def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
     manifest = read_manifest(store)
     if manifest is None:
         return None
-    columns = {name: name if name == "patch_id" else f"reben:{name}" for name in OFFICIAL_SCHEMA.names}
-    table = read_patches(store, manifest, ["id" if name == "patch_id" else name for name in columns.values()])
-    official = pa.table(
-        [c.cast(f.type) for c, f in zip(table.columns, OFFICIAL_SCHEMA, strict=True)], OFFICIAL_SCHEMA
-    )
-    return RootSource(store, tuple(manifest["modalities"])), official.sort_by("patch_id").combine_chunks()
+    names = metadata_columns(manifest)
+    there = open_patches(store, manifest).schema.names
+    table = read_patches(store, manifest, described_columns(there, names))
+    metadata = described_metadata(table, names)
+    return RootSource(store, schema_of(manifest), metadata), metadata.select(names)
 
 
 class _Places(NamedTuple):
@@ -127,14 +155,14 @@ def _places(_url: str, store: Store) -> _Places:
     if manifest is None:
         raise lost(store, MANIFEST)
     modalities = manifest["modalities"]
-    sums = [f"reben:{m}_xxh3" for m in modalities]
+    sums = [layout.checksum_column(m) for m in modalities]
     table = read_patches(
-        store, manifest, ["id", "reben:shard_group", "reben:shard", "reben:shard_row", *sums]
+        store, manifest, [layout.ID, layout.SHARD_GROUP, layout.SHARD, layout.SHARD_ROW, *sums]
     )
-    ids = np.array(table.column("id").to_pylist(), "S50")
+    ids = np.array(table.column(layout.ID).to_pylist(), np.bytes_)
     order = np.argsort(ids)
-    groups = table.column("reben:shard_group").cast(pa.string()).to_numpy()
-    shards, rows = table.column("reben:shard").to_numpy(), table.column("reben:shard_row").to_numpy()
+    groups = table.column(layout.SHARD_GROUP).cast(pa.string()).to_numpy()
+    shards, rows = table.column(layout.SHARD).to_numpy(), table.column(layout.SHARD_ROW).to_numpy()
     check_places(manifest, groups=groups, shards=shards, rows=rows, name=f"{store.url}/{PATCHES}")
     return _Places(
         ids[order],

@@ -19,23 +19,33 @@ from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.bands import BANDS, STATISTICS_MEAN
 from reben_cloud.bigearthnet.labels import CLASSES, representative_code
+from reben_cloud.bigearthnet.official import read_official
+from reben_cloud.bigearthnet.reben import MAP, MAP_TENSOR, REBEN
 from reben_cloud.errors import SourceError
-from reben_cloud.root import parquet
-from reben_cloud.root.patch import MAP_SHAPE, MAP_TENSOR, TENSORS, Patch, PatchInfo, encode_payload
-from reben_cloud.root.patches import read_official
+from reben_cloud.formats import parquet
+from reben_cloud.root.patch import Patch, PatchInfo
+from reben_cloud.sources import Official
 
 _GRID = 8
 """Cells of the coarse random field along one side of a patch; interpolated, it is the terrain."""
 
 
+_MAP_SHAPE = MAP.tensors[0].shape
+
+
 @dataclass(frozen=True, slots=True)
-class SyntheticSource:
+class SyntheticSource(Official):
     """Computed patches; nothing is stored."""
 
     num_patches: int
     """How many the metadata has; for people only."""
-    modalities: tuple[str, ...] = tuple(TENSORS)
+    modalities: tuple[str, ...] = REBEN.modality_names
     """What every patch has."""
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Nothing."""
+        return {}
 
     @property
     def kind(self) -> str:
@@ -64,8 +74,8 @@ class SyntheticSource:
         return Patch(
             info=info,
             payloads={
-                m: encode_payload(m, {name: synthetic_band(info, name, land) for name in TENSORS[m]})
-                for m in modalities
+                m.name: m.encode({name: synthetic_band(info, name, land) for name in m.places})
+                for m in map(REBEN.modality, modalities)
             },
         )
 
@@ -98,11 +108,11 @@ def synthetic_metadata(num_patches: int, paths: Sequence[str | os.PathLike[str]]
 def synthetic_map(info: PatchInfo) -> NDArray[np.uint16]:
     """The reference map of a patch, (120, 120) CLC codes: its labels as smooth regions, all present."""
     codes = np.array([representative_code(label) for label in info.labels], np.uint16)
-    height = _smooth(info.patch_id, stream=0, size=MAP_SHAPE[0])
+    height = _smooth(info.patch_id, stream=0, size=_MAP_SHAPE[0])
     # Equal-area bands of the terrain's height: every label gets a region of its own.
     ranks = np.empty(height.size, np.int64)
     ranks[np.argsort(height, axis=None, kind="stable")] = np.arange(height.size)
-    return codes[(ranks * len(codes) // height.size).reshape(MAP_SHAPE)]
+    return codes[(ranks * len(codes) // height.size).reshape(_MAP_SHAPE)]
 
 
 def synthetic_band(info: PatchInfo, name: str, land: NDArray[np.uint16]) -> NDArray[np.generic]:
@@ -120,7 +130,7 @@ def synthetic_band(info: PatchInfo, name: str, land: NDArray[np.uint16]) -> NDAr
         return land
     band = BANDS[name]
     number = list(BANDS).index(name)
-    step = MAP_SHAPE[0] // band.size_px
+    step = _MAP_SHAPE[0] // band.size_px
     cover = _BRIGHTNESS[land[::step, ::step]]
     words = _words(info.patch_id, stream=1 + number, count=band.size_px**2 // 4)
     noise = (words.view(np.uint16) & 63).astype(np.int32).reshape(land[::step, ::step].shape)

@@ -16,16 +16,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from reben_cloud.bigearthnet import labels
 from reben_cloud.errors import ForkError, NotFoundError
+from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
-from reben_cloud.stream.fetch import Counters, Reader
-from reben_cloud.stream.gather import Arrays, BatchArray, BatchBuffers, LentBatches, Slot, arrays_of
+from reben_cloud.schema import SampleArray
+from reben_cloud.stream.gather import Arrays, BatchBuffers, LentBatches, Slot
 from reben_cloud.stream.payloads import Part
+from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
 
 __all__ = ["Form", "RawLoader", "StreamStats"]
@@ -144,7 +145,7 @@ class RawLoader:
 
     def __init__(
         self,
-        selection: Any,
+        selection: Selection,
         *,
         modalities: Sequence[str] | None = None,
         batch_size: int = 256,
@@ -162,7 +163,7 @@ class RawLoader:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
-        buffers: Callable[[Mapping[str, BatchArray]], BatchBuffers] | None = None,
+        buffers: Callable[[Mapping[str, SampleArray]], BatchBuffers] | None = None,
     ) -> None:
         if fetch_threads < 1 or gather_threads < 1:
             raise ValueError(
@@ -171,7 +172,7 @@ class RawLoader:
         batch_size = operator.index(batch_size)
         stored = StoredSelection.of(selection, modalities)
         selection.require_patches("nothing to stream")
-        self.modalities = stored.modalities
+        self.modalities = tuple(m.name for m in stored.modalities)
         """What the batches hold."""
         self.epoch = epoch
         """Number of the epoch that runs or comes next."""
@@ -209,16 +210,16 @@ class RawLoader:
             keep=self._resident,
         )
         self._threads = (fetch_threads, gather_threads)
-        pixels = {name: spec for m in stored.modalities for name, spec in arrays_of(m).items()}
+        pixels = {name: spec for m in stored.modalities for name, spec in m.samples.items()}
         self._sample_bytes = sum(spec.nbytes for spec in pixels.values())
         # Ranks must agree on shapes; one alone never needs more rows than there are samples.
         rows = batch_size if world_size > 1 else min(batch_size, self.num_samples)
         in_memory = gather_threads + 2
         _check_memory(rows * self._sample_bytes, in_memory, batch_size)
-        specs = {name: BatchArray((rows, *shape), dtype) for name, (shape, dtype) in pixels.items()} | {
-            "labels": BatchArray((rows, len(labels.CLASSES)), np.dtype(np.float32)),
-            "index": BatchArray((rows,), np.dtype(np.int64)),
-            "valid": BatchArray((rows,), np.dtype(np.bool_)),
+        specs = {name: SampleArray((rows, *shape), dtype) for name, (shape, dtype) in pixels.items()} | {
+            "labels": SampleArray((rows, stored.labels.shape[1]), np.dtype(np.float32)),
+            "index": SampleArray((rows,), np.dtype(np.int64)),
+            "valid": SampleArray((rows,), np.dtype(np.bool_)),
         }
         self._buffers = (
             buffers(specs) if buffers else LentBatches(partial(_make_arrays, specs), keep=in_memory)
@@ -338,7 +339,7 @@ class RawLoader:
         self._resume_at = self._position = state["position"]
 
     def _former(self) -> str | None:
-        return getattr(self._stored.selection.dataset, "former_fingerprint", None)
+        return self._stored.selection.dataset.former_fingerprint
 
     def _adopt_former(self, state: Mapping[str, int]) -> None:
         """Go on in the order of the first version, if a state was saved by it."""
@@ -376,7 +377,7 @@ def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
         )
 
 
-def _make_arrays(specs: Mapping[str, BatchArray]) -> Arrays:
+def _make_arrays(specs: Mapping[str, SampleArray]) -> Arrays:
     return {name: np.empty(shape, dtype) for name, (shape, dtype) in specs.items()}
 
 

@@ -10,73 +10,18 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, MODALITIES
-from reben_cloud.root.patch import MAP_SHAPE, MAP_TENSOR, TENSORS
+from reben_cloud.schema import Copy
 
 Arrays = dict[str, NDArray[Any]]
 
 
-class Copy(NamedTuple):
-    """One contiguous piece of a payload, and where it goes in a sample of a batch array."""
-
-    source: int
-    """Bytes from the start of the payload."""
-    nbytes: int
-    """Length."""
-    array: str
-    """Name of the batch array."""
-    target: int
-    """Bytes from the start of the sample in that array."""
-
-
-class BatchArray(NamedTuple):
-    """Shape of one sample in a batch array, and dtype."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one sample."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-
-def arrays_of(modality: str) -> dict[str, BatchArray]:
-    """Names, shapes and dtypes of the batch arrays of a modality."""
-    if modality == "map":
-        return {"map": BatchArray(MAP_SHAPE, np.dtype("<u2"))}
-    found = {}
-    for array in MODALITIES[modality]:
-        band = BANDS[ARRAYS[array][0]]
-        shape = (len(ARRAYS[array]), band.size_px, band.size_px)
-        found[array] = BatchArray(shape, np.dtype(band.dtype).newbyteorder("<"))
-    return found
-
-
-def _payload_copies(modality: str) -> tuple[Copy, ...]:
-    """Pieces of a payload, neighbours joined: nine for s2, two for s1, one for map."""
-    copies: list[Copy] = []
-    for array, (shape, dtype) in arrays_of(modality).items():
-        names = (MAP_TENSOR,) if modality == "map" else ARRAYS[array]
-        nbytes = int(np.prod(shape)) * dtype.itemsize // len(names)
-        for position, name in enumerate(names):
-            new = Copy(TENSORS[modality][name].offset, nbytes, array, position * nbytes)
-            last = copies[-1] if copies else None
-            if last and last.array == array and last.source + last.nbytes == new.source:
-                copies[-1] = last._replace(nbytes=last.nbytes + nbytes)
-            else:
-                copies.append(new)
-    return tuple(copies)
-
-
-PAYLOAD_COPIES: Mapping[str, tuple[Copy, ...]] = MappingProxyType({m: _payload_copies(m) for m in MODALITIES})
-"""How a payload of each modality becomes a sample of its batch arrays."""
+NOT_PIXELS = frozenset({"labels", "index", "valid"})
+"""Arrays of a batch that no payload fills."""
 
 
 class _Loan:
@@ -142,7 +87,9 @@ class Slot:
     def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
         """Batch array -> the whole buffer, contiguous, shape (batch_size, *shape of a sample)."""
-        self._bytes = {n: a.view(np.uint8).reshape(len(a), -1) for n, a in arrays.items() if a.ndim > 2}
+        self._bytes = {
+            n: a.reshape(len(a), -1).view(np.uint8) for n, a in arrays.items() if n not in NOT_PIXELS
+        }
 
     def targets(self, copies: Sequence[Copy]) -> list[tuple[int, int, NDArray[np.uint8]]]:
         """Where a payload goes: (first byte, byte after the last, bytes of each row) of each piece."""

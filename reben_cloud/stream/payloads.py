@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError, StorageError
 from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
-from reben_cloud.root.patch import Buffer
 from reben_cloud.sampling import Ints
-from reben_cloud.stream.gather import Copy, Slot
+from reben_cloud.schema import Buffer, Copy
+from reben_cloud.stream.gather import Slot
 
 
 class Payloads(Protocol):

@@ -12,15 +12,21 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet import labels
-from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
+from reben_cloud.root import layout
+from reben_cloud.root.backing import LmdbFolder
+from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import PATCHES, read_objects
 from reben_cloud.root.placement import check_places
+from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
+from reben_cloud.schema import Modality
 from reben_cloud.stream.cache import ShardCache
-from reben_cloud.stream.fetch import Counters, LmdbReader, Places, Reader, ShardReader, ZarrReader
+from reben_cloud.stream.readers.base import Counters, Places, Reader
+from reben_cloud.stream.readers.lmdb import LmdbReader
+from reben_cloud.stream.readers.shards import ShardReader
+from reben_cloud.stream.readers.zarr import ZarrReader
 
 Form = Literal["shards", "zarr"]
 """From which of a root's forms samples are read."""
@@ -30,16 +36,16 @@ Form = Literal["shards", "zarr"]
 class StoredSelection:
     """The selected patches in stored order: by shard, then by row."""
 
-    selection: Any
-    """The selection itself (`search.Selection`): ``dataset``, ``column`` and ``columns`` are used."""
-    modalities: tuple[str, ...]
-    """What to stream, in the order s2, s1, map."""
+    selection: Selection
+    """The selection itself."""
+    modalities: tuple[Modality, ...]
+    """What to stream, in the order of the schema."""
     fingerprint: str
     """Hex digits that name the root."""
     index: Ints
     """Position in the selection of each sample, shape (n,)."""
     labels: NDArray[np.uint8]
-    """Multi-hot labels, alphabetical, shape (n, 19)."""
+    """Multi-hot labels in the order of the schema's classes, shape (n, num_classes)."""
     places: Places
     """Where they lie in the shards; the order of an epoch follows from it, whatever form is read."""
 
@@ -52,14 +58,14 @@ class StoredSelection:
         return digest.intdigest() >> 1
 
     @classmethod
-    def of(cls, selection: Any, modalities: Sequence[str] | None) -> StoredSelection:
+    def of(cls, selection: Selection, modalities: Sequence[str] | None) -> StoredSelection:
         """Read the columns of a selection and sort them.
 
         Raises:
             TypeError: If it is no selection.
             ValueError: If a modality is unknown, or the dataset has it not, or no pixels at all.
         """
-        if not hasattr(selection, "dataset"):
+        if not isinstance(selection, Selection):
             raise TypeError(
                 f"a selection is streamed, not a {type(selection).__name__}: pass `dataset.search()` for all of it"
             )
@@ -77,28 +83,29 @@ class StoredSelection:
                 raise ValueError(
                     f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
                 )
-        wanted = tuple(m for m in MODALITIES if m in (modalities or there))
+        schema = selection.dataset.schema
+        wanted = tuple(m for m in schema.modalities if m.name in (modalities or there))
         # One call: a lazy selection reads its columns together.
         # Only a root has checksums of its payloads for sure; an LMDB of rico-hdl has none.
-        summed = [m for m in wanted if f"reben:{m}_xxh3" in selection.table.names]
+        summed = [m.name for m in wanted if layout.checksum_column(m.name) in selection.table.names]
         table = selection.columns(
             [
-                "id",
-                "reben:shard_group",
-                "reben:shard",
-                "reben:shard_row",
-                "reben:labels",
-                *(f"reben:{m}_xxh3" for m in summed),
+                layout.ID,
+                layout.SHARD_GROUP,
+                layout.SHARD,
+                layout.SHARD_ROW,
+                layout.LABELS,
+                *map(layout.checksum_column, summed),
             ]
         )
-        group = _combined(table.column("reben:shard_group").cast(pa.string())).dictionary_encode()
+        group = _combined(table.column(layout.SHARD_GROUP).cast(pa.string())).dictionary_encode()
         names = group.dictionary.to_pylist()
         codes = group.indices.to_numpy().astype(np.int64)
         # A stable order of the groups, whatever order the dictionary has.
         codes = np.argsort(np.argsort(names, kind="stable"), kind="stable")[codes] if names else codes
         names = sorted(names)
-        number = table.column("reben:shard").to_numpy().astype(np.int64)
-        row = table.column("reben:shard_row").to_numpy().astype(np.int64)
+        number = table.column(layout.SHARD).to_numpy().astype(np.int64)
+        row = table.column(layout.SHARD_ROW).to_numpy().astype(np.int64)
         check_places(
             manifest,
             groups=np.array(names, object)[codes] if names else codes,
@@ -117,15 +124,16 @@ class StoredSelection:
             modalities=wanted,
             fingerprint=str(manifest["fingerprint"]),
             index=order,
-            labels=labels.encode_many(table.column("reben:labels"))[order],
+            labels=schema.classes.encode(table.column(layout.LABELS))[order],
             places=Places(
                 shard=shard.astype(np.int64),
                 row=row[order],
                 shards=shards,
                 num_samples=np.array(sizes, np.int64),
-                ids=table.column("id").to_numpy().astype(np.bytes_)[order],
+                ids=table.column(layout.ID).to_numpy().astype(np.bytes_)[order],
                 checksums={
-                    m: table.column(f"reben:{m}_xxh3").to_numpy().astype(np.uint64)[order] for m in summed
+                    m: table.column(layout.checksum_column(m)).to_numpy().astype(np.uint64)[order]
+                    for m in summed
                 },
             ),
         )
@@ -137,6 +145,10 @@ class StoredSelection:
         """A column of the selection in stored order."""
         found: list[Any] = _combined(self.selection.column(name)).take(pa.array(self.index)).to_pylist()
         return found
+
+    def keys(self, modality: Modality) -> list[str]:
+        """The LMDB key of each sample's payload of a modality, in stored order."""
+        return [f"{name}{modality.key_suffix}" for name in self.values(layout.column(modality.key_column))]
 
 
 def _combined(column: pa.ChunkedArray[Any]) -> pa.Array[Any]:
@@ -161,18 +173,16 @@ def open_reader(
     dataset = stored.selection.dataset
     if cache_dir is not None:
         cache_dir = local_path(cache_dir, "cache_dir")
-    folder = getattr(dataset, "lmdb_folder", None)
-    if folder is not None:
+    if isinstance(dataset.backing, LmdbFolder):
         return LmdbReader(
-            os.fspath(folder),
-            stored.values("id"),
-            stored.values("reben:s1_name"),
+            dataset.backing.path,
+            {m.name: stored.keys(m) for m in stored.modalities},
             stored.modalities,
             stored.places.checksums,
             counters,
         )
     if form == "zarr":
-        rows = np.array(stored.values("reben:zarr_row"))
+        rows = np.array(stored.values(layout.ZARR_ROW))
         if rows.size and not 0 <= rows.min() <= rows.max() < len(dataset):
             raise ChecksumError(
                 f"{dataset.url}/{PATCHES}: names rows {rows.min()} to {rows.max()} of Zarr stores, which have no such "
@@ -182,7 +192,7 @@ def open_reader(
         sizes = dict(zip(table.column("path").to_pylist(), table.column("bytes").to_pylist(), strict=True))
         return ZarrReader(
             dataset.store,
-            stored.values("reben:product"),
+            stored.values(layout.PRODUCT),
             rows,
             stored.places.ids,
             sizes,
@@ -205,12 +215,12 @@ def open_reader(
     )
 
 
-def _shard_objects(dataset: Any) -> dict[str, tuple[int, int]]:
+def _shard_objects(dataset: Dataset) -> dict[str, tuple[int, int]]:
     """Path of each shard -> (bytes, xxh3-64)."""
     table = _objects(dataset)
     paths, sizes, sums = (table.column(name).to_pylist() for name in ("path", "bytes", "xxh3"))
     return {p: (int(n), int(x)) for p, n, x in zip(paths, sizes, sums, strict=True) if x is not None}
 
 
-def _objects(dataset: Any) -> pa.Table:
+def _objects(dataset: Dataset) -> pa.Table:
     return read_objects(dataset.store, dataset.manifest, ["path", "bytes", "xxh3"])

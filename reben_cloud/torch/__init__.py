@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from reben_cloud.errors import ForkError, missing_extra
+from reben_cloud.root.selection import Selection
+from reben_cloud.schema import SampleArray
 from reben_cloud.stream import Form, RawLoader, StreamStats
-from reben_cloud.stream.gather import BatchArray, Slot
+from reben_cloud.stream.gather import Slot
 from reben_cloud.torch.model_input import ModelInput
 
 try:
@@ -24,9 +26,37 @@ try:
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "torch") from error
 
-__all__ = ["ModelInput", "StreamDataset", "StreamLoader"]
+__all__ = ["ModelInput", "OrderOptions", "ReadOptions", "StreamDataset", "StreamLoader"]
 
 Batch = dict[str, Tensor]
+
+
+class ReadOptions(TypedDict, total=False):
+    """Arguments of `StreamLoader` that change how fast it reads and what that takes, and nothing else."""
+
+    prefetch: int | None
+    """Shards fetched ahead of the ones in use."""
+    fetch_threads: int
+    """Concurrent requests."""
+    gather_threads: int
+    """Threads that fill batches."""
+    cache_dir: str | os.PathLike[str] | None
+    """Folder for whole shards of a remote root."""
+    cache_bytes: int | None
+    """Most bytes in that folder."""
+    form: Form
+    """``shards`` or ``zarr``."""
+
+
+class OrderOptions(ReadOptions, total=False):
+    """`ReadOptions`, and arguments of `StreamLoader` that the order of an epoch depends on."""
+
+    shuffle: bool
+    """Shuffle; otherwise samples come in the order of the selection."""
+    lanes: int
+    """Canonical partitions of the order."""
+    window: int
+    """Shards of a lane that are shuffled together."""
 
 
 class StreamLoader:
@@ -46,7 +76,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        selection: Any,
+        selection: Selection,
         *,
         modalities: Sequence[str] | None = None,
         batch_size: int = 256,
@@ -145,18 +175,63 @@ class StreamDataset(IterableDataset[Batch]):
 
     Args:
         selection: What to stream.
+        modalities: As for `StreamLoader`, as is all that follows but for two.
+        batch_size: Samples in a batch of a worker.
+        seed: Seed of the order.
+        epoch: Number of the first epoch.
+        shuffle: Shuffle; otherwise samples come in the order of the selection.
+        drop_last: Leave out the last global batch when it is not full.
         rank: This rank; from ``torch.distributed`` when it is None and that is initialised.
         world_size: Number of ranks; likewise.
-        **options: As for `StreamLoader`.
+        lanes: Canonical partitions of the order.
+        window: Shards of a lane that are shuffled together.
+        prefetch: Shards that a worker fetches ahead of the ones in use.
+        fetch_threads: Concurrent requests of a worker.
+        gather_threads: Threads of a worker that fill batches.
+        cache_dir: Folder for whole shards of a remote root; may be shared by processes.
+        cache_bytes: Most bytes in that folder; None for no bound.
+        form: ``shards`` or ``zarr``.
     """
 
     def __init__(
-        self, selection: Any, *, rank: int | None = None, world_size: int | None = None, **options: Any
+        self,
+        selection: Selection,
+        *,
+        modalities: Sequence[str] | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        lanes: int = 8,
+        window: int = 1,
+        prefetch: int | None = None,
+        fetch_threads: int = 8,
+        gather_threads: int = 2,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        form: Form = "shards",
     ) -> None:
         self._selection = selection
         self._place = _place(rank, world_size)
-        self._options = options
-        self._epoch = int(options.pop("epoch", 0))  # of the next iter()
+        self._options: dict[str, Any] = {
+            "modalities": modalities,
+            "batch_size": batch_size,
+            "seed": seed,
+            "shuffle": shuffle,
+            "drop_last": drop_last,
+            "lanes": lanes,
+            "window": window,
+            "prefetch": prefetch,
+            "fetch_threads": fetch_threads,
+            "gather_threads": gather_threads,
+            "cache_dir": cache_dir,
+            "cache_bytes": cache_bytes,
+            "form": form,
+        }
+        self._epoch = epoch  # of the next iter()
         self._running = self._epoch
         self._loader: StreamLoader | None = None
         self._state: Mapping[str, int] | None = None
@@ -263,7 +338,7 @@ class PinnedBatches:
     """
 
     def __init__(
-        self, specs: Mapping[str, BatchArray], *, allocate: Callable[[int], Tensor] = _pinned
+        self, specs: Mapping[str, SampleArray], *, allocate: Callable[[int], Tensor] = _pinned
     ) -> None:
         self._specs = specs
         self._allocate = allocate
@@ -280,7 +355,7 @@ class PinnedBatches:
     def give_back(self, slot: Slot) -> None:
         """Return a slot that was not handed out: its memory goes back to the allocator by itself."""
 
-    def _make(self, spec: BatchArray) -> Tensor:
+    def _make(self, spec: SampleArray) -> Tensor:
         # Through bytes: the dtype's name in torch is not needed.
         dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
         return self._allocate(spec.nbytes).view(dtype).view(spec.shape)

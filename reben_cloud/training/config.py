@@ -10,15 +10,18 @@ import dataclasses
 import json
 import os
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from importlib.resources import files
 from typing import Any, Literal
 
+import numpy as np
+
 from reben_cloud.bigearthnet.bands import BAND_SETS, BANDS
 from reben_cloud.files.paths import local_path
+from reben_cloud.root.query import OPTIONS, GeoInterface, Query
 
 ANY = "any"
 """Value of a subset's option that takes its default back."""
@@ -28,46 +31,58 @@ RECIPES = files("reben_cloud.training").joinpath("recipes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subset:
-    """A part of the dataset, in the words of `Dataset.search`.
+class Subset(Query):
+    """A part of the dataset: a `Query`, which leaves out patches with snow, cloud or shadow unless told otherwise.
 
-    None and empty tuples do not narrow, as leaving an argument out of a search does not. ``"any"`` takes a
-    default back, since TOML has no None.
+    What a recipe writes down must read back the same, so a value is kept as TOML and JSON have it: a time as
+    text, a geometry as GeoJSON, a list of one name as that name, a longer one as a tuple, an empty one as None.
 
     Raises:
-        ValueError: If `split` is empty, or `recommended` neither True nor ``"any"``.
+        ValueError: If `split` is empty, or `recommended` neither True nor None.
     """
 
-    split: str | None = None
-    """``train``, ``validation``, ``test``, or ``any`` of them."""
-    country: tuple[str, ...] = ()
-    """Names of countries."""
-    season: tuple[str, ...] = ()
-    """``spring``, ``summer``, ``fall``, ``winter``."""
-    labels: tuple[str, ...] = ()
-    """Patches with any of these classes."""
-    bbox: tuple[float, ...] = ()
-    """West, south, east, north, degrees."""
-    datetime: str | None = None
-    """RFC 3339 instant or interval."""
-    recommended: bool | str = True
-    """True leaves out patches with snow, cloud or shadow; ``any`` has them too."""
+    recommended: bool | None = True
+    """True leaves out patches with snow, cloud or shadow; None (``"any"`` in a recipe) has them too."""
 
     def __post_init__(self) -> None:
+        Query.__post_init__(self)
+        for name, value in self.given().items():
+            object.__setattr__(self, name, _plain(value))
         _check("split", self.split, self.split != "", '"any" for the patches of all splits')
         # False would mean "only those with snow, cloud or shadow", as in a search; recipes that have it were
         # written when it meant "with them too", and must not change their meaning without a word.
         _check(
             "recommended",
             self.recommended,
-            self.recommended is True or self.recommended == ANY,
-            'true, or "any" for the patches with snow, cloud or shadow too (which false used to mean here; '
-            "in a search it means only those, and nothing is trained on these alone)",
+            self.recommended is None or self.recommended is True,
+            _RECOMMENDED,
         )
 
-    def query(self) -> dict[str, Any]:
-        """Arguments for `Dataset.search`."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value and value != ANY}
+    def to_plain(self) -> dict[str, Any]:
+        """As it stands in a recipe: what is given, and ``any`` for a default that is taken back."""
+        return {"split": ANY, "recommended": ANY} | self.given()
+
+
+def _plain(value: Any) -> Any:
+    """A condition as TOML and JSON have it."""
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, np.generic):
+        return str(value) if isinstance(value, np.datetime64) else value.item()
+    if isinstance(value, GeoInterface):
+        value = value.__geo_interface__
+    if isinstance(value, Mapping):
+        return json.loads(json.dumps(value))
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        items = tuple(map(_plain, value))
+        return items if len(items) > 1 else next(iter(items), None)
+    return value
+
+
+_RECOMMENDED = (
+    'true, or "any" for the patches with snow, cloud or shadow too (which false used to mean here; '
+    "in a search it means only those, and nothing is trained on these alone)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +182,9 @@ class TrainConfig:
 
     def to_json(self) -> str:
         """The resolved configuration, as saved beside the checkpoints."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        plain = {name: v.to_plain() if isinstance(v, Subset) else v for name, v in values.items()}
+        return json.dumps(plain, indent=2)
 
 
 def band_names(bands: str) -> tuple[str, ...]:
@@ -258,15 +275,42 @@ def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any) -> A
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
-            filled[key] = _fill(
-                typing.cast(type, hints[key]), value, f"{prefix}{key}.", getattr(default, key)
-            )
+            filled[key] = _subset(value, f"{prefix}{key}.", getattr(default, key))
         else:
             filled[key] = _convert(prefix + key, value, hints[key])
     try:
         return dataclasses.replace(default, **filled)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from error
+
+
+def _subset(values: Mapping[str, Any], prefix: str, default: Subset) -> Subset:
+    """`default` with the conditions of a table; ``any`` takes one of the default's back."""
+    filled: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in OPTIONS:
+            raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(OPTIONS)}")
+        if key == "recommended":
+            _check(prefix + key, value, value is True or value == ANY, _RECOMMENDED)
+        filled[key] = None if value == ANY or value is None else _condition(prefix + key, key, value)
+    try:
+        return dataclasses.replace(default, **filled)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from error
+
+
+def _condition(key: str, name: str, value: Any) -> Any:
+    """A condition as TOML or JSON has it."""
+    kind = OPTIONS[name].kind
+    if name == "bbox" and not isinstance(value, str):
+        return _convert(key, value, tuple[float, ...])
+    if kind == "names":
+        return _convert(key, value, tuple[str, ...])
+    if name in ("intersects", "cql2") and isinstance(value, Mapping):
+        return value
+    if name in ("datetime", "s1_datetime") and isinstance(value, list | tuple | date):
+        return value  # two ends; or a date as TOML has it, which an override looks like
+    return _convert(key, value, {"flag": bool, "number": int}.get(kind, str))
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
@@ -276,11 +320,6 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     elif origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(key, item, arguments[0]) for item in items)
-    elif origin is types.UnionType:
-        # `str | None`: TOML has no None, JSON has; `bool | str`: its dataclass says which texts
-        if type(value) in arguments:
-            return value
-        return _convert(key, value, arguments[0])
     elif hint is float:
         _check(key, value, isinstance(value, int | float) and not isinstance(value, bool), "a number")
         return float(value)

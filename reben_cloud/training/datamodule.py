@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from reben_cloud.errors import missing_extra
-from reben_cloud.root.dataset import open as open_dataset
-from reben_cloud.torch import Batch, StreamLoader
+from reben_cloud.opening import open as open_dataset
+from reben_cloud.torch import Batch, OrderOptions, StreamLoader
 from reben_cloud.training.config import Subset
 
 try:
@@ -49,16 +49,21 @@ class RebenDataModule(LightningDataModule):
         test: Subset | None = None,
         seed: int = 0,
         storage_options: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[OrderOptions],
     ) -> None:
         super().__init__()
         self._where = (url, storage_options)
         self._subsets = {
-            "train": train or Subset(split="train"),
-            "validation": validation or Subset(split="validation"),
-            "test": test or Subset(split="test"),
+            "train": Subset(split="train") if train is None else train,
+            "validation": Subset(split="validation") if validation is None else validation,
+            "test": Subset(split="test") if test is None else test,
         }
-        self._options = {"modalities": modalities, "batch_size": batch_size, "seed": seed, **options}
+        self._options: dict[str, Any] = {
+            "modalities": modalities,
+            "batch_size": batch_size,
+            "seed": seed,
+            **options,
+        }
         self._train: StreamLoader | None = None
         self._state: dict[str, Any] = {}
 
@@ -75,10 +80,10 @@ class RebenDataModule(LightningDataModule):
         """Every test patch once; on several processes, mind ``batch["valid"]``."""
         return self._loader("test")
 
-    def _loader(self, name: str, **options: Any) -> StreamLoader:
+    def _loader(self, name: str, *, drop_last: bool = False) -> StreamLoader:
         url, storage_options = self._where
-        selection = open_dataset(url, storage_options).search(**self._subsets[name].query())
-        return StreamLoader(selection, **self._options, **options)
+        selection = open_dataset(url, storage_options).select(self._subsets[name])
+        return StreamLoader(selection, **self._options, drop_last=drop_last)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training loader is."""

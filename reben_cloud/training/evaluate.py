@@ -7,13 +7,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
 from reben_cloud.bigearthnet.labels import class_of_code
 from reben_cloud.errors import NotFiniteError
-from reben_cloud.torch import Batch, ModelInput, StreamLoader
+from reben_cloud.root.selection import Selection
+from reben_cloud.torch import Batch, ModelInput, ReadOptions, StreamLoader
 from reben_cloud.training.metrics import (
     GROUPINGS,
     NUM_CLASSES,
@@ -110,7 +111,7 @@ class FiniteCheck:
     _NONE = 2**63 - 1
     _NOBODY = 2**32 - 1
 
-    def __init__(self, selection: Any, compute: Compute, what: str) -> None:
+    def __init__(self, selection: Selection, compute: Compute, what: str) -> None:
         self._selection, self._compute, self._what = selection, compute, what
         # The first step and the patch in one number, so that the smallest of all is the first.
         self._first = torch.tensor(self._NONE, device=compute.device)
@@ -198,12 +199,12 @@ class MapTargets(nn.Module):
 def evaluate(
     model: nn.Module,
     spec: ModelSpec,
-    selection: Any,
+    selection: Selection,
     compute: Compute,
     *,
     batch_size: int = 256,
     by: Sequence[str] = (),
-    **options: Any,
+    **options: Unpack[ReadOptions],
 ) -> Evaluation:
     """Predict every patch of a selection once and measure.
 
@@ -329,7 +330,7 @@ def _evaluate_maps(
 
 def evaluate_folder(
     checkpoint: str | os.PathLike[str],
-    selection: Any,
+    selection: Selection,
     *,
     precision: Precision = "fp32",
     batch_size: int = 256,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, CLC, representative_code
 from reben_cloud.errors import missing_extra
 from reben_cloud.files.paths import local_path
+from reben_cloud.root.selection import Selection
 from reben_cloud.torch import StreamLoader
 from reben_cloud.training.evaluate import Evaluation, MapTargets, modalities_for, model_input
 from reben_cloud.training.models import ModelSpec
@@ -45,7 +46,7 @@ def write_report(
     *,
     spec: ModelSpec,
     model: nn.Module,
-    selection: Any,
+    selection: Selection,
 ) -> None:
     """Write ``metrics.json``, ``per_class.png``, ``examples.png``, and ``curves.png`` or ``confusion.png``.
 
@@ -151,7 +152,7 @@ def confusion_plot(confusion: Tensor) -> Figure:
     return figure
 
 
-def example_patches(model: nn.Module, spec: ModelSpec, selection: Any) -> Figure:
+def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection) -> Figure:
     """A few patches of a selection, spread over it, with what is true and what the model says."""
     chosen = np.unique(np.linspace(0, len(selection) - 1, min(NUM_EXAMPLES, len(selection))).astype(int))
     ids = [selection.patch_ids[i] for i in chosen]

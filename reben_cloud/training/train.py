@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -28,7 +28,9 @@ from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.bigearthnet.labels import encode_many
 from reben_cloud.errors import ConflictError, NotFiniteError, missing_extra
 from reben_cloud.files.paths import local_path
-from reben_cloud.torch import Batch, StreamLoader
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.selection import Selection
+from reben_cloud.torch import Batch, ReadOptions, StreamLoader
 from reben_cloud.training.config import Subset, TrainConfig, band_names, config_from
 from reben_cloud.training.evaluate import (
     Compute,
@@ -94,11 +96,11 @@ class _Progress:
 
 def train(
     config: TrainConfig,
-    dataset: Any,
+    dataset: Dataset,
     folder: str | os.PathLike[str],
     *,
     on_step: Callable[[StepInfo], None] | None = None,
-    **options: Any,
+    **options: Unpack[ReadOptions],
 ) -> dict[str, Any]:
     """Train a model, or go on where this folder's run was interrupted.
 
@@ -289,7 +291,7 @@ def keyed_random(index: Tensor, *key: int) -> Tensor:
     return (mixed >> 8).float() / 2**24
 
 
-def positive_weights(config: TrainConfig, dataset: Any) -> Tensor | None:
+def positive_weights(config: TrainConfig, dataset: Dataset) -> Tensor | None:
     """Negatives over positives of each class in the train subset, float32 (19,), if the recipe asks for it."""
     if not config.positive_weights:
         return None
@@ -328,8 +330,8 @@ def _parallel(model: nn.Module, config: TrainConfig, compute: Compute) -> Any:
     return torch.compile(forward) if config.compile else forward
 
 
-def _subset(dataset: Any, subset: Subset, name: str) -> Any:
-    selection = dataset.search(**subset.query())
+def _subset(dataset: Dataset, subset: Subset, name: str) -> Selection:
+    selection = dataset.select(subset)
     selection.require_patches(name)
     return selection
 
@@ -487,11 +489,11 @@ class _Log:
 def _report(
     folder: Path,
     config: TrainConfig,
-    dataset: Any,
+    dataset: Dataset,
     compute: Compute,
     progress: _Progress,
     dropped: int,
-    **options: Any,
+    **options: Unpack[ReadOptions],
 ) -> dict[str, Any]:
     """Measure the best weights on the test subset, once, and write the report and the model card."""
     if compute.world_size > 1:
@@ -499,9 +501,9 @@ def _report(
     model, spec = load_pretrained(folder / "best")
     model.to(compute.device)
     name, subset = "test", config.test
-    selection = dataset.search(**subset.query())
+    selection = dataset.select(subset)
     if not len(selection):
-        name, selection = "validation", dataset.search(**config.validation.query())
+        name, selection = "validation", dataset.select(config.validation)
     evaluation = evaluate(
         model, spec, selection, compute, batch_size=config.batch_size, by=GROUPINGS, **options
     )

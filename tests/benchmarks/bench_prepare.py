@@ -24,9 +24,11 @@ import numpy as np
 import shapely
 
 from reben_cloud.bigearthnet.country import load_countries
-from reben_cloud.scenes.land_cover import REBEN19, label_patches, rasterise, read_land_cover
-from reben_cloud.scenes.prepare import Recipe, prepare
-from reben_cloud.scenes.safe import S2_BANDS, open_safe
+from reben_cloud.scenes.land_cover import REBEN19, rasterise, read_land_cover
+from reben_cloud.scenes.prepare import CutOptions, prepare
+from reben_cloud.scenes.rules import label_patches
+from reben_cloud.scenes.safe import open_safe
+from reben_cloud.scenes.safe_metadata import S2_BANDS
 from tests.scenes import make_clc, make_safe
 
 SIDE_M = 109_800
@@ -59,7 +61,7 @@ def step_decode(safe, clc, out):
 
 
 def step_prepare(safe, clc, out):
-    for report in prepare([safe], out, Recipe(clc=clc, countries=load_countries())):
+    for report in prepare([safe], out, CutOptions(clc=clc, countries=load_countries())):
         print(report, file=sys.stderr)
 
 

@@ -20,9 +20,9 @@ import duckdb
 import numpy as np
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.catalog import patch_items
-from reben_cloud.root.patches import read_official
 from reben_cloud.store import open_store
 
 ROUNDS = 15

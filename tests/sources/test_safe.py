@@ -11,7 +11,8 @@ import rasterio
 
 from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.errors import SourceError
-from reben_cloud.scenes.safe import QUALITY_CHECKS, S2_BANDS, open_safe
+from reben_cloud.scenes.safe import open_safe
+from reben_cloud.scenes.safe_metadata import QUALITY_CHECKS, S2_BANDS
 from tests.scenes import PRODUCT, band_pixels, make_safe, write_jp2
 
 PLACE = {"epsg": 32633, "left": 300_000, "top": 5_400_000}

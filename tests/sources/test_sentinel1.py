@@ -10,7 +10,9 @@ from rasterio.transform import from_origin
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from reben_cloud.errors import SourceError
-from reben_cloud.scenes.sentinel1 import open_scenes, pair, v1_files
+from reben_cloud.scenes.official_s1 import v1_files
+from reben_cloud.scenes.pairing import pair
+from reben_cloud.scenes.sentinel1 import open_scenes
 
 LEFT, TOP = 300_000, 5_400_000
 TIME = datetime(2017, 6, 13, 10, 10, 31, tzinfo=UTC)

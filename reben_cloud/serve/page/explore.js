@@ -27,7 +27,8 @@ async function load() {
   const n = index.num_patches;
   let at = 0;
   const take = (Kind) => { const part = new Kind(buffer, at, n); at += n * Kind.BYTES_PER_ELEMENT; return part; };
-  data = { n, west: take(Int32Array), south: take(Int32Array), east: take(Int32Array), north: take(Int32Array), labels: take(Uint32Array) };
+  data = { n, west: take(Int32Array), south: take(Int32Array), east: take(Int32Array), north: take(Int32Array) };
+  data.labels = Array.from({ length: Math.ceil(index.labels.length / 32) }, () => take(Uint32Array));
   for (const name of ["product", "split", "country", "flags", "x", "y"]) data[name] = take(Uint8Array);
   data.cx = new Float64Array(n);
   data.cy = new Float64Array(n);
@@ -76,6 +77,7 @@ function buildControls() {
       return label;
     }));
   };
+  $("not-recommended").textContent = index.flags.length ? `no ${index.flags.join(", ")}` : "";
   options("splits", index.splits, filter.splits, (i) => SPLIT_COLORS[i]);
   options("countries", index.countries, filter.countries);
   options("labels", index.labels.map((l) => l.name), filter.labels, (i) => index.labels[i].color);
@@ -119,7 +121,8 @@ function bits(chosen) {
 function apply() {
   const { n, west, south, east, north, labels, product, split, country, flags } = data;
   const box = filter.area && filter.area.map((v) => Math.round(v * 1e7));
-  const wanted = bits(filter.labels), splits = bits(filter.splits), countries = bits(filter.countries);
+  const wanted = labels.map((_, word) => bits([...filter.labels].filter((i) => i >> 5 === word).map((i) => i & 31)));
+  const splits = bits(filter.splits), countries = bits(filter.countries);
   const late = index.products.map((p) => (filter.from && p.day < filter.from) || (filter.to && p.day > filter.to) ? TIME : 0);
   const months = index.products.map((p) => p.day.slice(0, 7));
   const counts = { labels: new Array(index.labels.length).fill(0), splits: new Array(index.splits.length).fill(0), countries: new Array(index.countries.length).fill(0), products: new Array(index.products.length).fill(0) };
@@ -128,7 +131,7 @@ function apply() {
   for (let i = 0; i < n; i++) {
     let fails = late[product[i]];
     if (box && (west[i] > box[2] || east[i] < box[0] || south[i] > box[3] || north[i] < box[1])) fails |= AREA;
-    if (wanted && !(labels[i] & wanted)) fails |= LABELS;
+    if (filter.labels.size && !labels.some((word, w) => word[i] & wanted[w])) fails |= LABELS;
     if (splits && !((splits >> split[i]) & 1)) fails |= SPLIT;
     if (countries && !((countries >> country[i]) & 1)) fails |= COUNTRY;
     if (filter.recommended && flags[i]) fails |= QUALITY;
@@ -139,7 +142,9 @@ function apply() {
     if (!(fails & ~COUNTRY)) counts.countries[country[i]]++;
     if (!(fails & ~TIME)) counts.products[product[i]]++;
     if (!(fails & ~LABELS)) {
-      for (let rest = labels[i]; rest; rest &= rest - 1) counts.labels[31 - Math.clz32(rest & -rest)]++;
+      for (let w = 0; w < labels.length; w++) {
+        for (let rest = labels[w][i]; rest; rest &= rest - 1) counts.labels[32 * w + 31 - Math.clz32(rest & -rest)]++;
+      }
     }
   }
   $("count").textContent = `${number(matched)} of ${number(n)} patches`;
@@ -480,7 +485,6 @@ async function show(i) {
   chosen = i;
   const id = idOf(i), patch = await fetch(`/explore/patches/${id}`).then((r) => r.json());
   if (chosen !== i) return;
-  const titles = { "true-color": "true colour", "reference-map": "reference map", radar: "Sentinel-1" };
   const element = (tag, text, color) => {
     const node = document.createElement(tag);
     if (color) { const swatch = document.createElement("span"); swatch.style.background = color; node.append(swatch); }
@@ -488,9 +492,9 @@ async function show(i) {
     return node;
   };
   $("patch-id").textContent = id;
-  $("pictures").replaceChildren(...patch.pictures.map((name) => {
+  $("pictures").replaceChildren(...patch.pictures.map(({ name, caption }) => {
     const figure = document.createElement("figure");
-    figure.append(Object.assign(new Image(), { src: `/explore/patches/${id}/${name}.png`, alt: titles[name] }), element("figcaption", titles[name]));
+    figure.append(Object.assign(new Image(), { src: `/explore/patches/${id}/${name}.png`, alt: caption }), element("figcaption", caption));
     return figure;
   }));
   if (!patch.pictures.length) $("pictures").append(element("p", "This dataset has no pixels."));
@@ -501,9 +505,7 @@ async function show(i) {
     row.append(element("td", `${entry.code} ${entry.name}`, entry.color), element("td", `${(100 * entry.share).toFixed(1)} %`));
     return row;
   }));
-  const flags = [patch.snow && "snow", patch.cloud && "cloud or shadow"].filter(Boolean).join(", ") || "none";
-  const facts = { split: patch.split, country: patch.country, "Sentinel-2": patch.time, "Sentinel-1": patch.s1_time, "S1 name": patch.s1_name, flags, CRS: patch.crs, bounds: patch.bounds.join(", ") };
-  $("patch-facts").replaceChildren(...Object.entries(facts).flatMap(([k, v]) => [element("dt", k), element("dd", v)]));
+  $("patch-facts").replaceChildren(...patch.facts.flatMap(([k, v]) => [element("dt", k), element("dd", v)]));
   $("patch").hidden = false;
   draw();
 }

@@ -1,0 +1,163 @@
+"""What documents, pictures and pages say of BigEarthNet v2.0, beyond its schema."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from reben_cloud.about import About, Channel, MapClass, Provider, Render, Work
+from reben_cloud.bigearthnet.bands import BANDS, MAP_UNLABELLED
+from reben_cloud.bigearthnet.labels import CLASSES, CLC
+from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN, S1
+from reben_cloud.schema import Schema
+
+DESCRIPTION = (
+    "549,488 pairs of Sentinel-1 and Sentinel-2 patches of 1200 m with pixel-level land-cover reference maps "
+    "and 19-class multi-labels, from 115 Sentinel-2 acquisitions over ten European countries, "
+    "June 2017 to May 2018 (BigEarthNet v2.0, reBEN)."
+)
+"""What the collection is."""
+
+LICENSE = "CDLA-Permissive-1.0"
+"""SPDX id of the dataset's licence."""
+
+CITATION = (
+    "K. Clasen, L. Hackel, T. Burgert, G. Sumbul, B. Demir, V. Markl: reBEN: Refined BigEarthNet Dataset for "
+    "Remote Sensing Image Analysis. IEEE International Geoscience and Remote Sensing Symposium (IGARSS), 2025."
+)
+"""How the authors ask to be cited."""
+
+LINEAGE = (
+    "Sentinel-2 L1C processed to L2A with sen2cor, Sentinel-1 GRD terrain-corrected to sigma nought in dB, "
+    "CORINE Land Cover 2018 rasterised; cut into patches of 1200 m, split by place."
+)
+"""How the dataset was made."""
+
+BRIGHTEST = 2_500
+"""Digital number (reflectance 0.25) that is white in a true-colour picture."""
+
+TRUE_COLOR = Render(
+    name="true-color",
+    title="True colour",
+    caption="true colour",
+    channels=(
+        Channel(tensor="B04", high=BRIGHTEST),
+        Channel(tensor="B03", high=BRIGHTEST),
+        Channel(tensor="B02", high=BRIGHTEST),
+    ),
+)
+"""Red, green and blue reflectance."""
+
+RADAR = Render(
+    name="radar",
+    title="Sentinel-1",
+    caption="Sentinel-1",
+    channels=(
+        Channel(tensor="VV", low=-25, high=0),
+        Channel(tensor="VH", low=-32, high=-5),
+        Channel(tensor="VV", minus="VH", high=15),
+    ),
+)
+"""Both polarizations and their ratio, decibel."""
+
+
+def _band_fields() -> dict[str, MappingProxyType[str, Any]]:
+    found: dict[str, MappingProxyType[str, Any]] = {}
+    for name, band in BANDS.items():
+        if band.center_wavelength_um is not None:
+            common = {"eo:common_name": band.common_name} if band.common_name else {}
+            found[name] = MappingProxyType(
+                {
+                    **common,
+                    "eo:center_wavelength": band.center_wavelength_um,
+                    "eo:full_width_half_max": band.full_width_um,
+                }
+            )
+    found[MAP_TENSOR] = MappingProxyType({"nodata": MAP_UNLABELLED})
+    return found
+
+
+ABOUT = About(
+    id="reben",
+    title="BigEarthNet v2.0 (reBEN)",
+    description=DESCRIPTION,
+    license=LICENSE,
+    license_url="https://cdla.dev/permissive-1-0/",
+    license_title="Community Data License Agreement - Permissive - Version 1.0",
+    card_name="BigEarthNet-v2",
+    card_alias="reBEN",
+    keywords=("Sentinel-1", "Sentinel-2", "land cover", "CORINE", "multi-label", "BigEarthNet", "reBEN"),
+    providers=(
+        Provider(
+            name="BigEarthNet, TU Berlin and BIFOLD",
+            roles=("processor", "licensor"),
+            url="https://bigearth.net",
+            fields=MappingProxyType({"processing:lineage": LINEAGE}),
+        ),
+        Provider(
+            name="ESA",
+            roles=("producer",),
+            url="https://sentinels.copernicus.eu",
+            description="Copernicus Sentinel data",
+        ),
+    ),
+    work=Work(
+        doi="10.5281/zenodo.10891137",
+        citation=CITATION,
+        paper_doi="10.48550/arXiv.2407.03653",
+        # The month of the article's first version (arXiv 2407.03653), which announces the archives.
+        published="2024-07",
+        version="2.0.0",
+        url="https://bigearth.net",
+        page_title="BigEarthNet",
+        data_title="The published archives",
+    ),
+    acquisition=MappingProxyType({"constellation": "sentinel-2", "instruments": ("msi",)}),
+    orbit=slice(34, 37),
+    band_fields=MappingProxyType(_band_fields()),
+    modality_fields=MappingProxyType(
+        {
+            S1.name: MappingProxyType(
+                {
+                    "sar:instrument_mode": "IW",
+                    "sar:frequency_band": "C",
+                    "sar:center_frequency": 5.405,
+                    "sar:polarizations": ("VV", "VH"),
+                }
+            )
+        }
+    ),
+    columns=MappingProxyType(
+        {
+            "patch_id": "Patch",
+            "datetime": "Sentinel-2 acquisition",
+            "platform": "Satellite",
+            "product": "Sentinel-2 product",
+            "s1_datetime": "Sentinel-1 acquisition",
+            "s1_name": "Sentinel-1 patch",
+            "contains_seasonal_snow": "Snow",
+            "contains_cloud_or_shadow": "Cloud or shadow",
+        }
+    ),
+    name_columns=("s1_name",),
+    class_order=CLASSES,
+    map_classes=tuple(
+        MapClass(
+            value=entry.code,
+            name="unlabelled" if entry.code == MAP_UNLABELLED else f"clc_{entry.code}",
+            title=entry.name,
+            label=entry.label,
+            color=entry.color,
+            is_nodata=entry.code == MAP_UNLABELLED,
+        )
+        for entry in CLC.values()
+    ),
+    renders=(TRUE_COLOR, RADAR),
+    thumbnail=TRUE_COLOR,
+)
+"""BigEarthNet v2.0."""
+
+
+def about(schema: Schema) -> About:
+    """What is known of a dataset by the name of its schema; what the schema says where it is not reBEN's."""
+    return ABOUT if schema.name == REBEN.name else About.plain(schema)

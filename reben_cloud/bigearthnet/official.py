@@ -1,0 +1,189 @@
+"""The official metadata of BigEarthNet v2.0: its parquet files, and what follows from the names in them.
+
+Everything is made column by column; no row becomes a Python object.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reben_cloud.bigearthnet import grid, labels
+from reben_cloud.errors import ChecksumError, SourceError
+from reben_cloud.files.paths import local_path
+from reben_cloud.formats import parquet
+from reben_cloud.schema import check_names
+
+Column = Any
+"""An Arrow array; the stubs' element types would say no more than the column's name does."""
+
+OFFICIAL_SCHEMA = pa.schema(
+    [
+        ("patch_id", pa.string()),
+        ("labels", pa.list_(pa.field("element", pa.string()))),
+        ("split", pa.string()),
+        ("country", pa.string()),
+        ("s1_name", pa.string()),
+        ("s2v1_name", pa.string()),
+        ("contains_seasonal_snow", pa.bool_()),
+        ("contains_cloud_or_shadow", pa.bool_()),
+    ]
+)
+"""Columns of the official metadata files."""
+
+SPLITS = ("train", "validation", "test")
+"""The splits, as the metadata spells them."""
+
+COUNTRIES = (
+    "Austria",
+    "Belgium",
+    "Finland",
+    "Ireland",
+    "Kosovo",
+    "Lithuania",
+    "Luxembourg",
+    "Portugal",
+    "Serbia",
+    "Switzerland",
+)
+"""The ten countries, as the metadata spells them."""
+
+
+def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
+    """The rows of official metadata files in one table sorted by ``patch_id``.
+
+    Columns beyond the official eight (pandas adds ``__index_level_0__``) are dropped.
+
+    Args:
+        paths: One or both of the official files, or extracts of them.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        SourceError: If a column is missing or of another type, a value is null, a name is none of
+            reBEN's, or a patch or an S1 name comes twice.
+    """
+    tables = []
+    for path in paths:
+        name = os.fspath(path)
+        try:
+            table = parquet.read_table(local_path(path, "a metadata file"), name=name)
+        except ChecksumError as error:
+            raise SourceError(f"{error}; load it again") from error
+        missing = [column for column in OFFICIAL_SCHEMA.names if column not in table.column_names]
+        if missing:
+            raise SourceError(
+                f"{name}: not official metadata, it lacks {', '.join(missing)} (it has {', '.join(table.column_names)})"
+            )
+        try:
+            tables.append(table.select(OFFICIAL_SCHEMA.names).cast(OFFICIAL_SCHEMA))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise SourceError(f"{name}: not official metadata: {error}") from error
+        _check_rows(tables[-1], name)
+    if not tables:
+        raise SourceError("no metadata file was given")
+    found = pa.concat_tables(tables).sort_by("patch_id").combine_chunks()
+    for column in ("patch_id", "s1_name"):
+        # An empty S1 name, of a dataset made from Sentinel-2 alone, may come again and again.
+        named = found.column(column).filter(pc.not_equal(found.column(column), ""))
+        counts = pc.value_counts(named)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(twice):
+            raise SourceError(
+                f"{twice[0]['values']}: this {column} comes {twice[0]['counts']} times in the metadata; "
+                "was one file given twice?"
+            )
+    return found
+
+
+_PATCH_PATTERN = r"^S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[C-X][A-Z]{2}_([0-8]\d|90)_([0-8]\d|90)$"
+_S1_PATTERN = r"^(S1[A-D]_IW_GRDH_1SDV_\d{8}T\d{6}_\d{2}[A-Z]{3}_\d{1,2}_\d{1,2})?$"
+
+
+def _check_rows(table: pa.Table, name: str) -> None:
+    for column in OFFICIAL_SCHEMA.names:
+        values = table.column(column)
+        if values.null_count:
+            raise SourceError(f"{name}: column {column} has {values.null_count} nulls")
+    for column, pattern in (("patch_id", _PATCH_PATTERN), ("s1_name", _S1_PATTERN)):
+        values = table.column(column)
+        bad = values.filter(pc.invert(pc.match_substring_regex(values, pattern)))
+        if len(bad):
+            raise SourceError(f"{name}: {bad[0]} is no {column}")
+    try:
+        labels.check_labels(pc.unique(pc.list_flatten(table.column("labels"))).to_pylist())
+        check_names(pc.unique(table.column("split")).to_pylist(), SPLITS, "split")
+    except ValueError as error:
+        raise SourceError(f"{name}: {error}") from error
+
+
+EXTRA_METADATA = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
+"""Name of the official file with the patches that are not recommended."""
+
+DERIVED = (
+    *("product", "datetime", "s1_datetime", "epsg", "x0", "y0", "square", "square_x0", "square_y0"),
+    *("platform", "constellation", "grid:code"),
+)
+"""Columns that `describe` adds: they follow from the names."""
+
+
+def describe(official: pa.Table) -> pa.Table:
+    """The official rows with what follows from their names: product, times, place, square and satellite.
+
+    Args:
+        official: Rows in the official schema.
+
+    Returns:
+        The same rows; besides the official columns ``product``, ``datetime`` and ``s1_datetime``
+        (UTC), ``epsg``, ``x0`` (west edge) and ``y0`` (north edge, both metres, int64), ``square`` (of the MGRS,
+        dictionary) and its corner ``square_x0`` and ``square_y0``, ``platform``, ``constellation`` and ``grid:code``.
+    """
+    if set(DERIVED) <= set(official.column_names):
+        return official
+    patch_ids = official.column("patch_id").combine_chunks()
+    epsg, minx, _, _, maxy = grid.footprints(patch_ids.to_pylist())
+    square = pc.utf8_slice_codeunits(patch_ids, 39, 44)
+    satellites = {f"S2{x.upper()}": f"sentinel-2{x}" for x in "abcd"}
+    added = {
+        "product": pc.utf8_slice_codeunits(patch_ids, 0, -6),
+        "datetime": _times(patch_ids, 11),
+        "s1_datetime": _times(official.column("s1_name").combine_chunks(), 17),
+        "epsg": pa.array(epsg),
+        "x0": pa.array(minx),
+        "y0": pa.array(maxy),
+        "square": square.dictionary_encode(),
+        **_corners(square),
+        "platform": _mapped(pc.utf8_slice_codeunits(patch_ids, 0, 3), satellites),
+        "constellation": pa.DictionaryArray.from_arrays(
+            pa.array(np.zeros(len(patch_ids), np.int8)), ["sentinel-2"]
+        ),
+        "grid:code": pc.binary_join_element_wise("MGRS", square, "-").dictionary_encode(),
+    }
+    table = official.select(OFFICIAL_SCHEMA.names)
+    for name, column in added.items():
+        table = table.append_column(name, column)
+    return table
+
+
+def _corners(squares: Column) -> dict[str, Column]:
+    encoded = squares.dictionary_encode()
+    corners = np.array(
+        [grid.tile_corner(name)[1:] for name in encoded.dictionary.to_pylist()], np.int64
+    ).reshape(-1, 2)
+    taken = corners[encoded.indices.to_numpy()]
+    return {"square_x0": pa.array(taken[:, 0]), "square_y0": pa.array(taken[:, 1])}
+
+
+def _times(names: Column, start: int) -> Column:
+    """The UTC times that stand in `names` from character `start` as ``20170613T101031``, null in an empty one."""
+    text = pc.utf8_slice_codeunits(names, start, start + 15)
+    return pc.assume_timezone(pc.strptime(text, format="%Y%m%dT%H%M%S", unit="us", error_is_null=True), "UTC")
+
+
+def _mapped(values: Column, names: dict[str, str]) -> Column:
+    index = pc.index_in(values, pa.array(list(names))).cast(pa.int8())
+    return pa.DictionaryArray.from_arrays(index, list(names.values()))

@@ -1,0 +1,66 @@
+"""What a user asks to have built: source and root as paths or URLs, and what a search found, made a plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from reben_cloud.build.plan import BuildPlan, make_plan
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.sources.recognise import default_scratch, open_source
+from reben_cloud.store import open_store
+
+if TYPE_CHECKING:
+    from reben_cloud.root.selection import Selection
+
+
+def open_plan(
+    source: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    *,
+    only: Selection | None = None,
+    modalities: Sequence[str] | None = None,
+    metadata_paths: Sequence[str | os.PathLike[str]] = (),
+    options: PlacementOptions | None = None,
+    scratch: Path | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> tuple[BuildPlan, pa.Table]:
+    """Recognise a source and plan a root of it; nothing is written.
+
+    Args:
+        source: Archives, folders, an LMDB, a root, or ``synthetic:N``, as `sources.recognise.open_source` takes it.
+        root: Path or URL of the root to be.
+        only: What to build of it, found by a search in the source; everything by default.
+        modalities: What to build; all that the source has by default.
+        metadata_paths: Official metadata files, when they are not beside the source.
+        options: Write-time order and size of the shards.
+        scratch: Folder for payloads of archives; one below the temporary folder by default.
+        storage_options: Credentials and endpoint of source and root, as in `store.open_store`.
+
+    Returns:
+        The plan, and the official metadata: of the plan's patches and perhaps many more.
+
+    Raises:
+        NotFoundError: If `only` is empty.
+        SourceError: If the source is not recognised, or as `make_plan`.
+        ValueError: If a modality is unknown.
+    """
+    found, official = open_source(
+        source, metadata_paths=metadata_paths, modalities=modalities, storage_options=storage_options
+    )
+    if only is not None:
+        only.require_patches("nothing to build")
+    plan = make_plan(
+        found,
+        official,
+        open_store(root, storage_options),
+        modalities=modalities,
+        options=options,
+        scratch=scratch or default_scratch(found),
+        only=None if only is None else only.patch_ids,
+    )
+    return plan, official

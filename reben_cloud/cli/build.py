@@ -1,0 +1,157 @@
+"""Commands that make a root and check it: build, catalog, verify."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reben_cloud.cli.options import (
+    DaskOption,
+    EndpointOption,
+    JsonOption,
+    MetadataOption,
+    NewRootArgument,
+    RootArgument,
+    WorkerIndexOption,
+    WorkersTotalOption,
+    executor,
+    new_root,
+    open_root,
+    path,
+    path_or_url,
+    search_options,
+    select,
+    storage_options,
+)
+from reben_cloud.cli.output import show, show_json
+from reben_cloud.cli.progress import bar, ends_at_once
+from reben_cloud.root.query import Query
+
+
+@search_options
+def build(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Archives, GeoTIFF folders, an LMDB, a root (path or URL), or synthetic:N.",
+            show_default=False,
+            parser=path_or_url,
+        ),
+    ],
+    root: NewRootArgument,
+    query: Query,
+    metadata: MetadataOption = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(help="s2, s1 or map; repeat. All that the source has by default.", show_default=False),
+    ] = None,
+    order: Annotated[str, typer.Option(help="stratified or shuffled.")] = "stratified",
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    shard_samples: Annotated[int, typer.Option(help="Samples in a shard.")] = 256,
+    workers: Annotated[int, typer.Option(help="Local processes, up to 1 GB each.")] = 1,
+    dask: DaskOption = None,
+    worker_index: WorkerIndexOption = None,
+    workers_total: WorkersTotalOption = 1,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for payloads between their two uses; see --dry-run.",
+            show_default=False,
+            parser=path,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a root from a source of patches, or from what a search finds in a root; run again, it continues."""
+    from reben_cloud import build as building
+    from reben_cloud.root.placement import PlacementOptions
+
+    plan, official = building.open_plan(
+        source,
+        root,
+        only=select(source, query, endpoint_url) if query else None,
+        modalities=modality,
+        metadata_paths=metadata or (),
+        options=PlacementOptions(order=order, seed=seed, shard_samples=shard_samples),  # type: ignore[arg-type]
+        scratch=scratch,
+        storage_options=storage_options(endpoint_url),
+    )
+    if dry_run:
+        show(plan.estimate(), as_json)
+        return
+    share = partial(building.build_share, worker_index=worker_index or 0, workers_total=workers_total)
+    do = building.build if worker_index is None else share
+    with ends_at_once(
+        lambda: f", {building.num_done(plan):,} of {len(plan.tasks):,} tasks are done and stay done;"
+    ):
+        manifest = do(plan, executor=executor(workers, dask), progress=bar)
+    rows = building.rows_without_patches(plan, official)
+    if len(rows) and not query:
+        typer.echo(
+            f"reben-cloud: {len(rows):,} of {official.num_rows:,} rows of the metadata have no patch in the source, "
+            f"the first is {rows[0]}",
+            err=True,
+        )
+    if as_json:
+        show_json(manifest and building.account(manifest, plan, official))
+    elif manifest is None:
+        typer.echo(f"share {worker_index} of {workers_total} is done; the last of them publishes")
+    else:
+        typer.echo(building.published(manifest, plan.store.url))
+
+
+def catalog(
+    metadata: Annotated[
+        list[Path],
+        typer.Argument(help="The official metadata parquet files.", show_default=False, parser=path),
+    ],
+    dest: Annotated[
+        str, typer.Argument(help="Path or URL of the new catalog.", show_default=False, parser=new_root)
+    ],
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Catalog the real dataset from its metadata alone: to search, to browse and to serve."""
+    from reben_cloud.bigearthnet.official import describe, read_official
+    from reben_cloud.bigearthnet.reben import REBEN
+    from reben_cloud.build.publish import publish_metadata
+    from reben_cloud.store import open_store
+
+    store = open_store(dest, storage_options(endpoint_url))
+    official = read_official(metadata)
+    manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
+    num_products = len(manifest["products"])
+    typer.echo(f"catalogued {manifest['num_patches']:,} patches of {num_products} products at {store.url}")
+
+
+def verify(
+    root: RootArgument,
+    quick: Annotated[bool, typer.Option("--quick", help="Presence and sizes only.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode everything and compare the forms with each other.")
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare every patch with this source, as for build.", show_default=False, parser=path_or_url
+        ),
+    ] = None,
+    metadata: MetadataOption = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every object of a root; exit 1 when anything is wrong."""
+    from reben_cloud.checks.verify import verify as check
+    from reben_cloud.sources.recognise import open_source
+
+    access = storage_options(endpoint_url)
+    source = (
+        open_source(against, metadata_paths=metadata or (), storage_options=access)[0] if against else None
+    )
+    report = check(open_root(root, endpoint_url), quick=quick, deep=deep, against=source, progress=bar)
+    typer.echo(report.to_json() if as_json else report.to_text())
+    raise typer.Exit(0 if report.ok else 1)

@@ -1,0 +1,134 @@
+"""The command that makes a dataset of its own from Sentinel scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reben_cloud.cli.options import (
+    DaskOption,
+    EndpointOption,
+    JsonOption,
+    WorkerIndexOption,
+    WorkersTotalOption,
+    executor,
+    name_or_path,
+    new_root,
+    path,
+    storage_options,
+    usage,
+    whole_path,
+)
+from reben_cloud.cli.output import show_json
+from reben_cloud.cli.progress import bar, ends_at_once
+
+
+def prepare(
+    clc: Annotated[
+        Path, typer.Option(help="CORINE vector file (.gpkg).", parser=whole_path, show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the official layout and metadata.", parser=whole_path, show_default=False
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            help="Root to build from that, path or URL; without --out the folder is removed then.",
+            show_default=False,
+            parser=new_root,
+        ),
+    ] = None,
+    s2: Annotated[
+        list[Path] | None,
+        typer.Option(help="Level-2A .SAFE, or a folder of them; repeat.", parser=whole_path),
+    ] = None,
+    l1c: Annotated[
+        list[Path] | None,
+        typer.Option(help="Level-1C .SAFE, made Level-2A first; repeat.", parser=whole_path),
+    ] = None,
+    s1: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Official S1 patches, terrain-corrected dB scenes, or GRD products; repeat.",
+            parser=whole_path,
+        ),
+    ] = None,
+    v1: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the v1 lists; keeps only squares of v1.", parser=whole_path),
+    ] = None,
+    countries: Annotated[
+        Path | None, typer.Option(help="Natural Earth GeoJSON; the ten by default.", parser=path)
+    ] = None,
+    any_country: Annotated[bool, typer.Option(help="All countries of the file, not the ten.")] = False,
+    classes: Annotated[
+        str, typer.Option(help="reben19, clc_level1, or a TOML of classes.", parser=name_or_path)
+    ] = "reben19",
+    code_column: Annotated[str, typer.Option(help="Column with the land-cover code.")] = "code_18",
+    patch_size: Annotated[int, typer.Option(help="Side of a patch, metres, a multiple of 60.")] = 1200,
+    sen2cor: Annotated[str, typer.Option(help="L2A_Process of sen2cor 2.11.")] = "L2A_Process",
+    gpt: Annotated[str, typer.Option(help="gpt of ESA SNAP, for GRD products.")] = "gpt",
+    sarsen: Annotated[
+        str, typer.Option(help="sarsen's command, for GRD products where --dem is a file.")
+    ] = "sarsen",
+    dem: Annotated[
+        str,
+        typer.Option(
+            help="SNAP's name of an elevation model, or a file of elevations for sarsen.", parser=name_or_path
+        ),
+    ] = "SRTM 1Sec HGT",
+    dem_datum: Annotated[
+        str | None,
+        typer.Option(
+            help="What the heights of that file are above, where it does not say: ellipsoid, EGM96, EGM2008.",
+            show_default=False,
+        ),
+    ] = None,
+    geoid: Annotated[
+        Path | None,
+        typer.Option(
+            help="Geoid grid (GTX, GeoTIFF) that they are above; PROJ's by default.",
+            parser=whole_path,
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Products at a time, up to 2 GB each.")] = 1,
+    dask: DaskOption = None,
+    worker_index: WorkerIndexOption = None,
+    workers_total: WorkersTotalOption = 1,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make patches, maps, labels and metadata from Sentinel scenes and CORINE; run again, it continues."""
+    from reben_cloud.scenes.prepare import summary
+    from reben_cloud.scenes.run import Preparation, run
+    from reben_cloud.store import open_store
+
+    with usage():
+        preparation = Preparation(
+            clc=clc, out=out, root=None if root is None else open_store(root, storage_options(endpoint_url)),
+            s2=s2 or (), l1c=l1c or (), s1=s1 or (), v1=v1, countries=countries, any_country=any_country,
+            classes=classes, code_column=code_column, patch_m=patch_size, sen2cor=sen2cor, gpt=gpt, sarsen=sarsen,
+            dem=dem, dem_datum=dem_datum, geoid=geoid,
+        )  # fmt: skip
+    with usage(), ends_at_once(lambda: f"; what is done stays done in {preparation.folder},"):
+        prepared = run(
+            preparation,
+            executor=executor(workers, dask),
+            workers=workers,
+            worker_index=worker_index,
+            workers_total=workers_total,
+            progress=bar,
+            on_prepared=lambda reports: (
+                None if as_json else typer.echo("\n".join([*map(str, reports), summary(reports)]))
+            ),
+        )
+    if as_json:
+        show_json(prepared.to_json())
+    elif text := prepared.to_text():
+        typer.echo(text)

@@ -1,0 +1,113 @@
+"""What stderr shows while a command works, and what it says when Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from reben_cloud.training.train import StepInfo
+
+T = TypeVar("T")
+
+
+def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """`items`, with a bar on stderr when that is a terminal; when not, a line at once, after 2 s and every 10 s."""
+    from rich import progress as bars
+    from rich.console import Console
+    from rich.text import Text
+
+    class Rate(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            Rate(),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
+        )
+        with bars.Progress(*columns, console=console, transient=True) as shown:
+            yield from shown.track(items, total=total, description=what)
+        return
+    typer.echo(f"{what}: 0 of {total:,}", err=True)
+    start, due = time.monotonic(), 2.0
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - start >= due:
+            rate = count / (now - start)
+            left = timedelta(seconds=round((total - count) / rate))
+            typer.echo(f"{what}: {count:,} of {total:,}, {rate:,.1f}/s, {left} left", err=True)
+            due = now - start + 10
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[StepInfo], None]]:
+    """Where a training run is, how fast, and how much it waits: a bar on a terminal, else lines."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(
+        *columns, console=console, transient=True, disable=not (is_first_rank() and console.is_terminal)
+    ) as shown:
+        task = shown.add_task("", total=None)
+
+        def on_step(info: StepInfo) -> None:
+            text = (
+                f"epoch {info.epoch}  loss {info.loss:.4f}  {info.samples_per_s:,.0f} samples/s  "
+                f"waiting {info.wait_share:.1%}"
+            )
+            shown.update(task, completed=info.step, total=info.num_steps, description=text)
+            if not console.is_terminal:
+                typer.echo(f"step {info.step:,} of {info.num_steps:,}  {text}", err=True)
+
+        yield on_step
+
+
+def rates(loader: Any, epochs: int) -> Iterator[Any]:
+    """The batches of some epochs, with the loader's figures on stderr: live, or after 2 s and every 10 s."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    every_s = 0.5 if console.is_terminal else 10.0
+    due = time.monotonic() + min(every_s, 2.0)
+    with console.status("streaming") as status:
+        for epoch in range(epochs):
+            for number, batch in enumerate(loader, 1):
+                yield batch
+                if time.monotonic() >= due:
+                    due = time.monotonic() + every_s
+                    line = f"epoch {epoch}, batch {number} of {len(loader)}: {loader.stats().to_line()}"
+                    if console.is_terminal:
+                        status.update(line)
+                    else:
+                        typer.echo(line, err=True)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one of several, as torchrun starts them, that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def ends_at_once(what_is_done: Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C end the process, with a line that says what is done and that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"reben-cloud: stopped{what_is_done()} the same command goes on from there", err=True)
+        # Not `sys.exit`, which waits for what is under way; worker processes end with this one.
+        os._exit(130)

@@ -1,0 +1,101 @@
+"""Commands that train a model and measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from reben_cloud.cli.options import (
+    CacheDirOption,
+    EndpointOption,
+    JsonOption,
+    RootOption,
+    name_or_path,
+    open_root,
+    path,
+    search_options,
+    select,
+)
+from reben_cloud.cli.output import show_json
+from reben_cloud.cli.progress import is_first_rank, steps
+from reben_cloud.root.query import Query
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a recipe, or a TOML file.", show_default=False, parser=name_or_path)
+    ],
+    root: RootOption,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; runs/RECIPE by default.", show_default=False, parser=path),
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, as train.country=Finland; repeat.")
+    ] = None,
+    cache_dir: CacheDirOption = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model by a recipe, or go on where it was interrupted; under torchrun, on several GPUs."""
+    from reben_cloud.training.config import load_recipe
+
+    config = load_recipe(recipe, overrides=change or ())
+    folder = out or Path("runs") / Path(recipe).stem
+    dataset = open_root(root, endpoint_url)
+    from reben_cloud.training.train import train as run  # takes seconds; a typo above is told at once
+
+    with steps() as on_step:
+        result = run(config, dataset, folder, on_step=on_step, cache_dir=cache_dir)
+    if is_first_rank():
+        best = f"weights of epoch {result['best_epoch']} in {folder / 'best'}"
+        _show_metrics(result, as_json, f"{result['subset']}, {best}")
+
+
+@search_options
+def evaluate(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a model, or owner/name on the hub.", show_default=False, parser=name_or_path
+        ),
+    ],
+    root: RootOption,
+    query: Query,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics.json and plots.", show_default=False, parser=path),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Patches a step, over all processes.")] = 256,
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model on what a search finds (the whole root by default), each patch once."""
+    selection = select(root, query, endpoint_url)
+    from reben_cloud.training.measure import measure  # takes seconds; a typo above is told at once
+
+    found = measure(checkpoint, selection, report=report, precision=precision, batch_size=batch_size)
+    if is_first_rank():
+        _show_metrics(found.metrics, as_json, f"{checkpoint} on {len(selection):,} patches")
+
+
+def _show_metrics(metrics: Mapping[str, Any], as_json: bool, title: str) -> None:
+    """Metrics as JSON, or the means as a line or two for people."""
+    if as_json:
+        show_json(metrics)
+        return
+    classes = f", {metrics['num_classes']} of {len(metrics['per_class'])} classes occur"
+    typer.echo(title + classes)
+    for mean in ("macro", "micro"):
+        values = "  ".join(
+            f"{name} {value:.4f}" for name, value in metrics.get(mean, {}).items() if value is not None
+        )
+        if values:
+            typer.echo(f"  {mean}  {values}")
+    for what, number in metrics.get("left_out", {}).items():
+        if number:
+            typer.echo(f"  left out: {number:,} {what}")

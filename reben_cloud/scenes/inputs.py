@@ -1,0 +1,142 @@
+"""Inputs of a preparation: found among what the user names, made where they are raw, and identified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from reben_cloud.bigearthnet.v1 import list_files
+from reben_cloud.errors import SourceError
+from reben_cloud.files.clutter import glob_data
+from reben_cloud.files.paths import local_path
+from reben_cloud.scenes.official_s1 import holds_patches
+from reben_cloud.scenes.processors import run_sarsen, run_snap
+from reben_cloud.scenes.provenance import digest, identify
+from reben_cloud.scenes.safe import SafeProduct, open_safe
+from reben_cloud.scenes.sentinel1 import Scene, open_scenes
+
+
+def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The ``.SAFE`` folders among `paths` and directly below them.
+
+    Raises:
+        FileNotFoundError: If a path is neither a product nor a folder of some.
+    """
+    found: list[Path] = []
+    for path in (local_path(path, "a Sentinel-2 product") for path in paths):
+        inside = [path] if path.suffix == ".SAFE" else glob_data(path, "*.SAFE")
+        if not inside:
+            hint = "; unzip it first" if path.suffix == ".zip" else ""
+            raise FileNotFoundError(f"{path}: no .SAFE product there{hint}")
+        found += inside
+    return found
+
+
+def identify_inputs(
+    products: Sequence[str | os.PathLike[str]],
+    others: Mapping[str, Sequence[Path]],
+    *,
+    v1: Path | None = None,
+) -> dict[str, str]:
+    """Identity of everything that a preparation is given, for `claim_root`.
+
+    Args:
+        products: Level-2A ``.SAFE`` folders.
+        others: What else: role -> files and folders.
+        v1: Folder of the v1 lists.
+    """
+    found: dict[str, str] = {}
+    for path in products:
+        product = open_safe(path)
+        found[f"{product.name} generation time"] = product.generation
+        for file in product.files:
+            found |= identify(product.name, file)
+    for role, paths in others.items():
+        for given in paths:
+            of_path = identify(role, given)
+            # Official patches are more than a million files.
+            official = given.is_dir() and holds_patches(given)
+            found |= {f"{role} {given.name}": digest(of_path)} if official else of_path
+    for path in () if v1 is None else list_files(v1):
+        found |= identify("--v1", path)
+    return found
+
+
+def find_s1(
+    paths: Sequence[str | os.PathLike[str]],
+    products: Sequence[str | os.PathLike[str]],
+    work: Path,
+    *,
+    gpt: str = "gpt",
+    sarsen: str = "sarsen",
+    dem: str = "SRTM 1Sec HGT",
+    dem_datum: str | None = None,
+    geoid: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+) -> tuple[Path | None, tuple[Scene, ...]]:
+    """What Sentinel-1 inputs are: official patches, or scenes; GRD products become scenes first.
+
+    Args:
+        paths: A folder of official S1 patches; or GeoTIFF scenes and folders of them; or GRD products
+            (``.SAFE``, ``.zip``).
+        products: The Level-2A products they go with; GRD products are processed in their UTM zone.
+        work: Where the scenes made from GRD products, and logs, go.
+        gpt: SNAP's program.
+        sarsen: sarsen's program.
+        dem: SNAP's name of an elevation model, then SNAP is used; or a raster file of elevations, then sarsen.
+        dem_datum: What the heights of that file are above, where its CRS does not say (`elevation.DATUMS`).
+        geoid: Grid of the geoid that they are above; by default PROJ's.
+        workers: Runs at a time.
+
+    Returns:
+        The folder of official patches or None, and the scenes.
+
+    Raises:
+        FileNotFoundError: If `dem` is a path and there is no such file.
+        NotFoundError: If there are GRD products and the program, or the geoid's grid, for them is not installed.
+        SourceError: If inputs are mixed or wrong.
+    """
+    given = [local_path(path, "a Sentinel-1 scene") for path in paths]
+    heights = local_path(dem, "a file of elevations")
+    if not heights.is_file() and (heights.suffix or heights.name != dem):
+        raise FileNotFoundError(f"{dem}: no such file of elevations (--dem)")
+    if not heights.is_file() and (dem_datum or geoid):
+        raise SourceError(
+            "--dem-datum and --geoid go with a file of elevations (--dem), which SNAP does not take"
+        )
+    official = [path for path in given if path.is_dir() and holds_patches(path)]
+    raw = [path for path in given if path.suffix in (".SAFE", ".zip")]
+    scenes = [path for path in given if path not in official and path not in raw]
+    if official:
+        if len(given) > 1:
+            raise SourceError(f"{official[0]}: official S1 patches go with no other --s1")
+        return official[0], ()
+    if raw:
+        tiles = [open_safe(path) for path in products]
+        epsg = _only_zone(tiles)
+        if heights.is_file():
+            scenes += run_sarsen(
+                raw, work, epsg=epsg, bounds=_bounds(tiles), dem=dem, dem_datum=dem_datum, geoid=geoid,
+                program=sarsen, workers=workers,
+            )  # fmt: skip
+        else:
+            scenes += run_snap(raw, work, epsg=epsg, program=gpt, dem=dem, workers=workers)
+    return None, tuple(open_scenes(scenes))
+
+
+def _only_zone(tiles: Sequence[SafeProduct]) -> int:
+    """CRS of all tiles."""
+    zones = sorted({tile.epsg for tile in tiles})
+    if len(zones) != 1:
+        raise SourceError(
+            f"GRD products are processed in one UTM zone, the Level-2A products lie in EPSG {zones}; "
+            "prepare each zone by itself"
+        )
+    return zones[0]
+
+
+def _bounds(tiles: Sequence[SafeProduct]) -> tuple[int, int, int, int]:
+    """West, south, east and north of all tiles together, metres."""
+    west, south, east, north = zip(*(tile.bounds for tile in tiles), strict=True)
+    return min(west), min(south), max(east), max(north)

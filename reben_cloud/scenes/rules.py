@@ -1,0 +1,114 @@
+"""Which squares of a tile become patches, and their labels: pure functions of arrays.
+
+A square is kept if no band has a zero pixel in it, v1 has it (where v1's lists were given), less than a
+quarter of it has no class, and a Sentinel-1 scene covers it (where there is Sentinel-1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud.bigearthnet.labels import UNLABELLED
+from reben_cloud.scenes.land_cover import REBEN19, ClassTable
+
+MAX_UNLABELLED = 0.25
+"""A patch is kept if the share of its pixels without a class is strictly below this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Squares:
+    """What is known of every whole square of a tile; bool (rows, columns) each."""
+
+    filled: NDArray[np.bool_]
+    """No band has a zero pixel, which means nodata."""
+    in_v1: NDArray[np.bool_]
+    """v1 has it, or was not asked."""
+    labelled: NDArray[np.bool_]
+    """Less than a quarter has no class."""
+    with_s1: NDArray[np.bool_]
+    """Sentinel-1 covers it, or was not asked for."""
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Squares that become patches."""
+        return self.filled & self.in_v1 & self.labelled & self.with_s1
+
+
+def mark(places: Iterable[tuple[int, int]], *, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """The squares among `places`, (y, x) each, that a tile of `shape` (rows, columns) has."""
+    marked = np.zeros(shape, bool)
+    for y, x in places:
+        if y < shape[0] and x < shape[1]:
+            marked[y, x] = True
+    return marked
+
+
+def without_nodata(pixels: NDArray[np.uint16], *, side_px: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Squares without a zero pixel in a band.
+
+    Args:
+        pixels: (height, width) of the tile; a rest beyond the last whole square does not count.
+        side_px: Pixels along a side of a square, at the band's resolution.
+        shape: Rows and columns of squares.
+
+    Returns:
+        bool (rows, columns).
+    """
+    rows, columns = shape
+    filled = np.empty(shape, bool)
+    for row in range(rows):
+        strip = pixels[row * side_px : (row + 1) * side_px, : columns * side_px]
+        filled[row] = strip.all(axis=0).reshape(columns, side_px).all(axis=1)
+    return filled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchLabels:
+    """What the reference maps of all patches of a tile say."""
+
+    names: tuple[str, ...]
+    """The classes, sorted."""
+    present: NDArray[np.bool_]
+    """Whether a patch has a pixel of a class: (rows, columns, classes)."""
+    unlabelled_px: NDArray[np.int64]
+    """Pixels without a class: (rows, columns)."""
+    patch_px: int
+    """Pixels along a side of a patch."""
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Patches with strictly less than a quarter unlabelled, (rows, columns)."""
+        return self.unlabelled_px < MAX_UNLABELLED * self.patch_px**2
+
+    def of(self, y: int, x: int) -> tuple[str, ...]:
+        """The labels of one patch, sorted."""
+        return tuple(name for name, there in zip(self.names, self.present[y, x], strict=True) if there)
+
+
+def label_patches(codes: NDArray[np.uint16], *, patch_px: int, table: ClassTable = REBEN19) -> PatchLabels:
+    """Labels and cover of every whole patch of a tile's map.
+
+    Args:
+        codes: (height, width) codes of the table, or 999.
+        patch_px: Pixels along a side of a patch.
+        table: Class of each code.
+    """
+    names = table.names
+    rows, columns = codes.shape[0] // patch_px, codes.shape[1] // patch_px
+    index = np.full(UNLABELLED + 1, len(names), np.int64)
+    for code, name in table.classes.items():
+        if name is not None:
+            index[code] = names.index(name)
+    counts = np.empty((rows, columns, len(names) + 1), np.int64)
+    of_column = np.repeat(np.arange(columns) * (len(names) + 1), patch_px)
+    for row in range(rows):
+        strip = codes[row * patch_px : (row + 1) * patch_px, : columns * patch_px]
+        bins = np.bincount((index[strip] + of_column).ravel(), minlength=counts[row].size)
+        counts[row] = bins.reshape(columns, -1)
+    return PatchLabels(
+        names=names, present=counts[:, :, :-1] > 0, unlabelled_px=counts[:, :, -1], patch_px=patch_px
+    )

@@ -1,0 +1,1 @@
+"""Where samples are read from: one reader for each form at rest."""

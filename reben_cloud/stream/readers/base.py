@@ -1,0 +1,111 @@
+"""What every reader is: it finds the payloads of a block and brings them near.
+
+A reader answers ``load(part, stored)`` with `Payloads`, so that what follows does not know where samples
+came from. Every byte that is delivered was compared with a checksum in memory that nobody else writes to,
+or belongs to a format with checksums of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud.errors import ChecksumError
+from reben_cloud.sampling import Ints
+from reben_cloud.schema import Copy
+from reben_cloud.stream.payloads import Part
+
+T = TypeVar("T")
+
+REQUEST_BYTES = 256 * 1024
+"""What a request costs, in bytes that could have been read instead: 5 ms at 50 MB/s a connection."""
+
+ATTEMPTS = 4
+"""How often an object is read before its damage is reported; a store that fails is the store's own matter."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was done so far; updated by many threads."""
+
+    bytes_read: int = 0
+    """Bytes fetched from the store, or read from local files."""
+    requests: int = 0
+    """Objects and ranges asked for."""
+    retries: int = 0
+    """Objects read again because they were damaged."""
+    cache_hits: int = 0
+    """Shards found in the disk cache."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, **counts: int) -> None:
+        """Add to the counters named."""
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+
+
+class Reader(Protocol):
+    """A form at rest from which samples can be streamed."""
+
+    @property
+    def copies(self) -> Mapping[str, tuple[Copy, ...]]:
+        """Source -> how its payloads become samples of batch arrays."""
+
+    @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """Sources in groups: each group is loaded by one call, and calls may run at the same time."""
+
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """The payloads of these sources, of the samples at these stored positions, brought near."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where the selected samples lie, in stored order."""
+
+    shard: NDArray[np.int64]
+    """Index into `shards` of each sample, rising, shape (n,)."""
+    row: NDArray[np.int64]
+    """Row in the shard of each sample, rising within a shard, shape (n,)."""
+    shards: Sequence[tuple[str, int]]
+    """(Group, number) of each shard."""
+    num_samples: NDArray[np.int64]
+    """All samples of each shard, selected or not, shape (num_shards,)."""
+    ids: NDArray[np.bytes_]
+    """Patch id of each sample, shape (n,)."""
+    checksums: Mapping[str, NDArray[np.uint64]]
+    """Modality -> xxh3-64 of each sample's payload, shape (n,)."""
+
+    def __post_init__(self) -> None:
+        # Addresses are computed from it.
+        outside = np.flatnonzero((self.row < 0) | (self.row >= self.num_samples[self.shard]))
+        if outside.size:
+            first = int(outside[0])
+            group, number = self.shards[int(self.shard[first])]
+            raise ChecksumError(
+                f"patches.parquet places {self.ids[first].decode()} in row {self.row[first]} of shard {number} of "
+                f"{group}, which has {max(0, int(self.num_samples[self.shard[first]])):,} samples by the manifest: "
+                "one of them is damaged; run `reben-cloud verify`"
+            )
+
+
+def persistently(attempt: Callable[[], T], counters: Counters) -> T:
+    """Try again, with backoff and jitter, when bytes are damaged."""
+    for number in range(ATTEMPTS):
+        try:
+            return attempt()
+        except ChecksumError:
+            if number == ATTEMPTS - 1:
+                raise
+            counters.add(retries=1)
+            # Jitter: readers that were damaged by one fault must not come back all at once.
+            time.sleep(0.05 * 2**number * (0.5 + random.random()))  # noqa: S311
+    raise AssertionError

@@ -1,0 +1,130 @@
+"""Payloads made of the chunks of Zarr stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud.errors import ChecksumError, NotFoundError
+from reben_cloud.formats import zarr
+from reben_cloud.root import layout
+from reben_cloud.sampling import Ints
+from reben_cloud.schema import Copy, Modality
+from reben_cloud.store import Store
+from reben_cloud.stream.payloads import InMemory, Part
+from reben_cloud.stream.readers.base import REQUEST_BYTES, Counters, persistently
+
+
+class ZarrReader:
+    """Reads samples from the products' Zarr stores, chunk by chunk; slower than shards, same pixels.
+
+    Args:
+        store: The root.
+        products: Product of each sample in stored order.
+        rows: Row of each sample in its product's store, shape (n,).
+        ids: Patch id of each sample, shape (n,).
+        sizes: Path of each Zarr shard -> bytes.
+        modalities: What to read.
+        counters: Where to count.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        products: Sequence[str],
+        rows: NDArray[np.integer],
+        ids: NDArray[np.bytes_],
+        sizes: Mapping[str, int],
+        modalities: Sequence[Modality],
+        counters: Counters,
+    ) -> None:
+        self._arrays: dict[str, zarr.PixelArray] = {}
+        self.copies: dict[str, tuple[Copy, ...]] = {}
+        for modality in modalities:
+            for batch, array in zip(modality.arrays, zarr.pixel_arrays(modality), strict=True):
+                self._arrays[array.name] = array
+                self.copies[array.name] = (Copy(0, array.nbytes, batch.name, 0),)
+        self.parts = tuple((name,) for name in self._arrays)
+        self._store = store
+        self._products = np.asarray(products)
+        self._rows = np.asarray(rows, np.int64)
+        self._ids = ids
+        self._named: set[str] = set()
+        self._sizes = sizes
+        self._counters = counters
+
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """The decoded chunks of these Zarr arrays."""
+        every = np.arange(len(stored), dtype=np.int64)
+        found: Part = {}
+        for name in part:
+            array = self._arrays[name]
+            memory = self._pixels(array, stored).reshape(-1).view(np.uint8)
+            found[name] = [(every, InMemory(memory, every * array.nbytes, array.nbytes, name=name))]
+        return found
+
+    def _pixels(self, array: zarr.PixelArray, stored: Ints) -> NDArray[Any]:
+        out = np.empty((len(stored), *array.shape), array.dtype)
+        product, rows = self._products[stored], self._rows[stored]
+        shard = rows // zarr.PATCHES_PER_ZARR_SHARD
+        order = np.lexsort((shard, product))
+        cuts = np.flatnonzero((product[order][1:] != product[order][:-1]) | (np.diff(shard[order]) != 0)) + 1
+        for name in np.unique(product).tolist():
+            self._check_names(name)
+        for group in np.split(order, cuts):
+            number, name = int(shard[group[0]]), str(product[group[0]])
+            path = layout.zarr_shard(name, array.name, number, ndim=len(array.shape))
+            inner = rows[group] % zarr.PATCHES_PER_ZARR_SHARD
+            out[group] = self._read(array, path, inner)
+        return out
+
+    def _check_names(self, product: str) -> None:
+        """See, once, that the rows of a product's store are the patches that the table says."""
+        if product in self._named:
+            return
+        prefix = f"{layout.zarr_store(product)}/"
+        try:
+            names = zarr.read_patch_ids(lambda path: self._store.get(prefix + path), name=prefix[:-1])
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self._store.url} has lost {prefix}patch_id: {error}") from error
+        mine = np.flatnonzero(self._products == product)
+        rows = self._rows[mine]
+        inside = (rows >= 0) & (rows < len(names))
+        wrong = np.flatnonzero(~inside | (names[np.where(inside, rows, 0)] != self._ids[mine]))
+        if wrong.size:
+            raise ChecksumError(
+                f"{self._store.url}/{prefix[:-1]}: row {rows[wrong[0]]} is not {self._ids[mine[wrong[0]]].decode()}, "
+                "as patches.parquet says: one of them is damaged; run `reben-cloud verify`"
+            )
+        self._named.add(product)
+
+    def _read(self, array: zarr.PixelArray, path: str, rows: Ints) -> NDArray[Any]:
+        """Some patches of one Zarr shard: their chunks, or all of it when that is cheaper."""
+        if path not in self._sizes:
+            raise NotFoundError(f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`")
+        size, name = self._sizes[path], f"{self._store.url}/{path}"
+
+        def attempt() -> NDArray[Any]:
+            try:
+                if size < (len(rows) + 1) * REQUEST_BYTES:
+                    data = self._store.get(path)
+                    self._counters.add(requests=1, bytes_read=data.nbytes)
+                    return zarr.decode_shard(array, data, rows=rows, name=name)
+                tail = self._store.get_range(path, size - zarr.INDEX_BYTES, zarr.INDEX_BYTES)
+                index = zarr.decode_index(tail, name=name)
+                places = [zarr.chunk_range(index, row, name=name) for row in rows.tolist()]
+                chunks = self._store.get_ranges(path, [s for s, _ in places], [n for _, n in places])
+            except FileNotFoundError as error:
+                raise NotFoundError(f"{self._store.url} has lost {path}; run `reben-cloud verify`") from error
+            self._counters.add(
+                requests=1 + len(chunks), bytes_read=tail.nbytes + sum(c.nbytes for c in chunks)
+            )
+            out = np.empty((len(rows), *array.shape), array.dtype)
+            for row, chunk, pixels in zip(rows.tolist(), chunks, out, strict=True):
+                zarr.decode_chunk(chunk, pixels, name=f"{name}: patch {row}")
+            return out
+
+        return persistently(attempt, self._counters)

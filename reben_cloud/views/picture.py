@@ -1,0 +1,131 @@
+"""Pictures for people: patches as a `Render` has it, maps in the colours of their classes, thumbnails, PNG bytes.
+
+Nothing is read here and nothing depends on the machine: the same numbers give the same pixels.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud.about import Channel, MapClass, Render
+from reben_cloud.bigearthnet.about import about
+from reben_cloud.schema import ArraySpec, Schema
+
+THUMBNAIL_PX = 8
+"""Pixels of a patch in its product's thumbnail, along each side: 728 for a whole MGRS square."""
+
+
+def shade(tensors: Mapping[str, NDArray[Any]], render: Render) -> NDArray[np.uint8]:
+    """The picture of a patch, or of many.
+
+    Args:
+        tensors: Name -> values (..., y, x), of every tensor that the picture has.
+        render: What becomes red, green and blue.
+
+    Returns:
+        (..., y, x, 3); what is NaN is black.
+    """
+    return np.stack([_shade(tensors, channel, render.gamma) for channel in render.channels], axis=-1)
+
+
+def _shade(tensors: Mapping[str, NDArray[Any]], channel: Channel, gamma: float) -> NDArray[np.uint8]:
+    values = tensors[channel.tensor].astype(np.float64)
+    if channel.minus is not None:
+        values -= tensors[channel.minus]
+    share = np.clip(np.nan_to_num((values - channel.low) / (channel.high - channel.low)), 0, 1)
+    shades: NDArray[np.uint8] = np.round(255 * share ** (1 / gamma)).astype(np.uint8)
+    return shades
+
+
+def color_map(values: NDArray[np.integer[Any]], classes: Sequence[MapClass]) -> NDArray[np.uint8]:
+    """The pixels of a map, (y, x), in the colours of their classes, (y, x, 3); others are black."""
+    known = sorted(classes, key=lambda entry: entry.value)
+    colors = np.array([[0, 0, 0], *(list(bytes.fromhex(c.color.lstrip("#"))) for c in known)], np.uint8)
+    numbers = np.array([entry.value for entry in known], np.int64)
+    at = np.searchsorted(numbers, values)
+    found = (
+        numbers[np.minimum(at, len(numbers) - 1)] == values if len(numbers) else np.zeros(values.shape, bool)
+    )
+    return colors[np.where(found, at + 1, 0)]
+
+
+def tiny(tensors: Mapping[str, NDArray[Any]], render: Render) -> NDArray[np.uint8]:
+    """Patches in few pixels, each the mean of what it covers, whole numbers for whole numbers.
+
+    Args:
+        tensors: Name -> values (n, y, x), both a multiple of `THUMBNAIL_PX`.
+        render: What becomes red, green and blue.
+
+    Returns:
+        (n, `THUMBNAIL_PX`, `THUMBNAIL_PX`, 3).
+    """
+    return shade({channel.tensor: _means(tensors[channel.tensor]) for channel in render.channels}, render)
+
+
+def tiny_of(stacks: Mapping[str, NDArray[Any]], schema: Schema) -> NDArray[np.uint8] | None:
+    """`tiny` pictures for a product's thumbnail; None for a dataset that has none.
+
+    Args:
+        stacks: Zarr array -> values of some patches, (n, *shape of a patch).
+        schema: Of the dataset.
+    """
+    render = about(schema).thumbnail
+    found = render.array_in(schema) if render else None
+    if render is None or found is None:
+        return None
+    _, array = found
+    return tiny(tensors_of(array, stacks[array.zarr_name], axis=1), render)
+
+
+def tensors_of(array: ArraySpec, values: NDArray[Any], *, axis: int = 0) -> dict[str, NDArray[Any]]:
+    """The tensors of an array by name; they are stacked along `axis`, if at all."""
+    if not array.stacked:
+        return {array.tensors[0]: values}
+    return dict(zip(array.tensors, np.moveaxis(values, axis, 0), strict=True))
+
+
+def _means(values: NDArray[Any]) -> NDArray[Any]:
+    step = values.shape[-1] // THUMBNAIL_PX
+    blocks = values.reshape(len(values), THUMBNAIL_PX, step, THUMBNAIL_PX, step)
+    if values.dtype.kind in "iu":
+        return np.asarray(blocks.sum(axis=(2, 4), dtype=np.int64) // step**2)
+    return np.asarray(blocks.mean(axis=(2, 4)))
+
+
+def thumbnail(
+    tiny: NDArray[np.uint8], x0: NDArray[np.float64], y0: NDArray[np.float64], *, patch_m: float
+) -> bytes:
+    """The patches of a product on their grid as a PNG, transparent where there is none.
+
+    Args:
+        tiny: From the function `tiny`.
+        x0: West edges in metres, (n,).
+        y0: North edges in metres, (n,).
+        patch_m: Side of a patch, metres.
+    """
+    column = ((x0 - x0.min()) // patch_m).astype(np.int64)
+    line = ((y0.max() - y0) // patch_m).astype(np.int64)
+    cells = np.zeros((line.max() + 1, column.max() + 1, THUMBNAIL_PX, THUMBNAIL_PX, 4), np.uint8)
+    cells[line, column, ..., :3] = tiny
+    cells[line, column, ..., 3] = 255
+    height, width = (side * THUMBNAIL_PX for side in cells.shape[:2])
+    return encode_png(cells.transpose(0, 2, 1, 3, 4).reshape(height, width, 4))
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG of 8-bit pixels, (y, x, 3) red, green, blue, or (y, x, 4) with opacity."""
+    height, width, channels = pixels.shape
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
+    body = zlib.compress(lines.tobytes(), 6)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")

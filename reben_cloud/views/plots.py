@@ -1,0 +1,50 @@
+"""A selection drawn on a map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import shapely
+from matplotlib.collections import PolyCollection
+
+from reben_cloud.bigearthnet.country import load_countries
+from reben_cloud.root.placement import SPLITS
+from reben_cloud.root.selection import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_footprints(selection: Selection, ax: Axes | None) -> Axes:
+    """Draw footprints coloured by split; see `Selection.plot`."""
+    if ax is None:
+        ax = plt.subplots(figsize=(8, 7), layout="tight")[1]
+    bbox: Any = selection.column("bbox").combine_chunks()
+    west, south, east, north = (bbox.field(s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
+    corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
+    splits = selection.column("reben:split").to_numpy()
+    wide = not len(selection) or np.ptp(corners[..., 1]) > 5
+    # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
+    edge = 0.5 if not wide else 4 if len(selection) < 5_000 else 2.5
+    if wide:
+        for outline in load_countries().polygons.values():
+            for ring in shapely.get_parts(shapely.boundary(outline)):
+                ax.plot(*shapely.get_coordinates(ring).T, color="#bbbbbb", linewidth=0.8, zorder=0)
+    for split, color in zip(SPLITS, ("#4477aa", "#ccaa22", "#cc3355"), strict=True):
+        mine = corners[splits == split]
+        if not len(mine):
+            continue
+        ax.add_collection(
+            PolyCollection(
+                mine, facecolor=color, edgecolor=color, linewidth=edge, label=f"{split} ({len(mine):,})"
+            )
+        )
+    ax.autoscale_view()
+    ax.set_aspect(1 / np.cos(np.deg2rad(np.mean(ax.get_ylim()))))
+    ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title=f"{len(selection):,} patches")
+    if len(selection):
+        # Beside the map, where it covers no patch.
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    return ax

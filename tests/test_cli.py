@@ -1,0 +1,227 @@
+"""The commands as a whole: all search options on all that take a selection, a quick start, no more than the library."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import shapely
+import typer.main
+from typer.testing import CliRunner
+
+import reben_cloud as rc
+from reben_cloud import cli
+from reben_cloud.build import build, make_plan
+from reben_cloud.cli.options import SEARCH
+from reben_cloud.root.query import OPTIONS, Query
+from reben_cloud.scenes.run import Preparation
+from reben_cloud.scenes.run import run as run_preparation
+from reben_cloud.sources.recognise import open_source
+from reben_cloud.store import open_store
+from tests.scenes import make_landscape
+
+TAKE_A_SELECTION = {"build", "search", "stream", "export", "evaluate", "bucket presign"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "root"
+    source, official = open_source("synthetic:60")
+    build(make_plan(source, official, open_store(folder)))
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
+
+
+def commands(group=None, before=""):
+    for name, child in (group or typer.main.get_command(cli.app)).commands.items():
+        if hasattr(child, "commands"):
+            yield from commands(child, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", child
+
+
+def flags_of(name):
+    return OPTIONS[name].flags.split("/")
+
+
+def test_every_command_that_takes_a_selection_takes_every_condition():
+    for name, command in commands():
+        given = {
+            flag: one.name
+            for one in command.params
+            if getattr(one, "rich_help_panel", None) == SEARCH
+            for flag in (*one.opts, *one.secondary_opts)
+        }
+
+        expected = {flag: option for option in OPTIONS for flag in flags_of(option)}
+        assert given == (expected if name in TAKE_A_SELECTION else {}), name
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_help_shows_the_conditions_in_a_group_of_their_own(name):
+    result = run(*name.split(), "--help")
+
+    own, heading, conditions = result.stdout.partition(f"\n{SEARCH}:\n")
+    assert result.exit_code == 0
+    assert bool(heading) == (name in TAKE_A_SELECTION)
+    flags = {flag for option in OPTIONS for flag in flags_of(option)}
+    assert flags <= set(conditions.split()) if heading else not conditions
+    assert not flags & set(own.split())
+
+
+def condition_cases(root):
+    """Condition -> what is written after its flag, and the same in Python."""
+    dataset = rc.open(root)
+    first = dataset.search().patch_ids[:2]
+    area = shapely.box(-10, 35, 20, 60).wkt
+    month = "2017-06-01/2018-03-01"
+    lists = {
+        "labels": ["Coniferous forest", "Pastures"], "labels_all": ["Arable land"], "split": ["train", "test"],
+        "country": ["Finland", "Austria"], "product": dataset.products[:2], "ids": first,
+        "season": ["summer", "winter"], "sortby": ["-datetime", "id"],
+    }  # fmt: skip
+    texts = {
+        "bbox": "-10,35,20,60", "intersects": area, "datetime": month, "s1_datetime": month,
+        "cql2": "country = 'Finland'", "limit": 7,
+    }  # fmt: skip
+    found = {
+        name: [word for value in values for word in (*flags_of(name), value)]
+        for name, values in lists.items()
+    }
+    cases = {name: (words, {name: lists[name]}) for name, words in found.items()}
+    cases |= {name: ([*flags_of(name), value], {name: value}) for name, value in texts.items()}
+    for name in ("snow", "cloud", "recommended"):
+        yes, no = flags_of(name)
+        cases |= {name: ([yes], {name: True}), f"not {name}": ([no], {name: False})}
+    known = {"ids": [*first, "no-such-patch"], "missing_ok": True}
+    words = [word for value in known["ids"] for word in (*flags_of("ids"), value)]
+    cases["missing_ok"] = ([*words, *flags_of("missing_ok")], known)
+    return cases
+
+
+def test_every_condition_finds_what_it_finds_in_python(root):
+    cases = condition_cases(root)
+    assert {name for name in cases if not name.startswith("not ")} == set(OPTIONS)
+    for name, (words, query) in cases.items():
+        result = run("search", root, "--format", "ids", *words)
+
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.split() == rc.open(root).search(**query).patch_ids, name
+
+
+CONDITIONS = ["--season", "summer", "--season", "fall", "--limit", "5", "--sortby", "-id"]
+"""Some that only `search` took at first."""
+
+QUERY = Query(season=["summer", "fall"], limit=5, sortby="-id")
+
+
+def test_a_selection_is_the_same_in_every_command(root, tmp_path):
+    expected = rc.open(root).search(**QUERY.given()).patch_ids
+    assert len(expected) == 5
+
+    streamed = run("stream", root, *CONDITIONS, "--json")
+    exported = run("export", root, tmp_path / "lmdb", *CONDITIONS, "--json")
+    built = run("build", root, tmp_path / "part", *CONDITIONS, "--json")
+
+    assert json.loads(streamed.stdout)["samples"] == 5
+    assert exported.exit_code == 0, exported.stderr
+    assert sorted(rc.open(tmp_path / "lmdb").search().patch_ids) == sorted(expected)
+    assert json.loads(built.stdout)["num_patches"] == 5
+    assert sorted(rc.open(tmp_path / "part").search().patch_ids) == sorted(expected)
+
+
+@pytest.mark.s3
+def test_links_are_made_for_any_condition(s3_bucket, root, monkeypatch):
+    for name, value in s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(f"{s3_bucket.url}/root", s3_bucket.storage_options)
+    for path in sorted(one for one in root.rglob("*") if one.is_file()):
+        store.put(str(path.relative_to(root)), path.read_bytes())
+
+    result = run("bucket", "presign", store.url, *CONDITIONS)
+
+    assert json.loads(result.stdout)["patch_ids"] == rc.open(root).search(**QUERY.given()).patch_ids
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["--season", "autumn"], "unknown season 'autumn'", id="name"),
+        pytest.param(["--intersects", "@/no/such/file"], "@/no/such/file cannot be read as text", id="file"),
+        pytest.param(["--limit", "0"], "limit must be at least 1", id="number"),
+    ],
+)
+@pytest.mark.parametrize("command", ["search", "stream", "export", "build", "bucket presign"])
+def test_a_wrong_condition_is_wrong_usage_in_every_command(root, tmp_path, command, words, message):
+    places = [tmp_path / "new"] if command in ("export", "build") else []
+
+    result = run(*command.split(), root, *places, *words)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_geometry_may_stand_in_a_file(root, tmp_path):
+    shape = shapely.box(-10, 35, 20, 60)
+    (tmp_path / "area.geojson").write_text(shapely.to_geojson(shape))
+
+    result = run("search", root, "--intersects", f"@{tmp_path}/area.geojson", "--format", "ids")
+
+    assert result.stdout.split() == rc.open(root).search(intersects=shape).patch_ids
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [("--help", "Usage:"), ("--version", f"reben-cloud {rc.__version__}\n")]
+)
+def test_help_and_version_load_nothing_that_reading_needs(option, expected):
+    code = (
+        "import sys; sys.argv[1:] = [sys.argv[1]]\n"
+        "from reben_cloud.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=True)
+
+    heavy = {"numpy", "pyarrow", "shapely", "pyproj", "zarr", "xarray", "obstore", "rich", "torch", "boto3"}
+    assert done.stdout.startswith(expected)
+    assert not heavy & set(done.stderr.split())
+
+
+def test_a_python_user_prepares_as_the_command_does(tmp_path):
+    (tmp_path / "in").mkdir()
+    scenes = make_landscape(tmp_path / "in", patches=2)
+    given = {"clc": scenes / "clc.gpkg", "s2": [scenes / "s2"], "s1": [scenes / "s1"]}
+    told = []
+
+    made = run_preparation(Preparation(root=open_store(tmp_path / "root"), **given), on_prepared=told.extend)
+    again = run_preparation(Preparation(root=open_store(tmp_path / "root"), **given))
+    command = run(
+        "prepare", "--clc", given["clc"], "--s2", scenes / "s2", "--s1", scenes / "s1", "--root",
+        tmp_path / "root", "--json",
+    )  # fmt: skip
+
+    assert told == list(made.reports)
+    assert made.to_text().startswith("published 4 patches at file://")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "root"]
+    assert again.published_already
+    assert again.manifest == made.manifest == rc.open(tmp_path / "root").manifest
+    assert json.loads(command.stdout) == again.to_json() == {
+        "root": made.root, "published_already": True, "num_patches": 4,
+    }  # fmt: skip
+
+
+def test_a_preparation_that_cannot_be_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="give products"):
+        Preparation(clc=tmp_path, out=tmp_path)
+    with pytest.raises(ValueError, match="say where to"):
+        Preparation(clc=tmp_path, s2=[tmp_path])
+    with pytest.raises(ValueError, match="--worker-index goes with"):
+        run_preparation(
+            Preparation(clc=tmp_path, l1c=[tmp_path], out=tmp_path), worker_index=0, workers_total=2
+        )
