@@ -135,6 +135,8 @@ class About:
     """Name in a catalog of machine-learning datasets."""
     card_alias: str | None = None
     """Another name by which it is known."""
+    extension: str | None = None
+    """URL of a STAC extension that defines the dataset's own fields."""
     keywords: tuple[str, ...] = ()
     """For catalogs."""
     providers: tuple[Provider, ...] = ()

@@ -114,6 +114,9 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+        if isinstance(self.fill, float) and math.isnan(self.fill):
+            # Always the same object: values that have it are equal then, and so are schemas.
+            object.__setattr__(self, "fill", math.nan)
         if not _TENSOR_NAME.fullmatch(self.name) or self.name == "__metadata__":
             raise ValueError(f"{self.name!r} is not a valid name of a tensor")
         if self.dtype not in DTYPES:
@@ -192,6 +195,24 @@ class Place(NamedTuple):
     """Shape of the tensor."""
     dtype: np.dtype[Any]
     """Little-endian dtype of its values."""
+
+
+class BandPlace(NamedTuple):
+    """Where a band, a tensor that is a square image, lies in the batches."""
+
+    modality: str
+    """Name of its modality."""
+    array: ArraySpec
+    """The batch array that holds it."""
+    position: int
+    """Its place along the first axis of a stacked array; 0 in an array that is one image."""
+    tensor: TensorSpec
+    """The tensor itself."""
+
+    @property
+    def size_px(self) -> int:
+        """Height and width, pixels."""
+        return self.tensor.shape[-1]
 
 
 class Copy(NamedTuple):
@@ -706,6 +727,28 @@ class Schema:
                     return modality, array
         raise ValueError(f"{zarr_name!r} is not an array of this dataset")
 
+    @cached_property
+    def bands(self) -> Mapping[str, BandPlace]:
+        """Name of a band -> its place, in order; the map is not a band.
+
+        A band has the name of its tensor; where several modalities have one of that name,
+        ``modality:tensor``, and the tensor's name alone means none of them.
+        """
+        found = [
+            BandPlace(modality.name, array, position, modality.specs[name])
+            for modality in self.modalities
+            for array in modality.arrays
+            for position, name in enumerate(array.tensors)
+            if array.name != self.map_array and _is_band(modality.specs[name])
+        ]
+        names = [place.tensor.name for place in found]
+        return MappingProxyType(
+            {
+                name if names.count(name) == 1 else f"{place.modality}:{name}": place
+                for name, place in zip(names, found, strict=True)
+            }
+        )
+
     def only(self, names: Sequence[str]) -> Schema:
         """The same schema with some of its modalities, in the schema's order.
 
@@ -752,6 +795,10 @@ class Schema:
             return cls(**{**value, "modalities": modalities, "classes": Classes(**value["classes"])})
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a valid schema: {error}") from error
+
+
+def _is_band(tensor: TensorSpec) -> bool:
+    return tensor.pixel_m is not None and len(tensor.shape) == 2 and tensor.shape[0] == tensor.shape[1]
 
 
 def _with_text_fills(value: dict[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,29 @@
 """Outputs, losses and weights that are not finite end an evaluation or a run, with the step and the patch."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 import reben_cloud as rc  # noqa: E402
+from reben_cloud.bigearthnet.reben import REBEN  # noqa: E402
 from reben_cloud.build import build, make_plan  # noqa: E402
 from reben_cloud.errors import NotFiniteError  # noqa: E402
 from reben_cloud.sources.recognise import open_source  # noqa: E402
 from reben_cloud.store import open_store  # noqa: E402
 from reben_cloud.torch import StreamLoader  # noqa: E402
+from reben_cloud.training.compute import compute_context  # noqa: E402
 from reben_cloud.training.config import load_recipe  # noqa: E402
-from reben_cloud.training.evaluate import FiniteCheck, compute_context, evaluate, modalities_for, model_input  # noqa: E402
+from reben_cloud.training.evaluate import evaluate  # noqa: E402
+from reben_cloud.training.feed import modalities_for, model_input  # noqa: E402
+from reben_cloud.training.finite import FiniteCheck  # noqa: E402
 from reben_cloud.training.models import ModelSpec  # noqa: E402
 from reben_cloud.training.train import train  # noqa: E402
+from tests.conftest import free_port  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +53,9 @@ class Spoiled(torch.nn.Module):
 def test_an_evaluation_stops_with_the_step_and_the_patch(dataset, task, value):
     spec = ModelSpec(architecture="none", bands=("B02", "B03"), task=task)
     selection = dataset.search()
-    inputs = model_input(spec)
+    inputs = model_input(spec, REBEN)
     means = {}
-    for batch in StreamLoader(selection, modalities=modalities_for(spec), batch_size=8):
+    for batch in StreamLoader(selection, modalities=modalities_for(spec, REBEN), batch_size=8):
         means |= zip(batch["index"].tolist(), inputs(batch).mean((1, 2, 3)).tolist(), strict=True)
     steps = [b["index"].tolist() for b in StreamLoader(selection, modalities=["s2"], batch_size=8)]
     bad = steps[2][5]
@@ -125,3 +134,55 @@ def test_weights_that_are_not_finite_are_never_saved(dataset, tmp_path):
         train(recipe("lr=1e37", "weight_decay=30.0", "warmup_steps=0"), dataset, tmp_path)
 
     assert not (tmp_path / "last.pt").exists()
+
+
+RANKS = """
+import sys
+import torch
+import reben_cloud as rc
+from reben_cloud.errors import NotFiniteError
+from reben_cloud.training.compute import compute_context
+from reben_cloud.training.finite import FiniteCheck
+
+selection = rc.open(sys.argv[1]).search()
+fine = torch.zeros(3, 19)
+bad = fine.clone()
+bad[1] = float("inf")
+with compute_context() as compute:
+    check = FiniteCheck(selection, compute, "training")
+    first = 7 if compute.rank == 0 else 5
+    for step in range(1, 10):
+        index = torch.arange(3) + 10 * compute.rank
+        check.see(step, index, bad if step >= first else fine, torch.tensor(0.0))
+        if step == 4:
+            check.check()
+    try:
+        check.check()
+    except NotFiniteError as error:
+        # One write: two processes share the pipe.
+        sys.stdout.write(f"rank {compute.rank}: {error}\\n")
+        sys.stdout.flush()
+"""
+
+
+@pytest.mark.slow
+def test_every_process_stops_at_the_first_step_that_any_of_them_saw(dataset, tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), dataset.url],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+    assert done.returncode == 0, done.stderr
+    lines = sorted(done.stdout.splitlines())
+    expected = f"training stops at step 5: the output for {dataset.search().patch_ids[11]} is infinite"
+    assert [line.partition(";")[0] for line in lines] == [
+        f"rank {rank}: {expected} or not a number" for rank in (0, 1)
+    ]

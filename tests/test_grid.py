@@ -1,6 +1,7 @@
 """Ids, footprints, splits and times, against the real dataset and an independent projection."""
 
 import io
+import re
 import time
 from datetime import UTC, datetime
 
@@ -175,6 +176,46 @@ def test_times_are_utc():
     )
     with pytest.raises(ValueError, match="no S1 name"):
         grid.s1_sensing_time(VECTORS[0][0])
+
+
+def test_parts_of_names_make_the_names_again(official):
+    rows = official.slice(0, 2000).to_pylist()
+    assert rows
+
+    for row in rows:
+        _, _, x, y = parsed = grid.parse_patch_id(row["patch_id"])
+        assert grid.format_patch_id(parsed.product, x, y) == row["patch_id"]
+        scene = grid.scene_of(row["s1_name"])
+        assert re.fullmatch(grid.SCENE_PATTERN, scene)
+        of_s1, x, y = row["s1_name"].rsplit("_", 3)[1:]
+        assert grid.format_s1_name(scene, of_s1, int(x), int(y)) == row["s1_name"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".SAFE"])
+@pytest.mark.parametrize(("level", "baseline"), [("L1C", "0205"), ("L2A", "9999")])
+def test_the_full_name_of_a_product_has_parts(level, baseline, suffix):
+    product = f"S2A_MSI{level}_20170613T101031_N{baseline}_R022_T33UUP"
+
+    assert grid.parse_safe_name(f"{product}_20240101T000000{suffix}") == grid.SafeName(
+        product=product, satellite="S2A", level=level, start="20170613T101031", baseline=baseline, orbit="R022",
+        square="33UUP", generation="20240101T000000",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP", id="no generation time"),
+        pytest.param("S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_20240101T000000.zip", id="zip"),
+        pytest.param("S2A_MSIL2A_20170613T101031_N9999_R022_T33IUP_20240101T000000.SAFE", id="band I"),
+        pytest.param(
+            "S2A_USER_PRD_MSIL2A_PDMC_20160101T000000_R022_V20160101T000000.SAFE", id="name of before 2016"
+        ),
+    ],
+)
+def test_what_is_not_the_name_of_a_product_is_refused(name):
+    with pytest.raises(ValueError, match="is not the name of a Sentinel-2 product; one looks like"):
+        grid.parse_safe_name(name)
 
 
 def test_seasons_of_the_real_rows(official):

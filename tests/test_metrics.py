@@ -15,13 +15,14 @@ from torchmetrics.classification import (
 
 from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL
 from reben_cloud.training.metrics import (
-    NUM_CLASSES,
     confusion_of,
     early_stopping_score,
     group_numbers,
     label_metrics,
     map_metrics,
 )
+
+NUM_CLASSES = len(CLASSES_ALPHABETICAL)
 
 
 def predictions(count, seed=0):

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rasterio.transform import from_origin
 
 import reben_cloud as rc
@@ -34,12 +36,15 @@ from reben_cloud.scenes import prepare as prepare_module
 from reben_cloud.scenes.land_cover import load_class_table
 from reben_cloud.scenes.prepare import (
     CutOptions,
+    ProductReport,
     build_root,
     find_products,
     find_s1,
     prepare,
     prepare_product,
+    summary,
 )
+from reben_cloud.scenes.rules import Squares
 from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.sentinel1 import open_scenes
 from reben_cloud.sources.recognise import open_source
@@ -514,6 +519,53 @@ def test_written_and_already_there_are_told_apart(landscape, made, tmp_path):
     assert [(p["product"], p["written"], p["already_there"]) for p in machine["products"]] == [
         (PRODUCT_OF_SCENES, 9, True), (other, 1, True),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("patches", "said"),
+    [
+        pytest.param([], "0 patches of 0 products", id="none"),
+        pytest.param([1], "1 patch of 1 product", id="one"),
+        pytest.param([0], "0 patches of 1 product", id="one without patches"),
+        pytest.param([1, 0], "1 patch of 2 products", id="two"),
+        pytest.param([1000, 500], "1,500 patches of 2 products", id="many"),
+    ],
+)
+def test_the_summary_counts_in_singular_and_plural(patches, said):
+    now = [ProductReport(product=f"p{i}", written=written) for i, written in enumerate(patches)]
+    before = [replace(report, already_there=True) for report in now]
+
+    assert summary(now).startswith(f"written now: {said}; already there: 0 patches of 0 products; ")
+    assert f"; already there: {said}; " in summary(before)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_a_square_is_kept_or_left_out_for_one_cause(seed):
+    rng = np.random.default_rng(seed)
+    masks = {name: rng.random((7, 5)) < 0.7 for name in ("filled", "in_v1", "labelled", "with_s1")}
+
+    report = ProductReport.of("p", Squares(**masks))
+
+    causes = report.nodata + report.not_in_v1 + report.unlabelled + report.without_s1
+    assert causes + report.written == report.candidates == 35
+    assert report.written == np.all(list(masks.values()), axis=0).sum()
+
+
+def test_what_systems_leave_beside_the_receipts_is_passed_over(inputs, prepared, recipe, tmp_path):
+    out = shutil.copytree(prepared[0], tmp_path / "out")
+    (out / ".prepared" / f"._{PRODUCT}.parquet").write_bytes(b"Mac OS X")
+
+    (report,) = prepare([inputs["safe"]], out, recipe)
+
+    assert report.already_there
+    assert {row["patch_id"]: row for row in read_rows(out)} == {
+        row["patch_id"]: row for row in read_rows(prepared[0])
+    }
+
+
+def test_nothing_half_written_stays_behind(prepared):
+    assert not [path for path in prepared[0].rglob("*") if path.suffix == ".part"]
 
 
 def test_inputs_that_change_while_they_are_prepared_are_refused(inputs, tmp_path, monkeypatch):

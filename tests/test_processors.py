@@ -9,6 +9,7 @@ import shutil
 import stat
 import sys
 import xml.etree.ElementTree as ET
+import zipfile
 
 import numpy as np
 import pytest
@@ -339,3 +340,52 @@ def test_a_grd_product_of_the_images_of_another_is_refused(tmp_path, program, ch
 
     with pytest.raises(SourceError, match=message):
         run_snap([grd], tmp_path / "out", epsg=32633, program=program("gpt", GPT))
+
+
+def add_clutter(folder):
+    """What a Mac and a NAS leave in every folder below."""
+    for path in [folder, *filter(lambda p: p.is_dir(), folder.rglob("*"))]:
+        (path / ".DS_Store").write_bytes(b"Bud1")
+        (path / "@eaDir").mkdir()
+        for child in [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]:
+            (path / f"._{child.name}").write_bytes(b"Mac OS X")
+            (path / "@eaDir" / child.name).mkdir()
+
+
+def test_what_systems_leave_in_products_changes_nothing(tmp_path, program):
+    l1c, grd = make_l1c(tmp_path), make_grd(tmp_path)
+    epsg, left, top = grid.tile_corner(PRODUCT[39:44])
+    tools = {name: program(name, code) for name, code in (("l2a", SEN2COR), ("gpt", GPT), ("sarsen", SARSEN))}
+    dem = make_heights(tmp_path / "dem.tif", side_m=2400)
+
+    def everything(out):
+        return [
+            *run_sen2cor([l1c], out / "a", program=tools["l2a"]),
+            *run_snap([grd], out / "b", epsg=epsg, program=tools["gpt"]),
+            *run_sarsen(
+                [grd], out / "c", epsg=epsg, bounds=(left, top - 2400, left + 2400, top), dem=dem,
+                dem_datum="ellipsoid", program=tools["sarsen"],
+            ),
+        ]  # fmt: skip
+
+    made = everything(tmp_path / "out")
+    add_clutter(l1c)
+    add_clutter(grd)
+
+    assert everything(tmp_path / "out") == made, "not made again, nor refused"
+    assert [path.name for path in everything(tmp_path / "other")] == [path.name for path in made]
+
+
+def test_a_zip_made_on_a_mac_is_a_product(tmp_path, program):
+    grd = make_grd(tmp_path)
+    for image in list(grd.glob("measurement/*.tiff")):
+        (grd.parent / "__MACOSX" / grd.name / "measurement").mkdir(parents=True, exist_ok=True)
+        # The resource fork of an image that was there before: another product's.
+        fork = image.name.replace("20170613t165043", "20170614t165043")
+        (grd.parent / "__MACOSX" / grd.name / "measurement" / fork).write_bytes(b"Mac OS X")
+    archive = tmp_path / f"{grd.stem}.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in [*grd.rglob("*"), *(tmp_path / "__MACOSX").rglob("*")]:
+            file.write(path, path.relative_to(tmp_path))
+
+    assert len(run_snap([archive], tmp_path / "out", epsg=32633, program=program("gpt", GPT))) == 1

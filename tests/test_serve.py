@@ -19,7 +19,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
-from reben_cloud.serve import api, create_app
+from reben_cloud.serve import create_app, results
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from tests.conftest import missing
@@ -186,7 +186,7 @@ def test_queryables_name_every_country_of_the_dataset(client, dataset):
 
 
 def test_a_search_that_takes_too_long_is_given_up_and_others_go_on(client, monkeypatch):
-    monkeypatch.setattr(api, "MAX_SEARCH_S", 0.0)
+    monkeypatch.setattr(results, "MAX_SEARCH_S", 0.0)
     slow = client.get("/search", params={"bbox": "1,2,3,4.5"})
     monkeypatch.undo()
 

@@ -18,18 +18,24 @@ import torch
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.bands import ARRAYS, BANDS, STATISTICS_MEAN, STATISTICS_STD
+from reben_cloud.bigearthnet.inputs import choose_bands
 from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, encode_many
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, NotFoundError
 from reben_cloud.root.patch import Patch, encode_payload
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import synthetic_metadata
 from reben_cloud.store import open_store
+from reben_cloud.training.compute import compute_context
 from reben_cloud.training.config import load_recipe
-from reben_cloud.training.evaluate import MapTargets, compute_context, evaluate, evaluate_folder
+from reben_cloud.training.evaluate import evaluate, evaluate_folder
+from reben_cloud.training.feed import MapTargets
+from reben_cloud.training.learner import learning_rate
 from reben_cloud.training.metrics import label_metrics
 from reben_cloud.training.models import ARCHITECTURES, ModelSpec, create_model
-from reben_cloud.training.train import Learner, keyed_random, learning_rate, positive_weights, train
+from reben_cloud.training.objective import Objective, keyed_random, positive_weights
+from reben_cloud.training.train import train
 from tests.conftest import free_port
 
 
@@ -64,6 +70,9 @@ def log(folder):
         return list(csv.DictReader(file))
 
 
+LEFT_OUT = "train patches of each epoch (other ones each time), which do not fill a batch"
+
+
 @pytest.fixture(scope="module")
 def finished(dataset, tmp_path_factory):
     """A run with everything random in it, and what it returned."""
@@ -89,6 +98,10 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
     assert result["subset"] == "test"
     assert result["num_patches"] == len(dataset.search(split="test", recommended=True))
     assert set(result["by"]) == {"country", "season", "split"}
+    dropped = len(dataset.search(split="train", recommended=True)) % 8
+    assert result["left_out"] == {LEFT_OUT: dropped}
+    occur = [name for name, values in result["per_class"].items() if values["num_positives"]]
+    assert result["num_classes"] == len(occur) < 19
     assert sum(group["num_patches"] for group in result["by"]["country"].values()) == result["num_patches"]
     rows = log(folder)
     assert [row["validation_score"] != "" for row in rows].count(True) == 2
@@ -270,6 +283,9 @@ def test_maps_are_learned_where_they_are_labelled(dataset, tmp_path):
     assert result["macro"]["iou"] > 0.01
     assert (tmp_path / "report" / "confusion.png").stat().st_size > 10_000
     assert sum(group["num_pixels"] for group in result["by"]["season"].values()) == result["num_pixels"]
+    pixels = result["num_patches"] * 120 * 120 - result["num_pixels"]
+    dropped = len(dataset.search(split="train", recommended=True)) % 8
+    assert result["left_out"] == {"pixels without one of the 19 classes": pixels, LEFT_OUT: dropped}
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
@@ -351,19 +367,17 @@ def raw_batch(count=8):
     return batch
 
 
-def learner(*overrides, task="labels", bands="S1_10m_20m"):
+def objective(*overrides, task="labels", bands="S1_10m_20m"):
     config = recipe(f"task={task}", f"bands={bands}", *overrides)
-    from reben_cloud.training.config import band_names
-
-    spec = ModelSpec(architecture="test_resnet", bands=band_names(bands), task=task)
-    return Learner(config, spec, None)
+    spec = ModelSpec(architecture="test_resnet", bands=choose_bands(bands), task=task)
+    return Objective(config, spec, REBEN, None)
 
 
 def test_an_image_and_its_map_are_flipped_together():
     batch = raw_batch(64)
 
-    plain, codes = learner("flips=false", task="map").prepare(batch, 0)
-    image, target = learner(task="map").prepare(batch, 0)
+    plain, codes = objective("flips=false", task="map").prepare(batch, 0)
+    image, target = objective(task="map").prepare(batch, 0)
 
     seen = set()
     for n in range(64):
@@ -372,27 +386,27 @@ def test_an_image_and_its_map_are_flipped_together():
         assert torch.equal(target[n], codes[n].flip(axes[0]))
         seen.add(tuple(axes[0]))
     assert len(seen) == 4
-    again, _ = learner(task="map").prepare({k: v[10:20] for k, v in batch.items()}, 0)
+    again, _ = objective(task="map").prepare({k: v[10:20] for k, v in batch.items()}, 0)
     assert torch.equal(again, image[10:20])
 
 
 def test_map_targets_ignore_what_has_no_class():
     codes = torch.tensor([[[111, 999], [142, 523]]], dtype=torch.uint16)
 
-    found = MapTargets()(codes)
+    found = MapTargets(REBEN.classes)(codes)
 
-    assert found.tolist() == [[[18, 255], [255, CLASSES_ALPHABETICAL.index("Marine waters")]]]
+    assert found.tolist() == [[[18, -1], [-1, CLASSES_ALPHABETICAL.index("Marine waters")]]]
     logits = torch.randn(1, 19, 2, 2)
-    loss = learner(task="map").loss(logits, found)
+    loss = objective(task="map").loss(logits, found)
     expected = torch.nn.functional.cross_entropy(logits[0, :, [0, 1], [0, 1]].T, torch.tensor([18, 11]))
     torch.testing.assert_close(loss, expected)
-    assert learner(task="map").loss(logits, torch.full_like(found, 255)) == 0
+    assert objective(task="map").loss(logits, torch.full_like(found, MapTargets.IGNORED)) == 0
 
 
 def test_a_lost_modality_is_zero_and_the_other_one_stays():
     batch = raw_batch(400)
 
-    image, _ = learner("modality_dropout=0.5", "flips=false").prepare(batch, 3)
+    image, _ = objective("modality_dropout=0.5", "flips=false").prepare(batch, 3)
 
     lost_s1 = (image[:, :2] == 0).flatten(1).all(1)
     lost_s2 = (image[:, 2:] == 0).flatten(1).all(1)
@@ -404,15 +418,16 @@ def test_a_lost_modality_is_zero_and_the_other_one_stays():
 def test_label_smoothing_and_positive_weights_enter_the_loss(dataset):
     logits, labels = torch.randn(4, 19), (torch.rand(4, 19) < 0.3).float()
 
-    smooth = learner("label_smoothing=0.2").loss(logits, labels)
-    counts = encode_many(dataset.search(split="train", recommended=True).column("reben:labels"))
-    found = positive_weights(recipe("positive_weights=true"), dataset)
+    smooth = objective("label_smoothing=0.2").loss(logits, labels)
+    selection = dataset.search(split="train", recommended=True)
+    counts = encode_many(selection.column("reben:labels"))
+    found = positive_weights(recipe("positive_weights=true"), selection, REBEN.classes)
 
     probability = logits.sigmoid()
     target = labels * 0.8 + 0.1
     by_hand = -(target * probability.log() + (1 - target) * (1 - probability).log()).mean()
     torch.testing.assert_close(smooth, by_hand)
-    assert positive_weights(recipe(), dataset) is None
+    assert positive_weights(recipe(), selection, REBEN.classes) is None
     common = int(counts.sum(0).argmax())
     assert found[common].item() == pytest.approx(
         (counts[:, common] == 0).sum() / (counts[:, common] == 1).sum()
@@ -576,6 +591,14 @@ def test_the_commands_train_and_evaluate(root, tmp_path):
     first, second = json.loads(trained.stdout), json.loads(measured.stdout)
     assert second["macro"] == pytest.approx(first["macro"], abs=1e-5)
     assert (tmp_path / "report" / "curves.png").is_file()
+    assert (
+        json.loads((tmp_path / "report" / "metrics.json").read_text())["num_classes"] == second["num_classes"]
+    )
+    told = command("train", "resnet50", "--root", root, "--out", tmp_path / "run", *sets)
+    lines = told.stdout.splitlines()
+    assert lines[0].endswith(f", {first['num_classes']} of 19 classes occur")
+    assert first["left_out"][LEFT_OUT] > 0
+    assert lines[-1] == f"  left out: {first['left_out'][LEFT_OUT]} {LEFT_OUT}"
     wrong = command("train", "resnet50", "--root", root, "--set", "learning_rate=1")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("reben-cloud: unknown key 'learning_rate'")

@@ -21,6 +21,9 @@ DESCRIPTION = (
 LICENSE = "CDLA-Permissive-1.0"
 """SPDX id of the dataset's licence."""
 
+REBEN_EXTENSION = "https://reben-cloud.readthedocs.io/stac/reben/v1.0.0/schema.json"
+"""The ``reben:`` fields; the schema is ``stac/reben/v1.0.0/schema.json`` in the repository."""
+
 CITATION = (
     "K. Clasen, L. Hackel, T. Burgert, G. Sumbul, B. Demir, V. Markl: reBEN: Refined BigEarthNet Dataset for "
     "Remote Sensing Image Analysis. IEEE International Geoscience and Remote Sensing Symposium (IGARSS), 2025."
@@ -86,6 +89,7 @@ ABOUT = About(
     license_title="Community Data License Agreement - Permissive - Version 1.0",
     card_name="BigEarthNet-v2",
     card_alias="reBEN",
+    extension=REBEN_EXTENSION,
     keywords=("Sentinel-1", "Sentinel-2", "land cover", "CORINE", "multi-label", "BigEarthNet", "reBEN"),
     providers=(
         Provider(

@@ -161,7 +161,7 @@ def describe(official: pa.Table) -> pa.Table:
         "constellation": pa.DictionaryArray.from_arrays(
             pa.array(np.zeros(len(patch_ids), np.int8)), ["sentinel-2"]
         ),
-        "grid:code": pc.binary_join_element_wise("MGRS", square, "-").dictionary_encode(),
+        "grid:code": pc.binary_join_element_wise("MGRS", square, "-"),
     }
     table = official.select(OFFICIAL_SCHEMA.names)
     for name, column in added.items():

@@ -14,9 +14,9 @@ import shapely
 from reben_cloud.about import About, Provider
 from reben_cloud.catalog.groups import group_definition, group_extensions
 from reben_cloud.catalog.products import Summary, acquisition_fields, pixel_sizes
-from reben_cloud.catalog.terms import PARQUET_TYPE, TAR_TYPE, Written, extension, extensions_of, file_fields
+from reben_cloud.catalog.terms import PARQUET_TYPE, TAR_TYPE, Written, extensions, extensions_of, file_fields
 from reben_cloud.root import layout
-from reben_cloud.root.patches import REBEN_EXTENSION, rfc3339
+from reben_cloud.root.patches import rfc3339
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.schema import Schema
 
@@ -47,7 +47,7 @@ def dataset_collection(
         names |= {"scientific", "version"}
     if schema.map_array is not None:
         names.add("classification")
-    collection.stac_extensions = [*map(extension, sorted(names)), REBEN_EXTENSION]
+    collection.stac_extensions = extensions(names, facts)
     for rel, href, title in _links(facts):
         collection.add_link(pystac.Link(rel, href, "text/html", title))
     return collection
@@ -154,12 +154,17 @@ def shard_collection(
         collection.add_link(pystac.Link("license", facts.license_url, "text/html", "The licence"))
     for group, num_samples in group_sizes.items():
         for modality in schema.modality_names:
-            collection.add_item(_shard_item(group, modality, num_samples, summary, objects))
+            collection.add_item(_shard_item(group, modality, num_samples, summary, facts, objects))
     return collection
 
 
 def _shard_item(
-    group: str, modality: str, num_samples: int, summary: Summary, objects: Mapping[str, Written]
+    group: str,
+    modality: str,
+    num_samples: int,
+    summary: Summary,
+    facts: About,
+    objects: Mapping[str, Written],
 ) -> pystac.Item:
     box = shapely.box(*summary.bbox, ccw=True)
     item = pystac.Item(
@@ -182,5 +187,5 @@ def _shard_item(
             path.rsplit("/", 1)[1].removesuffix(".tar"),
             pystac.Asset(f"../../{path}", None, None, TAR_TYPE, ["data"], file_fields(objects[path])),
         )
-    item.stac_extensions = [extension("file"), REBEN_EXTENSION]
+    item.stac_extensions = extensions(["file"], facts)
     return item

@@ -14,9 +14,9 @@ import shapely
 
 from reben_cloud.about import About, Render
 from reben_cloud.catalog.groups import asset_fields, band_name, cube_fields, group_bands, group_extensions
-from reben_cloud.catalog.terms import ZARR_TYPE, Written, extension, extensions_of, file_fields
+from reben_cloud.catalog.terms import ZARR_TYPE, Written, extensions, extensions_of, file_fields
 from reben_cloud.root import layout
-from reben_cloud.root.patches import REBEN_EXTENSION, rfc3339
+from reben_cloud.root.patches import rfc3339
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.schema import Schema
 
@@ -91,7 +91,7 @@ def product_item(
     if has_pixels:
         names |= _add_group(item, product, rows.num_rows, schema, facts)
     names |= _add_thumbnail(item, product, facts.thumbnail, objects)
-    item.stac_extensions = [*map(extension, sorted(names)), REBEN_EXTENSION]
+    item.stac_extensions = extensions(names, facts)
     return item
 
 

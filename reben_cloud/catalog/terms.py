@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from reben_cloud.about import About
+
 ZARR_TYPE = "application/vnd.zarr; version=3"
 PARQUET_TYPE = "application/vnd.apache.parquet"
 TAR_TYPE = "application/x-tar"
@@ -51,6 +53,12 @@ class Written(Protocol):
 def extension(name: str) -> str:
     """URL of a STAC extension's schema, in the version used here."""
     return f"https://stac-extensions.github.io/{name}/v{_VERSIONS[name]}/schema.json"
+
+
+def extensions(names: Iterable[str], facts: About) -> list[str]:
+    """URLs of extensions, and of the dataset's own."""
+    own = [] if facts.extension is None else [facts.extension]
+    return [*map(extension, sorted(names)), *own]
 
 
 def extensions_of(fields: Iterable[str]) -> set[str]:

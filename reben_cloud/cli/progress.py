@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from reben_cloud.stream import RawLoader
+    from reben_cloud.torch import StreamLoader
     from reben_cloud.training.train import StepInfo
 
 T = TypeVar("T")
@@ -77,7 +79,7 @@ def steps() -> Iterator[Callable[[StepInfo], None]]:
         yield on_step
 
 
-def rates(loader: Any, epochs: int) -> Iterator[Any]:
+def rates(loader: RawLoader | StreamLoader, epochs: int) -> Iterator[object]:
     """The batches of some epochs, with the loader's figures on stderr: live, or after 2 s and every 10 s."""
     from rich.console import Console
 

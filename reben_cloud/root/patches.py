@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from reben_cloud.bigearthnet.about import REBEN_EXTENSION as REBEN_EXTENSION
 from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import parquet
@@ -196,7 +197,9 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
             )
         elif name in metadata.column_names:
             column = metadata.column(name).combine_chunks()
-            few = name in ("split", "country", "product") and not pa.types.is_dictionary(column.type)
+            few = name in ("split", "country", "product", "grid:code") and not pa.types.is_dictionary(
+                column.type
+            )
             columns[name if name in _STAC else layout.column(name)] = (
                 column.dictionary_encode() if few else column
             )
@@ -237,9 +240,6 @@ def _pixels(schema: Schema) -> int:
     sizes = [t.pixel_m for m in schema.modalities for t in m.tensors if t.pixel_m]
     return round(schema.patch_m / min(sizes, default=schema.patch_m))
 
-
-REBEN_EXTENSION = "https://reben-cloud.readthedocs.io/stac/reben/v1.0.0/schema.json"
-"""The ``reben:`` fields; the schema is ``stac/reben/v1.0.0/schema.json`` in the repository."""
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",

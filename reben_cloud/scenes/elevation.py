@@ -89,6 +89,21 @@ def resample_heights(
             heights += source.offsets[0]
     except rasterio.errors.RasterioError as error:
         raise SourceError(f"{dem}: cannot be read ({str(error).splitlines()[0]})") from error
+    _check_heights(heights, f"{dem}", bounds, epsg)
+    if geoid_grid is not None:
+        for rows, above in _undulation(geoid_grid, epsg, west, north, heights.shape):
+            heights[rows] += above
+    with (
+        replacing(made) as new,
+        rasterio.open(new, "w", driver="GTiff", count=1, dtype="float32", tiled=True, **grid) as target,
+    ):
+        target.write(heights, 1)
+
+
+def _check_heights(
+    heights: NDArray[np.float32], dem: str, bounds: tuple[int, int, int, int], epsg: int
+) -> None:
+    """That there are heights everywhere, and that they are metres on Earth."""
     lacking = np.isnan(heights).mean()
     if lacking:
         raise SourceError(
@@ -100,14 +115,6 @@ def resample_heights(
             f"{dem}: elevations from {lowest:g} to {highest:g}, outside [{_LOWEST_M:g}, {_HIGHEST_M:g}] m; are they "
             "metres, and is the value for gaps declared as nodata (gdal_edit -a_nodata)?"
         )
-    if geoid_grid is not None:
-        for rows, above in _undulation(geoid_grid, epsg, west, north, heights.shape):
-            heights[rows] += above
-    with (
-        replacing(made) as new,
-        rasterio.open(new, "w", driver="GTiff", count=1, dtype="float32", tiled=True, **grid) as target,
-    ):
-        target.write(heights, 1)
 
 
 def _geoid_grid(source: Any, dem: Path, datum: str | None, geoid: Path | None) -> Path | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -142,7 +142,7 @@ def read_land_cover(
     if not Path(name).exists():
         raise FileNotFoundError(f"{name}: no such land-cover file")
     try:
-        layer, columns, crs = _find_layer(name, code_column, pyogrio)
+        layer, columns, crs = _find_layer(name, code_column)
         tile = shapely.transform(shapely.segmentize(shapely.box(*bounds), 1000), _transform(epsg, crs))
         _, _, geometry, values = pyogrio.raw.read(
             name, layer=layer, columns=list(columns), bbox=tuple(shapely.bounds(tile))
@@ -150,9 +150,7 @@ def read_land_cover(
     except pyogrio.errors.DataSourceError as error:
         raise SourceError(f"{name}: no readable vector file ({error})") from error
     # pyogrio keeps the file's order of the columns, not ours.
-    fields = dict(
-        zip(columns.values(), (values[i] for i in _places(name, layer, columns, pyogrio)), strict=True)
-    )
+    fields = dict(zip(columns.values(), (values[i] for i in _places(name, layer, columns)), strict=True))
     polygons = shapely.from_wkb(geometry)
     codes = _parse_codes(fields["code"], table, name)
     if "id" in fields:
@@ -171,8 +169,10 @@ def read_land_cover(
     return LandCover(polygons=parts[near], codes=codes[owner[near]])
 
 
-def _find_layer(name: str, code_column: str, pyogrio: Any) -> tuple[str, dict[str, str], str]:
+def _find_layer(name: str, code_column: str) -> tuple[str, dict[str, str], str]:
     """The layer with the code column, its columns (actual name -> ``code`` or ``id``), its CRS."""
+    import pyogrio
+
     seen = []
     for layer in pyogrio.list_layers(name)[:, 0].tolist():
         info = pyogrio.read_info(name, layer=layer)
@@ -191,12 +191,14 @@ def _find_layer(name: str, code_column: str, pyogrio: Any) -> tuple[str, dict[st
     )
 
 
-def _places(name: str, layer: str, columns: Mapping[str, str], pyogrio: Any) -> list[int]:
+def _places(name: str, layer: str, columns: Mapping[str, str]) -> list[int]:
+    import pyogrio
+
     order = [f for f in pyogrio.read_info(name, layer=layer)["fields"].tolist() if f in columns]
     return [order.index(column) for column in columns]
 
 
-def _transform(source: int | str, target: int | str) -> Any:
+def _transform(source: int | str, target: int | str) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
     return lambda points: np.column_stack(transformer.transform(points[:, 0], points[:, 1]))
 

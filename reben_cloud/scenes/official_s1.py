@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +45,7 @@ def v1_files(root: str | os.PathLike[str], s1_name: str, *, missing_ok: bool = F
     raise FileNotFoundError(f"{s1_name}: no folder of this S1 patch in {root}")
 
 
-def read_medians(files: Mapping[str, bytes], *, name: str, place: Footprint) -> NDArray[np.floating[Any]]:
+def read_medians(files: Mapping[str, bytes], *, name: str, place: Footprint) -> NDArray[np.float32]:
     """Medians of an official patch, whose files must be whole and of its place.
 
     Args:
@@ -68,4 +67,4 @@ def read_medians(files: Mapping[str, bytes], *, name: str, place: Footprint) -> 
         if not np.isfinite(pixels).all():
             raise SourceError(f"{path}: holds values that are not numbers; fetch the patch again")
         medians.append(np.median(pixels))
-    return np.array(medians)
+    return np.array(medians, np.float32)

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,7 +237,7 @@ def _order_in_name(name: str, num_bands: int) -> dict[str, int] | None:
     }
 
 
-def check_backscatter(medians: Sequence[NDArray[np.floating[Any]]], *, name: str) -> None:
+def check_backscatter(medians: Sequence[NDArray[np.float32]], *, name: str) -> None:
     """That values are decibels, and VV above VH: over any land or water the surface returns more of VV.
 
     A single patch of calm water may be noise in both, so the differences of many are taken together.

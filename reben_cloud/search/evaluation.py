@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.labels import CLASSES
 from reben_cloud.errors import NotFoundError
+from reben_cloud.root.arrow import ints_array, mask_of, names_array, valid_of, values_of
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.root.query import Query
@@ -71,13 +72,14 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
         parse_flag(query.recommended, "recommended"),
     )
     if query.season is not None:
-        months = pa.array([m for s in parse_known(query.season, "season", SEASONS) for m in SEASONS[s]])
+        chosen = parse_known(query.season, "season", SEASONS)
+        months = ints_array(np.array([m for season in chosen for m in SEASONS[season]]))
         conditions.append(Condition(("datetime",), lambda column: pc.is_in(pc.month(column), months)))
     limit = parse_limit(query.limit)
 
     table = dataset.patch_table
     if query.ids is not None:
-        wanted = pa.array(parse_names(query.ids, "ids"), pa.string())
+        wanted = names_array(parse_names(query.ids, "ids"))
         if not parse_flag(query.missing_ok, "missing_ok"):
             _check_ids(dataset, wanted)
         conditions.append(Condition(("id",), lambda column: pc.is_in(column, wanted)))
@@ -87,7 +89,7 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
     rows = _matching(table, _prune(table, boxes, times["datetime"]), conditions)
     if shape is not None and len(rows):
         shapely.prepare(shape)
-        squares = shapely.from_wkb(table.take(rows, ["geometry"]).column("geometry").to_numpy())
+        squares = shapely.from_wkb(table.take(rows, ["geometry"]).column("geometry").to_pylist())
         rows = rows[shapely.intersects(shape, squares)]
     if keys:
         rows = rows[_order(table, rows, keys)]
@@ -100,7 +102,7 @@ class Condition(NamedTuple):
     columns: tuple[str, ...]
     """The columns it looks at."""
     fits: Callable[..., Any]
-    """Called with these columns; a boolean array, one value a row."""
+    """Called with these columns; a boolean Arrow or NumPy array, one value a row; null does not fit."""
 
 
 def _in_times(intervals: Mapping[str, Interval | None]) -> list[Condition]:
@@ -114,7 +116,7 @@ def _in_times(intervals: Mapping[str, Interval | None]) -> list[Condition]:
 def _one_of(name: str, value: str | Iterable[str] | None, known: Iterable[str]) -> list[Condition]:
     if value is None:
         return []
-    names = pa.array(parse_known(value, name, known))
+    names = names_array(parse_known(value, name, known))
     return [Condition((f"reben:{name}",), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
 
 
@@ -133,13 +135,17 @@ def _check_ids(dataset: Dataset, wanted: pa.Array[Any]) -> None:
 def _flagged(snow: bool | None, cloud: bool | None, recommended: bool | None) -> list[Condition]:
     columns = ("reben:contains_seasonal_snow", "reben:contains_cloud_or_shadow")
     found = [
-        Condition((column,), partial(pc.equal, pa.scalar(flag)))
+        Condition((column,), partial(_is, flag))
         for column, flag in zip(columns, (snow, cloud), strict=True)
         if flag is not None
     ]
     if recommended is not None:
-        found.append(Condition(columns, lambda s, c: pc.equal(pc.or_(s, c), pa.scalar(not recommended))))
+        found.append(Condition(columns, lambda s, c: _is(not recommended, pc.or_(s, c))))
     return found
+
+
+def _is(flag: bool, column: Any) -> NDArray[np.bool_]:
+    return mask_of(column if flag else pc.invert(column))
 
 
 def _with_labels(names: str | Iterable[str] | None, combine: np.ufunc, argument: str) -> list[Condition]:
@@ -148,14 +154,16 @@ def _with_labels(names: str | Iterable[str] | None, combine: np.ufunc, argument:
     chosen = parse_known(names, argument, CLASSES)
 
     def fits(column: Any) -> NDArray[np.bool_]:
-        lists = column.combine_chunks()
-        parents, values = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
-        masks = np.zeros((len(chosen), len(lists)), bool)
-        for mask, name in zip(masks, chosen, strict=True):
-            mask[parents[pc.equal(values, pa.scalar(name)).to_numpy(zero_copy_only=False)]] = True
-        return np.asarray(combine.reduce(masks, axis=0), bool)
+        masks = [combine.reduce([_holds(chunk, name) for name in chosen]) for chunk in column.chunks]
+        return np.concatenate([np.empty(0, bool), *masks])
 
     return [Condition(("reben:labels",), fits)]
+
+
+def _holds(lists: pa.ListArray, name: str) -> NDArray[np.bool_]:
+    """Which of some lists hold a name; a running count of it says so without a look at each list."""
+    found = np.append(0, np.cumsum(mask_of(pc.equal(lists.values, names_array([name])[0])), dtype=np.int64))
+    return np.diff(found[values_of(lists.offsets)]) > 0
 
 
 def _filtered(query: str | Mapping[str, Any], known: Sequence[str]) -> Condition:
@@ -177,7 +185,8 @@ def _matching(table: PatchTable, groups: Sequence[int], conditions: Sequence[Con
     read = table.read(groups, sorted({column for c in conditions for column in c.columns}))
     mask = np.ones(len(rows), bool)
     for condition in conditions:
-        mask &= np.asarray(condition.fits(*(read.column(name) for name in condition.columns)))
+        fits = condition.fits(*(read.column(name) for name in condition.columns))
+        mask &= fits if isinstance(fits, np.ndarray) else mask_of(fits)
     return rows[mask]
 
 
@@ -200,29 +209,35 @@ def _may_hold(
     for box in boxes:
         if west > box[2] or south > box[3] or east < box[0] or north < box[1]:
             return False
-    span = bounds("datetime")
-    if time is None or span is None:
+    if time is None or (span := bounds("datetime")) is None:
         return True
-    start, end = time
+    start, end = _micros(time)
     return not ((end is not None and span[0] > end) or (start is not None and span[1] < start))
 
 
 def _in_box(bbox: Any, box: Box) -> NDArray[np.bool_]:
-    west, south, east, north = (pc.struct_field(bbox, s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
+    west, south, east, north = (values_of(pc.struct_field(bbox, s)) for s in ("xmin", "ymin", "xmax", "ymax"))
     return np.asarray((west <= box[2]) & (east >= box[0]) & (south <= box[3]) & (north >= box[1]))
 
 
 def _in_interval(times: Any, interval: Interval) -> NDArray[np.bool_]:
-    start, end = interval
-    mask = np.ones(len(times), bool)
-    micros = times.cast(pa.int64()).to_numpy()
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    start, end = _micros(interval)
+    mask, micros = valid_of(times), values_of(times)
     if start is not None:
-        # Ceiling: stored times are whole microseconds, and the ends are included.
-        mask &= micros >= -((epoch - start) // timedelta(microseconds=1))
+        mask &= micros >= start
     if end is not None:
-        mask &= micros <= (end - epoch) // timedelta(microseconds=1)
+        mask &= micros <= end
     return mask
+
+
+def _micros(interval: Interval) -> tuple[int | None, int | None]:
+    """Both ends as stored times are: whole microseconds since 1970, ends included."""
+    (start, end), epoch = interval, datetime(1970, 1, 1, tzinfo=UTC)
+    one = timedelta(microseconds=1)
+    return (
+        None if start is None else -((epoch - start) // one),  # the ceiling
+        None if end is None else (end - epoch) // one,
+    )
 
 
 def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]:
@@ -245,4 +260,4 @@ def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[tuple[str,
         if pa.types.is_dictionary(field.type):  # which Arrow does not sort
             part = part.set_column(number, field.name, pc.cast(part.column(number), field.type.value_type))
     # Arrow's sort is stable: equal keys keep the table's order.
-    return np.asarray(pc.sort_indices(part, sort_keys=list(keys)).to_numpy())
+    return values_of(pc.sort_indices(part, sort_keys=list(keys)))

@@ -1,8 +1,8 @@
 """From a raw batch to the float32 image that a model takes, on the device of the batch.
 
-Nearest upsampling, named band sets in the order of the published models, the published statistics
-and flips, as ConfigILM does them. On a CPU the twofold and sixfold upsampling are the whole cost, so
-they are written as copies of doubled pixels; elsewhere PyTorch's own are fast.
+Nearest upsampling, stacking in the order wanted, normalising and flips, for reBEN's bands as ConfigILM
+does them; the schema says where in a batch a band is. On a CPU the twofold and sixfold upsampling are the
+whole cost, so they are written as copies of doubled pixels; elsewhere PyTorch's own are fast.
 """
 
 from __future__ import annotations
@@ -18,15 +18,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from reben_cloud.bigearthnet.bands import (
-    ARRAYS,
-    BAND_SETS,
-    BAND_SETS_V011,
-    BANDS,
-    STATISTICS_MEAN,
-    STATISTICS_STD,
-)
+from reben_cloud.bigearthnet.inputs import BandStatistics, Generation, choose_bands, statistics_of
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import missing_extra
+from reben_cloud.schema import BandPlace, Schema
 
 try:
     import torch
@@ -34,23 +29,29 @@ try:
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "torch") from error
 
-NATIVE_PX = 120
-"""Height and width of a 10 m band, and the size that the published models take."""
-
 _CHUNK = 32
 """Samples assembled together on a CPU: few calls (fewer samples), values still in its cache (more)."""
+
+_HELD_AS_BITS = {
+    "bfloat16": torch.bfloat16,
+    "float8_e5m2": torch.float8_e5m2,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
 
 
 class _Run(NamedTuple):
     """Neighbouring bands of one batch array that are also neighbours in the image."""
 
     array: str
-    first: int
-    """First band in the array."""
+    """The batch array."""
+    first: int | None
+    """First band in the array; None if the array is one band, without an axis of bands."""
     channel: int
     """Channel of the image that it becomes."""
     num_bands: int
     """How many bands."""
+    held_as_bits: torch.dtype | None
+    """What the batch's integers are the bits of, where NumPy lacks the dtype."""
 
 
 class ModelInput(nn.Module):
@@ -60,29 +61,36 @@ class ModelInput(nn.Module):
         bands: A name of `bands.BAND_SETS` (``S1``, ``RGB``, ``10m_20m``, ``S1_10m_20m``, ``S2``,
             ``ALL``, ...) or band names in the order wanted.
         size: Height and width of the image, pixels; bands of another size are resampled to the
-            nearest pixel.
+            nearest pixel. By default the size of the schema's finest band, which is 120 for reBEN.
         normalize: ``published`` subtracts the mean of each band over the train split and divides by
-            its standard deviation, as the published models expect; None leaves digital numbers and dB.
+            its standard deviation, as the published models expect; None leaves the values as they are
+            (digital numbers and dB).
         augment: ``flip`` flips each image of a batch at random, left-right and up-down with a
             chance of one half each (training mode only); None does not.
         models: Generation of published models whose order of bands a name means.
+        schema: What the batches hold.
+        statistics: Mean and standard deviation of bands by name, before those published of reBEN's
+            bands; only `normalize` needs them.
 
     Raises:
-        ValueError: If an argument is unknown.
+        ValueError: If an argument is unknown, or a band has no statistics.
     """
 
     def __init__(
         self,
         bands: str | Sequence[str] = "ALL",
         *,
-        size: int = NATIVE_PX,
+        size: int | None = None,
         normalize: Literal["published"] | None = "published",
         augment: Literal["flip"] | None = None,
-        models: Literal["v0.2.0", "v0.1.1"] = "v0.2.0",
+        models: Generation = "v0.2.0",
+        schema: Schema = REBEN,
+        statistics: Mapping[str, BandStatistics] | None = None,
     ) -> None:
         super().__init__()
-        self.bands = band_names(bands, models=models)
+        self.bands = choose_bands(bands, schema=schema, models=models)
         """Names of the channels."""
+        size = finest_px(schema) if size is None else size
         if size < 1:
             raise ValueError(f"size must be at least 1 pixel, got {size}")
         if normalize not in ("published", None):
@@ -92,17 +100,19 @@ class ModelInput(nn.Module):
         self.size = size
         """Height and width of the image, pixels."""
         self.normalize = normalize
-        """Which statistics are used."""
+        """Whether statistics are used."""
         self.augment = augment
         """How training images are changed."""
-        self._runs = _runs_of(self.bands)
-        # Buffers move with the module, but belong to no checkpoint: they are facts, not weights.
-        for run in self._runs:
-            names = ARRAYS[run.array][run.first : run.first + run.num_bands]
-            mean = torch.tensor([STATISTICS_MEAN[b] for b in names]).view(-1, 1, 1)
-            scale = 1 / torch.tensor([STATISTICS_STD[b] for b in names]).view(-1, 1, 1)
-            self.register_buffer(f"mean_{run.channel}", mean, persistent=False)
-            self.register_buffer(f"scale_{run.channel}", scale, persistent=False)
+        self._runs = _runs_of([schema.bands[band] for band in self.bands])
+        if normalize is not None:
+            found = statistics_of(self.bands, schema=schema, given=statistics)
+            # Buffers move with the module, but belong to no checkpoint: they are facts, not weights.
+            for run in self._runs:
+                mine = found[run.channel : run.channel + run.num_bands]
+                mean = torch.tensor([one.mean for one in mine]).view(-1, 1, 1)
+                scale = 1 / torch.tensor([one.std for one in mine]).view(-1, 1, 1)
+                self.register_buffer(f"mean_{run.channel}", mean, persistent=False)
+                self.register_buffer(f"scale_{run.channel}", scale, persistent=False)
 
     def extra_repr(self) -> str:
         """Arguments, for ``print(model)``."""
@@ -152,10 +162,11 @@ class ModelInput(nn.Module):
             samples = slice(first, min(first + _CHUNK, stop))
             for run in self._runs:
                 target = out[samples, run.channel : run.channel + run.num_bands]
-                factor = self.size // batch[run.array].shape[-1]
-                if factor == 1 and batch[run.array].shape[-1] == self.size:
+                native = batch[run.array].shape[-1]
+                factor = self.size // native
+                if native == self.size:
                     self._pixels(batch, run, samples, out=target)
-                elif factor % 2 == 0 and factor * batch[run.array].shape[-1] == self.size:
+                elif factor and factor % 2 == 0 and factor * native == self.size:
                     _repeat_pixels(self._pixels(batch, run, samples), target, factor)
                 else:
                     target.copy_(
@@ -168,7 +179,10 @@ class ModelInput(nn.Module):
         self, batch: Mapping[str, Tensor], run: _Run, samples: slice, out: Tensor | None = None
     ) -> Tensor:
         """Normalised pixels of a run in native resolution, float32 (n, count, y, x)."""
-        raw = batch[run.array][samples, run.first : run.first + run.num_bands]
+        raw = batch[run.array][samples]
+        if run.held_as_bits is not None:
+            raw = raw.view(run.held_as_bits)
+        raw = raw.unsqueeze(1) if run.first is None else raw[:, run.first : run.first + run.num_bands]
         if out is None:
             out = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
         out.copy_(raw)
@@ -177,33 +191,32 @@ class ModelInput(nn.Module):
         return out
 
 
-def band_names(bands: str | Sequence[str], *, models: str = "v0.2.0") -> tuple[str, ...]:
-    """The bands of a named set in the order of a model generation, or the given names, checked.
+def finest_px(schema: Schema) -> int:
+    """Height and width of a schema's finest band, pixels.
 
     Raises:
-        ValueError: If a name is unknown.
+        ValueError: If it has no band.
     """
-    if models not in ("v0.2.0", "v0.1.1"):
-        raise ValueError(f"models must be 'v0.2.0' or 'v0.1.1', got {models!r}")
-    if isinstance(bands, str):
-        known = {**BAND_SETS, **(BAND_SETS_V011 if models == "v0.1.1" else {})}
-        if bands not in known:
-            raise ValueError(f"unknown band set {bands!r}; known are {', '.join(known)}, or give band names")
-        return known[bands]
-    unknown = [b for b in bands if b not in BANDS]
-    if unknown or not bands:
-        raise ValueError(
-            f"unknown bands {', '.join(unknown) or '(none given)'}; known are {', '.join(BANDS)}"
+    if not schema.bands:
+        raise ValueError(f"{schema.name} has no band: no square image with a pixel size")
+    return max(place.size_px for place in schema.bands.values())
+
+
+def _runs_of(places: Sequence[BandPlace]) -> tuple[_Run, ...]:
+    grouped = groupby(enumerate(places), key=lambda p: (p[1].array.name, p[0] - p[1].position))
+    runs = []
+    for _, group in grouped:
+        (channel, place), *others = group
+        runs.append(
+            _Run(
+                array=place.array.name,
+                first=place.position if place.array.stacked else None,
+                channel=channel,
+                num_bands=1 + len(others),
+                held_as_bits=_HELD_AS_BITS.get(place.tensor.dtype),
+            )
         )
-    return tuple(bands)
-
-
-def _runs_of(bands: Sequence[str]) -> tuple[_Run, ...]:
-    places = {band: (array, i) for array, names in ARRAYS.items() for i, band in enumerate(names)}
-    found = [(*places[band], channel) for channel, band in enumerate(bands)]
-    grouped = groupby(found, key=lambda p: (p[0], p[2] - p[1]))
-    runs = [list(run) for _, run in grouped]
-    return tuple(_Run(run[0][0], run[0][1], run[0][2], len(run)) for run in runs)
+    return tuple(runs)
 
 
 def _repeat_pixels(pixels: Tensor, target: Tensor, factor: int) -> None:

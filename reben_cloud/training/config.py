@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reben_cloud.bigearthnet.bands import BAND_SETS, BANDS
+from reben_cloud.bigearthnet.inputs import BandStatistics, choose_bands, statistics_of
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.files.paths import local_path
 from reben_cloud.root.query import OPTIONS, GeoInterface, Query
+from reben_cloud.schema import Schema
 
 ANY = "any"
 """Value of a subset's option that takes its default back."""
@@ -96,9 +98,11 @@ class TrainConfig:
     architecture: str = "resnet50"
     """Name of a timm model; for ``task = "map"`` of the encoder under a U-Net."""
     bands: str = "S1_10m_20m"
-    """A named band set (`bands.BAND_SETS`), or band names joined by commas."""
+    """A named band set (`bands.BAND_SETS`), or band names joined by commas; see `inputs.choose_bands`."""
+    statistics: Mapping[str, BandStatistics] = field(default_factory=dict)
+    """Mean and standard deviation of bands that are not reBEN's, or other ones than were published."""
     task: Literal["labels", "map"] = "labels"
-    """Scene labels (19 logits a patch) or the reference map (19 logits a pixel)."""
+    """Scene labels (a logit per class and patch) or the map (a logit per class and pixel)."""
     drop_rate: float = 0.15
     """Dropout before the classifier, where the model has it."""
     drop_path_rate: float = 0.15
@@ -135,7 +139,8 @@ class TrainConfig:
     positive_weights: bool = False
     """Weigh positives of a rare class more: by negatives over positives in the train subset, at most 100."""
     modality_dropout: float = 0.0
-    """Probability that a patch loses Sentinel-1 or Sentinel-2 (zeros after normalisation), for S1+S2."""
+    """Probability that a patch loses one of its modalities, such as Sentinel-1 or Sentinel-2 (zeros after
+    normalisation); each as likely, never two."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass; weights stay float32. fp16 scales the loss."""
@@ -158,7 +163,6 @@ class TrainConfig:
     """Form of the log."""
 
     def __post_init__(self) -> None:
-        band_names(self.bands)
         for name in ("epochs", "patience", "batch_size", "checkpoint_steps", "log_steps", "lanes"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_steps", "clip_norm", "weight_decay", "seed"):
@@ -166,13 +170,6 @@ class TrainConfig:
         for name in ("drop_rate", "drop_path_rate", "label_smoothing", "modality_dropout"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         _check("lr", self.lr, self.lr > 0, "above 0")
-        both = {BANDS[band].sensor for band in band_names(self.bands)} == {"s1", "s2"}
-        _check(
-            "modality_dropout",
-            self.modality_dropout,
-            both or not self.modality_dropout,
-            "0 unless bands has S1 and S2",
-        )
         _check(
             "positive_weights",
             self.positive_weights,
@@ -180,28 +177,35 @@ class TrainConfig:
             "false for maps",
         )
 
+    def check(self, schema: Schema) -> None:
+        """Refuse what patches of a schema do not have.
+
+        Raises:
+            ValueError: If a band is unknown or has no statistics, `modality_dropout` has not two modalities
+                to choose from, or there is no map to learn.
+        """
+        bands = choose_bands(self.bands, schema=schema)
+        unknown = [name for name in self.statistics if name not in schema.bands]
+        if unknown:
+            raise ValueError(
+                f"statistics.{unknown[0]}: {schema.name} has no such band; it has {', '.join(schema.bands)}"
+            )
+        statistics_of(bands, schema=schema, given=self.statistics)
+        several = len({schema.bands[band].modality for band in bands}) > 1
+        _check(
+            "modality_dropout",
+            self.modality_dropout,
+            several or not self.modality_dropout,
+            "0 unless the bands are of several modalities",
+        )
+        has_map = schema.map_array is not None and bool(schema.classes.codes)
+        _check("task", self.task, has_map or self.task != "map", f"'labels': {schema.name} has no map")
+
     def to_json(self) -> str:
         """The resolved configuration, as saved beside the checkpoints."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         plain = {name: v.to_plain() if isinstance(v, Subset) else v for name, v in values.items()}
         return json.dumps(plain, indent=2)
-
-
-def band_names(bands: str) -> tuple[str, ...]:
-    """The bands of a named set or of a list joined by commas.
-
-    Raises:
-        ValueError: If a name is unknown.
-    """
-    if bands in BAND_SETS:
-        return BAND_SETS[bands]
-    names = tuple(name.strip() for name in bands.split(","))
-    unknown = [name for name in names if name not in BANDS]
-    if unknown:
-        raise ValueError(
-            f"bands: {unknown[0]!r} is neither a band set ({', '.join(BAND_SETS)}) nor a band ({', '.join(BANDS)})"
-        )
-    return names
 
 
 def recipe_names() -> list[str]:
@@ -211,12 +215,15 @@ def recipe_names() -> list[str]:
     )
 
 
-def load_recipe(recipe: str | os.PathLike[str], *, overrides: Iterable[str] = ()) -> TrainConfig:
+def load_recipe(
+    recipe: str | os.PathLike[str], *, overrides: Iterable[str] = (), schema: Schema = REBEN
+) -> TrainConfig:
     """Read a recipe and change single values of it.
 
     Args:
         recipe: Name of one that comes with the package, or path of a TOML file.
         overrides: ``key=value`` or ``train.country=Finland``; values as in TOML, strings need no quotes.
+        schema: What the patches to train on hold.
 
     Raises:
         FileNotFoundError: If there is no such recipe.
@@ -234,20 +241,22 @@ def load_recipe(recipe: str | os.PathLike[str], *, overrides: Iterable[str] = ()
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name} is no TOML: {error}") from error
+        raise ValueError(f"{name} is not valid TOML: {error}") from error
     for override in overrides:
         _override(values, override)
-    return config_from(values)
+    return config_from(values, schema=schema)
 
 
-def config_from(values: Mapping[str, Any]) -> TrainConfig:
+def config_from(values: Mapping[str, object], *, schema: Schema = REBEN) -> TrainConfig:
     """A configuration from nested plain values (TOML, JSON).
 
     Raises:
-        ValueError: If a key is unknown, or a value is of a wrong type or out of range.
+        ValueError: If a key is unknown, a value is of a wrong type or out of range, or the schema lacks what is
+            asked for.
     """
     config = _fill(TrainConfig, values, "", TrainConfig())
     assert isinstance(config, TrainConfig)
+    config.check(schema)
     return config
 
 
@@ -265,23 +274,30 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any) -> Any:
-    """`default` with `values` in place of its own; keys that it lacks and wrong types are refused."""
+def _fill(kind: type, values: Mapping[str, object], prefix: str, default: Any = None) -> Any:
+    """`default`, or a new `kind`, with `values` in it; keys that it lacks and wrong types are refused."""
     hints = typing.get_type_hints(kind)
     filled = {}
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(hints)}")
         if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix + key} is a table such as [{prefix + key}], got {value!r}")
-            filled[key] = _subset(value, f"{prefix}{key}.", getattr(default, key))
+            table = _table(prefix + key, value)
+            filled[key] = _subset(table, f"{prefix}{key}.", getattr(default, key))
         else:
             filled[key] = _convert(prefix + key, value, hints[key])
     try:
-        return dataclasses.replace(default, **filled)
+        return kind(**filled) if default is None else dataclasses.replace(default, **filled)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from error
+    except TypeError as error:
+        raise ValueError(f"{prefix.removesuffix('.')} needs {' and '.join(hints)}") from error
+
+
+def _table(key: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} is a table such as [{key}], got {value!r}")
+    return value
 
 
 def _subset(values: Mapping[str, Any], prefix: str, default: Subset) -> Subset:
@@ -320,6 +336,16 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     elif origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(key, item, arguments[0]) for item in items)
+    elif origin is Mapping:
+        return {
+            name: _fill(arguments[1], _table(f"{key}.{name}", one), f"{key}.{name}.")
+            for name, one in _table(key, value).items()
+        }
+    elif origin is types.UnionType:
+        # `str | None`: TOML has no None, JSON has; `bool | str`: its dataclass says which texts
+        if type(value) in arguments:
+            return value
+        return _convert(key, value, arguments[0])
     elif hint is float:
         _check(key, value, isinstance(value, int | float) and not isinstance(value, bool), "a number")
         return float(value)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 from safetensors import safe_open
 
-from reben_cloud.bigearthnet.bands import BANDS, STATISTICS_MEAN, STATISTICS_STD
-from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, CLC, representative_code
+from reben_cloud.bigearthnet.inputs import statistics_of
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.files.paths import local_path
+from reben_cloud.files.whole import write_whole
+from reben_cloud.schema import Classes, Schema
 from reben_cloud.training.config import TrainConfig
-from reben_cloud.training.models import IMAGE_PX, ModelSpec
+from reben_cloud.training.metrics import TrainResult
+from reben_cloud.training.models import ModelSpec, write_json
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/mlm/v1.5.2/schema.json",
@@ -26,12 +26,19 @@ EXTENSIONS = (
 )
 """STAC extensions of the item."""
 
+Json = dict[str, object]
+
 DATASET_BBOX = (-9.0003, 36.9569, 31.5985, 68.0217)
 """West, south, east, north of BigEarthNet v2.0, degrees: where a model was trained is where it may be used."""
 
 
 def write_card(
-    folder: str | os.PathLike[str], spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig
+    folder: str | os.PathLike[str],
+    spec: ModelSpec,
+    metrics: TrainResult,
+    config: TrainConfig,
+    *,
+    schema: Schema = REBEN,
 ) -> None:
     """Write ``README.md`` and ``item.json`` beside a model's weights.
 
@@ -40,13 +47,14 @@ def write_card(
         spec: Facts of the model.
         metrics: What `train.train` returns.
         config: How it was trained.
+        schema: What it was trained on.
     """
     folder = local_path(folder, "the folder of a model")
-    (folder / "item.json").write_text(json.dumps(model_item(folder, spec, metrics, config), indent=2) + "\n")
-    (folder / "README.md").write_text(model_card(spec, metrics, config))
+    write_json(folder / "item.json", model_item(folder, spec, metrics, config, schema))
+    write_whole(folder / "README.md", model_card(spec, metrics, config, schema).encode())
 
 
-def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig) -> str:
+def model_card(spec: ModelSpec, metrics: TrainResult, config: TrainConfig, schema: Schema) -> str:
     """The card as Markdown with a YAML head, as the Hugging Face hub reads it."""
     task = "Classification" if spec.task == "labels" else "Segmentation"
     subject = (
@@ -54,12 +62,15 @@ def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig)
     )
     names = list(metrics["macro"])
     rows = ["| | " + " | ".join(name.upper() for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-    for mean in ("macro", "micro"):
-        if mean in metrics:
-            values = [metrics[mean][name] for name in names]
+    for mean, means in (("macro", metrics["macro"]), ("micro", metrics.get("micro"))):
+        if means is not None:
+            values = [means[name] for name in names]
             shown = " | ".join("–" if value is None else f"{value:.4f}" for value in values)
             rows.append(f"| {mean} | {shown} |")
-    tags = [spec.architecture, "BigEarthNet v2.0", "Remote Sensing", task, "Multispectral"]
+    order = "alphabetical order" if list(spec.classes.names) == sorted(spec.classes.names) else "this order: "
+    if order.endswith(": "):
+        order += "; ".join(spec.classes.names)
+    tags = [spec.architecture, schema.name, "Remote Sensing", task, "Multispectral"]
     return "\n".join(
         [
             "---",
@@ -69,12 +80,13 @@ def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig)
             "license: mit",
             "---",
             "",
-            f"# {spec.architecture} on BigEarthNet v2.0, {' '.join(spec.bands)}",
+            f"# {spec.architecture} on {schema.name}, {' '.join(spec.bands)}",
             "",
             f"Predicts {subject}. "
-            f"Input: float32 (batch, {len(spec.bands)}, {IMAGE_PX}, {IMAGE_PX}), bands in the order of the title, "
-            "resampled to 10 m (nearest), less the mean and divided by the deviation of the train split. "
-            f"Output: {len(CLASSES_ALPHABETICAL)} logits, classes in alphabetical order.",
+            f"Input: float32 (batch, {len(spec.bands)}, {spec.image_px}, {spec.image_px}), "
+            "bands in the order of the title, "
+            f"resampled to {schema.patch_m / spec.image_px:g} m (nearest), less the mean and divided by the deviation "
+            f"of the train split. Output: {len(spec.classes)} logits, classes in {order}.",
             "",
             f"## Result on {metrics['subset']}",
             "",
@@ -83,6 +95,8 @@ def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig)
             f"validation ({metrics['validation_score']:.4f}). The {metrics['subset']} patches chose nothing"
             + (
                 "; the models published with the dataset were chosen by their result on test, so compare with care."
+                if metrics["subset"] == "test" and schema.name == REBEN.name
+                else "."
                 if metrics["subset"] == "test"
                 else " but these weights: there was no test patch."
             ),
@@ -108,32 +122,26 @@ def model_card(spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig)
 
 
 def model_item(
-    folder: Path, spec: ModelSpec, metrics: Mapping[str, Any], config: TrainConfig
-) -> dict[str, Any]:
+    folder: Path, spec: ModelSpec, metrics: TrainResult, config: TrainConfig, schema: Schema
+) -> Json:
     """The STAC Item of a model, with the Machine Learning Model extension."""
-    west, south, east, north = DATASET_BBOX
     weights = folder / "model.safetensors"
     with safe_open(weights, framework="pt") as opened:
         sizes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 - no mapping
     num_parameters = sum(int(torch.Size(size).numel()) for size in sizes)
     tasks = ["scene-classification"] if spec.task == "labels" else ["semantic-segmentation"]
-    pixels = [] if spec.task == "labels" else [IMAGE_PX, IMAGE_PX]
     parts = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": list(EXTENSIONS),
         "id": f"{spec.architecture}-{spec.task}-{'-'.join(spec.bands)}",
-        "geometry": {
-            "type": "Polygon",
-            "coordinates": [[[west, south], [east, south], [east, north], [west, north], [west, south]]],
-        },
-        "bbox": list(DATASET_BBOX),
+        **_place(schema),
         "properties": {
             "datetime": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "description": f"{spec.architecture} trained on BigEarthNet v2.0",
-            "bands": [_band(name) for name in spec.bands],
-            "mlm:name": f"{spec.architecture} on BigEarthNet v2.0",
+            "description": f"{spec.architecture} trained on {schema.name}",
+            "bands": [_band(name, schema) for name in spec.bands],
+            "mlm:name": f"{spec.architecture} on {schema.name}",
             "mlm:architecture": spec.architecture,
             "mlm:tasks": tasks,
             "mlm:framework": "PyTorch",
@@ -143,43 +151,8 @@ def model_item(
             "mlm:pretrained": False,
             "mlm:batch_size_suggestion": config.batch_size,
             "mlm:hyperparameters": {**parts, "timm": timm.__version__},
-            "mlm:input": [
-                {
-                    "name": "patch",
-                    "bands": list(spec.bands),
-                    "input": {
-                        "shape": [-1, len(spec.bands), IMAGE_PX, IMAGE_PX],
-                        "dim_order": ["batch", "bands", "height", "width"],
-                        "data_type": "float32",
-                    },
-                    "value_scaling": [
-                        {"type": "z-score", "mean": STATISTICS_MEAN[band], "stddev": STATISTICS_STD[band]}
-                        for band in spec.bands
-                    ],
-                    "resize_type": "interpolation-nearest",
-                    "description": "S2: digital numbers (reflectance x 10,000, no offset); S1: decibel",
-                }
-            ],
-            "mlm:output": [
-                {
-                    "name": "logits",
-                    "tasks": tasks,
-                    "result": {
-                        "shape": [-1, len(CLASSES_ALPHABETICAL), *pixels],
-                        "dim_order": ["batch", "class", *(["height", "width"] if pixels else [])],
-                        "data_type": "float32",
-                    },
-                    "classification:classes": [
-                        {
-                            "value": number,
-                            "name": "".join(c if c.isalnum() else "_" for c in name.lower()),
-                            "description": name,
-                            "color_hint": CLC[representative_code(name)].color.lstrip("#").upper(),
-                        }
-                        for number, name in enumerate(CLASSES_ALPHABETICAL)
-                    ],
-                }
-            ],
+            "mlm:input": [_input(spec, schema)],
+            "mlm:output": [_output(spec, tasks)],
             "reben:metrics": {
                 "subset": metrics["subset"],
                 "num_classes": metrics["num_classes"],
@@ -202,6 +175,65 @@ def model_item(
     }
 
 
-def _band(name: str) -> dict[str, Any]:
-    band = BANDS[name]
-    return {"name": name, "description": f"Sentinel-{band.sensor[1]}, {band.resolution_m} m"}
+def _place(schema: Schema) -> Json:
+    """Where a model may be used: where it was trained, as far as that is known."""
+    if schema.name != REBEN.name:
+        return {"geometry": None}
+    west, south, east, north = DATASET_BBOX
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    return {"geometry": {"type": "Polygon", "coordinates": [ring]}, "bbox": list(DATASET_BBOX)}
+
+
+def _band(name: str, schema: Schema) -> Json:
+    place = schema.bands[name]
+    of = schema.modality(place.modality)
+    return {"name": name, "description": f"{of.title or of.name}, {place.tensor.pixel_m:g} m"}
+
+
+def _input(spec: ModelSpec, schema: Schema) -> Json:
+    statistics = statistics_of(spec.bands, schema=schema, given=spec.statistics)
+    units = {name: schema.bands[name].tensor.units or "no unit" for name in spec.bands}
+    return {
+        "name": "patch",
+        "bands": list(spec.bands),
+        "input": {
+            "shape": [-1, len(spec.bands), spec.image_px, spec.image_px],
+            "dim_order": ["batch", "bands", "height", "width"],
+            "data_type": "float32",
+        },
+        "value_scaling": [{"type": "z-score", "mean": one.mean, "stddev": one.std} for one in statistics],
+        "resize_type": "interpolation-nearest",
+        "description": "Units before scaling: "
+        + ", ".join(
+            f"{unit} ({' '.join(n for n in units if units[n] == unit)})"
+            for unit in dict.fromkeys(units.values())
+        ),
+    }
+
+
+def _output(spec: ModelSpec, tasks: list[str]) -> Json:
+    pixels = [] if spec.task == "labels" else [spec.image_px, spec.image_px]
+    return {
+        "name": "logits",
+        "tasks": tasks,
+        "result": {
+            "shape": [-1, len(spec.classes), *pixels],
+            "dim_order": ["batch", "class", *(["height", "width"] if pixels else [])],
+            "data_type": "float32",
+        },
+        "classification:classes": _classes(spec.classes),
+    }
+
+
+def _classes(classes: Classes) -> list[Json]:
+    found: list[Json] = [
+        {
+            "value": number,
+            "name": "".join(c if c.isalnum() else "_" for c in name.lower()),
+            "description": name,
+        }
+        for number, name in enumerate(classes.names)
+    ]
+    for entry, color in zip(found, classes.colors, strict=False):
+        entry["color_hint"] = color.lstrip("#").upper()
+    return found

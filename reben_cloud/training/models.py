@@ -1,9 +1,9 @@
-"""Models: timm classifiers, a U-Net over a timm encoder, and both kept in folders.
+"""Models: timm classifiers and the U-Net, made from their facts and kept in folders.
 
 A classifier's folder has the layout of the published models (``BIFOLD-BigEarthNetv2-0/...`` on the
 Hugging Face hub): ``config.json`` is an ILMConfiguration and the weights are named
 ``model.vision_encoder.<timm name>``. Those files name neither bands nor classes, so a folder written
-here has ``reben_cloud.json`` as well. Training and its data are not this module's business.
+here has ``reben_cloud.json`` as well: bands, statistics, classes. Training and its data are not this module's business.
 """
 
 from __future__ import annotations
@@ -12,30 +12,33 @@ import dataclasses
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reben_cloud.bigearthnet.bands import BAND_SETS, BAND_SETS_V011, BANDS, PATCH_M
-from reben_cloud.bigearthnet.labels import CLASSES
-from reben_cloud.errors import NotFoundError, missing_extra
+from reben_cloud.bigearthnet.bands import BAND_SETS, BAND_SETS_V011, PATCH_M
+from reben_cloud.bigearthnet.inputs import PUBLISHED, BandStatistics
+from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.errors import NotFoundError, RebenError, missing_extra
 from reben_cloud.files.paths import local_path
+from reben_cloud.files.whole import replacing, write_whole
+from reben_cloud.schema import Classes
 
 try:
-    import torch
-
     from reben_cloud.training.torchvision_ops import load_torchvision
 
     load_torchvision()
     import timm
     from safetensors.torch import load_file, save_file
-    from torch import Tensor, nn
-    from torch.nn import functional
+    from torch import nn
+
+    from reben_cloud.training.unet import UNet
 except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
     raise missing_extra("timm", "train", error) from error
 
-IMAGE_PX = PATCH_M // 10
-"""Height and width of a model's input: every band at 10 m."""
+FACTS_VERSION = 2
+"""Version of ``reben_cloud.json``; 1 had the names of the classes alone, and no statistics."""
 
 ARCHITECTURES = (
     "resnet50",
@@ -59,7 +62,7 @@ class ModelSpec:
     """What must be known to build a model and to feed it.
 
     Raises:
-        ValueError: If a band is unknown.
+        ValueError: If a band is neither reBEN's nor has statistics.
     """
 
     architecture: str
@@ -67,29 +70,31 @@ class ModelSpec:
     bands: tuple[str, ...]
     """Bands in the order of the input's channels."""
     task: Task = "labels"
-    """19 logits a patch, or 19 logits a pixel."""
+    """A logit per class and patch, or per class and pixel."""
     drop_rate: float = 0.0
     """Dropout before the classifier."""
     drop_path_rate: float = 0.0
     """Stochastic depth."""
+    classes: Classes = REBEN.classes
+    """What the logits are of, in order."""
+    image_px: int = PATCH_M // 10
+    """Height and width of the input, pixels."""
+    statistics: Mapping[str, BandStatistics] = field(default_factory=dict)
+    """What normalises a band, where it is not what was published of reBEN's."""
 
     def __post_init__(self) -> None:
-        unknown = [band for band in self.bands if band not in BANDS]
+        unknown = [band for band in self.bands if band not in PUBLISHED and band not in self.statistics]
         if unknown:
-            raise ValueError(f"bands: {unknown[0]!r} is none of {', '.join(BANDS)}")
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """What of a patch the model looks at: of ``s2``, ``s1``."""
-        sensors = {BANDS[band].sensor for band in self.bands}
-        return tuple(name for name in ("s2", "s1") if name in sensors)
+            raise ValueError(
+                f"bands: {unknown[0]!r} is none of {', '.join(PUBLISHED)}, so its statistics must be given"
+            )
 
 
 def create_model(spec: ModelSpec) -> nn.Module:
     """A freshly initialised model.
 
-    It takes float32 (batch, len(bands), 120, 120), normalised, and gives logits in alphabetical class
-    order: (batch, 19) for labels, (batch, 19, 120, 120) for maps.
+    It takes float32 (batch, len(bands), image_px, image_px), normalised, and gives logits in the order of
+    the classes: (batch, num_classes) for labels, (batch, num_classes, image_px, image_px) for maps.
 
     Raises:
         ValueError: If timm has no such model.
@@ -100,8 +105,11 @@ def create_model(spec: ModelSpec) -> nn.Module:
         "drop_path_rate": spec.drop_path_rate,
     }
     if spec.task == "map":
-        return UNet(_create(spec.architecture, {**options, "features_only": True}), num_classes=len(CLASSES))
-    return _create(spec.architecture, {**options, "num_classes": len(CLASSES), "img_size": IMAGE_PX})
+        encoder = _create(spec.architecture, {**options, "features_only": True})
+        return UNet(encoder, num_classes=len(spec.classes))
+    return _create(
+        spec.architecture, {**options, "num_classes": len(spec.classes), "img_size": spec.image_px}
+    )
 
 
 def _create(architecture: str, options: dict[str, Any]) -> nn.Module:
@@ -124,50 +132,6 @@ def _create(architecture: str, options: dict[str, Any]) -> nn.Module:
             return model
 
 
-class UNet(nn.Module):
-    """A decoder that climbs an encoder's feature maps from the coarsest to the finest, then to the input's size."""
-
-    def __init__(self, encoder: nn.Module, *, num_classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        widths: list[int] = encoder.feature_info.channels()  # type: ignore[union-attr, operator]
-        decoded = [max(width // 2, 16) for width in widths[:-1]]
-        inputs = [*decoded[1:], widths[-1]]
-        self.steps = nn.ModuleList(
-            _convolutions(below + skip, out)
-            for below, skip, out in zip(inputs, widths, decoded, strict=False)
-        )
-        self.head = nn.Conv2d(decoded[0], num_classes, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of every pixel.
-
-        Args:
-            image: float32 (batch, band, y, x).
-
-        Returns:
-            float32 (batch, num_classes, y, x).
-        """
-        *skips, features = self.encoder(image)
-        for step, skip in zip(reversed(self.steps), reversed(skips), strict=True):
-            # To the skip's size, not twice one's own: 120 px give 60, 30, 15, 8, 4.
-            features = functional.interpolate(features, size=skip.shape[-2:], mode="nearest")
-            features = step(torch.cat([features, skip], dim=1))
-        logits: Tensor = self.head(features)
-        return functional.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _convolutions(width_in: int, width_out: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in (width_in, width_out):
-        layers += [
-            nn.Conv2d(width, width_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width_out),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers)
-
-
 def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec) -> None:
     """Write a model's folder: ``config.json``, ``model.safetensors``, ``reben_cloud.json``.
 
@@ -180,21 +144,26 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec
     weights = {
         prefix + name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()
     }
-    save_file(weights, folder / "model.safetensors")
-    facts = {**dataclasses.asdict(spec), "classes": sorted(CLASSES), "image_px": IMAGE_PX, "version": 1}
-    (folder / "reben_cloud.json").write_text(json.dumps(facts, indent=2) + "\n")
+    with replacing(folder / "model.safetensors") as new:
+        save_file(weights, new)
+    write_json(folder / "reben_cloud.json", {**dataclasses.asdict(spec), "version": FACTS_VERSION})
     if spec.task == "labels":
-        (folder / "config.json").write_text(json.dumps(ilm_configuration(spec), indent=2) + "\n")
+        write_json(folder / "config.json", ilm_configuration(spec))
 
 
-def ilm_configuration(spec: ModelSpec) -> dict[str, Any]:
+def write_json(path: Path, document: Mapping[str, object]) -> None:
+    """Write a document that people read too, as a whole or not at all."""
+    write_whole(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def ilm_configuration(spec: ModelSpec) -> dict[str, object]:
     """The fields of ConfigILM 0.7's ``ILMConfiguration``; the language half is unused and at its defaults."""
     return {
         "timm_model_name": spec.architecture,
         "channels": len(spec.bands),
-        "classes": len(CLASSES),
-        "class_names": [str(number) for number in range(len(CLASSES))],
-        "image_size": IMAGE_PX,
+        "classes": len(spec.classes),
+        "class_names": [str(number) for number in range(len(spec.classes))],
+        "image_size": spec.image_px,
         "network_type": 0,
         "drop_rate": spec.drop_rate,
         "drop_path_rate": spec.drop_path_rate,
@@ -268,9 +237,7 @@ def _download(name: str) -> Path:
 def _read_spec(folder: Path, name: str, bands: tuple[str, ...] | None) -> ModelSpec:
     own = folder / "reben_cloud.json"
     if own.is_file():
-        facts = json.loads(own.read_text())
-        fields = {field.name: facts[field.name] for field in dataclasses.fields(ModelSpec)}
-        return ModelSpec(**{**fields, "bands": bands or tuple(facts["bands"])})
+        return _spec_of_facts(json.loads(own.read_text()), own, bands)
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise NotFoundError(f"{folder} has neither reben_cloud.json nor config.json, so no model is there")
@@ -287,6 +254,25 @@ def _read_spec(folder: Path, name: str, bands: tuple[str, ...] | None) -> ModelS
             f"{name}: the model takes {config['channels']} channels, and {len(spec.bands)} bands are named"
         )
     return spec
+
+
+def _spec_of_facts(facts: dict[str, Any], path: Path, bands: tuple[str, ...] | None) -> ModelSpec:
+    if facts["version"] > FACTS_VERSION:
+        raise RebenError(
+            f"{path} is of version {facts['version']}, this release reads up to {FACTS_VERSION}: update it"
+        )
+    if facts["version"] == 1:
+        # Its classes could only be reBEN's.
+        facts = {**facts, "classes": dataclasses.asdict(REBEN.classes), "statistics": {}}
+    fields = {one.name: facts[one.name] for one in dataclasses.fields(ModelSpec)}
+    return ModelSpec(
+        **{
+            **fields,
+            "bands": bands or tuple(facts["bands"]),
+            "classes": Classes(**facts["classes"]),
+            "statistics": {name: BandStatistics(**one) for name, one in facts["statistics"].items()},
+        }
+    )
 
 
 def published_bands(name: str) -> tuple[str, ...]:

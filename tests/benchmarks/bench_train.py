@@ -20,14 +20,17 @@ from collections.abc import Iterator
 import torch
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.torch import Batch, StreamLoader
-from reben_cloud.training.config import TrainConfig, band_names
-from reben_cloud.training.evaluate import compute_context
-from reben_cloud.training.models import ModelSpec, create_model
-from reben_cloud.training.train import Learner
+from reben_cloud.training.compute import compute_context
+from reben_cloud.training.config import TrainConfig
+from reben_cloud.training.feed import modalities_for
+from reben_cloud.training.learner import Learner
+from reben_cloud.training.objective import Objective
+from reben_cloud.training.train import model_spec
 
 
 def main() -> None:
@@ -57,15 +60,12 @@ def make_root(folder: str, num_patches: int) -> str:
 def measure(arguments: argparse.Namespace, root: str) -> dict[str, object]:
     """Median step times of both ways, and the share of the time that the loader is waited for."""
     config = TrainConfig(architecture=arguments.architecture, precision=arguments.precision)
-    spec = ModelSpec(architecture=arguments.architecture, bands=band_names(config.bands))
+    spec = model_spec(config, REBEN)
     with compute_context(config.precision) as compute:
-        torch.set_float32_matmul_precision(config.matmul_precision)
-        model = create_model(spec).to(compute.device).to(memory_format=torch.channels_last)
-        learner = Learner(config, spec, None).to(compute.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
+        learner = Learner(config, spec, Objective(config, spec, REBEN, None), compute, num_steps=1_000)
         loader = StreamLoader(
             rc.open(root).search(),
-            modalities=spec.modalities,
+            modalities=modalities_for(spec, REBEN),
             batch_size=arguments.batch_size,
             drop_last=True,
         )
@@ -73,18 +73,10 @@ def measure(arguments: argparse.Namespace, root: str) -> dict[str, object]:
         if compute.device.type == "cuda":
             resident = {name: tensor.pin_memory() for name, tensor in resident.items()}
 
-        def step(raw: Batch) -> None:
-            image, target = learner.prepare(compute.to_device(raw), 0)
-            with compute.autocast():
-                logits = model(image)
-            learner.loss(logits.float(), target).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
         def timed(batches: Iterator[Batch]) -> float:
             start = time.perf_counter()
             for _ in range(arguments.steps):
-                step(next(batches))
+                learner.step(next(batches), number=0, epoch=0)
             if compute.device.type == "cuda":
                 torch.cuda.synchronize()
             return (time.perf_counter() - start) / arguments.steps

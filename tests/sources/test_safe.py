@@ -340,3 +340,14 @@ def test_a_flipped_bit_is_found_by_the_manifest(safe, name, algorithm):
 def test_a_missing_folder_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such product folder"):
         open_safe(tmp_path / "S2A.SAFE")
+
+
+@pytest.mark.parametrize(
+    "name", ["@eaDir", ".ipynb_checkpoints", "__MACOSX", "._L2A_T33UUP_A010310_20170613T101031"]
+)
+def test_what_systems_leave_beside_the_granule_is_no_granule(safe, name):
+    before = open_safe(safe)
+    shutil.copytree(tile_xml(safe).parent, safe / "GRANULE" / name)
+    (safe / "GRANULE" / ".DS_Store").touch()
+
+    assert open_safe(safe) == before

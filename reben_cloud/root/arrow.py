@@ -1,0 +1,67 @@
+"""Arrow columns as NumPy arrays and back, through their buffers.
+
+pyarrow's own ways (`pa.array`, `pa.scalar`, ``to_numpy``) load pandas when one of them is first used, which
+takes longer than a search of the whole table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def values_of(column: Any) -> NDArray[Any]:
+    """A column of numbers or times, shape (n,), read-only where it is one chunk; anything where it is null."""
+    dtype = np.dtype(f"i{column.type.bit_width // 8}")
+    if not pa.types.is_temporal(column.type):
+        dtype = np.dtype(column.type.to_pandas_dtype())
+    parts = []
+    for chunk in _chunks(column):
+        values = np.frombuffer(chunk.buffers()[1], dtype)
+        parts.append(values[chunk.offset : chunk.offset + len(chunk)])
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
+
+
+def valid_of(column: Any) -> NDArray[np.bool_]:
+    """Where a column is not null, shape (n,)."""
+    return _joined([_bits(chunk, chunk.buffers()[0]) for chunk in _chunks(column)])
+
+
+def mask_of(column: Any) -> NDArray[np.bool_]:
+    """A boolean column, shape (n,); False where it is null."""
+    bits = [_bits(chunk, chunk.buffers()[1]) for chunk in _chunks(column)]
+    return _joined(bits) & valid_of(column)
+
+
+def ints_array(values: NDArray[np.int64]) -> pa.Array[Any]:
+    """An int64 array of these numbers."""
+    data = np.ascontiguousarray(values, np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(data), [None, pa.py_buffer(data)])
+
+
+def names_array(names: Iterable[str]) -> pa.Array[Any]:
+    """A string array of these names."""
+    encoded = [name.encode() for name in names]
+    ends = np.fromiter(accumulate(map(len, encoded), initial=0), np.int64, len(encoded) + 1)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers).cast(pa.string())
+
+
+def _chunks(column: Any) -> list[Any]:
+    return [c for c in (column.chunks if isinstance(column, pa.ChunkedArray) else [column]) if len(c)]
+
+
+def _bits(chunk: Any, buffer: Any) -> NDArray[np.bool_]:
+    if buffer is None:  # there is no null
+        return np.ones(len(chunk), bool)
+    bits = np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")
+    return bits[chunk.offset : chunk.offset + len(chunk)].astype(bool)
+
+
+def _joined(parts: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    return np.concatenate([np.empty(0, bool), *parts])

@@ -1,0 +1,219 @@
+"""What the STAC API answers: the one collection, its Items, and pages of searches."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+import attr
+from fastapi import Request
+from stac_fastapi.types.core import BaseCoreClient
+from stac_fastapi.types.errors import InvalidQueryParameter, NotFoundError
+from stac_fastapi.types.requests import get_base_url
+
+from reben_cloud.catalog import add_storage, patch_items
+from reben_cloud.root import layout
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.selection import Selection
+from reben_cloud.serve.fields import Fields, fields_of_body, fields_of_names, with_fields
+from reben_cloud.serve.links import Links, position_of
+from reben_cloud.serve.results import Results
+
+MAX_LIMIT = 1_000
+"""Most Items on a page; a larger limit gets this."""
+
+
+@attr.s
+class Client(BaseCoreClient):
+    """Answers from a dataset."""
+
+    dataset: Dataset = attr.ib(kw_only=True)
+    _results: Results = attr.ib(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._results = Results(self.dataset)
+
+    def landing_page(self, **kwargs: Any) -> Any:
+        """The API's entry, with the collection as a child."""
+        page = super().landing_page(**kwargs)
+        page["stac_version"] = "1.1.0"  # of the Items; stac-fastapi writes its own default
+        page["links"].append(
+            {
+                "rel": "child",
+                "type": "application/json",
+                "title": self.title,
+                "href": f"{get_base_url(kwargs['request'])}collections/{layout.COLLECTION_ID}",
+            }
+        )
+        return page
+
+    def all_collections(self, **kwargs: Any) -> Any:
+        """The one collection."""
+        request: Request = kwargs["request"]
+        return {
+            "collections": [self._collection(request)],
+            "numberMatched": 1,
+            "numberReturned": 1,
+            "links": self._links(request).of_collections(),
+        }
+
+    def get_collection(self, collection_id: str, **kwargs: Any) -> Any:
+        """The collection, if it is that one."""
+        _check_collection(collection_id)
+        return self._collection(kwargs["request"])
+
+    def get_item(self, item_id: str, collection_id: str, **kwargs: Any) -> Any:
+        """The Item of a patch."""
+        _check_collection(collection_id)
+        found = self.dataset.search(ids=item_id, missing_ok=True)
+        if not len(found):
+            raise NotFoundError(f"no such patch: {item_id}")
+        return self._items(found, kwargs["request"])[0]
+
+    def item_collection(
+        self,
+        collection_id: str,
+        bbox: Any = None,
+        datetime: str | None = None,
+        limit: int | None = None,
+        token: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A page of the collection's Items."""
+        _check_collection(collection_id)
+        request: Request = kwargs["request"]
+        query = {"bbox": bbox and list(bbox), "datetime": datetime}
+        return self._page(query, request, limit=limit, token=token, fields=None, body=None)
+
+    def get_search(
+        self,
+        collections: list[str] | None = None,
+        ids: list[str] | None = None,
+        bbox: Any = None,
+        intersects: Any = None,
+        datetime: str | None = None,
+        limit: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A page of a search, from the query string."""
+        filter_ = kwargs.get("filter_expr")
+        if filter_ and kwargs.get("filter_lang") == "cql2-json":
+            filter_ = _parsed(filter_, "filter")
+        if isinstance(intersects, str):
+            intersects = _parsed(intersects, "intersects")
+        query = {
+            "collections": collections,
+            "ids": ids,
+            "bbox": bbox and list(bbox),
+            "intersects": intersects,
+            "datetime": datetime,
+            "cql2": filter_,
+            "sortby": kwargs.get("sortby"),
+        }
+        wanted = None
+        if "fields" in kwargs["request"].query_params:
+            wanted = fields_of_names(kwargs.get("fields") or [])
+        return self._page(
+            query, kwargs["request"], limit=limit, token=kwargs.get("token"), fields=wanted, body=None
+        )
+
+    def post_search(self, search_request: Any, **kwargs: Any) -> Any:
+        """A page of a search, from a JSON body."""
+        body = search_request.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+        query = {
+            "collections": body.get("collections"),
+            "ids": body.get("ids"),
+            "bbox": body.get("bbox"),
+            "intersects": body.get("intersects"),
+            "datetime": body.get("datetime"),
+            "cql2": body.get("filter"),
+            "sortby": [
+                ("-" if s["direction"] == "desc" else "") + s["field"] for s in body.get("sortby", ())
+            ],
+        }
+        wanted = None
+        if "fields" in search_request.model_fields_set:
+            given = search_request.fields.model_dump(exclude_unset=True)
+            body["fields"] = {name: sorted(values or ()) for name, values in given.items()}
+            wanted = fields_of_body(given)
+        return self._page(
+            query,
+            kwargs["request"],
+            limit=body.get("limit"),
+            token=body.get("token"),
+            fields=wanted,
+            body=body,
+        )
+
+    # -- what the routes share -----------------------------------------------------------------------
+
+    def _links(self, request: Request) -> Links:
+        return Links(get_base_url(request), self.title)
+
+    def _page(
+        self,
+        query: Mapping[str, Any],
+        request: Request,
+        *,
+        limit: int | None,
+        token: str | None,
+        fields: Fields | None,
+        body: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        rows = self._results.rows(dict(query))
+        start = position_of(token, len(rows))
+        end = start + min(limit or 10, MAX_LIMIT)
+        selection = Selection(self.dataset, self.dataset.patch_table, rows[start:end])
+        items = self._items(selection, request)
+        if fields is not None:
+            items = [with_fields(item, fields) for item in items]
+        return {
+            "type": "FeatureCollection",
+            "features": items,
+            "links": self._links(request).of_page(request, start, end, len(rows), body),
+            "numberMatched": len(rows),
+            "numberReturned": len(items),
+        }
+
+    def _items(self, selection: Selection, request: Request) -> list[dict[str, Any]]:
+        where = self.dataset.store.s3_location
+        items = list(patch_items(selection.to_arrow(), self._assets_url(request), where))
+        links = self._links(request)
+        for item in items:
+            item["links"] = links.of_item(item["id"])
+        return items
+
+    def _assets_url(self, request: Request) -> str:
+        if self.dataset.store.is_local:
+            return f"{get_base_url(request)}root"
+        return self.dataset.url
+
+    def _collection(self, request: Request) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(bytes(self.dataset.store.get(layout.COLLECTION)))
+        kept = {"license", "cite-as", "about"}
+        document["links"] = [
+            *self._links(request).of_collection(),
+            *(link for link in document["links"] if link["rel"] in kept),
+        ]
+        here = posixpath.dirname(layout.COLLECTION)
+        for asset in document.get("assets", {}).values():
+            path = posixpath.normpath(posixpath.join(here, asset["href"]))
+            asset["href"] = f"{self._assets_url(request)}/{path}"
+        where = self.dataset.store.s3_location
+        if where is not None:
+            add_storage(document, document, where)
+        return document
+
+
+def _check_collection(collection_id: str) -> None:
+    if collection_id != layout.COLLECTION_ID:
+        raise NotFoundError(f"no such collection: {collection_id}")
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidQueryParameter(f"{what} is not JSON: {error}") from error

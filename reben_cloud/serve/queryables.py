@@ -1,0 +1,70 @@
+"""What a filter may name, as a JSON schema that follows from the dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attr
+import pyarrow as pa
+import pyarrow.compute as pc
+from stac_fastapi.extensions.filter.client import BaseFiltersClient
+from stac_fastapi.types.requests import get_base_url
+
+from reben_cloud.bigearthnet.about import about
+from reben_cloud.root import layout
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.patches import SPLITS
+
+_TEXT = {"type": "string"}
+_TIME = {"type": "string", "format": "date-time"}
+_FLAG = {"type": "boolean"}
+
+
+@attr.s
+class Queryables(BaseFiltersClient):
+    """Answers ``/queryables``, the same in every collection: there is one."""
+
+    dataset: Dataset = attr.ib(kw_only=True)
+
+    def get_queryables(self, collection_id: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """The names, each with its type or its values."""
+        del collection_id
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "$id": f"{get_base_url(kwargs['request'])}queryables",
+            "type": "object",
+            "title": f"Queryables of {self.dataset.schema.name}",
+            "additionalProperties": False,
+            "properties": queryables(self.dataset),
+        }
+
+
+def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Name -> what values it has."""
+    schema = dataset.schema
+    facts = about(schema)
+    classes = list(facts.class_order or schema.classes.names)
+
+    def of(field: str, kind: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        return {layout.column(field): {"title": facts.title_of(field), **kind}}
+
+    return {
+        **of("patch_id", _TEXT),
+        "collection": {"title": "Collection", **_TEXT},
+        layout.GEOMETRY: {"title": "Footprint", "$ref": "https://geojson.org/schema/Polygon.json"},
+        layout.DATETIME: {"title": facts.title_of("datetime"), **_TIME},
+        "platform": {"title": facts.title_of("platform"), "enum": _distinct(dataset, "platform")},
+        "grid:code": {"title": "MGRS square", **_TEXT},
+        "proj:code": {"title": "UTM zone", **_TEXT},
+        **of("labels", {"type": "array", "items": {"enum": classes}}),
+        **of("split", {"enum": list(SPLITS)}),
+        **of("country", {"enum": dataset.countries}),
+        **of("product", _TEXT),
+        **of("s1_datetime", _TIME),
+        **{k: v for field in facts.name_columns for k, v in of(field, _TEXT).items()},
+        **{k: v for field in schema.recommended_without for k, v in of(field, _FLAG).items()},
+    }
+
+
+def _distinct(dataset: Dataset, name: str) -> list[str]:
+    return sorted(pc.unique(dataset.selection.column(name).cast(pa.string())).to_pylist())

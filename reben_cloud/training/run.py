@@ -1,0 +1,129 @@
+"""A run's folder: whose it is, where it is, its best weights.
+
+It holds ``config.json`` (resolved), ``last.pt`` (to go on), ``best/`` (the model, by its validation score),
+the log (`reben_cloud.training.log`), and at the end ``report/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from reben_cloud.errors import ConflictError, NotFiniteError, missing_extra
+from reben_cloud.files.whole import replacing, write_whole
+from reben_cloud.schema import Schema
+from reben_cloud.torch import StreamLoader
+from reben_cloud.training.compute import Compute
+from reben_cloud.training.config import TrainConfig, config_from
+from reben_cloud.training.learner import Learner
+from reben_cloud.training.models import save_model
+
+try:
+    import torch
+except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
+    raise missing_extra("torch", "train") from error
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a run is; saved with the weights."""
+
+    epoch: int = 0
+    """Number of the epoch that runs or comes next."""
+    step: int = 0
+    """Steps done."""
+    best_score: float = -1.0
+    """Best validation score so far."""
+    best_epoch: int = -1
+    """Epoch of that score; -1 before the first."""
+
+
+def claim(folder: Path, config: TrainConfig, schema: Schema) -> None:
+    """Make a run's folder, or see that it is of the same configuration.
+
+    Raises:
+        ConflictError: If it holds a run of another configuration.
+    """
+    path = folder / "config.json"
+    if path.is_file():
+        there = dataclasses.asdict(config_from(json.loads(path.read_text()), schema=schema))
+        wanted = dataclasses.asdict(config)
+        different = [name for name in wanted if there[name] != wanted[name]]
+        if different:
+            name = different[0]
+            raise ConflictError(
+                f"{folder} holds a run with {name}={there[name]!r}, not {wanted[name]!r}; "
+                "choose another folder, or delete this one"
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (config.to_json() + "\n").encode())
+
+
+class Run:
+    """What a run's folder keeps, read when it is there already.
+
+    Args:
+        folder: Of the run, claimed.
+        compute: Where it runs; the first process writes.
+        learner: What learns; it goes on from ``last.pt``.
+        loader: Its batches; likewise.
+    """
+
+    def __init__(self, folder: Path, compute: Compute, learner: Learner, loader: StreamLoader) -> None:
+        self.progress = Progress()
+        """Where the run is."""
+        self._compute, self._learner, self._loader = compute, learner, loader
+        self.best = folder / "best"
+        """Folder of the best weights so far."""
+        self._last = folder / "last.pt"
+        if self._last.is_file():
+            state = torch.load(self._last, map_location=compute.device, weights_only=True)
+            learner.load_state_dict(state)
+            loader.load_state_dict(state["loader"])
+            self.progress = Progress(**state["progress"])
+            logger.info("going on at step %d of epoch %d", self.progress.step, self.progress.epoch)
+
+    def is_finished(self, config: TrainConfig) -> bool:
+        """Whether all epochs are done, or validation has not got better for long enough."""
+        done = self.progress.epoch
+        return done >= config.epochs or done - 1 - self.progress.best_epoch >= config.patience
+
+    def end_step(self) -> int:
+        """Count a step; returns how many are done."""
+        self.progress = dataclasses.replace(self.progress, step=self.progress.step + 1)
+        return self.progress.step
+
+    def save(self) -> None:
+        """Write ``last.pt``, all of it or nothing; weights that are not finite are never written.
+
+        Raises:
+            NotFiniteError: If weights are infinite or not a number.
+        """
+        name = self._learner.first_not_finite()
+        if name is not None:
+            raise NotFiniteError(
+                f"training stops at step {self.progress.step:,}: the weights {name} are infinite or not a number; "
+                f"{self._last} is from before; take a lower lr, clip_norm or precision fp32"
+            )
+        if self._compute.rank == 0:
+            state = self._learner.state_dict() | {"loader": self._loader.state_dict()}
+            with replacing(self._last) as new:
+                torch.save({**state, "progress": dataclasses.asdict(self.progress)}, new)
+
+    def end_epoch(self, score: float) -> None:
+        """Keep the weights if they are the best so far, then the state at the start of the next epoch."""
+        progress = self.progress
+        if score > progress.best_score:
+            progress = dataclasses.replace(progress, best_score=score, best_epoch=progress.epoch)
+            if self._compute.rank == 0:
+                # Killed in here, the run goes on from an older `last.pt` and writes these files again.
+                save_model(self.best, self._learner.model, self._learner.spec)
+        self.progress = dataclasses.replace(progress, epoch=progress.epoch + 1)
+        self._loader.set_epoch(self.progress.epoch)
+        self.save()

@@ -1,0 +1,142 @@
+"""What stands in one place only: paths and columns of a root, and the names that are reBEN's alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from reben_cloud.bigearthnet.bands import BANDS
+from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.root import layout
+
+PACKAGE = Path(__file__).parent.parent / "reben_cloud"
+
+ROOMS = ("formats", "root", "stream", "search", "export", "catalog", "checks", "views", "serve")
+"""Rooms that know schemas, and no dataset by name."""
+
+NAMES = frozenset({*REBEN.modality_names, *BANDS})
+"""Modalities and bands of reBEN."""
+
+PATHS = frozenset({layout.MANIFEST, layout.OBJECTS, layout.PATCHES, layout.CATALOG, layout.COLLECTION})
+"""Objects of a root whose paths are constants."""
+
+BEGINNINGS = (layout.PREFIX, f"{layout.SHARDS}/", "zarr/", "../../zarr/", f"{layout.COLLECTION_ID}/")
+"""How columns with the prefix begin, and other paths."""
+
+NAMES_KNOWN: dict[str, str] = {
+    "export/plan.py": "not converted yet",
+    "formats/lmdb.py": "not converted yet",
+    "formats/lmdb_sink.py": "not converted yet",
+    "formats/safetensors.py": "not converted yet",
+    "formats/zarr.py": "not converted yet",
+    "root/dataset.py": "not converted yet",
+    "root/patch.py": "not converted yet",
+    "stream/fetch.py": "not converted yet",
+    "stream/gather.py": "not converted yet",
+}
+"""File -> why it names a modality or a band of reBEN."""
+
+PATHS_KNOWN: dict[str, str] = {
+    "bucket.py": "not converted yet",
+    "build/plan.py": "not converted yet",
+    "build/publish.py": "not converted yet",
+    "build/tasks.py": "not converted yet",
+    "export/folder.py": "not converted yet",
+    "export/plan.py": "not converted yet",
+    "formats/safetensors.py": "not converted yet",
+    "formats/tar.py": "not converted yet",
+    "root/dataset.py": "not converted yet",
+    "root/documents.py": "not converted yet",
+    "root/manifest.py": "not converted yet",
+    "root/patches.py": "not converted yet",
+    "root/placement.py": "not converted yet",
+    "root/selection.py": "not converted yet",
+    "search/cql.py": "not converted yet",
+    "search/evaluation.py": "not converted yet",
+    "search/output.py": "not converted yet",
+    "sources/roots.py": "not converted yet",
+    "sources/survey.py": "not converted yet",
+    "stream/fetch.py": "not converted yet",
+    "stream/select.py": "not converted yet",
+    "training/metrics.py": "not converted yet",
+    "training/modelcard.py": "not converted yet",
+    "training/train.py": "not converted yet",
+}
+"""File -> why it spells a path or a column."""
+
+
+def literals(code):
+    """(Line, text) of every string, and of the constant parts of f-strings, but for what is documentation."""
+    tree = ast.parse(code)
+    # Docstrings, and the strings below assignments and fields.
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node.lineno, node.value
+
+
+def is_name(text):
+    return text in NAMES
+
+
+def is_path(text):
+    return text in PATHS or text.startswith(BEGINNINGS) or ".zarr/" in text or text.endswith(".zarr")
+
+
+def found(path, is_wrong):
+    return [f"line {line}: {text!r:.60}" for line, text in literals(path.read_text()) if is_wrong(text)]
+
+
+def files(rooms):
+    paths = [path for room in rooms for path in sorted((PACKAGE / room).rglob("*.py"))]
+    return [path.relative_to(PACKAGE).as_posix() for path in paths]
+
+
+EVERYWHERE = [name for name in files(["."]) if name != "root/layout.py"]
+
+
+@pytest.mark.parametrize("name", files(ROOMS))
+def test_rooms_that_know_schemas_name_nothing_of_rebens(name):
+    wrong = found(PACKAGE / name, is_name)
+
+    assert bool(wrong) == (name in NAMES_KNOWN), f"{name}: {'; '.join(wrong) or 'take it out of NAMES_KNOWN'}"
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_only_the_layout_spells_paths_and_columns(name):
+    wrong = found(PACKAGE / name, is_path)
+
+    assert bool(wrong) == (name in PATHS_KNOWN), f"{name}: {'; '.join(wrong) or 'take it out of PATHS_KNOWN'}"
+
+
+def test_every_known_file_is_there():
+    assert {*NAMES_KNOWN} <= {*files(ROOMS)}
+    assert {*PATHS_KNOWN} <= {*EVERYWHERE}
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        pytest.param('"""s1"""\nx = 1\n"""map"""', 0, id="documentation"),
+        pytest.param('if m == "map": f("B8A")', 2, id="names"),
+        pytest.param('title = "the map of s2"', 0, id="a sentence"),
+    ],
+)
+def test_names_are_told_from_documentation(code, count):
+    assert sum(is_name(text) for _, text in literals(code)) == count
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        pytest.param('"""zarr/x"""', 0, id="documentation"),
+        pytest.param('p = f"zarr/{product}.zarr/{path}"', 2, id="parts of an f-string"),
+        pytest.param('t.column("reben:split"), f"reben:{m}_xxh3"', 2, id="columns"),
+        pytest.param('store.get("manifest.json")', 1, id="a constant path"),
+        pytest.param('raise E(f"{url}: manifest.json is damaged")', 0, id="a message"),
+    ],
+)
+def test_paths_are_told_from_messages(code, count):
+    assert sum(is_path(text) for _, text in literals(code)) == count
