@@ -37,7 +37,7 @@ from reben_cloud.build import make_plan
 from reben_cloud.build.tasks import stack_patches
 from reben_cloud.formats import zarr
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.patch import lmdb_key
+from reben_cloud.root.patch import key_of
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -66,16 +66,16 @@ def make_data(folder: Path, num_patches: int) -> None:
     if (folder / "ready").exists():
         return
     names = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
-    table = metadata.read_official([METADATA / name for name in names]).slice(0, num_patches)
+    table = read_official([METADATA / name for name in names]).slice(0, num_patches)
     official.write_folders(folder / "folders", table)
     official.write_archives(folder / "archives", table)
     source = SyntheticSource(table.num_rows)
     (folder / "lmdb" / "BENv2.lmdb").mkdir(parents=True)
     env = lmdb.open(str(folder / "lmdb" / "BENv2.lmdb"), map_size=table.num_rows * 400_000)
     with env.begin(write=True) as txn:
-        for info in metadata.patch_infos(table):
+        for info in metadata.patch_infos(describe(table)):
             for modality, payload in source.read(info, MODALITIES).payloads.items():
-                txn.put(lmdb_key(modality, info).encode(), payload)
+                txn.put(key_of(REBEN.modality(modality), info).encode(), payload)
     env.close()
     pq.write_table(table, folder / "lmdb" / "metadata.parquet")
     (folder / "ready").touch()
