@@ -33,6 +33,8 @@ import lmdb
 import pyarrow.parquet as pq
 from numcodecs import Blosc
 
+from reben_cloud.bigearthnet.official import describe, read_official
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import make_plan
 from reben_cloud.build.tasks import stack_patches
 from reben_cloud.formats import zarr
@@ -84,7 +86,7 @@ def make_data(folder: Path, num_patches: int) -> None:
 def floors(folder: Path, sample: int = 500) -> dict[str, float]:
     """Processor seconds a patch that nothing can avoid: decoding with imagecodecs, compressing, digests."""
     source, table = open_source(folder / "folders")
-    infos = list(metadata.patch_infos(table))[:sample]
+    infos = list(metadata.patch_infos(describe(table)))[:sample]
     files = [
         path.read_bytes()
         for info in infos
@@ -155,7 +157,7 @@ def run_build(source: Path, root: Path, *options: str, scratch: Path | None = No
 def write_floor(folder: Path, num_patches: int) -> float:
     """Seconds that writing the root's tasks takes when reading costs nothing: payloads are in memory."""
     source, table = open_source(folder / "lmdb")
-    infos = list(metadata.patch_infos(table))[: min(num_patches, 1024)]
+    infos = list(metadata.patch_infos(describe(table)))[: min(num_patches, 1024)]
     patches = {info.patch_id: source.read(info, MODALITIES) for info in infos}
 
     class InMemory(SyntheticSource):
