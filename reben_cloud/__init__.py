@@ -21,7 +21,7 @@ from reben_cloud.errors import (
 )
 
 if TYPE_CHECKING:
-    from reben_cloud.bigearthnet import grid
+    from reben_cloud import grid
     from reben_cloud.opening import open
     from reben_cloud.root.dataset import Dataset
     from reben_cloud.root.query import Query
@@ -51,7 +51,6 @@ _HOMES = {
     "Dataset": "reben_cloud.root.dataset",
     "Query": "reben_cloud.root.query",
     "Selection": "reben_cloud.root.selection",
-    "grid": "reben_cloud.bigearthnet",
     "open": "reben_cloud.opening",
 }
 """Public name -> the module it is loaded from; the errors cost nothing and are there at once."""
@@ -60,6 +59,8 @@ if not TYPE_CHECKING:  # or a type checker would take any name for one of these
 
     def __getattr__(name: str) -> object:
         """Load what a public name stands for."""
+        if name == "grid":
+            return import_module("reben_cloud.grid")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = getattr(import_module(_HOMES[name]), name)

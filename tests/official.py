@@ -25,8 +25,8 @@ from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 
 from reben_cloud import grid
+from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.patch import MAP_TENSOR, TENSORS, decode_tensors
 from reben_cloud.sources.archives import ARCHIVES
 from reben_cloud.sources.folders import FOLDERS, file_part, group_of
 from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
@@ -114,8 +114,8 @@ def members(modality: str, table: pa.Table) -> Iterator[tuple[str, bytes]]:
     for info in infos:
         name = name_of[info.patch_id]
         folder = f"{FOLDERS[modality]}/{group_of(modality, name)}/{name}"
-        tensors = decode_tensors(modality, source.read(info, [modality]).payloads[modality])
-        for tensor in TENSORS[modality]:
+        tensors = REBEN.modality(modality).decode(source.read(info, [modality]).payloads[modality])
+        for tensor in REBEN.modality(modality).places:
             data = tiff(tensors[tensor], grid.footprint(info.patch_id), deflate=tensor == MAP_TENSOR)
             yield f"{folder}/{name}_{file_part(tensor)}.tif", data
 

@@ -12,11 +12,11 @@ import pytest
 import zstandard
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import InvalidPatchError, SourceError, StorageError
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.patch import PAYLOAD_BYTES
 from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
@@ -82,7 +82,9 @@ def test_the_plan_states_the_scratch_space(archives, tmp_path):
 
     estimate = plan.estimate()
 
-    assert estimate.scratch_bytes == NUM_PATCHES * sum(size + 8 for size in PAYLOAD_BYTES.values())
+    assert estimate.scratch_bytes == NUM_PATCHES * sum(
+        size + 8 for size in (m.payload_bytes for m in REBEN.modalities)
+    )
     assert estimate.num_tasks == 3 + len(plan.tasks)
     assert f"in {tmp_path}/scratch" in estimate.to_text()
     assert not (tmp_path / "scratch").exists()
@@ -147,7 +149,7 @@ def test_a_second_run_decodes_only_what_the_first_did_not_keep(archives, truth, 
             plan.spool.write(modality, row, payload)
     # One record that a power cut left torn: its checksum does not fit.
     with open(f"{plan.spool.folder}/s2.records", "r+b") as file:
-        file.seek(3 * PAYLOAD_BYTES["s2"] + 5000)
+        file.seek(3 * REBEN.modality("s2").payload_bytes + 5000)
         file.write(b"torn")
 
     with pytest.raises(

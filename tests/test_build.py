@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, build_share, lease, make_plan
 from reben_cloud.build.plan import ShardTask, ZarrTask
 from reben_cloud.build.tasks import Receipt, run_job
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, RebenError, StorageError
-from reben_cloud.root.patch import PAYLOAD_BYTES
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -101,7 +101,7 @@ def test_scratch_changes_no_byte_and_is_removed(uninterrupted, tmp_path):
     build(plan)
 
     assert contents(store) == uninterrupted
-    assert plan.spool.nbytes == 48 * sum(size + 8 for size in PAYLOAD_BYTES.values())
+    assert plan.spool.nbytes == 48 * sum(size + 8 for size in (m.payload_bytes for m in REBEN.modalities))
     assert list((tmp_path / "scratch").iterdir()) == []
 
 

@@ -27,15 +27,16 @@ from typer.testing import CliRunner
 import reben_cloud as rc
 from reben_cloud import export as exporting
 from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError, StorageError
-from reben_cloud.formats.lmdb import LmdbSource
 from reben_cloud.root.manifest import to_bytes
-from reben_cloud.root.patch import decode_payload, lmdb_key
+from reben_cloud.root.patch import key_of
 from reben_cloud.root.patches import patch_infos
+from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -62,7 +63,7 @@ def records_of(folder):
 def truth(selection, modalities=("s2", "s1", "map")):
     """What the records must be, from the source itself."""
     return {
-        lmdb_key(modality, info): payload
+        key_of(REBEN.modality(modality), info): payload
         for info in patch_infos(selection.official())
         for modality, payload in synthetic(info).items()
         if modality in modalities
@@ -694,13 +695,13 @@ def test_safetensors_and_back(built, tmp_path):
     for number, path in enumerate(parts):
         arrays = load_file(path)
         for row, patch_id in enumerate(ids[number * 50 : number * 50 + 50]):
-            for name, array in decode_payload("s2", want[patch_id]).items():
+            for name, array in REBEN.modality("s2").stack(want[patch_id]).items():
                 np.testing.assert_array_equal(arrays[name][row], array)
     source, official = open_source(tmp_path / "out")
     assert official == selection.official()
     for info in patch_infos(official.slice(3, 20)):
         for modality, payload in source.read(info, ("s2", "s1", "map")).payloads.items():
-            assert payload == want[lmdb_key(modality, info)]
+            assert payload == want[key_of(REBEN.modality(modality), info)]
 
 
 # -- size --------------------------------------------------------------------------------------------------
@@ -737,8 +738,8 @@ def test_many_patches_value_by_value(tmp_path, shared):
         assert env.stat()["entries"] == 3 * count
         for info in patch_infos(official):
             for modality, payload in source.read(info, ("s2", "s1", "map")).payloads.items():
-                wrong += txn.get(lmdb_key(modality, info).encode()) != payload
-        key = lmdb_key("s2", info)
+                wrong += txn.get(key_of(REBEN.modality(modality), info).encode()) != payload
+        key = key_of(REBEN.modality("s2"), info)
         assert load(txn.get(key.encode()))["B8A"].shape == (60, 60)
     assert wrong == 0
 

@@ -13,16 +13,16 @@ from safetensors.numpy import load
 
 import reben_cloud as rc
 from reben_cloud import grid
+from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ChecksumError, InvalidPatchError, SourceError
 from reben_cloud.formats.geotiff_decode import read_pixels
-from reben_cloud.formats.lmdb import LmdbSource
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.patch import MAP_TENSOR, TENSORS, decode_tensors
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.sources.folders import FolderSource
+from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.roots import RootSource
 from reben_cloud.sources.synthetic import SyntheticSource
@@ -50,9 +50,9 @@ def real_tiffs(shared):
     for path in sorted((shared / "data" / "rico_hdl_bigearthnet").rglob("*.tif")):
         name, _, part = path.stem.rpartition("_")
         if part == "map":
-            name, tensor = path.stem.removesuffix("_reference_map"), TENSORS["map"][MAP_TENSOR]
+            name, tensor = path.stem.removesuffix("_reference_map"), REBEN.modality("map").places[MAP_TENSOR]
         else:
-            tensor = TENSORS["s1" if part in ("VV", "VH") else "s2"][part]
+            tensor = REBEN.modality("s1" if part in ("VV", "VH") else "s2").places[part]
         if name.startswith("S1"):
             square, x, y = name.split("_")[-3:]
             name = f"{TRIPLE[:38]}T{square}_{x:0>2}_{y:0>2}"
@@ -80,7 +80,7 @@ def test_made_up_tiffs_have_the_bytes_of_gdal(folders):
     info = next(metadata.patch_infos(official.table_of(12)))
     footprint = grid.footprint(info.patch_id)
     payload = SyntheticSource(1).read(info, ["s2"]).payloads["s2"]
-    for band, array in decode_tensors("s2", payload).items():
+    for band, array in REBEN.modality("s2").decode(payload).items():
         assert official.tiff(array, footprint) == official._gdal(array, footprint, nodata=0), band
 
 
@@ -100,7 +100,7 @@ def test_other_tiffs_are_read_too(options):
     array = np.arange(1, 14_401, dtype=np.uint16).reshape(120, 120)
     data = official._gdal(array, footprint, **options)
 
-    pixels = read_pixels(data, TENSORS["s2"]["B02"], footprint, name="file")
+    pixels = read_pixels(data, REBEN.modality("s2").places["B02"], footprint, name="file")
 
     np.testing.assert_array_equal(np.frombuffer(pixels, "<u2").reshape(120, 120), array)
 
@@ -163,7 +163,9 @@ def broken_tiff(kind):
 )
 def test_a_wrong_tiff_is_named_with_what_is_wrong(kind, error, message):
     with pytest.raises(error, match=message):
-        read_pixels(broken_tiff(kind), TENSORS["s2"]["B02"], grid.footprint(TRIPLE), name="file")
+        read_pixels(
+            broken_tiff(kind), REBEN.modality("s2").places["B02"], grid.footprint(TRIPLE), name="file"
+        )
 
 
 def test_random_damage_to_the_tags_never_ends_in_another_error():
@@ -175,7 +177,7 @@ def test_random_damage_to_the_tags_never_ends_in_another_error():
         for at in rng.integers(0, 396, 3):
             data[at] = rng.integers(0, 256)
         try:
-            pixels = read_pixels(bytes(data), TENSORS["s2"]["B02"], footprint, name="file")
+            pixels = read_pixels(bytes(data), REBEN.modality("s2").places["B02"], footprint, name="file")
         except (SourceError, InvalidPatchError):
             continue
         assert len(pixels) == 28_800

@@ -11,19 +11,19 @@ import threading
 
 import numpy as np
 import pytest
-from reben_cloud.stream.fetch import plan_ranges
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
 from reben_cloud.formats import tar
-from reben_cloud.root.patch import decode_payload
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sampling import EpochOrder
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.cache import ShardCache
+from reben_cloud.stream.readers.shards import plan_ranges
 
 NUM_PATCHES = 150
 SHARD_SAMPLES = 16
@@ -45,8 +45,8 @@ def truth(root):
     found = {}
     for path in sorted(root.glob("shards/*/*/*.tar")):
         modality = path.parent.name
-        for patch_id, payload, _ in tar.iter_samples(modality, path.read_bytes()):
-            found.setdefault(patch_id, {}).update(decode_payload(modality, payload))
+        for patch_id, payload, _ in tar.iter_samples(REBEN.modality(modality), path.read_bytes()):
+            found.setdefault(patch_id, {}).update(REBEN.modality(modality).stack(payload))
     ids = rc.open(root).search().patch_ids
     return {name: np.stack([found[i][name] for i in ids]) for name in next(iter(found.values()))}
 
@@ -293,7 +293,7 @@ def test_a_tar_of_another_writer_is_read_all_the_same(root, truth, tmp_path):
         modality = path.parent.name
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as out:
-            for patch_id, payload, text in tar.iter_samples(modality, path.read_bytes()):
+            for patch_id, payload, text in tar.iter_samples(REBEN.modality(modality), path.read_bytes()):
                 for name, data in (
                     (f"{patch_id}.{modality}.safetensors", payload),
                     (f"{patch_id}.json", json.dumps(text).encode()),
@@ -388,7 +388,7 @@ def test_a_flipped_bit_on_disk_is_found_and_named(root, tmp_path, part):
     for victim in copy.glob("shards/*/s2/*.tar"):
         data = bytearray(victim.read_bytes())
         for row in range(SHARD_SAMPLES):
-            data[min(row * tar.RECORD_BYTES["s2"] + 90_000, len(data) - 1)] ^= 4
+            data[min(row * tar.record_bytes(REBEN.modality("s2")) + 90_000, len(data) - 1)] ^= 4
         victim.write_bytes(data)
     selection = rc.open(copy).search()
     if part:
@@ -527,7 +527,7 @@ def test_from_s3_the_batches_are_those_of_the_folder(s3_root, selection):
 
 
 def _size_of(modality):
-    return tar.shard_bytes(modality, SHARD_SAMPLES)
+    return tar.shard_bytes(REBEN.modality(modality), SHARD_SAMPLES)
 
 
 @pytest.mark.s3

@@ -5,6 +5,7 @@
 import ast
 import gc
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -20,14 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
+from reben_cloud.stream.fetch import Places
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import ChecksumError, SourceError, StorageError
 from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
-from reben_cloud.stream.fetch import Places
 from reben_cloud.stream.gather import (
     PAYLOAD_COPIES,
     BufferPool,
@@ -329,8 +331,8 @@ def flip(path):
     """Change the last byte of every payload, with the times of the file as they were."""
     modality = path.parent.name if path.parent.name in PAYLOAD_COPIES else path.name.split("-")[-2]
     status, data = path.stat(), bytearray(path.read_bytes())
-    end = max(c.source + c.nbytes for c in PAYLOAD_COPIES[modality])
-    for start in range(tar.PAYLOAD_OFFSET, len(data) - end, tar.RECORD_BYTES[modality]):
+    end = max(c.source + c.nbytes for c in REBEN.modality(modality).copies)
+    for start in range(tar.PAYLOAD_OFFSET, len(data) - end, tar.record_bytes(REBEN.modality(modality))):
         data[start + end - 1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -366,6 +368,34 @@ def test_a_local_shard_that_changes_between_epochs_or_batches_is_named(own_root,
         list(iterator)
 
     assert ".tar" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "cache", "lmdb"])
+def test_a_change_that_no_time_of_the_file_shows_is_met(own_root, remote, truth, tmp_path, kind):
+    """Who writes through a mapping marks the file once a page, and on tmpfs never: times cannot vouch for bytes."""
+    place, options, chosen = own_root / "shards", {}, rc.open(own_root).search()
+    if kind == "cache":
+        place, options, chosen = tmp_path / "cache", {"cache_dir": tmp_path / "cache"}, remote
+    elif kind == "lmdb":
+        chosen.export_lmdb(tmp_path / "export")
+        place, chosen = tmp_path / "export", rc.open(tmp_path / "export").search()
+    loader = RawLoader(chosen, batch_size=16, **options)
+    epoch_of(loader)
+    (path, *_) = sorted(place.rglob("data.mdb" if kind == "lmdb" else "*train-s1-000000.tar"))
+    part = REBEN.modality("s1").copies[0]
+    payload = path.read_bytes().find(REBEN.modality("s1").payload_header)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        target = payload + part.source + 7
+        memory[target] = memory[target]  # the page is dirty from now on
+        check_pixels(epoch_of(loader), truth)
+        memory[target] ^= 1
+
+        if kind == "cache":
+            check_pixels(epoch_of(loader), truth)
+            assert loader.stats().retries == 1
+        else:
+            with pytest.raises(ChecksumError, match=r"xxh3 differs|is not the payload that was written"):
+                epoch_of(loader)
 
 
 def test_a_shard_in_the_place_of_another_is_named_though_its_size_is_right(own_root):
@@ -528,7 +558,7 @@ def test_no_payload_is_read_outside_its_memory(starts):
 # -- a campaign --------------------------------------------------------------------------------------
 
 CAMPAIGN = """
-    import json, os, random, shutil, sys, threading, time
+    import json, mmap, os, random, shutil, sys, threading, time
     from pathlib import Path
     import xxhash
     import reben_cloud as rc
@@ -562,14 +592,25 @@ CAMPAIGN = """
                 continue
             path = random.choice(files)
             try:
-                data = path.read_bytes()
-                act = random.choice(["flip", "cut", "cut", "replace", "unlink", "empty"])
-                if act == "flip":
+                data, status = path.read_bytes(), path.stat()
+                if not data:
+                    continue
+                act = random.choice(["flip", "hide", "map", "cut", "cut", "replace", "unlink", "empty"])
+                if act == "map":  # the page is dirty before: nothing tells when it changes
+                    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+                        places = [random.randrange(len(memory)) for _ in range(40)]
+                        for value in (0, 0, 1 << random.randrange(8)):
+                            for place in places:
+                                memory[place] ^= value
+                            time.sleep(random.random() * 0.01)
+                elif act in ("flip", "hide"):
                     with open(path, "r+b") as file:
                         for _ in range(40):
                             place = random.randrange(len(data))
                             file.seek(place)
                             file.write(bytes([data[place] ^ 1 << random.randrange(8)]))
+                    if act == "hide":
+                        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
                 elif act == "cut":
                     os.truncate(path, random.randrange(len(data)))
                 elif act == "empty":

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import psutil
@@ -23,9 +23,9 @@ from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, encode_many
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, NotFoundError
-from reben_cloud.root.patch import Patch, encode_payload
+from reben_cloud.root.patch import Patch
 from reben_cloud.sources.recognise import open_source
-from reben_cloud.sources.synthetic import synthetic_metadata
+from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.training.compute import compute_context
 from reben_cloud.training.config import load_recipe
@@ -459,33 +459,21 @@ def test_evaluation_puts_every_patch_in_its_place(dataset):
         evaluate(model, spec, dataset.search(bbox=(0, 0, 1, 1)), compute)
 
 
-class SignalSource:
+@dataclass(frozen=True)
+class SignalSource(SyntheticSource):
     """Patches that show 19 signals, each the brightness or the contrast of a channel; labels are noisy signals."""
 
-    kind = "signals"
+    signals: dict = field(default_factory=dict)
+
     CHANNELS = (*ARRAYS["s1"], *ARRAYS["s2_10m"], *ARRAYS["s2_20m"])
-
-    def __init__(self, signals):
-        self.signals = signals
-
-    def describe(self):
-        return "signals"
-
-    def names(self):
-        return {"s2": None, "s1": None}
-
-    def identity(self):
-        return {}
-
-    def stamp(self, info, modalities):
-        return ""
 
     def read(self, info, modalities):
         signal = self.signals[info.patch_id]
         payloads = {}
         for modality in modalities:
             bands = [band for band in BANDS.values() if band.sensor == modality]
-            payloads[modality] = encode_payload(modality, {b.name: self.band(signal, b) for b in bands})
+            pixels = {b.name: self.band(signal, b) for b in bands}
+            payloads[modality] = REBEN.modality(modality).encode(pixels)
         return Patch(info=info, payloads=payloads)
 
     def band(self, signal, band):
@@ -528,7 +516,9 @@ def test_a_known_optimum_is_reached(tmp_path_factory, tmp_path):
     field = metadata.schema.get_field_index("labels")
     metadata = metadata.set_column(field, "labels", column.cast(metadata.schema.field("labels").type))
     known = dict(zip(metadata.column("patch_id").to_pylist(), signals.astype(float), strict=True))
-    dataset = rc.open(make_root(tmp_path_factory, SignalSource(known), metadata))
+    dataset = rc.open(
+        make_root(tmp_path_factory, SignalSource(metadata.num_rows, ("s2", "s1"), known), metadata)
+    )
     test = dataset.search(split="test", recommended=True)
     truth = torch.from_numpy(encode_many(test.column("reben:labels")))
     best = label_metrics(

@@ -112,6 +112,14 @@ def test_bands_are_the_square_images_in_order_and_the_map_is_not_one():
             choose_bands(name, schema=FIELDS)
 
 
+def test_a_set_of_which_a_root_has_a_part_names_what_is_missing():
+    with pytest.raises(
+        ValueError, match="'VV' is a band of reBEN that this dataset does not have; it has B02"
+    ):
+        choose_bands("S1_10m_20m", schema=REBEN.only(["s2", "map"]))
+    assert choose_bands("RGB", schema=REBEN.only(["s2", "map"])) == ("B04", "B03", "B02")
+
+
 def test_a_band_of_two_modalities_is_named_with_its_modality():
     before = replace(HEIGHT, name="before", arrays=())
     both = replace(FIELDS, modalities=(before, *FIELDS.modalities))

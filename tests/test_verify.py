@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.formats import tar, zarr
-from reben_cloud.formats.lmdb import LmdbSource
 from reben_cloud.root import patches as metadata
 from reben_cloud.root.manifest import to_bytes
-from reben_cloud.root.patch import lmdb_key
+from reben_cloud.root.patch import key_of
+from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from tests import official
@@ -250,10 +251,10 @@ def test_an_exported_lmdb_is_compared(good, tmp_path):
     with env.begin(write=True) as txn:
         for info in infos:
             for modality, payload in source.read(info, MODALITIES).payloads.items():
-                txn.put(lmdb_key(modality, info).encode(), payload)
+                txn.put(key_of(REBEN.modality(modality), info).encode(), payload)
         wrong = source.read(infos[3], ["map"]).payloads["map"]
-        txn.put(lmdb_key("map", infos[4]).encode(), wrong)
-        txn.delete(lmdb_key("s1", infos[5]).encode())
+        txn.put(key_of(REBEN.modality("map"), infos[4]).encode(), wrong)
+        txn.delete(key_of(REBEN.modality("s1"), infos[5]).encode())
     env.close()
 
     found = problems(good, against=LmdbSource(str(tmp_path / "lmdb")))

@@ -89,6 +89,10 @@ def _why_not(name: str, schema: Schema, sets: Mapping[str, tuple[str, ...]]) -> 
         return (
             f"is a tensor of {schema.name}, but not a band: a square image with a pixel size, and not the map"
         )
+    if name in PUBLISHED:
+        return (
+            f"is a band of reBEN that this dataset does not have; it has {', '.join(schema.bands) or 'none'}"
+        )
     return (
         f"is neither a band set ({', '.join(sets)}) nor a band of {schema.name} "
         f"({', '.join(schema.bands) or 'it has none'})"

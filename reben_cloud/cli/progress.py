@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from reben_cloud.stream import RawLoader
     from reben_cloud.torch import StreamLoader
-    from reben_cloud.training.train import StepInfo
+    from reben_cloud.training.log import StepInfo
 
 T = TypeVar("T")
 

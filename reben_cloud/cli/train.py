@@ -43,9 +43,9 @@ def train(
     """Train a model by a recipe, or go on where it was interrupted; under torchrun, on several GPUs."""
     from reben_cloud.training.config import load_recipe
 
-    config = load_recipe(recipe, overrides=change or ())
-    folder = out or Path("runs") / Path(recipe).stem
     dataset = open_root(root, endpoint_url)
+    config = load_recipe(recipe, overrides=change or (), schema=dataset.schema)
+    folder = out or Path("runs") / Path(recipe).stem
     from reben_cloud.training.train import train as run  # takes seconds; a typo above is told at once
 
     with steps() as on_step:

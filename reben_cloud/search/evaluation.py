@@ -163,7 +163,7 @@ def _with_labels(names: str | Iterable[str] | None, combine: np.ufunc, argument:
 def _holds(lists: pa.ListArray, name: str) -> NDArray[np.bool_]:
     """Which of some lists hold a name; a running count of it says so without a look at each list."""
     found = np.append(0, np.cumsum(mask_of(pc.equal(lists.values, names_array([name])[0])), dtype=np.int64))
-    return np.diff(found[values_of(lists.offsets)]) > 0
+    return np.asarray(np.diff(found[values_of(lists.offsets)]) > 0)
 
 
 def _filtered(query: str | Mapping[str, Any], known: Sequence[str]) -> Condition:

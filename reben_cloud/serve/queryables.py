@@ -13,7 +13,7 @@ from stac_fastapi.types.requests import get_base_url
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import SPLITS
+from reben_cloud.root.placement import SPLITS
 
 _TEXT = {"type": "string"}
 _TIME = {"type": "string", "format": "date-time"}

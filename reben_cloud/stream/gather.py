@@ -90,6 +90,7 @@ class Slot:
         self._bytes = {
             n: a.reshape(len(a), -1).view(np.uint8) for n, a in arrays.items() if n not in NOT_PIXELS
         }
+        self._pieces: dict[tuple[Copy, ...], list[list[memoryview]]] = {}
 
     def targets(self, copies: Sequence[Copy]) -> list[tuple[int, int, NDArray[np.uint8]]]:
         """Where a payload goes: (first byte, byte after the last, bytes of each row) of each piece."""
@@ -98,13 +99,17 @@ class Slot:
             for c in copies
         ]
 
-    def row_pieces(self, copies: Sequence[Copy], rows: Sequence[int]) -> list[list[memoryview]]:
-        """The memory of each row in the order of a payload, whose end can be read into it as it is."""
-        flat = {c.array: self._bytes[c.array].reshape(-1).data for c in copies}
-        places = [(flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes) for c in sorted(copies)]
-        return [
-            [m[row * size + start : row * size + start + n] for m, size, start, n in places] for row in rows
-        ]
+    def row_pieces(self, copies: Sequence[Copy]) -> list[list[memoryview]]:
+        """The memory of every row in the order of a payload, whose end can be read into it as it is."""
+        key = tuple(copies)
+        if key not in self._pieces:
+            flat = {c.array: self._bytes[c.array].reshape(-1).data for c in key}
+            places = [(flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes) for c in sorted(key)]
+            self._pieces[key] = [
+                [m[row * size + start : row * size + start + n] for m, size, start, n in places]
+                for row in range(len(self._bytes[key[0].array]))
+            ]
+        return self._pieces[key]
 
 
 class BatchBuffers(Protocol):

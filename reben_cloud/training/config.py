@@ -205,6 +205,7 @@ class TrainConfig:
         """The resolved configuration, as saved beside the checkpoints."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         plain = {name: v.to_plain() if isinstance(v, Subset) else v for name, v in values.items()}
+        plain["statistics"] = {name: dataclasses.asdict(one) for name, one in self.statistics.items()}
         return json.dumps(plain, indent=2)
 
 
@@ -247,7 +248,7 @@ def load_recipe(
     return config_from(values, schema=schema)
 
 
-def config_from(values: Mapping[str, object], *, schema: Schema = REBEN) -> TrainConfig:
+def config_from(values: Mapping[str, Any], *, schema: Schema = REBEN) -> TrainConfig:
     """A configuration from nested plain values (TOML, JSON).
 
     Raises:
@@ -274,16 +275,15 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _fill(kind: type, values: Mapping[str, object], prefix: str, default: Any = None) -> Any:
+def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any = None) -> Any:
     """`default`, or a new `kind`, with `values` in it; keys that it lacks and wrong types are refused."""
     hints = typing.get_type_hints(kind)
     filled = {}
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(hints)}")
-        if dataclasses.is_dataclass(hints[key]):
-            table = _table(prefix + key, value)
-            filled[key] = _subset(table, f"{prefix}{key}.", getattr(default, key))
+        if hints[key] is Subset:
+            filled[key] = _subset(_table(prefix + key, value), f"{prefix}{key}.", getattr(default, key))
         else:
             filled[key] = _convert(prefix + key, value, hints[key])
     try:
@@ -294,7 +294,7 @@ def _fill(kind: type, values: Mapping[str, object], prefix: str, default: Any = 
         raise ValueError(f"{prefix.removesuffix('.')} needs {' and '.join(hints)}") from error
 
 
-def _table(key: str, value: object) -> Mapping[str, object]:
+def _table(key: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{key} is a table such as [{key}], got {value!r}")
     return value
@@ -341,11 +341,6 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
             name: _fill(arguments[1], _table(f"{key}.{name}", one), f"{key}.{name}.")
             for name, one in _table(key, value).items()
         }
-    elif origin is types.UnionType:
-        # `str | None`: TOML has no None, JSON has; `bool | str`: its dataclass says which texts
-        if type(value) in arguments:
-            return value
-        return _convert(key, value, arguments[0])
     elif hint is float:
         _check(key, value, isinstance(value, int | float) and not isinstance(value, bool), "a number")
         return float(value)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.opening import open as open_dataset
-from reben_cloud.stream import Form
-from reben_cloud.torch import Batch, StreamLoader
+from reben_cloud.torch import Batch, OrderOptions, StreamLoader
 from reben_cloud.training.config import Subset
 
 try:
@@ -30,22 +28,14 @@ class RebenDataModule(LightningDataModule):
 
     Args:
         url: Path or URL of a root.
-        modalities: Names of modalities; all that the root has by default.
+        modalities: Of ``s2``, ``s1``, ``map``; all that the root has by default.
         batch_size: Samples a step of each process.
         train: What to learn from.
         validation: What to validate with.
         test: What to test on.
         seed: Seed of the order.
         storage_options: Credentials and endpoint of the store.
-        lanes: As for `StreamLoader`, like the rest.
-        window: Shards of a lane that are shuffled together.
-        prefetch: Shards fetched ahead.
-        fetch_threads: Concurrent requests.
-        gather_threads: Threads that fill batches.
-        cache_dir: Folder for whole shards of a remote root.
-        cache_bytes: Most bytes in that folder.
-        form: What is read.
-        pin_memory: Whether batches are in pinned memory; by default where there is CUDA.
+        **options: For `StreamLoader`, such as ``cache_dir`` and ``lanes``.
     """
 
     def __init__(
@@ -59,38 +49,21 @@ class RebenDataModule(LightningDataModule):
         test: Subset | None = None,
         seed: int = 0,
         storage_options: Mapping[str, Any] | None = None,
-        lanes: int = 8,
-        window: int = 1,
-        prefetch: int | None = None,
-        fetch_threads: int = 8,
-        gather_threads: int = 2,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_bytes: int | None = None,
-        form: Form = "shards",
-        pin_memory: bool | None = None,
+        **options: Unpack[OrderOptions],
     ) -> None:
         super().__init__()
         self._where = (url, storage_options)
         self._subsets = {
-            "train": train or Subset(split="train"),
-            "validation": validation or Subset(split="validation"),
-            "test": test or Subset(split="test"),
+            "train": Subset(split="train") if train is None else train,
+            "validation": Subset(split="validation") if validation is None else validation,
+            "test": Subset(split="test") if test is None else test,
         }
-        self._open = partial(
-            StreamLoader,
-            modalities=modalities,
-            batch_size=batch_size,
-            seed=seed,
-            lanes=lanes,
-            window=window,
-            prefetch=prefetch,
-            fetch_threads=fetch_threads,
-            gather_threads=gather_threads,
-            cache_dir=cache_dir,
-            cache_bytes=cache_bytes,
-            form=form,
-            pin_memory=pin_memory,
-        )
+        self._options: dict[str, Any] = {
+            "modalities": modalities,
+            "batch_size": batch_size,
+            "seed": seed,
+            **options,
+        }
         self._train: StreamLoader | None = None
         self._state: dict[str, Any] = {}
 
@@ -110,7 +83,7 @@ class RebenDataModule(LightningDataModule):
     def _loader(self, name: str, *, drop_last: bool = False) -> StreamLoader:
         url, storage_options = self._where
         selection = open_dataset(url, storage_options).select(self._subsets[name])
-        return self._open(selection, drop_last=drop_last)
+        return StreamLoader(selection, **self._options, drop_last=drop_last)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training loader is."""

@@ -6,16 +6,16 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 
-from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import missing_extra
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
-from reben_cloud.torch import Batch, StreamLoader
+from reben_cloud.torch import Batch, ReadOptions, StreamLoader
 from reben_cloud.training.compute import Compute, Precision, compute_context
-from reben_cloud.training.feed import Loading, MapTargets, map_array_of, modalities_for, model_input
+from reben_cloud.training.feed import MapTargets, map_array_of, modalities_for, model_input
 from reben_cloud.training.finite import FiniteCheck
 from reben_cloud.training.metrics import (
     GROUPINGS,
@@ -55,10 +55,9 @@ def evaluate(
     selection: Selection,
     compute: Compute,
     *,
-    schema: Schema = REBEN,
     batch_size: int = 256,
     by: Sequence[str] = (),
-    loading: Loading | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Evaluation:
     """Predict every patch of a selection once and measure.
 
@@ -67,25 +66,27 @@ def evaluate(
     Args:
         model: On the device of `compute`.
         spec: Its facts.
-        selection: What to predict.
+        selection: What to predict; the classes of its schema must be the model's.
         compute: This process's share.
-        schema: What the patches hold; its classes must be the model's.
         batch_size: Patches a step over all processes.
         by: Groupings of `metrics.GROUPINGS` to measure as well.
-        loading: How batches are fetched.
+        **options: For `StreamLoader`, such as ``cache_dir``.
 
     Raises:
         NotFoundError: If the selection is empty.
         NotFiniteError: If an output is infinite or not a number; it names the step, from 1, and the patch.
-        ValueError: If the model's classes or bands are not the schema's.
+        ValueError: If the model's classes or bands are not those of the dataset.
     """
     selection.require_patches("nothing to evaluate")
-    loader = (loading or Loading()).loader(
+    schema = selection.dataset.schema
+    loader = StreamLoader(
         selection,
-        compute,
         modalities=modalities_for(spec, schema),
         batch_size=max(1, math.ceil(batch_size / compute.world_size)),
+        rank=compute.rank,
+        world_size=compute.world_size,
         lanes=math.lcm(8, compute.world_size),
+        **options,
     )
     outputs = _Outputs(
         model,
@@ -199,7 +200,6 @@ def evaluate_folder(
     checkpoint: str | os.PathLike[str],
     selection: Selection,
     *,
-    schema: Schema = REBEN,
     precision: Precision = "fp32",
     batch_size: int = 256,
     by: Sequence[str] = GROUPINGS,
@@ -208,5 +208,4 @@ def evaluate_folder(
     with compute_context(precision) as compute:
         model, spec = load_pretrained(checkpoint)
         model.to(compute.device)
-        found = evaluate(model, spec, selection, compute, schema=schema, batch_size=batch_size, by=by)
-        return model, spec, found
+        return model, spec, evaluate(model, spec, selection, compute, batch_size=batch_size, by=by)

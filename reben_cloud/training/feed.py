@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-
 from reben_cloud.errors import missing_extra
-from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Classes, Schema
-from reben_cloud.stream import Form
-from reben_cloud.torch import ModelInput, StreamLoader
-from reben_cloud.training.compute import Compute
+from reben_cloud.torch import ModelInput
 from reben_cloud.training.models import ModelSpec
 
 try:
@@ -20,53 +14,6 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
     raise missing_extra("torch", "train") from error
 
 _CODES = 2**16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loading:
-    """How batches are fetched: changes the speed and nothing else; see `StreamLoader`."""
-
-    prefetch: int | None = None
-    """Shards fetched ahead of the ones in use; None for as many as are in use."""
-    fetch_threads: int = 8
-    """Concurrent requests."""
-    gather_threads: int = 2
-    """Threads that fill batches."""
-    cache_dir: str | os.PathLike[str] | None = None
-    """Folder for whole shards of a remote root."""
-    cache_bytes: int | None = None
-    """Most bytes in that folder; None for no bound."""
-    form: Form = "shards"
-    """What is read."""
-
-    def loader(
-        self,
-        selection: Selection,
-        compute: Compute,
-        *,
-        modalities: tuple[str, ...],
-        batch_size: int,
-        lanes: int,
-        seed: int = 0,
-        drop_last: bool = False,
-    ) -> StreamLoader:
-        """Batches of a selection for this process; `batch_size` is its own."""
-        return StreamLoader(
-            selection,
-            modalities=modalities,
-            batch_size=batch_size,
-            seed=seed,
-            drop_last=drop_last,
-            rank=compute.rank,
-            world_size=compute.world_size,
-            lanes=lanes,
-            prefetch=self.prefetch,
-            fetch_threads=self.fetch_threads,
-            gather_threads=self.gather_threads,
-            cache_dir=self.cache_dir,
-            cache_bytes=self.cache_bytes,
-            form=self.form,
-        )
 
 
 def modalities_for(spec: ModelSpec, schema: Schema) -> tuple[str, ...]:

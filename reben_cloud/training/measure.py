@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from reben_cloud.training.evaluate import Evaluation, Precision, evaluate_folder
+from reben_cloud.training.compute import Precision
+from reben_cloud.training.evaluate import Evaluation, evaluate_folder
 from reben_cloud.training.report import write_report
 
 if TYPE_CHECKING:

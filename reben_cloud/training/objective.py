@@ -7,7 +7,6 @@ epoch alone, so it is the same on any number of processes and after any interrup
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.compute as pc
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.root.layout import LABELS
@@ -124,8 +123,6 @@ def positive_weights(config: TrainConfig, selection: Selection, classes: Classes
     """Negatives over positives of each class in a selection, float32 (num_classes,), if the recipe asks for it."""
     if not config.positive_weights:
         return None
-    counts = pc.value_counts(pc.list_flatten(selection.column(LABELS))).to_pylist()
-    num_positives = {pair["values"]: pair["counts"] for pair in counts}
-    positives = np.array([num_positives.get(name, 0) for name in classes.names], np.int64)
+    positives = classes.encode(selection.column(LABELS)).sum(0, dtype=np.int64)
     weights = (len(selection) - positives) / np.maximum(positives, 1)
     return torch.from_numpy(np.minimum(weights, MOST_WEIGHT).astype(np.float32))

@@ -51,7 +51,6 @@ def write_report(
     spec: ModelSpec,
     model: nn.Module,
     selection: Selection,
-    schema: Schema = REBEN,
 ) -> None:
     """Write ``metrics.json``, ``per_class.png``, ``examples.png``, and ``curves.png`` or ``confusion.png``.
 
@@ -62,7 +61,6 @@ def write_report(
         spec: Facts of the model.
         model: The model, for the examples.
         selection: What it was evaluated on.
-        schema: What the patches hold.
     """
     folder = local_path(folder, "the folder of a report")
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +70,7 @@ def write_report(
         figures["confusion"] = confusion_plot(evaluation.confusion, spec.classes)
     if evaluation.probabilities is not None and evaluation.labels is not None:
         figures["curves"] = precision_recall_plot(evaluation.probabilities, evaluation.labels, spec.classes)
-    figures["examples"] = example_patches(model, spec, selection, schema)
+    figures["examples"] = example_patches(model, spec, selection)
     for name, figure in figures.items():
         _save(figure, folder / f"{name}.png")
 
@@ -176,11 +174,12 @@ def confusion_plot(confusion: Tensor, classes: Classes) -> Figure:
     return figure
 
 
-def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection, schema: Schema) -> Figure:
+def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection) -> Figure:
     """A few patches of a selection, spread over it, with what is true and what the model says."""
     chosen = np.unique(np.linspace(0, len(selection) - 1, min(NUM_EXAMPLES, len(selection))).astype(int))
     few = selection.dataset.search(ids=[selection.patch_ids[i] for i in chosen])
-    view = _view_of(spec, schema.only(selection.dataset.modalities))
+    schema = selection.dataset.schema
+    view = _view_of(spec, schema)
     needed = {*modalities_for(spec, schema), *(schema.bands[band].modality for band in view.bands)}
     batch = next(
         iter(

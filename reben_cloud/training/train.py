@@ -10,20 +10,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 from reben_cloud.bigearthnet.inputs import choose_bands
-from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.files.paths import local_path
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
-from reben_cloud.stream import Form
-from reben_cloud.torch import StreamLoader
+from reben_cloud.torch import ReadOptions, StreamLoader
 from reben_cloud.torch.model_input import finest_px
 from reben_cloud.training.compute import Compute, compute_context
 from reben_cloud.training.config import Subset, TrainConfig
 from reben_cloud.training.evaluate import evaluate
-from reben_cloud.training.feed import Loading, map_array_of, modalities_for
+from reben_cloud.training.feed import map_array_of, modalities_for
 from reben_cloud.training.finite import FiniteCheck
 from reben_cloud.training.learner import Learner
 from reben_cloud.training.log import RunLog, StepInfo
@@ -40,14 +39,8 @@ def train(
     dataset: Dataset,
     folder: str | os.PathLike[str],
     *,
-    schema: Schema = REBEN,
     on_step: Callable[[StepInfo], None] | None = None,
-    prefetch: int | None = None,
-    fetch_threads: int = 8,
-    gather_threads: int = 2,
-    cache_dir: str | os.PathLike[str] | None = None,
-    cache_bytes: int | None = None,
-    form: Form = "shards",
+    **options: Unpack[ReadOptions],
 ) -> TrainResult:
     """Train a model, or go on where this folder's run was interrupted.
 
@@ -57,14 +50,8 @@ def train(
         config: What to do.
         dataset: An open dataset.
         folder: Of the run.
-        schema: What the patches hold: bands, classes, map.
         on_step: Called on the first process every `TrainConfig.log_steps` steps.
-        prefetch: As for `StreamLoader`, like the rest: they change the speed and nothing else.
-        fetch_threads: Concurrent requests.
-        gather_threads: Threads that fill batches.
-        cache_dir: Folder for whole shards of a remote root.
-        cache_bytes: Most bytes in that folder; None for no bound.
-        form: What is read.
+        **options: For `StreamLoader`, such as ``cache_dir``; they change the speed and nothing else.
 
     Returns:
         Metrics of the best weights on the test subset, and where that is empty on validation; in ``left_out``
@@ -74,31 +61,26 @@ def train(
         ConflictError: If the folder holds a run of another configuration.
         NotFoundError: If no patch is left to train on or to validate with.
         NotFiniteError: If an output, the loss or a weight is infinite or not a number; ``last.pt`` is from before.
-        ValueError: If the batch size or the lanes cannot be split over the processes, or the schema lacks what
-            the recipe asks for.
+        ValueError: If the batch size or the lanes cannot be split over the processes, or the dataset lacks
+            what the recipe asks for.
     """
     folder = local_path(folder, "the folder of a run")
+    schema = dataset.schema
     config.check(schema)
-    loading = Loading(
-        prefetch=prefetch,
-        fetch_threads=fetch_threads,
-        gather_threads=gather_threads,
-        cache_dir=cache_dir,
-        cache_bytes=cache_bytes,
-        form=form,
-    )
     spec = model_spec(config, schema)
     with compute_context(config.precision) as compute:
         claim(folder, config, schema)
         train_on = _subset(dataset, config.train, "train")
-        loader = loading.loader(
+        loader = StreamLoader(
             train_on,
-            compute,
             modalities=modalities_for(spec, schema),
             batch_size=compute.share_of(config.batch_size),
-            lanes=config.lanes,
             seed=config.seed,
             drop_last=True,
+            rank=compute.rank,
+            world_size=compute.world_size,
+            lanes=config.lanes,
+            **options,
         )
         validation = _subset(dataset, config.validation, "validation")
         weights = positive_weights(config, train_on, schema.classes)
@@ -113,20 +95,14 @@ def train(
                     config, learner, loader, run, finite, log, on_step if compute.rank == 0 else None
                 )
                 scores = evaluate(
-                    learner.model,
-                    spec,
-                    validation,
-                    compute,
-                    schema=schema,
-                    batch_size=config.batch_size,
-                    loading=loading,
+                    learner.model, spec, validation, compute, batch_size=config.batch_size, **options
                 )
                 score = early_stopping_score(scores.metrics)
                 run.end_epoch(score)
                 log.epoch(run.progress, score)
         compute.wait()  # the first process has written the weights
         dropped = loader.num_samples - len(loader) * config.batch_size
-        return _measure_best(folder, config, dataset, compute, run, schema, loading, dropped)
+        return _measure_best(folder, config, dataset, compute, run, dropped, **options)
 
 
 def model_spec(config: TrainConfig, schema: Schema) -> ModelSpec:
@@ -187,9 +163,8 @@ def _measure_best(
     dataset: Dataset,
     compute: Compute,
     run: Run,
-    schema: Schema,
-    loading: Loading,
     dropped: int,
+    **options: Unpack[ReadOptions],
 ) -> TrainResult:
     """Measure the best weights on the test subset, once, and write the report and the model card."""
     model, spec = load_pretrained(run.best)
@@ -202,10 +177,9 @@ def _measure_best(
         spec,
         selection,
         compute,
-        schema=schema,
         batch_size=config.batch_size,
         by=GROUPINGS,
-        loading=loading,
+        **options,
     )
     left_out = {
         **evaluation.metrics.get("left_out", {}),
@@ -219,8 +193,6 @@ def _measure_best(
         "left_out": left_out,
     }
     if compute.rank == 0:
-        write_report(
-            folder / "report", result, evaluation, spec=spec, model=model, selection=selection, schema=schema
-        )
-        write_card(run.best, spec, result, config, schema=schema)
+        write_report(folder / "report", result, evaluation, spec=spec, model=model, selection=selection)
+        write_card(run.best, spec, result, config, schema=dataset.schema)
     return result

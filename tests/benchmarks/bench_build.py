@@ -33,7 +33,6 @@ import lmdb
 import pyarrow.parquet as pq
 from numcodecs import Blosc
 
-from reben_cloud.bigearthnet.official import describe, read_official
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import make_plan
 from reben_cloud.build.tasks import stack_patches
@@ -68,14 +67,14 @@ def make_data(folder: Path, num_patches: int) -> None:
     if (folder / "ready").exists():
         return
     names = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
-    table = read_official([METADATA / name for name in names]).slice(0, num_patches)
+    table = metadata.read_official([METADATA / name for name in names]).slice(0, num_patches)
     official.write_folders(folder / "folders", table)
     official.write_archives(folder / "archives", table)
     source = SyntheticSource(table.num_rows)
     (folder / "lmdb" / "BENv2.lmdb").mkdir(parents=True)
     env = lmdb.open(str(folder / "lmdb" / "BENv2.lmdb"), map_size=table.num_rows * 400_000)
     with env.begin(write=True) as txn:
-        for info in metadata.patch_infos(describe(table)):
+        for info in metadata.patch_infos(table):
             for modality, payload in source.read(info, MODALITIES).payloads.items():
                 txn.put(key_of(REBEN.modality(modality), info).encode(), payload)
     env.close()
@@ -86,7 +85,7 @@ def make_data(folder: Path, num_patches: int) -> None:
 def floors(folder: Path, sample: int = 500) -> dict[str, float]:
     """Processor seconds a patch that nothing can avoid: decoding with imagecodecs, compressing, digests."""
     source, table = open_source(folder / "folders")
-    infos = list(metadata.patch_infos(describe(table)))[:sample]
+    infos = list(metadata.patch_infos(table))[:sample]
     files = [
         path.read_bytes()
         for info in infos
@@ -157,7 +156,7 @@ def run_build(source: Path, root: Path, *options: str, scratch: Path | None = No
 def write_floor(folder: Path, num_patches: int) -> float:
     """Seconds that writing the root's tasks takes when reading costs nothing: payloads are in memory."""
     source, table = open_source(folder / "lmdb")
-    infos = list(metadata.patch_infos(describe(table)))[: min(num_patches, 1024)]
+    infos = list(metadata.patch_infos(table))[: min(num_patches, 1024)]
     patches = {info.patch_id: source.read(info, MODALITIES) for info in infos}
 
     class InMemory(SyntheticSource):

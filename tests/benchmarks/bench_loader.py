@@ -55,7 +55,7 @@ def payloads_of(root: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
             m: Path(str(path).replace("/s2/", f"/{m}/").replace("-s2-", f"-{m}-"))
             for m in ("s2", "s1", "map")
         }
-        read = {m: tar.iter_samples(m, p.read_bytes()) for m, p in others.items()}
+        read = {m: tar.iter_samples(REBEN.modality(m), p.read_bytes()) for m, p in others.items()}
         for i, (patch_id, _, _) in enumerate(read["s2"]):
             yield patch_id, {m: read[m][i][1] for m in read}
 

@@ -12,11 +12,11 @@ import pytest
 import rasterio
 from hypothesis import strategies as st
 
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import NotFoundError, SourceError, StorageError
 from reben_cloud.formats import lmdb
 from reben_cloud.formats.lmdb_file import LmdbFile
 from reben_cloud.formats.lmdb_pages import PAGE_BYTES, plan_pages
-from reben_cloud.root.patch import encode_payload
 
 RICO_HDL_SHA256 = "4e1ec10580ac2bde74ae4621c40ce20429cee6507ad10c4c6deb81abb06d5c06"
 RICO_HDL_WITH_MAP_SHA256 = "50d011ca9dff9c8a735e48d8c21b3de111e30404f546e8bfd151f0235182af19"
@@ -30,7 +30,7 @@ def payload_of(folder, modality):
         with rasterio.open(path) as image:
             band = path.stem.rsplit("_", 1)[-1]
             bands["Data" if modality == "map" else band] = image.read(1)
-    return encode_payload(modality, bands)
+    return REBEN.modality(modality).encode(bands)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ from safetensors.numpy import load, save
 from typer.testing import CliRunner
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli import app
 from reben_cloud.errors import InvalidPatchError, RebenError, SourceError
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.patch import lmdb_key
+from reben_cloud.root.patch import key_of
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -33,7 +34,7 @@ def records_of(table=TABLE, modalities=MODALITIES):
     source, found = SyntheticSource(table.num_rows), {}
     for info in metadata.patch_infos(table):
         for modality, payload in source.read(info, modalities).payloads.items():
-            found[lmdb_key(modality, info).encode()] = payload
+            found[key_of(REBEN.modality(modality), info).encode()] = payload
     return found
 
 
@@ -52,7 +53,7 @@ def write(folder, records, table=TABLE):
 
 def changed(modality, number, change):
     """The records, one of them changed; and its key."""
-    key = lmdb_key(modality, INFOS[number]).encode()
+    key = key_of(REBEN.modality(modality), INFOS[number]).encode()
     return {**RECORDS, key: change(RECORDS[key])}, key.decode()
 
 

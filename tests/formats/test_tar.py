@@ -12,17 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import InvalidPatchError
 from reben_cloud.formats import tar
-from reben_cloud.root.patch import PAYLOAD_BYTES, PAYLOAD_HEADER, TENSORS, encode_payload
 
 MODALITIES = ("s2", "s1", "map")
 
 
 def payload_of(modality, number):
     rng = np.random.Generator(np.random.Philox(key=number))
-    arrays = {name: rng.integers(0, 2**15, t.shape).astype(t.dtype) for name, t in TENSORS[modality].items()}
-    return encode_payload(modality, arrays), arrays
+    arrays = {
+        name: rng.integers(0, 2**15, t.shape).astype(t.dtype)
+        for name, t in REBEN.modality(modality).places.items()
+    }
+    return REBEN.modality(modality).encode(arrays), arrays
 
 
 def samples_of(modality, count):
@@ -41,7 +44,7 @@ def samples_of(modality, count):
 def test_tarfile_reads_what_was_written(modality, count):
     samples = samples_of(modality, count)
 
-    shard = tar.encode_shard(modality, samples, num_samples=len(samples))
+    shard = tar.encode_shard(REBEN.modality(modality), samples, num_samples=len(samples))
 
     with tarfile.open(fileobj=io.BytesIO(shard)) as file:
         members = {m.name: file.extractfile(m).read() for m in file}
@@ -55,7 +58,7 @@ def test_tarfile_reads_what_was_written(modality, count):
 def test_webdataset_and_safetensors_read_it_with_no_help(modality, tmp_path):
     samples = samples_of(modality, 3)
     path = tmp_path / "train-000000.tar"
-    path.write_bytes(tar.encode_shard(modality, samples, num_samples=len(samples)))
+    path.write_bytes(tar.encode_shard(REBEN.modality(modality), samples, num_samples=len(samples)))
 
     read = list(wds.WebDataset(str(path), shardshuffle=False))
 
@@ -69,7 +72,7 @@ def test_webdataset_and_safetensors_read_it_with_no_help(modality, tmp_path):
 def test_shard_bytes_are_fixed_for_good():
     """Users keep shards for years, and a resumed build must meet its own bytes."""
     digests = {
-        m: hashlib.sha256(tar.encode_shard(m, samples_of(m, 3), num_samples=3)).hexdigest()
+        m: hashlib.sha256(tar.encode_shard(REBEN.modality(m), samples_of(m, 3), num_samples=3)).hexdigest()
         for m in MODALITIES
     }
 
@@ -87,18 +90,18 @@ GOLDEN = {
 @given(modality=st.sampled_from(MODALITIES), count=st.integers(0, 12))
 def test_records_are_a_view_of_every_sample(modality, count):
     samples = samples_of(modality, count)
-    shard = tar.encode_shard(modality, samples, num_samples=len(samples))
+    shard = tar.encode_shard(REBEN.modality(modality), samples, num_samples=len(samples))
 
-    view = tar.records(modality, shard)
+    view = tar.records(REBEN.modality(modality), shard)
 
-    assert view.shape == (count, tar.RECORD_BYTES[modality])
+    assert view.shape == (count, tar.record_bytes(REBEN.modality(modality)))
     assert tar.patch_ids(view) == [patch_id for patch_id, _, _ in samples]
     assert np.shares_memory(view, np.frombuffer(shard, np.uint8)) == bool(count)
     start, stop = tar.PAYLOAD_OFFSET, tar.PAYLOAD_OFFSET + len(samples[0][1]) if samples else 0
     assert [bytes(record[start:stop]) for record in view] == [p for _, p, _ in samples]
-    found = tar.find_payloads(modality, io.BytesIO(shard))
+    found = tar.find_payloads(REBEN.modality(modality), io.BytesIO(shard))
     assert found == {
-        f"{patch_id}.{modality}.safetensors": row * tar.RECORD_BYTES[modality] + start
+        f"{patch_id}.{modality}.safetensors": row * tar.record_bytes(REBEN.modality(modality)) + start
         for row, (patch_id, _, _) in enumerate(samples)
     }
 
@@ -147,7 +150,7 @@ def test_damage_to_the_structure_is_noticed(damage):
 
 def test_a_payload_is_cut_out_of_its_own_record_only():
     shard = bytes(tar.encode_shard("map", samples_of("map", 2), num_samples=2))
-    size, (patch_id, payload, _) = tar.RECORD_BYTES["map"], samples_of("map", 2)[1]
+    size, (patch_id, payload, _) = tar.record_bytes(REBEN.modality("map")), samples_of("map", 2)[1]
 
     assert tar.payload_of("map", shard[size : 2 * size], patch_id) == payload
     assert tar.payload_of("map", shard[:size], patch_id) is None
@@ -158,7 +161,7 @@ def test_a_payload_is_cut_out_of_its_own_record_only():
 def test_wrong_payloads_are_refused():
     with pytest.raises(InvalidPatchError, match="patch-1: the s1 payload must have 115,344 bytes, got 3"):
         tar.encode_shard("s1", [("patch-1", b"abc", {})], num_samples=1)
-    wrong = b"?" * PAYLOAD_BYTES["map"]
+    wrong = b"?" * REBEN.modality("map").payload_bytes
     with pytest.raises(InvalidPatchError, match="another safetensors header"):
         tar.encode_shard("map", [("patch-1", wrong, {})], num_samples=1)
     for count in (2, 4):
@@ -176,4 +179,4 @@ def test_payload_is_what_the_safetensors_library_writes(modality):
     payload, arrays = payload_of(modality, 5)
 
     assert payload == save(arrays)
-    assert payload.startswith(PAYLOAD_HEADER[modality])
+    assert payload.startswith(REBEN.modality(modality).payload_header)

@@ -14,11 +14,11 @@ from rasterio.transform import Affine, from_origin
 
 import reben_cloud as rc
 from reben_cloud import grid
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import InvalidPatchError, SourceError
 from reben_cloud.formats.geotiff_decode import read_pixels
-from reben_cloud.root.patch import TENSORS
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from tests import official
@@ -98,7 +98,7 @@ def pixels_of(array=None):
 
 
 def read(data, band="B02", modality="s2"):
-    tensor = TENSORS[modality][band]
+    tensor = REBEN.modality(modality).places[band]
     return np.frombuffer(read_pixels(data, tensor, FOOTPRINT, name="file"), tensor.dtype).reshape(
         tensor.shape
     )

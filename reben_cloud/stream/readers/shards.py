@@ -211,7 +211,7 @@ class ShardReader:
             nbytes=wanted.modality.payload_bytes,
             header=wanted.modality.payload_header,
             checksums=wanted.checksums,
-            names=wanted.names.tolist() if is_ours else (),
+            names=[name + b"\0" for name in wanted.names.tolist()] if is_ours else (),
             damage=lambda number, cause: self._damage(wanted, number, cause),
             count=lambda nbytes: self._counters.add(bytes_read=nbytes),
             fetch_again=fetch_again,
