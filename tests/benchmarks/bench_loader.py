@@ -48,6 +48,7 @@ def make_root(folder: Path, samples: int, metadata: Sequence[Path] = ()) -> Path
 
 
 def payloads_of(root: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    from reben_cloud.bigearthnet.reben import REBEN
     from reben_cloud.formats import tar
 
     for path in sorted(root.glob("shards/*/s2/*.tar")):
