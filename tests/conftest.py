@@ -103,12 +103,14 @@ def official_files(shared: Path) -> list[Path]:
 @pytest.fixture(scope="session")
 def official_catalog(official_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the official metadata alone give: the table and the catalog of all patches. Only to be read."""
+    from reben_cloud.bigearthnet.official import describe, read_official
+    from reben_cloud.bigearthnet.reben import REBEN
     from reben_cloud.build.publish import publish_metadata
-    from reben_cloud.root.patches import read_official
     from reben_cloud.store import open_store
 
     folder = tmp_path_factory.mktemp("official")
-    publish_metadata(read_official(official_files), open_store(folder))
+    official = read_official(official_files)
+    publish_metadata(describe(official), REBEN, open_store(folder), given=official.column_names)
     return folder
 
 

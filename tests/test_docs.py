@@ -140,3 +140,15 @@ def test_the_readme_tree_names_every_module():
     assert not {
         name for name in named - there if (package / name.rstrip("/")).parent == package and name not in there
     }
+
+
+def test_the_architecture_page_and_its_drawing_name_every_room():
+    package = REPOSITORY / "reben_cloud"
+    rooms = {p.stem for p in package.glob("*.py") if p.name != "__init__.py"}
+    rooms |= {p.name for p in package.iterdir() if (p / "__init__.py").is_file()}
+
+    named = re.findall(r"^\| `(\w+)` \|", (DOCS / "architecture.md").read_text(), re.MULTILINE)
+    drawn = re.findall(r'<text class="m"[^>]*>(\w+)<', (DOCS / "img" / "rooms.svg").read_text())
+
+    assert sorted(named) == sorted(rooms)
+    assert sorted(drawn) == sorted(rooms)

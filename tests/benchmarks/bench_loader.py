@@ -48,6 +48,7 @@ def make_root(folder: Path, samples: int, metadata: Sequence[Path] = ()) -> Path
 
 
 def payloads_of(root: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    from reben_cloud.bigearthnet.reben import REBEN
     from reben_cloud.formats import tar
 
     for path in sorted(root.glob("shards/*/s2/*.tar")):
@@ -76,12 +77,12 @@ class Buffers:
     """Batch arrays that are reused, and the copies that fill a row from payloads."""
 
     def __init__(self, *, floats: bool) -> None:
-        from reben_cloud.stream.gather import PAYLOAD_COPIES, arrays_of
+        from reben_cloud.bigearthnet.reben import REBEN
 
-        specs = {n: s for m in ("s2", "s1", "map") for n, s in arrays_of(m).items()}
+        specs = {n: s for modality in REBEN.modalities for n, s in modality.samples.items()}
         self.arrays = {n: np.zeros((BATCH, *s.shape), s.dtype) for n, s in specs.items()}
         self.flat = {n: a.view(np.uint8).reshape(BATCH, -1) for n, a in self.arrays.items()}
-        self.copies = PAYLOAD_COPIES
+        self.copies = {modality.name: modality.copies for modality in REBEN.modalities}
         self.image = np.zeros((BATCH, 14, 120, 120), np.float32) if floats else None
         self.row = 0
 
@@ -335,14 +336,18 @@ def floor_take(root: Path, folder: Path, *, floats: bool, buffers: int = 1) -> C
     One buffer stays in the processor's cache. With as many in turn as a loader has that fills batches
     ahead and leaves the last ones alone, every batch goes to memory.
     """
-    from reben_cloud.formats.tar import RECORD_BYTES, records
+    from reben_cloud.bigearthnet.reben import REBEN
+    from reben_cloud.formats.tar import record_bytes, records
 
-    record = sum(RECORD_BYTES.values())
-    views = {m: [] for m in RECORD_BYTES}
+    record = sum(map(record_bytes, REBEN.modalities))
+    views = {modality.name: [] for modality in REBEN.modalities}
     for path in sorted(root.glob("shards/*/s2/*.tar")):
         for m in views:
             views[m].append(
-                records(m, Path(str(path).replace("/s2/", f"/{m}/").replace("-s2-", f"-{m}-")).read_bytes())
+                records(
+                    REBEN.modality(m),
+                    Path(str(path).replace("/s2/", f"/{m}/").replace("-s2-", f"-{m}-")).read_bytes(),
+                )
             )
     whole = np.concatenate([np.concatenate(v) for v in views.values()], axis=1)
     assert whole.shape[1] == record

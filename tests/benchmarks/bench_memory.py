@@ -28,7 +28,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import reben_cloud as rc
-from reben_cloud.formats.tar import shard_bytes, shard_path
+from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.formats.tar import shard_bytes
+from reben_cloud.root import layout
 from reben_cloud.stream import RawLoader
 from tests.webserver import serve
 
@@ -53,8 +55,8 @@ def repeat_root(root: Path, target: Path, samples: int) -> Path:
         tables.append(table.set_column(position, "reben:shard", moved))
         for number in range(num_full):
             for modality in MODALITIES:
-                old = shard_path("train", modality, number)
-                new = shard_path("train", modality, copy * num_full + number)
+                old = layout.shard("train", modality, number)
+                new = layout.shard("train", modality, copy * num_full + number)
                 (target / new).parent.mkdir(parents=True, exist_ok=True)
                 os.link(root / old, target / new)
                 objects.append({**known[old], "path": new})
@@ -88,7 +90,7 @@ def measure(root: str) -> None:
     done.set()
     watcher.join()
     shards = loader._resident
-    bound = shards * sum(shard_bytes(m, SHARD) for m in MODALITIES) + 300e6
+    bound = shards * sum(shard_bytes(REBEN.modality(m), SHARD) for m in MODALITIES) + 300e6
     how = "mapped" if dataset.store.is_local else "downloaded"
     print(
         f"{count:,} samples ({how}) in {seconds:.1f} s: largest resident set "

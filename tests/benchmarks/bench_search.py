@@ -20,7 +20,8 @@ import duckdb
 import numpy as np
 
 import reben_cloud as rc
-from reben_cloud.bigearthnet.official import read_official
+from reben_cloud.bigearthnet.official import describe, read_official
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.catalog import patch_items
 from reben_cloud.store import open_store
@@ -73,7 +74,8 @@ def main() -> None:
     files = sorted(Path(sys.argv[1]).glob("metadata*.parquet"))
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        publish_metadata(read_official(files), open_store(folder))
+        official = read_official(files)
+        publish_metadata(describe(official), REBEN, open_store(folder), given=official.column_names)
         print(f"catalog of all rows: {time.process_time() - start:.1f} core-seconds")
         path = Path(folder) / "patches.parquet"
         print(f"patches.parquet: {path.stat().st_size / 1e6:.1f} MB")
