@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.official import describe
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.checks.verify import verify
@@ -139,7 +141,7 @@ def test_building_it_again_knows_that_it_is_there(folders):
     with pytest.raises(ConflictError, match="published already, with other patches or options"):
         build(make_plan(source, official, store))
     with pytest.raises(ConflictError, match="holds another dataset"):
-        publish_metadata(official, store)
+        publish_metadata(describe(official), REBEN, store, given=official.column_names)
 
 
 def test_an_unfinished_build_of_that_version_is_refused_with_the_way_out(folders, tmp_path):

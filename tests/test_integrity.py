@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.official import describe
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.errors import ChecksumError, NotFoundError, RebenError
 from reben_cloud.formats import parquet
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.patches import write_patches
+from reben_cloud.root.patches import patches_table, write_patches
 from reben_cloud.root.placement import check_places
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import synthetic_metadata
@@ -49,7 +51,8 @@ def catalog(monkeypatch):
     store = open_store("memory://integrity")
     for path, _ in list(store.list()):
         store.delete(path)
-    publish_metadata(synthetic_metadata(150), store)
+    rows = synthetic_metadata(150)
+    publish_metadata(describe(rows), REBEN, store, given=rows.column_names)
     return store
 
 
@@ -118,7 +121,7 @@ def test_no_flipped_bit_of_the_table_gets_through(catalog, age):
 def test_a_table_of_another_size_is_refused(catalog, change):
     data = bytes(catalog.get("patches.parquet"))
     other = {"cut": data[: len(data) // 2], "empty": b""}
-    other["another"] = write_patches(metadata.patches_table(synthetic_metadata(120)))
+    other["another"] = write_patches(patches_table(describe(synthetic_metadata(120)), REBEN), REBEN)
     catalog.put("patches.parquet", other[change])
 
     with pytest.raises(ChecksumError, match=re.escape(f"{catalog.url}/patches.parquet")):
@@ -144,9 +147,9 @@ def test_other_readers_find_checksums_in_every_page(catalog):
 
 
 def test_a_sealed_table_is_a_parquet_file_like_any_other():
-    table = metadata.patches_table(synthetic_metadata(30))
+    table = patches_table(describe(synthetic_metadata(30)), REBEN)
 
-    read = pq.read_table(io.BytesIO(write_patches(table)))
+    read = pq.read_table(io.BytesIO(write_patches(table, REBEN)))
 
     assert read.equals(table.cast(read.schema.remove_metadata()))
     assert {b"geo", b"stac-geoparquet"} <= read.schema.metadata.keys()
@@ -218,7 +221,7 @@ def rewrite(root, column, value):
     values[-1] = value
     number = table.column_names.index(column)
     table = table.set_column(number, column, pa.array(values, table.schema.field(column).type))
-    data = write_patches(table)
+    data = write_patches(table, REBEN)
     (root / "patches.parquet").write_bytes(data)
     manifest = manifest_of(root)
     manifest["patches_parquet"] = parquet.Seal.of(io.BytesIO(data)).to_json()

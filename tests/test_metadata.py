@@ -17,16 +17,11 @@ import stac_geoparquet.arrow
 from pyproj import Transformer
 
 from reben_cloud import grid
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA, describe, read_official
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.catalog import patch_items
 from reben_cloud.errors import SourceError
-from reben_cloud.root.patches import (
-    OFFICIAL_SCHEMA,
-    patch_infos,
-    patches_table,
-    read_official,
-    rfc3339,
-    write_patches,
-)
+from reben_cloud.root.patches import patch_infos, patches_table, rfc3339, write_patches
 from reben_cloud.root.placement import PlacementOptions, place
 from reben_cloud.sources.synthetic import synthetic_metadata
 from tests.stac import stac_errors
@@ -105,13 +100,21 @@ def test_what_is_no_parquet_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def placed():
-    return patches_table(ROWS, place(ROWS, PlacementOptions()))
+    return patches_table(
+        describe(ROWS),
+        REBEN,
+        place(describe(ROWS), PlacementOptions(), recommended_without=REBEN.recommended_without),
+    )
 
 
 def test_the_same_rows_give_the_same_bytes(placed):
-    again = patches_table(ROWS, place(ROWS, PlacementOptions()))
+    again = patches_table(
+        describe(ROWS),
+        REBEN,
+        place(describe(ROWS), PlacementOptions(), recommended_without=REBEN.recommended_without),
+    )
 
-    assert write_patches(placed) == write_patches(again)
+    assert write_patches(placed, REBEN) == write_patches(again, REBEN)
 
 
 def test_rows_of_a_product_lie_together_in_the_order_of_its_zarr_rows(placed):
@@ -129,7 +132,7 @@ def test_rows_of_a_product_lie_together_in_the_order_of_its_zarr_rows(placed):
 
 
 def test_geopandas_reads_the_footprints_where_the_grid_has_them(placed, tmp_path):
-    (tmp_path / "p.parquet").write_bytes(write_patches(placed))
+    (tmp_path / "p.parquet").write_bytes(write_patches(placed, REBEN))
 
     frame = geopandas.read_parquet(tmp_path / "p.parquet")
 
@@ -146,7 +149,7 @@ def test_geopandas_reads_the_footprints_where_the_grid_has_them(placed, tmp_path
 
 
 def test_the_file_says_of_itself_what_the_specifications_ask(placed):
-    meta = pq.read_metadata(io.BytesIO(write_patches(placed))).metadata
+    meta = pq.read_metadata(io.BytesIO(write_patches(placed, REBEN))).metadata
     geo, stac = json.loads(meta[b"geo"]), json.loads(meta[b"stac-geoparquet"])
 
     assert geo["version"] == "1.1.0"
@@ -157,8 +160,8 @@ def test_the_file_says_of_itself_what_the_specifications_ask(placed):
 
 @pytest.mark.parametrize("with_placement", [True, False])
 def test_rows_are_valid_items_to_us_and_to_stac_geoparquet(placed, with_placement, shared, tmp_path):
-    table = placed if with_placement else patches_table(ROWS)
-    (tmp_path / "p.parquet").write_bytes(write_patches(table))
+    table = placed if with_placement else patches_table(describe(ROWS), REBEN)
+    (tmp_path / "p.parquet").write_bytes(write_patches(table, REBEN))
 
     ours = list(patch_items(table.slice(0, 20)))
     theirs = list(
@@ -178,10 +181,10 @@ def test_rows_are_valid_items_to_us_and_to_stac_geoparquet(placed, with_placemen
 
 
 def test_another_order_of_the_placement_is_refused():
-    placement = place(ROWS, PlacementOptions())
+    placement = place(describe(ROWS), PlacementOptions(), recommended_without=REBEN.recommended_without)
 
     with pytest.raises(ValueError, match="same order"):
-        patches_table(ROWS.take(list(range(199, -1, -1))), placement)
+        patches_table(describe(ROWS.take(list(range(199, -1, -1)))), REBEN, placement)
 
 
 @pytest.mark.slow
@@ -189,7 +192,10 @@ def test_all_real_rows_take_little_time_memory_and_space(shared, tmp_path):
     folder = shared / "data" / "bigearthnet_pipeline"
     script = (
         "import resource, sys; from pathlib import Path; from reben_cloud.root.patches import *\n"
-        "rows = read_official(sys.argv[2:]); Path(sys.argv[1]).write_bytes(write_patches(patches_table(rows)))\n"
+        "from reben_cloud.bigearthnet.official import describe, read_official\n"
+        "from reben_cloud.bigearthnet.reben import REBEN\n"
+        "table = patches_table(describe(read_official(sys.argv[2:])), REBEN)\n"
+        "Path(sys.argv[1]).write_bytes(write_patches(table, REBEN))\n"
         # ru_maxrss would be the parent's, which vfork hands on.
         "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]\n"
         "used = resource.getrusage(resource.RUSAGE_SELF); print(peak, used.ru_utime + used.ru_stime)"

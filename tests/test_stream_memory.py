@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
-from reben_cloud.stream.fetch import Places
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.reben import REBEN
@@ -37,6 +36,7 @@ from reben_cloud.stream.gather import (
     lend,
 )
 from reben_cloud.stream.payloads import InMemory
+from reben_cloud.stream.readers.base import Places
 from tests.test_stream import NUM_PATCHES, SHARD_SAMPLES, check_pixels, epoch_of, root, selection, truth  # noqa: F401
 
 PACKAGE = Path(rc.__file__).parent

@@ -11,12 +11,31 @@ import xarray as xr
 import zarr as zarr_python
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import ChecksumError
 from reben_cloud.formats import zarr
 
+ARRAYS = {array.name: array for modality in REBEN.modalities for array in zarr.pixel_arrays(modality)}
+
+
+def encode(array, patches):
+    return zarr.encode_shard(ARRAYS[array], patches)
+
+
+def decode(array, data, **options):
+    return zarr.decode_shard(ARRAYS[array], data, **options)
+
+
+def shard_path(array, number):
+    return f"{array}/c/{number}{'/0' * len(ARRAYS[array].shape)}"
+
+
+def labels(*arrays):
+    return zarr.label_coordinates([ARRAYS[name] for name in arrays], REBEN.classes.names)
+
 
 def pixels(array, count, seed=0):
-    spec = zarr.PIXEL_ARRAYS[array]
+    spec = ARRAYS[array]
     rng = np.random.default_rng(seed)
     values = rng.integers(1, 10_000, (count, *spec.shape))
     return (
@@ -28,7 +47,7 @@ def pixels(array, count, seed=0):
 
 def reference(folder, array, patches):
     """The same array written by zarr-python alone."""
-    spec = zarr.PIXEL_ARRAYS[array]
+    spec = ARRAYS[array]
     made = zarr_python.create_array(
         str(folder / array),
         shape=patches.shape,
@@ -46,34 +65,32 @@ def reference(folder, array, patches):
     made[...] = patches
 
 
-@pytest.mark.parametrize(
-    ("array", "count"), [*((a, n) for a in zarr.PIXEL_ARRAYS for n in (1, 5)), ("s2_60m", 257)]
-)
+@pytest.mark.parametrize(("array", "count"), [*((a, n) for a in ARRAYS for n in (1, 5)), ("s2_60m", 257)])
 def test_zarr_shards_have_the_bytes_of_zarr_python(array, count, tmp_path):
     patches = pixels(array, count)
     reference(tmp_path, array, patches)
 
     for number in range(zarr.num_zarr_shards(count)):
         part = slice(number * zarr.PATCHES_PER_ZARR_SHARD, (number + 1) * zarr.PATCHES_PER_ZARR_SHARD)
-        path = tmp_path / zarr.shard_path(array, number)
-        assert zarr.encode_shard(array, patches[part]) == path.read_bytes()
+        path = tmp_path / shard_path(array, number)
+        assert encode(array, patches[part]) == path.read_bytes()
 
 
 def test_patches_of_zeros_are_written_too(tmp_path):
     patches = np.zeros((3, 2, 20, 20), np.uint16)
     reference(tmp_path, "s2_60m", patches)
 
-    assert zarr.encode_shard("s2_60m", patches) == (tmp_path / zarr.shard_path("s2_60m", 0)).read_bytes()
+    assert encode("s2_60m", patches) == (tmp_path / shard_path("s2_60m", 0)).read_bytes()
 
 
-@pytest.mark.parametrize("array", list(zarr.PIXEL_ARRAYS))
+@pytest.mark.parametrize("array", list(ARRAYS))
 def test_what_is_written_is_read(array):
     patches = pixels(array, 4)
-    shard = zarr.encode_shard(array, patches)
+    shard = encode(array, patches)
 
-    np.testing.assert_array_equal(zarr.decode_shard(array, shard), patches)
+    np.testing.assert_array_equal(decode(array, shard), patches)
     rows = np.array([3, 0])
-    np.testing.assert_array_equal(zarr.decode_shard(array, shard, rows=rows), patches[[3, 0]])
+    np.testing.assert_array_equal(decode(array, shard, rows=rows), patches[[3, 0]])
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +103,18 @@ def store(tmp_path_factory):
     ids = np.array([f"patch {i}" for i in range(count)], dtype=object)
     objects = zarr.product_objects(
         num_patches=count,
-        arrays=arrays,
+        arrays=[ARRAYS[name] for name in arrays],
         coordinates={
             "patch_id": (("patch",), ids, {}),
             "x0": (("patch",), np.arange(count, dtype=np.float64), {"units": "m"}),
             "spatial_ref": ((), np.array(0, np.int64), {"crs_wkt": "x"}),
-            **zarr.band_coordinates(arrays),
+            **labels(*arrays),
         },
         attributes={"title": "t", "coordinates": "patch_id x0 spatial_ref"},
     )
     for name, patches in values.items():
         for number in range(2):
-            objects[zarr.shard_path(name, number)] = zarr.encode_shard(
-                name, patches[number * 256 : (number + 1) * 256]
-            )
+            objects[shard_path(name, number)] = encode(name, patches[number * 256 : (number + 1) * 256])
     for path, data in objects.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
@@ -156,8 +171,8 @@ def test_metadata_is_consolidated_and_comes_last(store):
 def test_the_same_product_gives_the_same_metadata():
     options = {
         "num_patches": 3,
-        "arrays": ("s1",),
-        "coordinates": zarr.band_coordinates(("s1",)),
+        "arrays": [ARRAYS["s1"]],
+        "coordinates": labels("s1"),
         "attributes": {},
     }
 
@@ -168,7 +183,7 @@ def test_metadata_can_be_made_where_an_event_loop_runs():
     async def inside():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return zarr.product_objects(num_patches=1, arrays=("s1",), coordinates={}, attributes={})
+            return zarr.product_objects(num_patches=1, arrays=[ARRAYS["s1"]], coordinates={}, attributes={})
 
     assert "zarr.json" in asyncio.run(inside())
 
@@ -179,7 +194,7 @@ def test_metadata_can_be_made_where_an_event_loop_runs():
 @pytest.mark.parametrize("seed", range(3))
 def test_every_flipped_bit_is_noticed(seed):
     patches = pixels("s2_60m", 3)
-    shard = zarr.encode_shard("s2_60m", patches)
+    shard = encode("s2_60m", patches)
     rng = np.random.default_rng(seed)
     for at in rng.integers(0, len(shard), 60):
         data = bytearray(shard)
@@ -187,22 +202,22 @@ def test_every_flipped_bit_is_noticed(seed):
         with pytest.raises(
             ChecksumError, match=r"object: (index|patch \d): the crc32c checksum does not match"
         ):
-            zarr.decode_shard("s2_60m", bytes(data), name="object")
+            decode("s2_60m", bytes(data), name="object")
 
 
 @pytest.mark.parametrize("size", [0, 3, 100, -1, -5000])
 def test_a_cut_shard_is_noticed(size):
-    shard = zarr.encode_shard("s2_60m", pixels("s2_60m", 3))
+    shard = encode("s2_60m", pixels("s2_60m", 3))
 
     with pytest.raises(ChecksumError, match="object: "):
-        zarr.decode_shard("s2_60m", shard[:size], name="object")
+        decode("s2_60m", shard[:size], name="object")
 
 
 def test_a_row_that_is_not_there_is_named():
-    shard = zarr.encode_shard("s2_60m", pixels("s2_60m", 3))
+    shard = encode("s2_60m", pixels("s2_60m", 3))
 
     with pytest.raises(ChecksumError, match="object: patch 3 is not in the Zarr shard"):
-        zarr.decode_shard("s2_60m", shard, rows=np.array([3]), name="object")
+        decode("s2_60m", shard, rows=np.array([3]), name="object")
 
 
 @pytest.mark.parametrize(
@@ -216,4 +231,4 @@ def test_a_row_that_is_not_there_is_named():
 )
 def test_wrong_pixels_are_refused(patches, message):
     with pytest.raises(ValueError, match=message):
-        zarr.encode_shard("s2_60m", patches)
+        encode("s2_60m", patches)
