@@ -98,12 +98,16 @@ def test_what_is_no_parquet_is_refused(tmp_path):
         read_official([])
 
 
+def placement():
+    return place(describe(ROWS), PlacementOptions(), recommended_without=REBEN.recommended_without)
+
+
 @pytest.fixture(scope="module")
 def placed():
     return patches_table(
         describe(ROWS),
         REBEN,
-        place(describe(ROWS), PlacementOptions(), recommended_without=REBEN.recommended_without),
+        placement(),
     )
 
 
@@ -111,7 +115,7 @@ def test_the_same_rows_give_the_same_bytes(placed):
     again = patches_table(
         describe(ROWS),
         REBEN,
-        place(describe(ROWS), PlacementOptions(), recommended_without=REBEN.recommended_without),
+        placement(),
     )
 
     assert write_patches(placed, REBEN) == write_patches(again, REBEN)
@@ -181,10 +185,8 @@ def test_rows_are_valid_items_to_us_and_to_stac_geoparquet(placed, with_placemen
 
 
 def test_another_order_of_the_placement_is_refused():
-    placement = place(describe(ROWS), PlacementOptions(), recommended_without=REBEN.recommended_without)
-
     with pytest.raises(ValueError, match="same order"):
-        patches_table(describe(ROWS.take(list(range(199, -1, -1)))), REBEN, placement)
+        patches_table(describe(ROWS.take(list(range(199, -1, -1)))), REBEN, placement())
 
 
 @pytest.mark.slow

@@ -30,7 +30,6 @@ from reben_cloud.formats import tar
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.gather import (
-    PAYLOAD_COPIES,
     BufferPool,
     LentBatches,
     lend,
@@ -329,7 +328,7 @@ def cut(path):
 
 def flip(path):
     """Change the last byte of every payload, with the times of the file as they were."""
-    modality = path.parent.name if path.parent.name in PAYLOAD_COPIES else path.name.split("-")[-2]
+    modality = path.parent.name if path.parent.name in REBEN.modality_names else path.name.split("-")[-2]
     status, data = path.stat(), bytearray(path.read_bytes())
     end = max(c.source + c.nbytes for c in REBEN.modality(modality).copies)
     for start in range(tar.PAYLOAD_OFFSET, len(data) - end, tar.record_bytes(REBEN.modality(modality))):
