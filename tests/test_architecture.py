@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 ROOMS = (
     ("errors",),
     ("files", "schema", "sampling"),
+    ("about",),
     ("store",),
     ("formats",),
     ("bigearthnet",),
@@ -45,17 +46,7 @@ FACES = {"root.dataset": "Dataset", "root.selection": "Selection"}
 ABOVE_FACES = {"catalog", "export", "search", "views"}
 """Where they may call."""
 
-KNOWN: dict[str, set[str]] = {
-    "bigearthnet.v1": {"root.parquet"},
-    "build.plan": {"sources", "sources.archives", "sources.roots"},
-    "build.tasks": {"sources.archives"},
-    "formats.geotiff_decode": {"root.patch"},
-    "formats.lmdb": {"bigearthnet.bands", "root.patch"},
-    "formats.lmdb_sink": {"root.patch"},
-    "formats.safetensors": {"bigearthnet.bands", "root.documents", "root.manifest", "root.patch"},
-    "formats.tar": {"root.patch"},
-    "formats.zarr": {"bigearthnet.bands", "bigearthnet.labels"},
-}
+KNOWN: dict[str, set[str]] = {"build.request": {"sources.recognise"}}
 """Imports that still point up or sideways, module -> modules; to be emptied."""
 
 MODULES = sorted(

@@ -25,44 +25,22 @@ PATHS = frozenset({layout.MANIFEST, layout.OBJECTS, layout.PATCHES, layout.CATAL
 BEGINNINGS = (layout.PREFIX, f"{layout.SHARDS}/", "zarr/", "../../zarr/", f"{layout.COLLECTION_ID}/")
 """How columns with the prefix begin, and other paths."""
 
-NAMES_KNOWN: dict[str, str] = {
-    "export/plan.py": "not converted yet",
-    "formats/lmdb.py": "not converted yet",
-    "formats/lmdb_sink.py": "not converted yet",
-    "formats/safetensors.py": "not converted yet",
-    "formats/zarr.py": "not converted yet",
-    "root/dataset.py": "not converted yet",
-    "root/patch.py": "not converted yet",
-    "stream/fetch.py": "not converted yet",
-    "stream/gather.py": "not converted yet",
-}
+NAMES_KNOWN: dict[str, str] = {"root/dataset.py": "true colour is a band choice of reBEN"}
 """File -> why it names a modality or a band of reBEN."""
 
 PATHS_KNOWN: dict[str, str] = {
     "bucket.py": "not converted yet",
-    "build/plan.py": "not converted yet",
-    "build/publish.py": "not converted yet",
-    "build/tasks.py": "not converted yet",
-    "export/folder.py": "not converted yet",
-    "export/plan.py": "not converted yet",
-    "formats/safetensors.py": "not converted yet",
-    "formats/tar.py": "not converted yet",
-    "root/dataset.py": "not converted yet",
     "root/documents.py": "not converted yet",
     "root/manifest.py": "not converted yet",
     "root/patches.py": "not converted yet",
-    "root/placement.py": "not converted yet",
     "root/selection.py": "not converted yet",
     "search/cql.py": "not converted yet",
     "search/evaluation.py": "not converted yet",
     "search/output.py": "not converted yet",
-    "sources/roots.py": "not converted yet",
+    "sources/parts.py": "not converted yet",
     "sources/survey.py": "not converted yet",
-    "stream/fetch.py": "not converted yet",
-    "stream/select.py": "not converted yet",
-    "training/metrics.py": "not converted yet",
     "training/modelcard.py": "not converted yet",
-    "training/train.py": "not converted yet",
+    "views/plots.py": "not converted yet",
 }
 """File -> why it spells a path or a column."""
 
