@@ -11,7 +11,7 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
-from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
+from reben_cloud.errors import ChecksumError, ConflictError, SourceError
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
@@ -30,8 +30,8 @@ def test_batches_in_memory_that_numpy_does_not_own_are_not_overwritten_while_hel
     torch = pytest.importorskip("torch")
     from reben_cloud.torch import StreamLoader
 
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *a, pin_memory=False, **k: zeros(*a, **k))
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: empty(*a, **k))
     held, copies = [], []
     for batch in StreamLoader(rc.open(made).search(), batch_size=8, pin_memory=True):
         held.append({name: tensor[1:] for name, tensor in batch.items()})
@@ -104,7 +104,7 @@ os.wait()
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
 
-    with pytest.raises(NotFoundError, match=r"manifest\.json is not the manifest"):
+    with pytest.raises(ChecksumError, match=r"manifest\.json is not the manifest"):
         rc.open(tmp_path)
 
 

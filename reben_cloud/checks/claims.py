@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from reben_cloud.build.plan import fingerprint_of, options_of
 from reben_cloud.errors import RebenError, StorageError
 from reben_cloud.export.plan import identity_of
-from reben_cloud.formats import zarr
+from reben_cloud.formats import parquet, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import DIGEST
@@ -65,7 +64,7 @@ def check_root(dataset: Dataset, objects: Sequence[Mapping[str, Any]]) -> list[s
     if hashlib.sha256(data).hexdigest() != listed.get(layout.PATCHES, {}).get("sha256"):
         return []
     try:
-        table = pq.read_table(pa.BufferReader(data)).sort_by(layout.ID)
+        table = parquet.read_table(data, name=layout.PATCHES).sort_by(layout.ID)
         found = [*_counted(dataset.manifest, table), *_placed(dataset.manifest, table, listed)]
     except (pa.ArrowException, KeyError, ValueError) as error:
         return [f"{layout.PATCHES}: does not have what the table of a root has ({error})"]

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from reben_cloud.formats.parquet import arrow_memory
+
 
 def values_of(column: Any) -> NDArray[Any]:
     """A column of numbers or times, shape (n,), read-only where it is one chunk; anything where it is null."""
@@ -41,14 +43,14 @@ def mask_of(column: Any) -> NDArray[np.bool_]:
 def ints_array(values: NDArray[np.int64]) -> pa.Array[Any]:
     """An int64 array of these numbers."""
     data = np.ascontiguousarray(values, np.int64)
-    return pa.Array.from_buffers(pa.int64(), len(data), [None, pa.py_buffer(data)])
+    return pa.Array.from_buffers(pa.int64(), len(data), [None, arrow_memory(data.data)])
 
 
 def names_array(names: Iterable[str]) -> pa.Array[Any]:
     """A string array of these names."""
     encoded = [name.encode() for name in names]
     ends = np.fromiter(accumulate(map(len, encoded), initial=0), np.int64, len(encoded) + 1)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    buffers = [None, arrow_memory(ends.data), arrow_memory(b"".join(encoded))]
     return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers).cast(pa.string())
 
 

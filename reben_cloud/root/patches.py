@@ -110,7 +110,9 @@ def described_metadata(table: pa.Table, names: Sequence[str]) -> pa.Table:
     added |= {"x0": pa.array(_whole(bounds[:, 0])), "y0": pa.array(_whole(bounds[:, 3]))}
     for name, column in added.items():
         if name not in names:
-            found = found.append_column(name, column)
+            # Arrow sorts no dictionaries.
+            is_encoded = pa.types.is_dictionary(column.type)
+            found = found.append_column(name, column.cast(column.type.value_type) if is_encoded else column)
     return found
 
 
