@@ -12,6 +12,7 @@ from pyproj import CRS
 
 from reben_cloud.about import Channel, Render
 from reben_cloud.bigearthnet.about import ABOUT, about
+from reben_cloud.bigearthnet.official import describe
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.catalog import root_documents
 from reben_cloud.catalog.groups import band_name
@@ -65,7 +66,8 @@ def documents():
     official = table_of(40, num_products=2)
     labels = pa.array([[NAMES[n % 7]] for n in range(40)], official.schema.field("labels").type)
     official = official.set_column(1, "labels", labels)
-    placement = place(official, PlacementOptions())
+    described = describe(official)
+    placement = place(described, PlacementOptions(), recommended_without=REEFS.recommended_without)
     groups = {name: {"num_samples": size, "num_shards": 1} for name, size in group_sizes(placement).items()}
     written = [
         WrittenObject.of(layout.shard(group, modality, 0), b"x", is_shard=True)
@@ -73,7 +75,7 @@ def documents():
         for modality in REEFS.modality_names
     ]
     found = root_documents(
-        patches_table(official, placement),
+        patches_table(described, REEFS, placement),
         {"modalities": list(REEFS.modality_names), "groups": groups},
         [*written, WrittenObject.of(layout.PATCHES, b"p")],
         schema=REEFS,

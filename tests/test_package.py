@@ -121,13 +121,14 @@ def test_what_is_imported_is_required():
     ]
     required = {name_of(requirement) for requirement in wanted}
     brought = {"botocore": "boto3"}  # part of it in all but name
+    ours = {"reben_cloud", "_typeshed"}  # the latter is of every type checker, and never imported
     distributions = packages_distributions()
 
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for module in {name.split(".")[0] for name in names} - {"reben_cloud"} - sys.stdlib_module_names:
+            for module in {name.split(".")[0] for name in names} - ours - sys.stdlib_module_names:
                 found = {brought.get(d, d).lower().replace("_", "-") for d in distributions[module]}
                 assert found & required, f"{path.name} imports {module}, which no requirement brings"
 

@@ -26,6 +26,7 @@ from tests import official
 
 NUM_PATCHES = 30
 MODALITIES = ("s2", "s1", "map")
+ARRAYS = {array.name: array for modality in REBEN.modalities for array in zarr.pixel_arrays(modality)}
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +127,13 @@ def test_a_changed_list_is_noticed(root):
 def zarr_shard(root, array):
     path = sorted(root.glob(f"zarr/*.zarr/{array}/c/0"))[0]
     path = next(p for p in path.rglob("*") if p.is_file())
-    return path, zarr.decode_shard(array, path.read_bytes())
+    return path, zarr.decode_shard(ARRAYS[array], path.read_bytes())
 
 
 def test_swapped_rows_of_a_zarr_array_are_found(root):
     path, patches = zarr_shard(root, "s2_20m")
     patches[[1, 2]] = patches[[2, 1]]
-    path.write_bytes(zarr.encode_shard("s2_20m", patches))
+    path.write_bytes(zarr.encode_shard(ARRAYS["s2_20m"], patches))
     relist(root)
 
     assert problems(root) == ()
@@ -145,7 +146,7 @@ def test_swapped_rows_of_a_zarr_array_are_found(root):
 def test_patches_swapped_in_a_whole_modality_are_named(root):
     path, patches = zarr_shard(root, "s1")
     patches[[0, 1]] = patches[[1, 0]]
-    path.write_bytes(zarr.encode_shard("s1", patches))
+    path.write_bytes(zarr.encode_shard(ARRAYS["s1"], patches))
     relist(root)
 
     found = problems(root, deep=True)
@@ -156,9 +157,9 @@ def test_patches_swapped_in_a_whole_modality_are_named(root):
 
 
 def test_one_changed_pixel_of_a_map_is_found(root):
-    path, patches = zarr_shard(root, zarr.REFERENCE_MAP)
+    path, patches = zarr_shard(root, "reference_map")
     patches[0, 60, 60] += 1
-    path.write_bytes(zarr.encode_shard(zarr.REFERENCE_MAP, patches))
+    path.write_bytes(zarr.encode_shard(ARRAYS["reference_map"], patches))
     relist(root)
 
     (found,) = problems(root, deep=True)
@@ -188,8 +189,8 @@ def test_a_damaged_zarr_chunk_is_named(root):
 
 def rewrite_shard(root, change):
     path = some(root, "train-s1-000000.tar")
-    samples = change(tar.iter_samples("s1", path.read_bytes()))
-    path.write_bytes(tar.encode_shard("s1", samples, num_samples=len(samples)))
+    samples = change(tar.iter_samples(REBEN.modality("s1"), path.read_bytes()))
+    path.write_bytes(tar.encode_shard(REBEN.modality("s1"), samples, num_samples=len(samples)))
     relist(root)
     return path.relative_to(root)
 
