@@ -12,8 +12,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -95,8 +95,18 @@ MAX_PAYLOAD_BYTES = 2**33 - 512
 """Largest payload: the size of a member that a ustar header can say (eleven octal digits)."""
 
 
+class _PickledAsMade:
+    """A dataclass that is pickled as its fields, and made from them again: what it keeps by the way stays here."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made = partial(type(self), **{f.name: getattr(self, f.name) for f in fields(cast("Any", self))})
+        return made, ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TensorSpec:
+class TensorSpec(_PickledAsMade):
     """One tensor of a payload: a band, a map, a vector."""
 
     name: str
@@ -265,7 +275,7 @@ def safetensors_layout(tensors: Iterable[TensorSpec]) -> tuple[bytes, Mapping[st
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modality:
+class Modality(_PickledAsMade):
     """One modality of every patch: its tensors, and what its payloads become."""
 
     name: str
@@ -548,7 +558,7 @@ def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classes:
+class Classes(_PickledAsMade):
     """The classes of the multi-labels, and of the pixels of a map."""
 
     names: tuple[str, ...]
@@ -638,7 +648,7 @@ class Classes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schema:
+class Schema(_PickledAsMade):
     """Everything that a dataset's patches have in common."""
 
     name: str

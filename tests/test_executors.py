@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -99,6 +100,11 @@ def test_a_killed_process_is_explained(tmp_path):
         RebenError, match=r"a worker process was killed .* run again, perhaps with fewer --workers"
     ):
         build(make_plan(_Killed(6), table, open_store(tmp_path / "root")), workers=2)
+
+
+def test_jobs_that_cannot_be_pickled_are_refused_and_not_waited_for():
+    with pytest.raises(TypeError, match="cannot pickle"):
+        list(executors.run_processes(print, (threading.Lock() for _ in range(9)), workers=2))
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):

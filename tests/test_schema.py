@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -203,3 +204,18 @@ TENSOR = TensorSpec(name="t", shape=(2, 2), dtype="uint8")
 def test_what_makes_no_sense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_schema_is_pickled_whatever_was_asked_of_it_before():
+    tensor = TensorSpec(name="t", shape=(4, 4), dtype="float32", fill=math.nan)
+    schema = dataclasses.replace(
+        REBEN, modalities=(*REBEN.modalities, Modality(name="more", tensors=(tensor,)))
+    )
+    assert schema.bands
+    assert all(m.payload_bytes and m.samples and m.specs for m in schema.modalities)
+    assert schema.classes.labels_in(np.full((2, 2), 111, np.uint16), name="m")
+
+    again = pickle.loads(pickle.dumps(schema))
+
+    assert again == schema
+    assert list(again.bands) == list(schema.bands)

@@ -68,9 +68,8 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
     try:
         while True:
             with _interrupts_held():
-                running |= {
-                    pool.submit(do, job) for job in itertools.islice(waiting, 2 * workers - len(running))
-                }
+                for job in itertools.islice(waiting, 2 * workers - len(running)):
+                    running.add(pool.submit(do, job))
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -87,7 +86,10 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
                 worker.terminate()  # whatever it was doing is done again by the next run
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        # One by one: with `cancel_futures` the pool waits for ever for a job that could not be pickled.
+        for future in running:
+            future.cancel()
+        pool.shutdown()
 
 
 @contextmanager
