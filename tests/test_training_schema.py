@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from reben_cloud.bigearthnet.inputs import BandStatistics, choose_bands, statistics_of
 from reben_cloud.bigearthnet.reben import REBEN
@@ -17,7 +18,7 @@ from reben_cloud.training.feed import MapTargets, modalities_for
 from reben_cloud.training.learner import Learner
 from reben_cloud.training.metrics import confusion_of, early_stopping_score, label_metrics, map_metrics
 from reben_cloud.training.modelcard import write_card
-from reben_cloud.training.models import ModelSpec, load_pretrained, save_model
+from reben_cloud.training.models import ModelSpec, create_model, load_pretrained, save_model
 from reben_cloud.training.objective import Objective
 from reben_cloud.training.report import colors_of, confusion_plot, per_class_bars, precision_recall_plot
 from reben_cloud.training.train import model_spec
@@ -292,6 +293,29 @@ def test_a_folder_of_version_1_is_of_rebens_classes_and_a_later_one_is_refused(t
     (tmp_path / "reben_cloud.json").write_text(json.dumps({**first, "version": 3}))
     with pytest.raises(RebenError, match="version 3, this release reads up to 2"):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Fields: (Wälder & Wiesen)", "Поля", "9 lives.", REBEN.name])
+def test_any_name_of_a_dataset_makes_a_valid_item_and_card(tmp_path, shared, name):
+    config, schema = recipe(), replace(FIELDS, name=name)
+    spec = model_spec(config, schema)
+    save_model(tmp_path, create_model(spec), spec)
+    metrics = label_metrics(torch.eye(7), torch.eye(7), classes=CLASSES)
+
+    write_card(
+        tmp_path,
+        spec,
+        {**metrics, "subset": "test", "best_epoch": 0, "validation_score": 1.0},
+        config,
+        schema=schema,
+    )
+
+    item = json.loads((tmp_path / "item.json").read_text())
+    for url in item["stac_extensions"]:
+        validator(shared / "stac_schemas", url).validate(item)
+    assert item["properties"]["description"] == f"test_resnet trained on {name}"
+    head = (tmp_path / "README.md").read_text().split("---\n")[1]
+    assert all(isinstance(tag, str) for tag in yaml.safe_load(head)["tags"])
 
 
 @pytest.mark.parametrize("task", ["labels", "map"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,7 +71,13 @@ def model_card(spec: ModelSpec, metrics: TrainResult, config: TrainConfig, schem
     order = "alphabetical order" if list(spec.classes.names) == sorted(spec.classes.names) else "this order: "
     if order.endswith(": "):
         order += "; ".join(spec.classes.names)
-    tags = [spec.architecture, schema.name, "Remote Sensing", task, "Multispectral"]
+    tags = [
+        spec.architecture,
+        plain_name(schema.name) or "Own dataset",
+        "Remote Sensing",
+        task,
+        "Multispectral",
+    ]
     return "\n".join(
         [
             "---",
@@ -121,6 +128,11 @@ def model_card(spec: ModelSpec, metrics: TrainResult, config: TrainConfig, schem
     )
 
 
+def plain_name(name: str) -> str:
+    """A dataset's name with ASCII letters, digits, spaces and ``_.-`` alone, as MLM wants it and YAML takes it."""
+    return re.sub(r"\s+", " ", re.sub(r"[^A-Za-z0-9_.\s-]", "", name)).strip(" _.-")
+
+
 def model_item(
     folder: Path, spec: ModelSpec, metrics: TrainResult, config: TrainConfig, schema: Schema
 ) -> Json:
@@ -141,7 +153,7 @@ def model_item(
             "datetime": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "description": f"{spec.architecture} trained on {schema.name}",
             "bands": [_band(name, schema) for name in spec.bands],
-            "mlm:name": f"{spec.architecture} on {schema.name}",
+            "mlm:name": f"{spec.architecture} on {plain_name(schema.name)}".strip(),
             "mlm:architecture": spec.architecture,
             "mlm:tasks": tasks,
             "mlm:framework": "PyTorch",
