@@ -265,7 +265,7 @@ def read_footprint(data):
 @pytest.mark.parametrize(
     ("pattern", "change", "message"),
     [
-        pytest.param("*_B09.tif", zero_pixel, "band B09 has a zero pixel, which means nodata", id="nodata"),
+        pytest.param("*_B09.tif", zero_pixel, "B09 has a pixel of 0, which means nodata", id="nodata"),
         pytest.param(
             "*_reference_map.tif",
             flat_map,
@@ -273,7 +273,7 @@ def read_footprint(data):
             id="labels",
         ),
         pytest.param(
-            "*_reference_map.tif", unknown_code, "has the value 777, which is no CORINE code", id="code"
+            "*_reference_map.tif", unknown_code, "the map has the value 777, which is not a code of any class", id="code"
         ),
     ],
 )

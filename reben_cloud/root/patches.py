@@ -107,12 +107,12 @@ def described_metadata(table: pa.Table, names: Sequence[str]) -> pa.Table:
         if name in table.column_names and not name.startswith("proj:")
     }
     added["epsg"] = pa.array(np.array([int(code.removeprefix("EPSG:")) for code in codes], np.int64))
+    # As `describe` gives it: a build sorts by it, and Arrow sorts no dictionaries.
+    added["product"] = table.column(layout.PRODUCT).cast(pa.string())
     added |= {"x0": pa.array(_whole(bounds[:, 0])), "y0": pa.array(_whole(bounds[:, 3]))}
     for name, column in added.items():
         if name not in names:
-            # Arrow sorts no dictionaries.
-            is_encoded = pa.types.is_dictionary(column.type)
-            found = found.append_column(name, column.cast(column.type.value_type) if is_encoded else column)
+            found = found.append_column(name, column)
     return found
 
 
