@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import reben_cloud as rc
-from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.bigearthnet.reben import MAP, REBEN, S2
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
 from reben_cloud.formats import tar
+from reben_cloud.root.manifest import to_bytes
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sampling import EpochOrder
 from reben_cloud.sources.recognise import open_source
@@ -307,7 +308,7 @@ def test_a_tar_of_another_writer_is_read_all_the_same(root, truth, tmp_path):
     pq.write_table(pa.Table.from_pylist(listing, schema=schema), copy / "objects.parquet")
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["objects_sha256"] = hashlib.sha256((copy / "objects.parquet").read_bytes()).hexdigest()
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_bytes(to_bytes(manifest))
 
     batches = epoch_of(RawLoader(rc.open(copy).search(), batch_size=32))
 
@@ -478,16 +479,16 @@ def test_rows_taken_by_hand_may_be_none_too(selection):
 
 
 def test_rows_are_read_together_when_a_gap_costs_less_than_a_request():
-    assert plan_ranges(np.array([3, 4, 9, 200]), "s2", 256) == [(3, 5), (9, 10), (200, 201)]
-    assert plan_ranges(np.array([3, 5]), "s2", 256) == [(3, 6)]
-    assert plan_ranges(np.array([3, 9]), "map", 256) == [(3, 10)]
-    assert plan_ranges(np.arange(256), "s2", 256) is None
-    assert plan_ranges(np.arange(0, 256, 2), "s2", 256) is None
-    assert plan_ranges(np.arange(100), "s2", 256) == [(0, 100)]
-    assert plan_ranges(np.arange(100), "s2", 256, uses=4) is None
+    assert plan_ranges(np.array([3, 4, 9, 200]), S2, 256) == [(3, 5), (9, 10), (200, 201)]
+    assert plan_ranges(np.array([3, 5]), S2, 256) == [(3, 6)]
+    assert plan_ranges(np.array([3, 9]), MAP, 256) == [(3, 10)]
+    assert plan_ranges(np.arange(256), S2, 256) is None
+    assert plan_ranges(np.arange(0, 256, 2), S2, 256) is None
+    assert plan_ranges(np.arange(100), S2, 256) == [(0, 100)]
+    assert plan_ranges(np.arange(100), S2, 256, uses=4) is None
 
 
-@pytest.mark.parametrize("modality", ["s2", "s1", "map"])
+@pytest.mark.parametrize("modality", REBEN.modalities, ids=lambda m: m.name)
 def test_no_plan_reads_more_than_the_whole_shard(modality):
     rng = np.random.default_rng(0)
     for share in (0.01, 0.05, 0.2, 0.5, 0.9):

@@ -27,6 +27,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import ChecksumError, SourceError, StorageError
 from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
+from reben_cloud.root.selection import Selection
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.gather import (
@@ -487,19 +488,19 @@ def test_files_are_closed_when_nothing_needs_them(selection):
 # -- who is delivered --------------------------------------------------------------------------------
 
 
-class Rotated:
+class Rotated(Selection):
     """A selection whose table has some columns moved on by a row, within the first shard of train."""
 
     def __init__(self, selection, *names):
-        self.dataset, self.table = selection.dataset, selection.table
-        self._selection, self._names = selection, names
+        super().__init__(selection.dataset, selection.table, selection.rows)
+        self._names = names
         place = selection.columns(["reben:shard_group", "reben:shard"]).to_pylist()
         rows = [i for i, row in enumerate(place) if tuple(row.values()) == ("train", 0)]
         self._order = np.arange(len(place))
         self._order[rows] = np.roll(rows, 1)
 
     def columns(self, names):
-        table = self._selection.columns(names)
+        table = super().columns(names)
         for name in set(names) & set(self._names):
             moved = table.column(name).take(pa.array(self._order))
             table = table.set_column(table.column_names.index(name), name, moved)
