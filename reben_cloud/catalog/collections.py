@@ -88,7 +88,7 @@ def _provider(one: Provider) -> pystac.Provider:
 
 def _summaries(table: pa.Table, summary: Summary, schema: Schema, facts: About) -> dict[str, Any]:
     def distinct(name: str) -> list[str]:
-        return sorted(pc.unique(table.column(name).combine_chunks().dictionary_decode()).to_pylist())
+        return sorted(pc.unique(table.column(name).cast(pa.string())).to_pylist())
 
     acquisition = {k: v if isinstance(v, list) else [v] for k, v in acquisition_fields(facts).items()}
     sizes = pixel_sizes(schema)

@@ -45,6 +45,9 @@ _PLACE = ("epsg", "x0", "y0", "square", "square_x0", "square_y0")
 _STAC = ("datetime", "platform", "constellation", "grid:code")
 """Metadata whose columns have STAC's own names."""
 
+_FEW = ("split", "country", "product", "platform", "constellation", "grid:code")
+"""Metadata of few values, which are kept once."""
+
 REQUIRED = ("patch_id", "labels", "split", "product", "datetime", "epsg", "x0", "y0")
 """Columns without which there is no table of patches."""
 
@@ -199,9 +202,7 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
             )
         elif name in metadata.column_names:
             column = metadata.column(name).combine_chunks()
-            few = name in ("split", "country", "product", "grid:code") and not pa.types.is_dictionary(
-                column.type
-            )
+            few = name in _FEW and not pa.types.is_dictionary(column.type)
             columns[name if name in _STAC else layout.column(name)] = (
                 column.dictionary_encode() if few else column
             )
