@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from reben_cloud import files
+from reben_cloud.files import whole as files
 
 
 def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
@@ -45,7 +45,7 @@ def test_nothing_is_lost_when_a_write_takes_a_part(tmp_path, monkeypatch):
 
 HOLD = """
 import sys, time
-from reben_cloud import files
+from reben_cloud.files import whole as files
 with files.locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
