@@ -273,7 +273,10 @@ def read_footprint(data):
             id="labels",
         ),
         pytest.param(
-            "*_reference_map.tif", unknown_code, "the map has the value 777, which is not a code of any class", id="code"
+            "*_reference_map.tif",
+            unknown_code,
+            "has the value 777, which is not a code of any class",
+            id="code",
         ),
     ],
 )

@@ -76,7 +76,11 @@ def test_shard_bytes_are_fixed_for_good():
         for m in MODALITIES
     }
 
-    assert tar.RECORD_BYTES == {"s2": 163_328, "s1": 117_760, "map": 31_232}
+    assert {m: tar.record_bytes(REBEN.modality(m)) for m in MODALITIES} == {
+        "s2": 163_328,
+        "s1": 117_760,
+        "map": 31_232,
+    }
     assert digests == GOLDEN
 
 
@@ -114,8 +118,8 @@ def test_a_shard_of_webdatasets_own_writer_is_read_the_slow_way(tmp_path):
             writer.write({"__key__": patch_id, "s1.safetensors": payload, "json": metadata})
     shard = path.read_bytes()
 
-    assert tar.records("s1", shard) is None
-    found = tar.find_payloads("s1", io.BytesIO(shard))
+    assert tar.records(REBEN.modality("s1"), shard) is None
+    found = tar.find_payloads(REBEN.modality("s1"), io.BytesIO(shard))
     for patch_id, payload, _ in samples:
         start = found[f"{patch_id}.s1.safetensors"]
         assert shard[start : start + len(payload)] == payload
@@ -129,7 +133,7 @@ def test_a_member_that_is_not_a_payload_of_its_modality_is_refused():
         writer.addfile(info, io.BytesIO(b"x" * 7))
 
     with pytest.raises(InvalidPatchError, match=r"a\.s1\.safetensors: not a payload of s1"):
-        tar.find_payloads("s1", io.BytesIO(out.getvalue()))
+        tar.find_payloads(REBEN.modality("s1"), io.BytesIO(out.getvalue()))
 
 
 @pytest.mark.parametrize(
@@ -143,30 +147,30 @@ def test_a_member_that_is_not_a_payload_of_its_modality_is_refused():
     ],
 )
 def test_damage_to_the_structure_is_noticed(damage):
-    shard = bytes(tar.encode_shard("s1", samples_of("s1", 3), num_samples=3))
+    shard = bytes(tar.encode_shard(REBEN.modality("s1"), samples_of("s1", 3), num_samples=3))
 
-    assert tar.records("s1", damage(shard)) is None
+    assert tar.records(REBEN.modality("s1"), damage(shard)) is None
 
 
 def test_a_payload_is_cut_out_of_its_own_record_only():
-    shard = bytes(tar.encode_shard("map", samples_of("map", 2), num_samples=2))
+    shard = bytes(tar.encode_shard(REBEN.modality("map"), samples_of("map", 2), num_samples=2))
     size, (patch_id, payload, _) = tar.record_bytes(REBEN.modality("map")), samples_of("map", 2)[1]
 
-    assert tar.payload_of("map", shard[size : 2 * size], patch_id) == payload
-    assert tar.payload_of("map", shard[:size], patch_id) is None
-    assert tar.payload_of("map", shard[size : 2 * size - 1], patch_id) is None
-    assert tar.payload_of("map", shard[size : 2 * size], patch_id[:-1]) is None
+    assert tar.payload_of(REBEN.modality("map"), shard[size : 2 * size], patch_id) == payload
+    assert tar.payload_of(REBEN.modality("map"), shard[:size], patch_id) is None
+    assert tar.payload_of(REBEN.modality("map"), shard[size : 2 * size - 1], patch_id) is None
+    assert tar.payload_of(REBEN.modality("map"), shard[size : 2 * size], patch_id[:-1]) is None
 
 
 def test_wrong_payloads_are_refused():
     with pytest.raises(InvalidPatchError, match="patch-1: the s1 payload must have 115,344 bytes, got 3"):
-        tar.encode_shard("s1", [("patch-1", b"abc", {})], num_samples=1)
+        tar.encode_shard(REBEN.modality("s1"), [("patch-1", b"abc", {})], num_samples=1)
     wrong = b"?" * REBEN.modality("map").payload_bytes
     with pytest.raises(InvalidPatchError, match="another safetensors header"):
-        tar.encode_shard("map", [("patch-1", wrong, {})], num_samples=1)
+        tar.encode_shard(REBEN.modality("map"), [("patch-1", wrong, {})], num_samples=1)
     for count in (2, 4):
         with pytest.raises(ValueError, match="argument 2 is"):
-            tar.encode_shard("map", samples_of("map", 3), num_samples=count)
+            tar.encode_shard(REBEN.modality("map"), samples_of("map", 3), num_samples=count)
     with pytest.raises(InvalidPatchError, match="takes 2012 bytes as JSON"):
         tar.encode_json({"x": "y" * 2004})
 
