@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # the command line lists the options without it
 
-Instant = str | date | np.datetime64
+Instant: TypeAlias = "str | date | np.datetime64"
 """A time, or a date, month or year for all of it: RFC 3339 text, a date, datetime or pandas Timestamp."""
 
-When = Instant | Sequence[Instant | None]
+When: TypeAlias = "Instant | Sequence[Instant | None]"
 """An instant, or both ends of an interval; None where it is open."""
 
 Names = str | Iterable[str]
