@@ -129,7 +129,7 @@ def test_a_record_of_another_form_is_named_when_opened_and_when_built(
 
 
 def test_a_record_that_no_sample_looked_at_is_named_by_the_build_and_by_the_loader(tmp_path, monkeypatch):
-    monkeypatch.setattr("reben_cloud.formats.lmdb._CHECKED_RECORDS", 2)
+    monkeypatch.setattr("reben_cloud.sources.lmdb._CHECKED_RECORDS", 2)
     records, key = changed("s2", 1, tensors(int16))
     folder = write(tmp_path / "in", records)
 
