@@ -29,6 +29,7 @@ _NODE = struct.Struct("<HHHH")
 
 _P_BRANCH, _P_LEAF, _P_OVERFLOW, _P_META = 1, 2, 4, 8
 _F_BIGDATA = 1
+_F_SUBDATA = 2  # a named database, of which the keys are told to whoever opens the file
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _NO_PAGE = 2**64 - 1
 _MAX_DEPTH = 32
@@ -204,7 +205,7 @@ def _read_page(file: LocalFile, meta: _Meta, number: int) -> _Page:
         nbytes = low | high << 16
         if flags == _F_BIGDATA and start + 8 <= len(data):
             values.append(_big_value(file, meta, int.from_bytes(data[start : start + 8], "little"), nbytes))
-        elif flags == 0 and start + nbytes <= len(data):
+        elif flags in (0, _F_SUBDATA) and start + nbytes <= len(data):
             values.append(Value(number * meta.page_bytes + start, nbytes))
         else:
             raise _damaged(file, number)
