@@ -163,7 +163,8 @@ def test_no_flip_in_the_metadata_or_coordinates_of_a_zarr_store_is_read(root):
         for data, _ in flips(path, 2):
             path.write_bytes(data)
             with pytest.raises(
-                ChecksumError, match=f"{path.relative_to(root)} is damaged, its sha256 differs"
+                ChecksumError,
+                match=f"{path.relative_to(root)} is not the object that was written, its sha256 differs",
             ):
                 rc.open(root).open_zarr(product)
         path.write_bytes(whole)
