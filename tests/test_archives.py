@@ -1,5 +1,6 @@
 """Archives: every official one, wherever it lies, and what each broken or hostile one is told."""
 
+import dataclasses
 import functools
 import io
 import os
@@ -95,7 +96,7 @@ def test_too_little_scratch_space_is_said_before_anything_is_read(archives, tmp_
     plan = make_plan(source, table, open_store(tmp_path / "root"), scratch=tmp_path / "scratch")
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     many = pa.concat_tables([plan.table] * (1 + free // plan.spool.nbytes))
-    large = make_plan(source, many, open_store(tmp_path / "root"), scratch=tmp_path / "scratch")
+    large = dataclasses.replace(plan, table=many)
 
     with pytest.raises(StorageError, match=r"scratch folder needs .* GB more .*--scratch"):
         large.spool.prepare()

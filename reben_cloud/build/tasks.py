@@ -169,7 +169,8 @@ def _read(
                 return Patch(info=info, payloads={m: p for m, p in written.items() if p is not None})
         if not isinstance(job.source, Source):
             raise SourceError(
-                f"{info.patch_id}: not in the scratch folder, and {job.source.describe()} is read from front to back"
+                f"{info.patch_id}: its payloads are not whole in the scratch folder; run again with the same "
+                f"--scratch, and {job.source.describe()} is read anew for what is missing"
             )
         patch = job.source.read(info, [m.name for m in modalities])
         for modality in modalities:
