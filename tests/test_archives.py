@@ -8,7 +8,6 @@ import tarfile
 import tracemalloc
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import zstandard
 

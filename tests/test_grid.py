@@ -15,7 +15,8 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reben_cloud import grid
+import reben_cloud.grid
+from reben_cloud.bigearthnet import grid
 
 # id -> EPSG, minx, maxy, split (real rows of every latitude band and both zone parities).
 VECTORS = [
@@ -176,6 +177,11 @@ def test_times_are_utc():
     )
     with pytest.raises(ValueError, match="no S1 name"):
         grid.s1_sensing_time(VECTORS[0][0])
+
+
+def test_the_public_module_has_what_it_lists():
+    public = reben_cloud.grid
+    assert [name for name in public.__all__ if getattr(public, name) is not getattr(grid, name)] == []
 
 
 def test_parts_of_names_make_the_names_again(official):

@@ -73,10 +73,11 @@ def check_root(dataset: Dataset, objects: Sequence[Mapping[str, Any]]) -> list[s
 
 def check_export(dataset: Dataset) -> list[str]:
     """What an export's manifest says that its table does not."""
-    manifest, selection = dataset.manifest, dataset.selection
+    manifest = dataset.manifest
     columns = [layout.PRODUCT, layout.COUNTRY, layout.SHARD_GROUP]
     found: list[str] = []
     try:
+        selection = dataset.selection  # reads the footer
         table = selection.columns(columns)
         groups = _sizes(table.column(layout.SHARD_GROUP))
         identity = identity_of(selection, manifest["modalities"], manifest["kind"], manifest["settings"])
