@@ -121,6 +121,8 @@ class About:
 
     id: str
     """Short name: letters, digits and ``-``."""
+    collection: str
+    """Id of the STAC Collection of its patches, and the Collection's folder in a root."""
     title: str
     """Title of the collection."""
     description: str
@@ -171,8 +173,12 @@ class About:
         held = ", ".join(modality.title or modality.name for modality in schema.modalities)
         return cls(
             id=slug,
+            # Not the short name alone: a dataset may be called Shards or Zarr, and a root has such folders.
+            collection=f"{slug}-patches",
             title=schema.name,
-            description=f"Patches of {schema.patch_m:g} m with {len(schema.classes)} classes: {held or 'metadata'}.",
+            description=schema.description
+            or f"Patches of {schema.patch_m:g} m with {len(schema.classes)} classes: {held or 'metadata'}.",
+            license=schema.license,
             card_name=schema.name,
             map_classes=_classes_of(schema) if schema.map_array else (),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from reben_cloud.bigearthnet.about import ABOUT
 from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.root import layout
@@ -19,10 +20,12 @@ ROOMS = ("formats", "root", "stream", "search", "export", "catalog", "checks", "
 NAMES = frozenset({*REBEN.modality_names, *BANDS})
 """Modalities and bands of reBEN."""
 
-PATHS = frozenset({layout.MANIFEST, layout.OBJECTS, layout.PATCHES, layout.CATALOG, layout.COLLECTION})
+PATHS = frozenset(
+    {layout.MANIFEST, layout.OBJECTS, layout.PATCHES, layout.CATALOG, layout.collection(ABOUT.collection)}
+)
 """Objects of a root whose paths are constants."""
 
-BEGINNINGS = (layout.PREFIX, f"{layout.SHARDS}/", "zarr/", "../../zarr/", f"{layout.COLLECTION_ID}/")
+BEGINNINGS = (layout.PREFIX, f"{layout.SHARDS}/", "zarr/", "../../zarr/", f"{ABOUT.collection}/")
 """How columns with the prefix begin, and other paths."""
 
 NAMES_KNOWN: dict[str, str] = {"root/dataset.py": "true colour is a band choice of reBEN"}

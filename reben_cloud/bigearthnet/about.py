@@ -82,6 +82,7 @@ def _band_fields() -> dict[str, MappingProxyType[str, Any]]:
 
 ABOUT = About(
     id="reben",
+    collection="bigearthnet-v2",
     title="BigEarthNet v2.0 (reBEN)",
     description=DESCRIPTION,
     license=LICENSE,

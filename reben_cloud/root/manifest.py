@@ -114,7 +114,15 @@ def schema_of(document: Mapping[str, Any]) -> Schema:
 def identity_of(schema: Schema) -> object:
     """What a fingerprint says of a schema: reBEN's, which the first version had no word for, by its modalities."""
     names = list(schema.modality_names)
-    return names if schema.modalities == REBEN.only(names).modalities else schema.to_json()
+    if not set(names) <= set(REBEN.modality_names):
+        return schema.to_json()
+    known = REBEN.only(names)
+    ours = (schema.modalities, schema.classes, schema.patch_m) == (
+        known.modalities,
+        known.classes,
+        known.patch_m,
+    )
+    return names if ours else schema.to_json()
 
 
 def metadata_columns(document: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.about import REBEN_EXTENSION as REBEN_EXTENSION
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import parquet
@@ -214,8 +214,8 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
             pa.array(np.stack([minx, miny, maxx, maxy], axis=1).astype(np.float64).ravel()), 4
         ),
         "stac_version": _constant("1.1.0", count),
-        "stac_extensions": _repeated(pa.array(EXTENSIONS), count),
-        "collection": _constant(layout.COLLECTION_ID, count),
+        "stac_extensions": _repeated(pa.array(_extensions(schema, metadata.column_names)), count),
+        "collection": _constant(about(schema).collection, count),
         layout.LINKS: _links(count, schema),
         layout.GEOMETRY: _wkb_polygons(lonlat),
     }
@@ -244,12 +244,13 @@ def _pixels(schema: Schema) -> int:
     return round(schema.patch_m / min(sizes, default=schema.patch_m))
 
 
-EXTENSIONS = (
-    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/grid/v1.1.0/schema.json",
-    REBEN_EXTENSION,
-)
-"""Extensions that a patch's Item declares."""
+def _extensions(schema: Schema, metadata: Sequence[str]) -> list[str]:
+    """Extensions that a patch's Item declares: one whose fields it lacks would make it invalid."""
+    found = ["https://stac-extensions.github.io/projection/v2.0.0/schema.json"]
+    if "grid:code" in metadata:
+        found.append("https://stac-extensions.github.io/grid/v1.1.0/schema.json")
+    own = about(schema).extension
+    return found if own is None else [*found, own]
 
 
 def write_patches(table: pa.Table, schema: Schema) -> bytes:
@@ -294,10 +295,11 @@ def patches_writer(out: Any, columns: pa.Schema, extents: pa.Table, schema: Sche
         },
     }
     times = pc.min_max(extents.column("datetime")).as_py()
+    collection_id = about(schema).collection
     collection = {
         "type": "Collection",
         "stac_version": "1.1.0",
-        "id": layout.COLLECTION_ID,
+        "id": collection_id,
         "description": schema.description or schema.name,
         "license": schema.license,
         "extent": {
@@ -306,7 +308,7 @@ def patches_writer(out: Any, columns: pa.Schema, extents: pa.Table, schema: Sche
         },
         "links": [],
     }
-    stac = {"version": "1.1.0", "collections": {layout.COLLECTION_ID: collection}}
+    stac = {"version": "1.1.0", "collections": {collection_id: collection}}
     return pq.ParquetWriter(
         out,
         columns.with_metadata({"geo": json.dumps(geo), "stac-geoparquet": json.dumps(stac)}),
@@ -356,7 +358,7 @@ def _repeated(rows: Column, count: int) -> Column:
 def _links(count: int, schema: Schema) -> Column:
     collection = {
         "rel": "collection",
-        "href": f"./{layout.COLLECTION}",
+        "href": f"./{layout.collection(about(schema).collection)}",
         "type": "application/json",
         "title": schema.name,
     }

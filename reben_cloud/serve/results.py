@@ -18,8 +18,8 @@ from fastapi import HTTPException
 from numpy.typing import NDArray
 from stac_fastapi.types.errors import InvalidQueryParameter
 
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.layout import COLLECTION_ID
 
 MAX_SEARCH_S = 20.0
 """Longest that a search may take; then the answer is 503. All patches by a usual filter take 0.1 s."""
@@ -67,7 +67,7 @@ class Results:
         if query.get("bbox") and query.get("intersects"):
             raise InvalidQueryParameter("give bbox or intersects, not both")
         collections = query.pop("collections", None)
-        if collections and COLLECTION_ID not in collections:
+        if collections and about(self.dataset.schema).collection not in collections:
             return np.empty(0, np.int64)
         sort = [_plain_field(field) for field in query.pop("sortby", ())]
         search = self._searches.submit(self.dataset.search, **query, missing_ok=True, sortby=sort or None)
