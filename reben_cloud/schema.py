@@ -286,8 +286,8 @@ class Modality(_PickledAsMade):
     """The batch arrays that the tensors fill, each tensor exactly one; by default one array a tensor."""
     key_column: str = "patch_id"
     """Column of the metadata from which the key in an LMDB is made."""
-    key_suffix: str = ""
-    """What follows the column's value in that key."""
+    key_suffix: str = cast("str", None)
+    """What follows the column's value in that key; by default a dot and the modality's name."""
     title: str = ""
     """What it is, for people."""
     complete: bool = False
@@ -302,6 +302,9 @@ class Modality(_PickledAsMade):
             )
         if not _COLUMN.fullmatch(self.key_column):
             raise ValueError(f"modality {self.name}: {self.key_column!r} is not a valid column name")
+        if self.key_suffix is None:
+            # Else all modalities of a patch would have one key.
+            object.__setattr__(self, "key_suffix", f".{self.name}")
         tensors = tuple(self.tensors)
         object.__setattr__(self, "falling", tuple(self.falling))
         names = [tensor.name for tensor in tensors]
@@ -679,6 +682,7 @@ class Schema(_PickledAsMade):
             ("modalities", [m.name for m in self.modalities]),
             ("batch arrays", [a.name for a in self._arrays()]),
             ("Zarr arrays", [a.zarr_name for a in self._arrays()]),
+            ("keys in an LMDB", [f"{m.key_column} + {m.key_suffix!r}" for m in self.modalities]),
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"the {what} of a schema need different names, got {', '.join(names)}")
@@ -687,8 +691,15 @@ class Schema(_PickledAsMade):
                 f"{sorted(taken)[0]!r} is what every batch or store holds; name the array or axis differently"
             )
         lengths: dict[str, int] = {}
+        stacks: dict[str, tuple[str, ...]] = {}
         for modality in self.modalities:
             for array in modality.arrays:
+                if array.stacked and stacks.setdefault(array.dims[0], array.tensors) != array.tensors:
+                    # The axis has one list of names in a store.
+                    raise ValueError(
+                        f"axis {array.dims[0]} is {', '.join(stacks[array.dims[0]])}, and "
+                        f"{', '.join(array.tensors)} in array {array.name}; name one of them differently"
+                    )
                 for dim, length in zip(array.dims, modality.shape_of(array), strict=True):
                     if lengths.setdefault(dim, length) != length:
                         raise ValueError(

@@ -21,7 +21,8 @@ from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA, describe, read_off
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.catalog import patch_items
 from reben_cloud.errors import SourceError
-from reben_cloud.root.patches import patch_infos, patches_table, rfc3339, write_patches
+from reben_cloud.root.metadata import patch_infos
+from reben_cloud.root.patches import patches_table, rfc3339, write_patches
 from reben_cloud.root.placement import PlacementOptions, place
 from reben_cloud.sources.synthetic import synthetic_metadata
 from tests.stac import stac_errors

@@ -23,9 +23,9 @@ from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.digest import is_intact, sealed
+from reben_cloud.root.metadata import patch_infos, sample_json
 from reben_cloud.root.objects import WrittenObject
 from reben_cloud.root.patch import Patch, PatchInfo
-from reben_cloud.root.patches import patch_infos, sample_json
 from reben_cloud.root.source import Source, StreamedSource
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
@@ -290,7 +290,7 @@ def check_falling(
         units = modality.specs[high].units or ""
         odd = np.flatnonzero(~(means[:, at] > means[:, at + 1]))
         first = infos[odd[0]]
-        name = getattr(first, modality.key_column)
+        name = first.name_in(modality.key_column)
         raise SourceError(
             f"{what}: mean {high} is {overall[at]:.2f} {units} and mean {low} {overall[at + 1]:.2f} {units} over "
             f"{len(infos)} patches; {high} must be above {low}, are the bands swapped? It is so in {odd.size} of the "

@@ -94,6 +94,9 @@ SHARD_GROUP = "reben:shard_group"
 SHARD = "reben:shard"
 SHARD_ROW = "reben:shard_row"
 
+STAC = (DATETIME, "platform", "constellation", "grid:code")
+"""Metadata whose columns have STAC's own names."""
+
 PLACEMENT = (ZARR_ROW, SHARD_GROUP, SHARD, SHARD_ROW)
 """Columns that say where a patch is in a root."""
 
@@ -102,8 +105,10 @@ _CHECKSUM = "_xxh3"
 
 
 def column(field: str) -> str:
-    """Column of a metadata field: ``patch_id`` is the Item's ``id``, any other has the prefix."""
-    return ID if field == "patch_id" else f"{PREFIX}{field}"
+    """Column of a metadata field: ``patch_id`` is the Item's ``id``, some are STAC's, others have the prefix."""
+    if field == "patch_id":
+        return ID
+    return field if field in STAC else f"{PREFIX}{field}"
 
 
 def checksum_column(modality: str) -> str:
