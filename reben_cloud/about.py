@@ -155,6 +155,8 @@ class About:
     """Modality -> STAC fields of an asset that holds it, e.g. ``sar:polarizations``."""
     columns: Mapping[str, str] = field(default_factory=_nothing)
     """Field of the metadata -> its title, where its own name does not say it well."""
+    countries: tuple[str, ...] = ()
+    """Names of all countries in which its patches lie, also those of which a root may have none."""
     name_columns: tuple[str, ...] = ()
     """Fields of the metadata that name what else belongs to a patch."""
     class_order: tuple[str, ...] = ()

@@ -6,20 +6,28 @@ grammar, metadata of its own. Pixels are computed from (patch, tensor, place), s
 
 from __future__ import annotations
 
+import json
 import math
+import tarfile
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.numpy
+import xarray as xr
+import zarr
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.root.patch import Patch
+from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.schema import ArraySpec, Classes, Modality, Schema, TensorSpec
 from reben_cloud.store import open_store
+from reben_cloud.stream import RawLoader
+from tests.stac import stac_errors
 
 NUM_PATCHES = 41
 NAMES = ("Reef", "Sand", "Seagrass", "Rubble", "Rock", "Mud", "Open water")
@@ -154,8 +162,6 @@ class Surveys:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    from reben_cloud.root.placement import PlacementOptions
-
     folder = tmp_path_factory.mktemp("reefs") / "root"
     build(make_plan(Surveys(), metadata_of(), open_store(folder), options=PlacementOptions(shard_samples=8)))
     return folder
@@ -179,3 +185,234 @@ def test_it_is_opened_with_the_schema_that_it_was_built_with(dataset):
 @pytest.mark.parametrize("deep", [False, True])
 def test_it_verifies(dataset, deep):
     assert verify(dataset, deep=deep).problems == ()
+
+
+# -- independent readers -----------------------------------------------------------------------------
+
+
+def payload_by_safetensors(patch_id, modality):
+    """What the library itself makes of a patch's tensors; PyTorch has the dtypes that NumPy lacks."""
+    tensors = tensors_of(patch_id, LABELS[patch_id], modality)
+    foreign = {spec.name: spec.dtype for spec in modality.tensors if spec.storage.name != spec.dtype}
+    if not foreign:
+        return safetensors.numpy.save(tensors)
+    torch = pytest.importorskip("torch")
+    safetensors_torch = pytest.importorskip("safetensors.torch")
+    found = {name: torch.from_numpy(values.reshape(-1)) for name, values in tensors.items()}
+    for name, dtype in foreign.items():
+        found[name] = found[name].view(getattr(torch, dtype))
+    return safetensors_torch.save({name: found[name].reshape(tensors[name].shape) for name in found})
+
+
+@pytest.mark.parametrize("modality", REEFS.modalities, ids=lambda m: m.name)
+def test_shards_are_tars_of_what_safetensors_writes(root, modality):
+    found = []
+    for file in sorted((root / "shards").glob(f"*/{modality.name}/*.tar")):
+        with tarfile.open(file) as tar:
+            names = tar.getnames()
+            for name, text in zip(names[::2], names[1::2], strict=True):
+                patch_id, rest = name.split(".", 1)
+                assert rest == f"{modality.name}.safetensors"
+                assert tar.extractfile(name).read() == payload_by_safetensors(patch_id, modality)
+                assert json.loads(tar.extractfile(text).read())["labels"] == LABELS[patch_id]
+                found.append(patch_id)
+
+    assert sorted(found) == sorted(LABELS)
+
+
+def test_webdataset_reads_a_shard(root):
+    import webdataset
+
+    samples = list(
+        webdataset.WebDataset(str(root / "shards/train/cube/train-cube-000000.tar"), shardshuffle=False)
+    )
+
+    for sample in samples:
+        loaded = safetensors.numpy.load(sample["cube.safetensors"])["cube"]
+        (spec,) = CUBE.tensors
+        assert (loaded == tensor_of(sample["__key__"], (), spec)).all()
+    assert len(samples) == 8
+
+
+def expected(patch_id, modality, array):
+    tensors = tensors_of(patch_id, LABELS[patch_id], modality)
+    return np.stack([tensors[name] for name in array.tensors]) if array.stacked else tensors[array.tensors[0]]
+
+
+ARRAYS = [
+    pytest.param(modality, array, id=array.name) for modality in REEFS.modalities for array in modality.arrays
+]
+
+
+@pytest.mark.parametrize(("modality", "array"), ARRAYS)
+def test_zarr_python_reads_every_array(root, modality, array):
+    for product in ("survey_0", "survey_1"):
+        group = zarr.open_group(root / "zarr" / f"{product}.zarr", mode="r")
+        ids = group["patch_id"][:].tolist()
+        values = group[array.zarr_name]
+
+        assert values.metadata.dimension_names == ("patch", *array.dims)
+        for patch_id, pixels in zip(ids, values[:], strict=True):
+            np.testing.assert_array_equal(pixels, expected(patch_id, modality, array))
+        assert ids == sorted(name for name in LABELS if name.endswith("ab"[int(product[-1])]))
+
+
+def test_xarray_opens_a_product_and_a_patch(dataset):
+    pytest.importorskip("rioxarray")
+    stack = dataset.open_zarr("survey_1")
+    patch = dataset.open_patch("reef-007~b")
+
+    assert isinstance(stack, xr.Dataset)
+    assert stack.sizes["patch"] == NUM_PATCHES // 2
+    assert stack.attrs["proj:code"] == "EPSG:32755"
+    assert stack.tone.values.tolist() == ["far", "near", "deep"]
+    assert patch.rio.crs.to_epsg() == 32755
+    np.testing.assert_array_equal(patch.tones, expected("reef-007~b", TONES, TONES.arrays[0]))
+    assert patch.x.values[[0, -1]].tolist() == [504_210, 504_790]
+    assert dataset.mosaic("survey_0", bands=["near"], bbox=None).shape == (1, 30, 1230)
+
+
+def test_patches_are_stacked_in_xarray(dataset):
+    found = dataset.search(ids=["reef-001~b", "reef-002~a"]).to_xarray(bands=["deep", "depth"])
+
+    assert {*found.data_vars} >= {"tones", "depth"}
+    assert found.crs.values.tolist() in (["EPSG:32755", "EPSG:32633"], ["EPSG:32633", "EPSG:32755"])
+
+
+# -- search ------------------------------------------------------------------------------------------
+
+
+def where(condition):
+    rows = metadata_of().to_pylist()
+    return sorted(row["patch_id"] for row in rows if condition(row))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "condition"),
+    [
+        pytest.param({"labels": "Seagrass"}, lambda r: "Seagrass" in r["labels"], id="labels"),
+        pytest.param(
+            {"labels_all": ["Reef", "Rock"]}, lambda r: {"Reef", "Rock"} <= {*r["labels"]}, id="labels_all"
+        ),
+        pytest.param({"split": "test"}, lambda r: r["split"] == "test", id="split"),
+        pytest.param({"product": "survey_1"}, lambda r: r["product"] == "survey_1", id="product"),
+        pytest.param({"recommended": True}, lambda r: not r["murky"], id="recommended"),
+        pytest.param({"recommended": False}, lambda r: r["murky"], id="not recommended"),
+        pytest.param({"bbox": (140, -20, 160, -10)}, lambda r: r["epsg"] == 32755, id="bbox"),
+        pytest.param({"ids": "reef-003~b"}, lambda r: r["dive"] == "dive 3", id="ids"),
+        pytest.param(
+            {"cql2": "visibility_m < 2"}, lambda r: r["visibility_m"] < 2, id="cql2 of its own column"
+        ),
+        pytest.param({"cql2": "murky = true"}, lambda r: r["murky"], id="cql2 of a flag"),
+        pytest.param({"season": "fall"}, lambda r: r["datetime"].month in (9, 10, 11), id="season"),
+    ],
+)
+def test_a_search_finds_what_the_metadata_say(dataset, arguments, condition):
+    assert sorted(dataset.search(**arguments).patch_ids) == where(condition)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"labels": "Urban fabric"}, "unknown labels 'Urban fabric'; known are Reef", id="class"),
+        pytest.param({"country": "Finland"}, "say nothing of country", id="country"),
+        pytest.param({"snow": False}, "say nothing of contains_seasonal_snow", id="snow"),
+        pytest.param({"s1_datetime": "2017"}, "say nothing of s1_datetime", id="s1_datetime"),
+    ],
+)
+def test_what_only_bigearthnet_has_is_refused_with_a_reason(dataset, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dataset.search(**arguments)
+
+
+def test_a_selection_as_tables_and_items(dataset, shared):
+    pystac = pytest.importorskip("pystac")
+    selection = dataset.search(split="train")
+    frame = selection.to_pandas().set_index("patch_id")
+    metadata = metadata_of().to_pandas().set_index("patch_id").loc[frame.index]
+
+    for name in ("dive", "visibility_m", "murky", "product", "datetime"):
+        assert frame[name].tolist() == metadata[name].tolist()
+    assert selection.official().sort_by("patch_id").to_pylist() == [
+        row | {"x0": float(row["x0"]), "y0": float(row["y0"])}
+        for row in metadata_of().to_pylist()
+        if row["split"] == "train"
+    ]
+    for item in selection.items():
+        assert isinstance(item, pystac.Item)
+        assert stac_errors(item.to_dict(), shared / "stac_schemas") == []
+    assert selection.statistics["labels"]["Reef"] > 0
+    assert "countries" not in selection.statistics
+    assert len(selection.to_geopandas()) == len(selection)
+    assert selection._repr_html_()
+
+
+def test_the_catalog_is_valid_and_complete(root, shared):
+    pystac = pytest.importorskip("pystac")
+    documents = [json.loads(file.read_text()) for file in root.rglob("*.json") if "_build" not in file.parts]
+    stac = [d for d in documents if d.get("type") in ("Catalog", "Collection", "Feature")]
+
+    assert len(stac) == 1 + 2 + 2 + 6 * 6
+    for document in stac:
+        assert stac_errors(document, shared / "stac_schemas") == []
+        assert "earthnet" not in json.dumps(document).lower()
+    catalog = pystac.Catalog.from_file(str(root / "catalog.json"))
+    assert [c.id for c in catalog.get_children()] == ["reefs-1-patches", "reefs-1-patches-shards"]
+    for item in catalog.get_items(recursive=True):
+        for asset in item.get_assets().values():
+            assert (root / asset.get_absolute_href().removeprefix(f"{root}/")).exists()
+
+
+# -- streams -----------------------------------------------------------------------------------------
+
+
+def check_batch(selection, batch, modalities=REEFS.modalities):
+    ids = selection.patch_ids
+    for position, index in enumerate(np.asarray(batch["index"]).tolist()):
+        if index < 0:
+            continue
+        for modality in modalities:
+            for array in modality.arrays:
+                got = batch[array.name][position]
+                want = expected(ids[index], modality, array)
+                np.testing.assert_array_equal(got, want, err_msg=f"{array.name} of {ids[index]}")
+        labels = [NAMES[n] for n in np.flatnonzero(batch["labels"][position])]
+        assert sorted(labels) == LABELS[ids[index]]
+
+
+@pytest.mark.parametrize("form", ["shards", "zarr"])
+def test_raw_batches_are_shuffled_complete_and_resumed(dataset, form):
+    selection = dataset.search()
+
+    def loader():
+        return RawLoader(selection, batch_size=6, seed=3, form=form)
+
+    order = []
+    for batch in loader():
+        check_batch(selection, batch)
+        order += batch["index"][batch["valid"]].tolist()
+    assert sorted(order) == list(range(NUM_PATCHES))
+    assert order != sorted(order)
+
+    first, rest = loader(), loader()
+    batches = iter(first)
+    seen = [next(batches)["index"].copy() for _ in range(3)]
+    rest.load_state_dict(first.state_dict())
+    seen += [batch["index"][batch["valid"]].copy() for batch in rest]
+    assert np.concatenate(seen).tolist() == order
+
+
+def test_a_part_of_the_modalities_is_streamed(dataset):
+    selection = dataset.search(recommended=True)
+    for batch in RawLoader(selection, modalities=["odd", "depth"], batch_size=5):
+        assert {*batch} == {
+            "depth",
+            "odd_alive",
+            "odd_brain",
+            "odd_small",
+            "odd_count",
+            "labels",
+            "index",
+            "valid",
+        }
+        check_batch(selection, batch, [DEPTH, ODD])

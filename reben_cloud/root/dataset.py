@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reben_cloud.bigearthnet.official import COUNTRIES
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.manifest import schema_of
@@ -60,7 +60,7 @@ class Dataset:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What every patch has: of ``s2``, ``s1``, ``map``."""
+        """Names of what every patch has."""
         return tuple(self.manifest["modalities"])
 
     @property
@@ -70,8 +70,8 @@ class Dataset:
 
     @property
     def countries(self) -> list[str]:
-        """Names that a search by country may use: the ten of reBEN and those of this root."""
-        return sorted({*COUNTRIES, *self.manifest.get("countries", ())})
+        """Names that a search by country may use: those of the whole dataset and those of this root."""
+        return sorted({*about(self.schema).countries, *self.manifest.get("countries", ())})
 
     @property
     def former_fingerprint(self) -> str | None:

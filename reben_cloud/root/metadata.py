@@ -164,14 +164,14 @@ def sample_json(table: pa.Table, schema: Schema) -> list[dict[str, object]]:
     for row in table.to_pylist():
         x0, y0 = row["x0"], row["y0"]
         found.append(
-            {name: _plain(row[name]) for name in [*given, *times]}
+            {name: plain_value(row[name]) for name in [*given, *times]}
             | {"epsg": row["epsg"], "bbox": [x0, y0 - schema.patch_m, x0 + schema.patch_m, y0]}
         )
     return found
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it."""
+def plain_value(value: Any) -> Any:
+    """A value of the metadata as JSON can hold it: a time as STAC writes it, and null for what is no number."""
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, date):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.labels import CLASSES
 from reben_cloud.errors import NotFoundError
+from reben_cloud.root import layout
 from reben_cloud.root.arrow import ints_array, mask_of, names_array, valid_of, values_of
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.placement import SPLITS
@@ -55,22 +55,24 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
     times = {
         column: None if value is None else parse_interval(value, name)
         for name, column, value in (
-            ("datetime", "datetime", query.datetime),
-            ("s1_datetime", "reben:s1_datetime", query.s1_datetime),
+            ("datetime", layout.DATETIME, query.datetime),
+            ("s1_datetime", layout.S1_DATETIME, query.s1_datetime),
         )
     }
     conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
     conditions += _in_times(times)
     conditions += _one_of("split", query.split, SPLITS)
+    if query.country is not None:
+        _require(dataset, [layout.COUNTRY])
     conditions += _one_of("country", query.country, dataset.countries)
     conditions += _one_of("product", query.product, dataset.products)
-    conditions += _with_labels(query.labels, np.logical_or, "labels")
-    conditions += _with_labels(query.labels_all, np.logical_and, "labels_all")
-    conditions += _flagged(
-        parse_flag(query.snow, "snow"),
-        parse_flag(query.cloud, "cloud"),
-        parse_flag(query.recommended, "recommended"),
-    )
+    classes = dataset.schema.classes.names
+    conditions += _with_labels(query.labels, np.logical_or, "labels", classes)
+    conditions += _with_labels(query.labels_all, np.logical_and, "labels_all", classes)
+    conditions += _flagged("contains_seasonal_snow", parse_flag(query.snow, "snow"))
+    conditions += _flagged("contains_cloud_or_shadow", parse_flag(query.cloud, "cloud"))
+    without = dataset.schema.recommended_without
+    conditions += _recommended(without, parse_flag(query.recommended, "recommended"))
     if query.season is not None:
         chosen = parse_known(query.season, "season", SEASONS)
         months = ints_array(np.array([m for season in chosen for m in SEASONS[season]]))
@@ -78,6 +80,7 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
     limit = parse_limit(query.limit)
 
     table = dataset.patch_table
+    _require(dataset, [column for condition in conditions for column in condition.columns])
     if query.ids is not None:
         wanted = names_array(parse_names(query.ids, "ids"))
         if not parse_flag(query.missing_ok, "missing_ok"):
@@ -117,7 +120,17 @@ def _one_of(name: str, value: str | Iterable[str] | None, known: Iterable[str]) 
     if value is None:
         return []
     names = names_array(parse_known(value, name, known))
-    return [Condition((f"reben:{name}",), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
+    return [Condition((layout.column(name),), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
+
+
+def _require(dataset: Dataset, columns: Sequence[str]) -> None:
+    """Refuse a condition on what the metadata of this dataset do not have."""
+    for column in columns:
+        if column not in dataset.patch_table.names:
+            raise ValueError(
+                f"the metadata of {dataset.url} say nothing of {column.removeprefix(layout.PREFIX)}, "
+                "so nothing is found by it"
+            )
 
 
 def _check_ids(dataset: Dataset, wanted: pa.Array[Any]) -> None:
@@ -132,32 +145,37 @@ def _check_ids(dataset: Dataset, wanted: pa.Array[Any]) -> None:
         )
 
 
-def _flagged(snow: bool | None, cloud: bool | None, recommended: bool | None) -> list[Condition]:
-    columns = ("reben:contains_seasonal_snow", "reben:contains_cloud_or_shadow")
-    found = [
-        Condition((column,), partial(_is, flag))
-        for column, flag in zip(columns, (snow, cloud), strict=True)
-        if flag is not None
+def _flagged(name: str, flag: bool | None) -> list[Condition]:
+    return [] if flag is None else [Condition((layout.column(name),), partial(_is, flag))]
+
+
+def _recommended(without: Sequence[str], flag: bool | None) -> list[Condition]:
+    """Patches with none of the flags, or those with any."""
+    if flag is None:
+        return []
+    if not without:  # then all patches are recommended
+        return [] if flag else [Condition((layout.ID,), lambda ids: np.zeros(len(ids), bool))]
+    return [
+        Condition(tuple(map(layout.column, without)), lambda *flags: _is(not flag, reduce(pc.or_, flags)))
     ]
-    if recommended is not None:
-        found.append(Condition(columns, lambda s, c: _is(not recommended, pc.or_(s, c))))
-    return found
 
 
 def _is(flag: bool, column: Any) -> NDArray[np.bool_]:
     return mask_of(column if flag else pc.invert(column))
 
 
-def _with_labels(names: str | Iterable[str] | None, combine: np.ufunc, argument: str) -> list[Condition]:
+def _with_labels(
+    names: str | Iterable[str] | None, combine: np.ufunc, argument: str, classes: Sequence[str]
+) -> list[Condition]:
     if names is None:
         return []
-    chosen = parse_known(names, argument, CLASSES)
+    chosen = parse_known(names, argument, classes)
 
     def fits(column: Any) -> NDArray[np.bool_]:
         masks = [combine.reduce([_holds(chunk, name) for name in chosen]) for chunk in column.chunks]
         return np.concatenate([np.empty(0, bool), *masks])
 
-    return [Condition(("reben:labels",), fits)]
+    return [Condition((layout.LABELS,), fits)]
 
 
 def _holds(lists: pa.ListArray, name: str) -> NDArray[np.bool_]:
@@ -241,12 +259,12 @@ def _micros(interval: Interval) -> tuple[int | None, int | None]:
 
 
 def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Column and direction of each ``NAME`` or ``-NAME``, without or with ``reben:`` before it."""
+    """Column and direction of each ``NAME`` or ``-NAME``, without or with the prefix before it."""
     nested = {field.name for field in table.schema if pa.types.is_nested(field.type)}
     keys = []
     for name in names:
         plain = name.removeprefix("-") if name.startswith("-") else name.removeprefix("+")
-        found = next((n for n in (plain, f"reben:{plain}") if n in table.names), plain)
+        found = next((n for n in (plain, f"{layout.PREFIX}{plain}") if n in table.names), plain)
         if found in nested:
             raise ValueError(f"cannot sort by {plain!r}: it holds several values")
         check_names([found], [n for n in table.names if n not in nested], "sortby column")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from reben_cloud.catalog import patch_items
+from reben_cloud.root import layout
 from reben_cloud.root.patches import rfc3339, write_patches
 from reben_cloud.root.selection import Selection
 
@@ -51,10 +52,18 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
 
 def _table(selection: Selection, max_rows: int) -> str:
     part = Selection(selection.dataset, selection.table, selection.rows[:max_rows])
-    rows = part.columns(["id", "datetime", "reben:split", "reben:country", "reben:labels"]).to_pylist()
+    countries = [layout.COUNTRY] * (layout.COUNTRY in part.table.names)
+    rows = part.columns([layout.ID, layout.DATETIME, layout.SPLIT, *countries, layout.LABELS]).to_pylist()
     lines = [
-        f"{row['id']}  {rfc3339(row['datetime'])}  {row['reben:split']:10}  {row['reben:country']:11}  "
-        f"{'; '.join(row['reben:labels'])}"
+        "  ".join(
+            [
+                row[layout.ID],
+                rfc3339(row[layout.DATETIME]),
+                f"{row[layout.SPLIT]:10}",
+                *(f"{row[name]:11}" for name in countries),
+                "; ".join(row[layout.LABELS]),
+            ]
+        )
         for row in rows
     ]
     if len(selection) > len(rows):
