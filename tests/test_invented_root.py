@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors
 import safetensors.numpy
 import xarray as xr
 import zarr
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
+from reben_cloud.build import build, make_plan, open_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.root.patch import Patch
 from reben_cloud.root.placement import PlacementOptions
@@ -416,3 +417,122 @@ def test_a_part_of_the_modalities_is_streamed(dataset):
             "valid",
         }
         check_batch(selection, batch, [DEPTH, ODD])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torch_loaders_deliver_the_same(dataset, num_workers):
+    torch = pytest.importorskip("torch")
+    from reben_cloud.torch import StreamDataset, StreamLoader
+
+    selection = dataset.search(split=["train", "validation"])
+    options = {"modalities": ["cube", "bed", "odd"], "seed": 5}
+    stream = StreamDataset(selection, batch_size=4, **options)
+    loader = torch.utils.data.DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context="spawn" if num_workers else None,
+    )
+    found = []
+    for batch in loader if num_workers else StreamLoader(selection, batch_size=4, **options):
+        assert batch["cube"].dtype == torch.int8
+        assert batch["cube"].shape[1:] == (3, 7, 5, 5)
+        check_batch(selection, {name: values.numpy() for name, values in batch.items()}, [CUBE, BED, ODD])
+        found += batch["index"][batch["valid"]].tolist()
+    assert sorted(found) == list(range(len(selection)))
+
+
+# -- exports, and roots made of them -----------------------------------------------------------------
+
+
+def test_py_lmdb_reads_an_export(dataset, tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    dataset.search().export_lmdb(tmp_path / "export")
+    rows = {row["patch_id"]: row for row in metadata_of().to_pylist()}
+
+    with lmdb.open(str(tmp_path / "export"), readonly=True, lock=False) as environment:
+        with environment.begin() as transaction:
+            records = dict(transaction.cursor())
+
+    assert len(records) == NUM_PATCHES * len(REEFS.modalities)
+    for patch_id, row in rows.items():
+        for modality in REEFS.modalities:
+            key = f"{row[modality.key_column]}{modality.key_suffix}"
+            assert bytes(records[key.encode()]) == payload_by_safetensors(patch_id, modality)
+
+
+def test_an_lmdb_export_is_opened_searched_streamed_and_verified_like_the_root(dataset, tmp_path):
+    dataset.search(split="train").export_lmdb(tmp_path / "export", modalities=["depth", "cube"])
+    exported = rc.open(tmp_path / "export")
+
+    assert exported.schema == REEFS.only(["depth", "cube"])
+    assert verify(exported).problems == ()
+    selection = exported.search(labels="Reef")
+    assert selection.patch_ids == dataset.search(split="train", labels="Reef").patch_ids
+    for batch in RawLoader(selection, batch_size=3):
+        check_batch(selection, batch, [DEPTH, CUBE])
+    for ours, theirs in zip(
+        RawLoader(exported.search(), batch_size=4),
+        RawLoader(dataset.search(split="train"), modalities=["depth", "cube"], batch_size=4),
+        strict=True,
+    ):
+        assert ours["index"].tolist() == theirs["index"].tolist()
+
+
+def test_safetensors_reads_an_export(dataset, tmp_path):
+    selection = dataset.search(product="survey_1")
+    selection.export_safetensors(tmp_path / "export", patches_per_file=9)
+
+    ids = selection.patch_ids
+    for number in range(-(-len(ids) // 9)):
+        file = tmp_path / "export" / f"part-{number:05d}.safetensors"
+        with safetensors.safe_open(file, "numpy") as part:
+            for modality in (TONES, DEPTH, CUBE, WORDS, BED):
+                for array in modality.arrays:
+                    want = [expected(i, modality, array) for i in ids[9 * number : 9 * number + 9]]
+                    np.testing.assert_array_equal(part.get_tensor(array.name), np.stack(want))
+
+
+def built_again(source, root, **options):
+    plan, _ = open_plan(source, root, **options)
+    build(plan)
+    return rc.open(root)
+
+
+@pytest.mark.parametrize("kind", ["root", "lmdb", "safetensors"])
+def test_a_root_made_of_a_root_or_an_export_has_the_same_bytes(root, dataset, tmp_path, kind):
+    source = root
+    if kind != "root":
+        source = tmp_path / "export"
+        getattr(dataset.search(), f"export_{kind}")(source)
+
+    again = built_again(source, tmp_path / "again", options=PlacementOptions(shard_samples=8))
+
+    assert again.manifest["fingerprint"] == dataset.manifest["fingerprint"]
+    assert again.schema == REEFS
+    assert verify(again, deep=True).problems == ()
+    for file in root.rglob("*"):
+        path = file.relative_to(root)
+        if file.is_file() and path.parts[0] in ("shards", "zarr", "patches.parquet", "catalog.json"):
+            assert file.read_bytes() == (tmp_path / "again" / path).read_bytes(), path
+
+
+def test_a_part_of_a_root_is_built_and_compared_with_its_source(dataset, root, tmp_path):
+    part = built_again(
+        root, tmp_path / "part", only=dataset.search(split="train"), modalities=["odd", "depth"]
+    )
+
+    assert part.schema == REEFS.only(["depth", "odd"])
+    assert sorted(part.search().patch_ids) == where(lambda row: row["split"] == "train")
+    assert verify(part, against=Surveys()).problems == ()
+
+
+def test_a_changed_pixel_of_an_export_is_not_built_of(dataset, tmp_path):
+    dataset.search().export_safetensors(tmp_path / "export")
+    part = tmp_path / "export" / "part-00000.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+
+    with pytest.raises(rc.ChecksumError, match="is not what was exported; export again"):
+        built_again(tmp_path / "export", tmp_path / "again")

@@ -92,3 +92,8 @@ REBEN = Schema(
     license="CDLA-Permissive-1.0",
 )
 """What every root of format version 1 holds, and what a build of the official data makes."""
+
+
+def whole(schema: Schema) -> Schema:
+    """The schema of the whole dataset, where a root holds a part of one that is known here; itself otherwise."""
+    return REBEN if schema.name == REBEN.name else schema

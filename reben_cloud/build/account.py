@@ -8,19 +8,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reben_cloud.bigearthnet.bands import MODALITIES
+from reben_cloud.bigearthnet.reben import whole
 from reben_cloud.build.plan import BuildPlan
+from reben_cloud.root.manifest import schema_of
 
 
 def published(manifest: Mapping[str, Any], url: str) -> str:
     """The last line of a build: where it is, how many patches, which modalities, and which not."""
     count, has = manifest["num_patches"], manifest["modalities"]
-    lacking = "".join(f", no {modality}" for modality in MODALITIES if modality not in has)
+    lacking = "".join(f", no {modality}" for modality in _all_modalities(manifest) if modality not in has)
     return (
         f"published {count:,} patches at {url}: "
         + ", ".join(f"{modality} {count:,}" for modality in has)
         + lacking
     )
+
+
+def _all_modalities(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the whole dataset has, of which a root may hold a part."""
+    return whole(schema_of(manifest)).modality_names
 
 
 def rows_without_patches(plan: BuildPlan, official: pa.Table) -> pa.Array:
@@ -34,13 +40,13 @@ def account(manifest: Mapping[str, Any], plan: BuildPlan, official: pa.Table) ->
 
     Returns:
         The manifest's entries and: ``url`` of the root; ``published``, patches of each modality; ``absent``, the
-        modalities that the root lacks; ``metadata_rows_without_patch``, how many rows of the metadata were not
+        modalities of such a dataset that the root lacks; ``metadata_rows_without_patch``, how many rows of the metadata were not
         published, as the source has nothing of them or a search left them out.
     """
     return {
         **manifest,
         "url": plan.store.url,
         "published": dict.fromkeys(manifest["modalities"], manifest["num_patches"]),
-        "absent": [modality for modality in MODALITIES if modality not in manifest["modalities"]],
+        "absent": [name for name in _all_modalities(manifest) if name not in manifest["modalities"]],
         "metadata_rows_without_patch": len(rows_without_patches(plan, official)),
     }

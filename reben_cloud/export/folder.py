@@ -26,7 +26,7 @@ from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root import patches as metadata
 from reben_cloud.root.documents import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES
-from reben_cloud.root.manifest import EXPORT_FORMAT, to_bytes
+from reben_cloud.root.manifest import EXPORT_FORMAT, SCHEMA, to_bytes
 
 if TYPE_CHECKING:
     from reben_cloud.root.selection import Selection
@@ -142,11 +142,13 @@ def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -
     counts = pc.value_counts(table.column(layout.SHARD_GROUP).cast(pa.string())).to_pylist()
     with (partial / PATCHES).open("rb") as file:
         seal = parquet.Seal.of(file)
+    schema = chosen.dataset.schema.only(facts["modalities"]).to_json()
     manifest = {
         **chosen.dataset.manifest,
+        # The first version has no schema.
+        **({SCHEMA: schema} if SCHEMA in chosen.dataset.manifest else {}),
         **facts,
         "format": EXPORT_FORMAT,
-        "version": 1,
         "num_patches": len(chosen),
         "products": sorted(pc.unique(table.column(layout.PRODUCT).cast(pa.string())).to_pylist()),
         "exported_groups": {

@@ -258,6 +258,21 @@ def described_metadata(table: pa.Table, names: Sequence[str]) -> pa.Table:
     return found
 
 
+def with_columns_of(metadata: pa.Table, described: pa.Table) -> pa.Table:
+    """Metadata with the columns that they lack and `described` has, each row with those of its patch.
+
+    Args:
+        metadata: Some patches of `described`, in any order.
+        described: A row per patch.
+    """
+    rows = pc.index_in(metadata.column("patch_id"), described.column("patch_id").combine_chunks())
+    found = described.take(rows)
+    for name in found.column_names:
+        if name not in metadata.column_names:
+            metadata = metadata.append_column(name, found.column(name))
+    return metadata
+
+
 def _place(table: pa.Table, name: str) -> NDArray[Any]:
     """One of `PLACE` of each patch, from the columns that have it."""
     if name == "epsg":
