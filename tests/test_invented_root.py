@@ -450,9 +450,11 @@ def test_py_lmdb_reads_an_export(dataset, tmp_path):
     dataset.search().export_lmdb(tmp_path / "export")
     rows = {row["patch_id"]: row for row in metadata_of().to_pylist()}
 
-    with lmdb.open(str(tmp_path / "export"), readonly=True, lock=False) as environment:
-        with environment.begin() as transaction:
-            records = dict(transaction.cursor())
+    with (
+        lmdb.open(str(tmp_path / "export"), readonly=True, lock=False) as environment,
+        environment.begin() as transaction,
+    ):
+        records = dict(transaction.cursor())
 
     assert len(records) == NUM_PATCHES * len(REEFS.modalities)
     for patch_id, row in rows.items():

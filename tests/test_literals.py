@@ -40,7 +40,6 @@ PATHS_KNOWN: dict[str, str] = {
     "search/cql.py": "not converted yet",
     "search/evaluation.py": "not converted yet",
     "search/output.py": "not converted yet",
-    "sources/parts.py": "not converted yet",
     "sources/survey.py": "not converted yet",
     "training/modelcard.py": "not converted yet",
     "views/plots.py": "not converted yet",

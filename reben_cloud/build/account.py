@@ -40,8 +40,8 @@ def account(manifest: Mapping[str, Any], plan: BuildPlan, official: pa.Table) ->
 
     Returns:
         The manifest's entries and: ``url`` of the root; ``published``, patches of each modality; ``absent``, the
-        modalities of such a dataset that the root lacks; ``metadata_rows_without_patch``, how many rows of the metadata were not
-        published, as the source has nothing of them or a search left them out.
+        modalities of the whole dataset that the root lacks; ``metadata_rows_without_patch``, how many rows of the
+        metadata were not published, as the source has nothing of them or a search left them out.
     """
     return {
         **manifest,

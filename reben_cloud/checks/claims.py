@@ -74,7 +74,8 @@ def check_root(dataset: Dataset, objects: Sequence[Mapping[str, Any]]) -> list[s
 def check_export(dataset: Dataset) -> list[str]:
     """What an export's manifest says that its table does not."""
     manifest = dataset.manifest
-    columns = [layout.PRODUCT, layout.COUNTRY, layout.SHARD_GROUP]
+    countries = [layout.COUNTRY] * bool(manifest["countries"])
+    columns = [layout.PRODUCT, *countries, layout.SHARD_GROUP]
     found: list[str] = []
     try:
         selection = dataset.selection  # reads the footer
@@ -84,7 +85,7 @@ def check_export(dataset: Dataset) -> list[str]:
         found += _differing("num_patches", manifest["num_patches"], len(selection))
         found += _differing("products", manifest["products"], _names(table.column(layout.PRODUCT)))
         found += _differing("exported_groups", manifest["exported_groups"], groups)
-        if not {*_names(table.column(layout.COUNTRY))} <= {*manifest["countries"]}:
+        if countries and not {*_names(table.column(layout.COUNTRY))} <= {*manifest["countries"]}:
             found.append("countries does not name all that the table has")
         if identity != manifest["identity"]:
             found.append("identity is not that of these patches, modalities, settings and this fingerprint")

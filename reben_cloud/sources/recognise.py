@@ -44,8 +44,8 @@ def open_source(
 
     Args:
         source: A folder (or an ``s3://`` or ``http(s)://`` prefix) with the official archives; one
-            archive; a root; the folder of an export; a folder with a rico-hdl LMDB or the official GeoTIFF folders at or
-            below it; or ``synthetic:N``.
+            archive; a root; the folder of an export; a folder with a rico-hdl LMDB or the official GeoTIFF
+            folders at or below it; or ``synthetic:N``.
         metadata_paths: The metadata parquet files; by default those found in or beside `source`.
         modalities: What is wanted of ``s2``, ``s1`` and ``map``; by default all that is there.
         storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
