@@ -10,7 +10,7 @@ import json
 import math
 import tarfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +19,19 @@ import safetensors
 import safetensors.numpy
 import xarray as xr
 import zarr
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan, open_plan
 from reben_cloud.checks.verify import verify
+from reben_cloud.cli import app
+from reben_cloud.root import layout
+from reben_cloud.root.metadata import patch_infos
 from reben_cloud.root.patch import Patch
 from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.schema import ArraySpec, Classes, Modality, Schema, TensorSpec
+from reben_cloud.schema import DTYPES, RESERVED, ArraySpec, Classes, Modality, Schema, TensorSpec
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from tests.stac import stac_errors
@@ -419,7 +425,7 @@ def test_a_part_of_the_modalities_is_streamed(dataset):
         check_batch(selection, batch, [DEPTH, ODD])
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_torch_loaders_deliver_the_same(dataset, num_workers):
     torch = pytest.importorskip("torch")
     from reben_cloud.torch import StreamDataset, StreamLoader
@@ -538,3 +544,256 @@ def test_a_changed_pixel_of_an_export_is_not_built_of(dataset, tmp_path):
 
     with pytest.raises(rc.ChecksumError, match="is not what was exported; export again"):
         built_again(tmp_path / "export", tmp_path / "again")
+
+
+# -- server and command line -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(dataset):
+    pytest.importorskip("stac_fastapi.api")
+    from fastapi.testclient import TestClient
+
+    from reben_cloud.serve import create_app
+
+    with TestClient(create_app(dataset)) as client:
+        yield client
+
+
+def test_the_server_answers_searches(client, dataset, shared):
+    url = "/collections/reefs-1-patches"
+    collection = client.get(url).json()
+    found = client.post(
+        "/search", json={"filter": {"op": "=", "args": [{"property": "dive"}, "dive 8"]}}
+    ).json()
+    names = client.get("/queryables").json()["properties"]
+
+    assert collection["title"] == "Reefs 1"
+    assert stac_errors(collection, shared / "stac_schemas") == []
+    assert client.get("/collections/bigearthnet-v2").status_code == 404
+    assert [item["id"] for item in found["features"]] == ["reef-008~a"]
+    for item in client.get(f"{url}/items", params={"limit": 50}).json()["features"]:
+        assert stac_errors(item, shared / "stac_schemas") == []
+    assert names[layout.column("visibility_m")] == {"title": "Visibility m", "type": "number"}
+    assert names[layout.column("murky")]["type"] == "boolean"
+    assert not {name for name in names if name not in {"collection", *dataset.patch_table.names}}
+
+
+def test_the_page_gets_footprints_and_patches(client, dataset):
+    index = client.get("/explore/index.json").json()
+    data = client.get("/explore/footprints.bin").content
+    ids = dataset.search().patch_ids
+
+    assert len(data) == NUM_PATCHES * (4 * 4 + 4 + 2 + 3)
+    assert [(p["name"], p["size"]) for p in index["products"]] == [
+        ("survey_0", [41, 1]),
+        ("survey_1", [39, 1]),
+    ]
+    assert index["flags"] == ["murky"]
+    for row in (0, NUM_PATCHES - 1):
+        patch = client.get(f"/explore/rows/{row}").json()
+        assert patch["id"] == ids[row]
+        assert {entry["name"] for entry in patch["legend"]} == {*LABELS[ids[row]]}
+        picture = client.get(f"/explore/patches/{ids[row]}/{patch['pictures'][0]['name']}.png")
+        assert picture.content.startswith(b"\x89PNG")
+    assert client.get(f"/explore/rows/{NUM_PATCHES}").status_code == 404
+
+
+def run_command(*arguments):
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert found.exit_code == 0, found.output
+    return found.stdout
+
+
+def test_the_commands_take_it(root, tmp_path):
+    assert json.loads(run_command("info", root, "--json"))["modalities"] == list(REEFS.modality_names)
+    assert "tones, depth, cube, words, bed, odd" in run_command("info", root)
+    assert run_command("search", root, "--label", "Reef", "--recommended", "--format", "ids").split() == [
+        patch_id
+        for patch_id in run_command("search", root, "--format", "ids").split()
+        if patch_id in where(lambda row: "Reef" in row["labels"] and not row["murky"])
+    ]
+    assert "2023-11-14T22:13:20Z" in run_command("search", root, "--limit", "50")
+    for form in ("geojson", "stac"):
+        assert len(json.loads(run_command("search", root, "--format", form))["features"]) == NUM_PATCHES
+    streamed = json.loads(run_command("stream", root, "--modality", "cube", "--batch-size", "8", "--json"))
+    assert streamed["samples"] == NUM_PATCHES
+    for form in ("lmdb", "safetensors"):
+        run_command("export", root, tmp_path / form, "--format", form, "--split", "train")
+        done = run_command("build", tmp_path / form, tmp_path / f"root-{form}", "--modality", "cube")
+        assert "cube 21" in done
+    assert json.loads(run_command("verify", root, "--deep", "--json"))["ok"]
+    assert json.loads(run_command("verify", tmp_path / "lmdb", "--json"))["ok"]
+    run_command("doctor", root)
+
+
+# -- what is refused, and any small schema -----------------------------------------------------------
+
+
+def changed(name, values):
+    table = metadata_of()
+    at = table.schema.get_field_index(name)
+    return table.append_column(name, values) if at < 0 else table.set_column(at, name, values)
+
+
+def with_first(name, value):
+    column = metadata_of().column(name)
+    return changed(name, pa.array([value, *column.to_pylist()[1:]], column.type))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        pytest.param(with_first("patch_id", "reef.000"), r"'reef\.000' is not a valid patch_id", id="dot"),
+        pytest.param(with_first("patch_id", "réef"), "'réef' is not a valid patch_id", id="not ASCII"),
+        pytest.param(with_first("patch_id", "r" * 90), "of 90 characters is too long", id="long"),
+        pytest.param(with_first("product", "a/b"), "'a/b' is not a valid product", id="product"),
+        pytest.param(
+            with_first("epsg", 32634), "product survey_0 has patches in several projections", id="epsg"
+        ),
+        pytest.param(with_first("dive", None), "column dive of the metadata has 1 nulls", id="no key"),
+        pytest.param(
+            with_first("labels", ["Pastures"]), "unknown label 'Pastures'; known are Reef", id="class"
+        ),
+        pytest.param(metadata_of().drop_columns(["murky"]), "the metadata lack murky", id="no flag"),
+        pytest.param(metadata_of().drop_columns(["x0"]), "the metadata lack x0", id="no place"),
+        pytest.param(changed("shard", pa.nulls(NUM_PATCHES)), "a root has a column 'shard'", id="reserved"),
+        pytest.param(changed("bbox", pa.nulls(NUM_PATCHES)), "a root has a column 'bbox'", id="bbox"),
+        pytest.param(changed("a.b", pa.nulls(NUM_PATCHES)), "'a.b' is not a valid name", id="column"),
+        pytest.param(
+            changed("age", pa.array(range(NUM_PATCHES), pa.duration("s"))),
+            r"column age of the metadata is duration\[s\]",
+            id="type",
+        ),
+    ],
+)
+def test_metadata_that_no_root_can_hold_are_refused(table, message, tmp_path):
+    with pytest.raises(rc.SourceError, match=message):
+        make_plan(Surveys(), table, open_store(tmp_path))
+
+
+class Mixed(Surveys):
+    """Gives the pixels of one patch for all of them."""
+
+    def read(self, info, modalities):
+        first = next(patch_infos(metadata_of()))
+        return replace(Surveys.read(self, first, modalities), info=info)
+
+
+class Mistaken(Surveys):
+    """Says that they are that patch, too."""
+
+    def read(self, info, modalities):
+        return Surveys.read(self, next(patch_infos(metadata_of())), modalities)
+
+
+def test_a_source_that_mixes_patches_up_stops_the_build(tmp_path):
+    for source, message in (
+        (Mixed(), "the reference map holds Reef, the metadata says"),
+        (Mistaken(), "another patch"),
+    ):
+        with pytest.raises(rc.SourceError, match=message):
+            build(make_plan(source, metadata_of(), open_store(tmp_path / type(source).__name__)))
+
+
+def test_columns_of_other_types_come_out_as_they_went_in(tmp_path):
+    count = 6
+    odd = {
+        "seen_on": pa.array(np.arange(count, dtype=np.int32), pa.date32()),
+        "seen_at": pa.array(np.arange(count), pa.timestamp("s")),
+        "level": pa.array(np.arange(count), pa.uint16()),
+        "score": pa.array([math.nan, *range(count - 1)], pa.float32()),
+        "kind": pa.array(list("abcabc")).dictionary_encode(),
+        "tags": pa.array([["x"] * n for n in range(count)]),
+        "note": pa.array([None, *"abcde"]),
+    }
+    table = metadata_of(count)
+    for name, values in odd.items():
+        table = table.append_column(name, values)
+    build(make_plan(Surveys(), table, open_store(tmp_path / "root")))
+
+    dataset = rc.open(tmp_path / "root")
+    official = dataset.search().official()
+    for name in odd:
+        assert str(official.column(name).to_pylist()) == str(table.column(name).to_pylist())
+    assert verify(dataset, deep=True).problems == ()
+    assert json.loads(json.dumps([i.to_dict() for i in dataset.search().items()], allow_nan=False))
+    again = built_again(tmp_path / "root", tmp_path / "again")
+    assert again.manifest["fingerprint"] == dataset.manifest["fingerprint"]
+
+
+names = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True).filter(lambda name: name not in RESERVED)
+shapes = st.lists(st.integers(1, 4), max_size=4).map(tuple)
+
+
+@st.composite
+def schemas(draw):
+    modalities = []
+    for name in draw(st.lists(names, min_size=1, max_size=4, unique=True)):
+        kinds = draw(st.lists(st.tuples(shapes, st.sampled_from(sorted(DTYPES))), min_size=1, max_size=3))
+        tensors = [
+            TensorSpec(name=f"T{number}", shape=shape, dtype=dtype)
+            for number, (shape, dtype) in enumerate(kinds)
+        ]
+        modalities.append(Modality(name=name, tensors=tuple(tensors)))
+    classes = Classes(names=tuple(f"class {n}" for n in range(draw(st.integers(1, 300)))))
+    try:
+        return Schema(
+            name="Any", modalities=tuple(modalities), classes=classes, patch_m=draw(st.integers(1, 5000))
+        )
+    except ValueError as error:  # two arrays may come to one name, such as a_t0 of a, and of a modality a_t0
+        assume("different names" not in str(error))
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Noise(Surveys):
+    """Random bits in every tensor, NaN and infinities among them, keyed by the patch."""
+
+    def read(self, info, modalities):
+        payloads = {}
+        for modality in map(self.schema.modality, modalities):
+            bits = np.random.default_rng(zlib.crc32(f"{info.patch_id} {modality.name}".encode()))
+            tensors = {
+                spec.name: np.frombuffer(
+                    bits.bytes(spec.nbytes)
+                    if spec.dtype != "bool"
+                    else bytes(bits.integers(0, 2, spec.nbytes, np.uint8)),
+                    spec.storage,
+                ).reshape(spec.shape)
+                for spec in modality.tensors
+            }
+            payloads[modality.name] = modality.encode(tensors)
+        return Patch(info=info, payloads=payloads)
+
+
+@given(schema=schemas(), count=st.integers(1, 9), shard_samples=st.integers(1, 5))
+@settings(max_examples=12)
+def test_any_small_schema_is_built_streamed_and_verified(schema, count, shard_samples, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any") / "root"
+    classes = schema.classes.names
+    table = metadata_of(count)
+    labels = [sorted({classes[n % len(classes)], classes[-1 - n % len(classes)]}) for n in range(count)]
+    table = table.set_column(1, "labels", pa.array(labels))
+    source = Noise(schema=schema)
+
+    build(make_plan(source, table, open_store(folder), options=PlacementOptions(shard_samples=shard_samples)))
+
+    dataset = rc.open(folder)
+    assert dataset.schema == Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+    assert verify(dataset, deep=True).problems == ()
+    selection = dataset.search()
+    infos = {info.patch_id: info for info in patch_infos(table)}
+    for form in ("shards", "zarr"):
+        seen = []
+        for batch in RawLoader(selection, batch_size=4, form=form):
+            for position in np.flatnonzero(batch["valid"]).tolist():
+                patch_id = selection.patch_ids[batch["index"][position]]
+                seen.append(patch_id)
+                payloads = source.read(infos[patch_id], schema.modality_names).payloads
+                for modality in schema.modalities:
+                    arrays = {array.name: batch[array.name][position] for array in modality.arrays}
+                    assert modality.unstack(arrays) == payloads[modality.name]
+                found = [classes[n] for n in np.flatnonzero(batch["labels"][position])]
+                assert sorted(found) == sorted(infos[patch_id].labels)
+        assert sorted(seen) == sorted(infos)

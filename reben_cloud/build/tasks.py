@@ -173,6 +173,10 @@ def _read(
                 f"--scratch, and {job.source.describe()} is read anew for what is missing"
             )
         patch = job.source.read(info, [m.name for m in modalities])
+        if patch.info != info:
+            raise SourceError(
+                f"{info.patch_id}: {job.source.describe()} gave another patch for it, {patch.info}"
+            )
         for modality in modalities:
             modality.check(patch.payloads[modality.name], name=info.patch_id)
         if job.spool is not None:

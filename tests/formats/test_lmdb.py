@@ -86,7 +86,9 @@ def write_layout(folder, keys, values):
 def test_lmdb_reads_changes_and_copies_a_laid_out_file(tmp_path, count):
     draw = random.Random(count)
     keys = sorted(f"S2A_{n:06d}_".encode() + b"x" * draw.randint(1, 53) for n in range(count))
-    values = [n.to_bytes(4, "little") * draw.choice([1, 21, 513, 700, 1020, 1021, 2050]) for n in range(count)]
+    values = [
+        n.to_bytes(4, "little") * draw.choice([1, 21, 513, 700, 1020, 1021, 2050]) for n in range(count)
+    ]
 
     layout = write_layout(tmp_path / "db", keys, values)
 
