@@ -302,7 +302,7 @@ class Modality(_PickledAsMade):
             )
         if not _COLUMN.fullmatch(self.key_column):
             raise ValueError(f"modality {self.name}: {self.key_column!r} is not a valid column name")
-        if self.key_suffix is None:
+        if cast("str | None", self.key_suffix) is None:
             # Else all modalities of a patch would have one key.
             object.__setattr__(self, "key_suffix", f".{self.name}")
         tensors = tuple(self.tensors)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import xxhash
@@ -144,7 +144,7 @@ def _index(folder: str) -> _Index:
     )
 
 
-def _manifest(folder: str) -> dict[str, object]:
+def _manifest(folder: str) -> dict[str, Any]:
     try:
         text = (Path(folder) / EXPORT_MANIFEST).read_bytes()
         return from_bytes(text, where=folder, kind=EXPORT_FORMAT)
