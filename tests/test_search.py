@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reben_cloud import grid
+from reben_cloud.bigearthnet.official import COUNTRIES, OFFICIAL_SCHEMA
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.search import parse_interval
 from reben_cloud.store import open_store
 
@@ -23,7 +26,15 @@ from reben_cloud.store import open_store
 def everything(official_catalog):
     """All 549,488 real rows as a dataset without pixels."""
     ids = pq.read_table(official_catalog / "patches.parquet", columns=["id"])["id"].to_pylist()
-    manifest = {"num_patches": len(ids), "products": sorted({i[:-6] for i in ids}), "modalities": []}
+    manifest = Manifest.of(
+        created_from="metadata",
+        schema=REBEN.only([]),
+        metadata_columns=OFFICIAL_SCHEMA.names,
+        num_patches=len(ids),
+        products=sorted({i[:-6] for i in ids}),
+        countries=COUNTRIES,
+        fingerprint="0" * 16,
+    )
     return Dataset(open_store(official_catalog), manifest)
 
 

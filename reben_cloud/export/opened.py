@@ -24,7 +24,8 @@ from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.files.paths import local_path, split_scheme
 from reben_cloud.root.backing import LmdbFolder
-from reben_cloud.root.documents import PATCHES
+from reben_cloud.root.layout import PATCHES
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table, write_patches
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Store, open_store
@@ -38,7 +39,7 @@ class LmdbRoot(NamedTuple):
 
     store: Store
     """Where ``patches.parquet`` is read from."""
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     """In a root's words."""
     backing: LmdbFolder
     """The folder with ``data.mdb``."""
@@ -84,9 +85,9 @@ def _local_folder(text: str) -> Path | None:
 
 def _open_export(folder: Path) -> LmdbRoot:
     manifest = read_manifest(folder)
-    if manifest["kind"] != "lmdb":
+    if manifest.kind != "lmdb":
         raise NotFoundError(
-            f"{folder} is an export to {manifest['kind']}, which is not searched or streamed; "
+            f"{folder} is an export to {manifest.kind}, which is not searched or streamed; "
             "build a root from it (reben-cloud build)"
         )
     return LmdbRoot(open_store(folder), manifest, LmdbFolder(path=str(folder)))
@@ -112,7 +113,7 @@ class MadeRoot(Store):
         return memoryview(write_patches(patches_table(plan.table, plan.schema, plan.placement), plan.schema))
 
     @property
-    def manifest(self) -> Mapping[str, Any]:
+    def manifest(self) -> Manifest:
         """The manifest of the root that a build would make."""
         return manifest_of(self._plan)
 

@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet.official import COUNTRIES
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
-from reben_cloud.root.manifest import schema_of
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.manifest import Manifest
+from reben_cloud.root.objects import Objects
 from reben_cloud.root.query import GeoInterface, Names, Query, When
 from reben_cloud.root.selection import Selection
 from reben_cloud.root.table import PatchTable
@@ -33,17 +33,17 @@ class Dataset:
     Opening reads the manifest only; everything else is read when it is asked for.
     """
 
-    def __init__(self, store: Store, manifest: Mapping[str, Any], *, backing: Backing | None = None) -> None:
+    def __init__(self, store: Store, manifest: Manifest, *, backing: Backing | None = None) -> None:
         self.store = store
         """Where its objects lie."""
         self.manifest = manifest
-        """What the root says of itself (``manifest.json``)."""
+        """What the root says of itself (``manifest.json``), or the export (``export.json``)."""
         self.backing: Backing = RootObjects() if backing is None else backing
         """What payloads are read from: the objects of the root, by default."""
 
     def __len__(self) -> int:
         """Number of patches."""
-        return int(self.manifest["num_patches"])
+        return self.manifest.num_patches
 
     def __repr__(self) -> str:
         return f"Dataset({self.store.url!r}, {len(self):,} patches, {', '.join(self.modalities)})"
@@ -56,22 +56,22 @@ class Dataset:
     @cached_property
     def schema(self) -> Schema:
         """What every patch has: modalities, classes, size."""
-        return schema_of(self.manifest)
+        return self.manifest.schema
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """What every patch has: of ``s2``, ``s1``, ``map``."""
-        return tuple(self.manifest["modalities"])
+        return self.manifest.modalities
 
     @property
     def products(self) -> list[str]:
         """Names of the products, sorted."""
-        return list(self.manifest["products"])
+        return list(self.manifest.products)
 
     @property
     def countries(self) -> list[str]:
         """Names that a search by country may use: the ten of reBEN and those of this root."""
-        return sorted({*COUNTRIES, *self.manifest.get("countries", ())})
+        return sorted({*COUNTRIES, *self.manifest.countries})
 
     @property
     def former_fingerprint(self) -> str | None:
@@ -189,25 +189,25 @@ class Dataset:
     def summary(self) -> str:
         """A few lines for people."""
         groups = ", ".join(
-            f"{name} {group['num_samples']:,} in {group['num_shards']} shards"
-            for name, group in self.manifest["groups"].items()
+            f"{name} {group.num_samples:,} in {group.num_shards} shards"
+            for name, group in self.manifest.groups.items()
         )
         # An export keeps the root's groups, from which the order follows, beside what it has of them.
         head = [f"{self.url}: {len(self):,} patches of {len(self.products)} products"]
-        if exported := self.manifest.get("exported_groups"):
-            whole = sum(group["num_samples"] for group in self.manifest["groups"].values())
-            groups = ", ".join(f"{name} {count:,}" for name, count in exported.items())
+        if isinstance(self.manifest, ExportManifest):
+            whole = sum(group.num_samples for group in self.manifest.groups.values())
+            groups = ", ".join(f"{name} {count:,}" for name, count in self.manifest.exported_groups.items())
             head.append(
-                f"  export       {len(self):,} of the {whole:,} patches of root {self.manifest['fingerprint']}"
+                f"  export       {len(self):,} of the {whole:,} patches of root {self.manifest.fingerprint}"
             )
         return "\n".join(
             [
                 *head,
                 f"  modalities   {', '.join(self.modalities)}",
                 f"  groups       {groups}",
-                f"  order        {self.manifest['order']['kind']}, seed {self.manifest['order']['seed']}",
-                f"  made from    {self.manifest['created_from']}",
-                f"  fingerprint  {self.manifest['fingerprint']}",
+                f"  order        {self.manifest.order.kind}, seed {self.manifest.order.seed}",
+                f"  made from    {self.manifest.created_from}",
+                f"  fingerprint  {self.manifest.fingerprint}",
             ]
         )
 
@@ -226,14 +226,12 @@ class Dataset:
 
     def listed(self, prefix: str) -> dict[str, str]:
         """Path below `prefix` of each object that the root lists there -> sha256."""
-        names = self._objects.column("path")
-        mine = self._objects.filter(pc.starts_with(names, prefix))
-        paths = [path.removeprefix(prefix) for path in mine.column("path").to_pylist()]
-        return dict(zip(paths, mine.column("sha256").to_pylist(), strict=True))
+        listed = self._objects.items()
+        return {path.removeprefix(prefix): o.sha256 for path, o in listed if path.startswith(prefix)}
 
     @cached_property
-    def _objects(self) -> pa.Table:
-        return read_objects(self.store, self.manifest, ["path", "sha256"])
+    def _objects(self) -> Objects:
+        return read_objects(self.store, self.manifest)
 
     def open_patch(self, patch_id: str) -> xr.Dataset:
         """One patch as a lazy xarray Dataset with x and y coordinates and CRS.

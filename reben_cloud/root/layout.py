@@ -7,6 +7,9 @@ from collections.abc import Iterable
 MANIFEST = "manifest.json"
 """The commit point of a root: without it there is no dataset."""
 
+EXPORT_MANIFEST = "export.json"
+"""What an export says of itself: the manifest of the root that it came from, and what differs."""
+
 OBJECTS = "objects.parquet"
 """List of all objects with their checksums."""
 

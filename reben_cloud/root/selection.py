@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.manifest import metadata_columns
 from reben_cloud.root.patches import given_metadata
 from reben_cloud.root.query import Query
 from reben_cloud.root.table import PatchTable
@@ -120,12 +119,12 @@ class Selection:
 
     def official(self) -> pa.Table:
         """The official metadata of the patches, in the official schema and order."""
-        names = metadata_columns(self.dataset.manifest)
+        names = self.dataset.manifest.metadata_columns
         return given_metadata(self.columns([layout.column(name) for name in names]), names)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
-        given = map(layout.column, metadata_columns(self.dataset.manifest))
+        given = map(layout.column, self.dataset.manifest.metadata_columns)
         times = [name for name in (layout.DATETIME, layout.S1_DATETIME) if name in self.table.names]
         names = list(dict.fromkeys([*given, layout.PRODUCT, *times]))
         frame: pd.DataFrame = self.columns(names).to_pandas(
