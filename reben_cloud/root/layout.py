@@ -106,6 +106,10 @@ PLACEMENT = (ZARR_ROW, SHARD_GROUP, SHARD, SHARD_ROW)
 _CHECKSUM = "_xxh3"
 
 
+OTHER_NAMES = (f"{PREFIX}s1_name", f"{PREFIX}s2v1_name")
+"""Columns of other names by which a patch is known."""
+
+
 def column(field: str) -> str:
     """Column of a metadata field: ``patch_id`` is the Item's ``id``, any other has the prefix."""
     return ID if field == "patch_id" else f"{PREFIX}{field}"

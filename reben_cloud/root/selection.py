@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from reben_cloud.root.dataset import Dataset
 
 
-_NO_CONDITION = ("missing_ok", "sortby", "limit")
+_NO_CONDITION = frozenset(
+    ("missing_ok", "ids_order", "sortby", "limit", "sample", "sample_seed", "balance", "min_distance_m")
+)
 """Arguments of a search that leave no patch out, or none of an empty selection."""
 
 
 class Selection:
-    """Patches found by a search, in the order of the table (by place, then time) unless sorted.
+    """Patches found by a search, in the order of the table (by place, then time) unless another was asked for.
 
     Nothing but row numbers is held at first; columns are read when they are asked for.
     """

@@ -49,10 +49,11 @@ def open_patch(dataset: Dataset, patch_id: str) -> xr.Dataset:
         raise TypeError(
             f"open_patch takes one patch id, got {patch_id!r}; see Selection.to_xarray for several"
         )
-    found = dataset.search(ids=patch_id).columns([layout.PRODUCT, layout.ZARR_ROW]).to_pylist()[0]
+    columns = [layout.ID, layout.PRODUCT, layout.ZARR_ROW]
+    found = dataset.search(ids=patch_id).columns(columns).to_pylist()[0]
     row = found[layout.ZARR_ROW]
     stack = open_product(dataset, found[layout.PRODUCT])
-    check_rows(stack, [row], [patch_id], url=dataset.url)
+    check_rows(stack, [row], [found[layout.ID]], url=dataset.url)
     return patch_view(stack, row, schema=dataset.schema)
 
 
