@@ -27,6 +27,7 @@ from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.digest import document_digest, table_digest
 from reben_cloud.root.documents import read_patches
+from reben_cloud.root.layout import JOURNAL as JOURNAL
 from reben_cloud.root.layout import MANIFEST as MANIFEST
 from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest import Manifest, ShardOrder, identity_of
@@ -35,9 +36,6 @@ from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, pla
 from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
-
-JOURNAL = "_build"
-"""Folder of the plan, the leases and the receipts; no part of the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -322,7 +322,9 @@ def patches_writer(out: Any, columns: pa.Schema, extents: pa.Table, schema: Sche
 
 def _long_texts(columns: pa.Schema) -> list[str]:
     """Names that share their beginnings with their neighbours' and never come twice."""
-    return [name for name in (layout.ID, "reben:s1_name", "reben:s2v1_name") if name in columns.names]
+    return [
+        name for name in map(layout.column, ("patch_id", "s1_name", "s2v1_name")) if name in columns.names
+    ]
 
 
 def rfc3339(time: Any) -> str:
