@@ -31,7 +31,7 @@ from reben_cloud.root.layout import JOURNAL as JOURNAL
 from reben_cloud.root.layout import MANIFEST as MANIFEST
 from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest import Manifest, ShardOrder, identity_of
-from reben_cloud.root.patches import check_metadata, given_metadata
+from reben_cloud.root.metadata import check_metadata, given_metadata
 from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, place
 from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.schema import Modality, Schema

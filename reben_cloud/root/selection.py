@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.patches import given_metadata
+from reben_cloud.root.metadata import given_metadata
 from reben_cloud.root.query import Query
 from reben_cloud.root.table import PatchTable
 
