@@ -30,8 +30,8 @@ from reben_cloud.root.documents import (
     read_patches,
 )
 from reben_cloud.root.layout import MANIFEST, PATCHES
+from reben_cloud.root.metadata import described_columns, described_metadata
 from reben_cloud.root.patch import Patch, PatchInfo
-from reben_cloud.root.patches import described_columns, described_metadata
 from reben_cloud.root.placement import check_places
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
