@@ -8,7 +8,8 @@ from typing import Any
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.documents import MANIFEST, read_manifest
+from reben_cloud.root.documents import read_manifest
+from reben_cloud.root.layout import MANIFEST
 from reben_cloud.store import open_store
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -10,12 +9,12 @@ import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet.reben import whole
 from reben_cloud.build.plan import BuildPlan
-from reben_cloud.root.manifest import schema_of
+from reben_cloud.root.manifest import Manifest
 
 
-def published(manifest: Mapping[str, Any], url: str) -> str:
+def published(manifest: Manifest, url: str) -> str:
     """The last line of a build: where it is, how many patches, which modalities, and which not."""
-    count, has = manifest["num_patches"], manifest["modalities"]
+    count, has = manifest.num_patches, manifest.modalities
     lacking = "".join(f", no {modality}" for modality in _all_modalities(manifest) if modality not in has)
     return (
         f"published {count:,} patches at {url}: "
@@ -24,9 +23,9 @@ def published(manifest: Mapping[str, Any], url: str) -> str:
     )
 
 
-def _all_modalities(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+def _all_modalities(manifest: Manifest) -> tuple[str, ...]:
     """What the whole dataset has, of which a root may hold a part."""
-    return whole(schema_of(manifest)).modality_names
+    return whole(manifest.schema).modality_names
 
 
 def rows_without_patches(plan: BuildPlan, official: pa.Table) -> pa.Array:
@@ -35,7 +34,7 @@ def rows_without_patches(plan: BuildPlan, official: pa.Table) -> pa.Array:
     return ids.filter(pc.invert(pc.is_in(ids, plan.table.column("patch_id").combine_chunks())))
 
 
-def account(manifest: Mapping[str, Any], plan: BuildPlan, official: pa.Table) -> dict[str, Any]:
+def account(manifest: Manifest, plan: BuildPlan, official: pa.Table) -> dict[str, Any]:
     """The manifest, and what a machine wants to know beside it.
 
     Returns:
@@ -44,9 +43,9 @@ def account(manifest: Mapping[str, Any], plan: BuildPlan, official: pa.Table) ->
         metadata were not published, as the source has nothing of them or a search left them out.
     """
     return {
-        **manifest,
+        **manifest.to_json(),
         "url": plan.store.url,
-        "published": dict.fromkeys(manifest["modalities"], manifest["num_patches"]),
-        "absent": [name for name in _all_modalities(manifest) if name not in manifest["modalities"]],
+        "published": dict.fromkeys(manifest.modalities, manifest.num_patches),
+        "absent": [name for name in _all_modalities(manifest) if name not in manifest.modalities],
         "metadata_rows_without_patch": len(rows_without_patches(plan, official)),
     }

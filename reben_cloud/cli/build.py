@@ -124,8 +124,8 @@ def catalog(
     store = open_store(dest, storage_options(endpoint_url))
     official = read_official(metadata)
     manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
-    num_products = len(manifest["products"])
-    typer.echo(f"catalogued {manifest['num_patches']:,} patches of {num_products} products at {store.url}")
+    num_products = len(manifest.products)
+    typer.echo(f"catalogued {manifest.num_patches:,} patches of {num_products} products at {store.url}")
 
 
 def verify(

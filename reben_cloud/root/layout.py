@@ -7,6 +7,9 @@ from collections.abc import Iterable
 MANIFEST = "manifest.json"
 """The commit point of a root: without it there is no dataset."""
 
+EXPORT_MANIFEST = "export.json"
+"""What an export says of itself: the manifest of the root that it came from, and what differs."""
+
 OBJECTS = "objects.parquet"
 """List of all objects with their checksums."""
 
@@ -21,6 +24,9 @@ SHARDS = "shards"
 
 JOURNAL = "_build"
 """Folder of the plan, the leases and the receipts of a build; not part of the dataset."""
+
+ZARR_SUFFIX = ".zarr"
+"""How the name of a Zarr store's folder ends."""
 
 ZARR_METADATA = "zarr.json"
 """Name of the metadata document of a Zarr store, and of each of its arrays."""
@@ -58,7 +64,7 @@ def shard(group: str, modality: str, number: int) -> str:
 
 def zarr_store(product: str) -> str:
     """Folder of a product's Zarr store."""
-    return f"zarr/{product}.zarr"
+    return f"zarr/{product}{ZARR_SUFFIX}"
 
 
 def zarr_shard(product: str, array: str, number: int, *, ndim: int) -> str:
@@ -104,11 +110,20 @@ PLACEMENT = (ZARR_ROW, SHARD_GROUP, SHARD, SHARD_ROW)
 _CHECKSUM = "_xxh3"
 
 
+OTHER_NAMES = (f"{PREFIX}s1_name", f"{PREFIX}s2v1_name")
+"""Columns of other names by which a patch is known."""
+
+
 def column(field: str) -> str:
     """Column of a metadata field: ``patch_id`` is the Item's ``id``, some are STAC's, others have the prefix."""
     if field == "patch_id":
         return ID
     return field if field in STAC else f"{PREFIX}{field}"
+
+
+def field(column: str) -> str:
+    """Metadata field of a column, `column` the other way round."""
+    return "patch_id" if column == ID else column.removeprefix(PREFIX)
 
 
 def checksum_column(modality: str) -> str:

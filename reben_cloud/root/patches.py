@@ -1,34 +1,25 @@
-"""``patches.parquet`` (stac-geoparquet), made of a table of metadata.
+"""The table of patches (``patches.parquet``, stac-geoparquet), made of a table of metadata.
 
-Everything is made column by column. What a patch *is* comes from the metadata, where it *lies* in a root
-from the caller (`placement`).
+Everything is made column by column. What a patch *is* comes from the metadata (`metadata`), where it *lies*
+in a root from the caller (`placement`). How the table becomes a file is in `patches_file`.
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.about import about
-from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root.metadata import PLACE, SQUARE
-from reben_cloud.root.metadata import rfc3339 as rfc3339
+from reben_cloud.root.squares import by_place, lonlat_squares, wkb_polygons
 from reben_cloud.schema import Schema
 
 Column = Any
 """An Arrow array; the stubs' element types would say no more than the column's name does."""
-
-ROW_GROUP_ROWS = 16_384
-"""Rows of a row group of ``patches.parquet``: small enough to prune, large enough to scan."""
 
 _FIRST = (
     *("bbox", "datetime", "split", "country", "labels", "contains_seasonal_snow", "contains_cloud_or_shadow"),
@@ -57,11 +48,11 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
     """
     if placement is not None and placement.column("patch_id") != metadata.column("patch_id"):
         raise ValueError("placement must have the patches of the metadata in the same order")
-    order = pa.array(_by_place(metadata))
+    order = pa.array(by_place(metadata))
     metadata = metadata.take(order).combine_chunks()
     epsg, x0, y0 = (metadata.column(name).to_numpy() for name in ("epsg", "x0", "y0"))
     minx, miny, maxx, maxy = x0, y0 - schema.patch_m, x0 + schema.patch_m, y0
-    lonlat = _lonlat_squares(epsg, minx, miny, maxx, maxy)
+    lonlat = lonlat_squares(epsg, minx, miny, maxx, maxy)
     count = metadata.num_rows
     west, east = lonlat[:, :, 0].min(axis=1), lonlat[:, :, 0].max(axis=1)
     south, north = lonlat[:, :, 1].min(axis=1), lonlat[:, :, 1].max(axis=1)
@@ -91,7 +82,7 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
         "stac_extensions": _repeated(pa.array(_extensions(schema, metadata.column_names)), count),
         "collection": _constant(about(schema).collection, count),
         layout.LINKS: _links(count, schema),
-        layout.GEOMETRY: _wkb_polygons(lonlat),
+        layout.GEOMETRY: wkb_polygons(lonlat),
     }
     if placement is not None:
         placed = placement.take(order)
@@ -125,89 +116,6 @@ def _extensions(schema: Schema, metadata: Sequence[str]) -> list[str]:
         found.append("https://stac-extensions.github.io/grid/v1.1.0/schema.json")
     own = about(schema).extension
     return found if own is None else [*found, own]
-
-
-def write_patches(table: pa.Table, schema: Schema) -> bytes:
-    """The bytes of ``patches.parquet``: GeoParquet 1.1.0, stac-geoparquet 1.1.0; same in, same out."""
-    out = io.BytesIO()
-    with patches_writer(out, table.schema, table.select([layout.BBOX, layout.DATETIME]), schema) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-    parquet.add_chunk_sums(out)
-    return out.getvalue()
-
-
-def patches_writer(out: Any, columns: pa.Schema, extents: pa.Table, schema: Schema) -> pq.ParquetWriter:
-    """What writes ``patches.parquet``, row group by row group, for tables that are not held in memory.
-
-    When it is closed, `parquet.add_chunk_sums` finishes the file.
-
-    Args:
-        out: A path, or a file.
-        columns: Columns of the table.
-        extents: ``bbox`` and ``datetime`` of all rows, which the file's metadata sums up.
-        schema: Of the dataset.
-    """
-    bbox = extents.column("bbox").combine_chunks()
-    bounds = [
-        float(reduce(bbox.field(side)).as_py())
-        for side, reduce in zip(
-            ("xmin", "ymin", "xmax", "ymax"), (pc.min, pc.min, pc.max, pc.max), strict=True
-        )
-    ]
-    geo = {
-        "version": "1.1.0",
-        "primary_column": "geometry",
-        "columns": {
-            # No "crs": OGC:CRS84, longitude and latitude, is the default.
-            "geometry": {
-                "encoding": "WKB",
-                "geometry_types": ["Polygon"],
-                "orientation": "counterclockwise",
-                "bbox": bounds,
-                "covering": {"bbox": {side: ["bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}},
-            }
-        },
-    }
-    times = pc.min_max(extents.column("datetime")).as_py()
-    collection_id = about(schema).collection
-    collection = {
-        "type": "Collection",
-        "stac_version": "1.1.0",
-        "id": collection_id,
-        "description": schema.description or schema.name,
-        "license": schema.license,
-        "extent": {
-            "spatial": {"bbox": [bounds]},
-            "temporal": {"interval": [[rfc3339(times["min"]), rfc3339(times["max"])]]},
-        },
-        "links": [],
-    }
-    stac = {"version": "1.1.0", "collections": {collection_id: collection}}
-    return pq.ParquetWriter(
-        out,
-        columns.with_metadata({"geo": json.dumps(geo), "stac-geoparquet": json.dumps(stac)}),
-        compression="zstd",
-        write_page_checksum=True,
-        use_dictionary=[*_dictionary_columns(columns), f"{layout.LABELS}.list.element"],
-        column_encoding={
-            **{f"bbox.{side}": "BYTE_STREAM_SPLIT" for side in ("xmin", "ymin", "xmax", "ymax")},
-            **dict.fromkeys(_long_texts(columns), "DELTA_BYTE_ARRAY"),
-        },
-    )
-
-
-def _long_texts(columns: pa.Schema) -> list[str]:
-    """Names that share their beginnings with their neighbours' and never come twice."""
-    return [name for name in (layout.ID, "reben:s1_name", "reben:s2v1_name") if name in columns.names]
-
-
-def _dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Columns of few values; for the others a dictionary only costs time and a second page."""
-    return (
-        [field.name for field in schema if pa.types.is_dictionary(field.type)]
-        + [f"links.list.element.{name}" for name in ("rel", "href", "type", "title")]
-        + ["stac_extensions.list.element", layout.DATETIME, layout.S1_DATETIME, "assets.zarr.href"]
-    )
 
 
 def _constant(value: str, count: int) -> Column:
@@ -250,76 +158,3 @@ def _assets(products: Column) -> Column:
         ]
     )
     return stores.take(products.indices)
-
-
-def _by_place(metadata: pa.Table) -> NDArray[np.int64]:
-    """The order of the rows: squares along a Z curve, products of a square by time, patches by id.
-
-    Within a product that is the order of its Zarr rows, and what compresses best.
-    """
-    products = metadata.column("product").cast(pa.string()).combine_chunks().dictionary_encode()
-    code, names = products.indices.to_numpy(), products.dictionary.to_pylist()
-    first = np.unique(code, return_index=True)[1]
-    epsg, x0, y0 = (metadata.column(name).to_numpy() for name in ("epsg", "x0", "y0"))
-    # The north-west corner of each product: of its square, or of the patches that are there.
-    west, north = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-    squared = {"square_x0", "square_y0"} <= set(metadata.column_names)
-    np.minimum.at(west, code, metadata.column("square_x0").to_numpy() if squared else x0)
-    np.maximum.at(north, code, metadata.column("square_y0").to_numpy() if squared else y0)
-    corners = _lonlat_squares(epsg[first], west, north, west, north)[:, 0]
-    # Cells of half a degree; the square, the time and the name decide in a cell.
-    curve = _z_order(*((corners.T + 180) * 2).astype(np.int64)).tolist()
-    times = metadata.column("datetime").take(pa.array(first)).to_pylist()
-    squares = [""] * len(names)
-    if "square" in metadata.column_names:
-        squares = metadata.column("square").take(pa.array(first)).to_pylist()
-    ranked = sorted(range(len(names)), key=lambda n: (curve[n], squares[n], times[n], names[n]))
-    rank = np.empty(len(names), np.int64)
-    rank[ranked] = np.arange(len(names))
-    ids = np.argsort(np.array(metadata.column("patch_id").to_pylist(), np.bytes_), kind="stable")
-    by_id = np.empty_like(ids)
-    by_id[ids] = np.arange(len(ids))
-    return np.lexsort((by_id, rank[code]))
-
-
-def _z_order(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Morton code of two coordinates below 1024: their bits interleaved."""
-    found = np.zeros_like(x)
-    for bit in range(10):
-        found |= ((x >> bit) & 1) << (2 * bit) | ((y >> bit) & 1) << (2 * bit + 1)
-    return found
-
-
-def _lonlat_squares(
-    epsg: NDArray[np.int64],
-    minx: NDArray[np.int64],
-    miny: NDArray[np.int64],
-    maxx: NDArray[np.int64],
-    maxy: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Closed counterclockwise rings in degrees, (n, 5, 2) longitude and latitude, rounded to 1 cm.
-
-    Straight lines between the corners leave the square's true edges by less than 3 cm.
-    """
-    from pyproj import Transformer
-
-    xs = np.stack([minx, maxx, maxx, minx, minx], axis=1).astype(np.float64)
-    ys = np.stack([miny, miny, maxy, maxy, miny], axis=1).astype(np.float64)
-    out = np.empty((len(epsg), 5, 2))
-    for code in np.unique(epsg).tolist():
-        rows = epsg == code
-        to_lonlat = Transformer.from_crs(code, 4326, always_xy=True)
-        out[rows, :, 0], out[rows, :, 1] = to_lonlat.transform(xs[rows], ys[rows])
-    return np.round(out, 7)
-
-
-def _wkb_polygons(rings: NDArray[np.float64]) -> Column:
-    """Little-endian WKB of polygons with one ring of five points."""
-    record = np.dtype([("head", "V13"), ("points", "<f8", (5, 2))])
-    head = b"\x01" + (3).to_bytes(4, "little") + (1).to_bytes(4, "little") + (5).to_bytes(4, "little")
-    buffer = pa.allocate_buffer(len(rings) * record.itemsize)
-    values = np.frombuffer(buffer, record)
-    values["head"] = np.void(head)
-    values["points"] = rings
-    fixed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(record.itemsize), len(rings), [None, buffer])
-    return fixed.cast(pa.binary())

@@ -8,7 +8,8 @@ from typing import Literal
 
 from reben_cloud.catalog import patch_items
 from reben_cloud.root import layout
-from reben_cloud.root.patches import rfc3339, write_patches
+from reben_cloud.root.metadata import rfc3339
+from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.selection import Selection
 
 Form = Literal["table", "ids", "json", "geojson", "stac", "parquet"]

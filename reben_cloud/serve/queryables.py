@@ -14,7 +14,6 @@ from stac_fastapi.types.requests import get_base_url
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.manifest import metadata_columns
 from reben_cloud.root.placement import SPLITS
 
 _TEXT = {"type": "string"}
@@ -64,7 +63,7 @@ def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
         **of("product", _TEXT),
         **of("s1_datetime", _TIME),
     }
-    for field in metadata_columns(dataset.manifest):
+    for field in dataset.manifest.metadata_columns:
         column = layout.column(field)
         if column in table.names and column not in known and (kind := _kind(table.schema.field(column).type)):
             known |= of(field, kind)

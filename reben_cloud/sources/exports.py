@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import xxhash
@@ -21,14 +21,9 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import ChecksumError, NotFoundError, SourceError
 from reben_cloud.formats import safetensors
 from reben_cloud.root import layout
-from reben_cloud.root.documents import EXPORT_MANIFEST, open_patches, read_patches
-from reben_cloud.root.manifest import (
-    EXPORT_FORMAT,
-    InvalidManifestError,
-    from_bytes,
-    metadata_columns,
-    schema_of,
-)
+from reben_cloud.root.documents import open_patches, read_patches
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.manifest import InvalidManifestError
 from reben_cloud.root.metadata import described_columns, described_metadata, with_columns_of
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.schema import Modality, Schema
@@ -130,7 +125,7 @@ class _Index(NamedTuple):
 @lru_cache(maxsize=2)
 def _index(folder: str) -> _Index:
     manifest = _manifest(folder)
-    modalities = schema_of(manifest).only(manifest["modalities"]).modalities
+    modalities = manifest.schema.modalities
     sums = [layout.checksum_column(modality.name) for modality in modalities]
     table = read_patches(open_store(folder), manifest, [layout.ID, *sums])
     return _Index(
@@ -140,16 +135,16 @@ def _index(folder: str) -> _Index:
             for modality, column in zip(modalities, sums, strict=True)
         },
         modalities,
-        int(manifest["settings"].get("patches_per_file", 1)),
+        manifest.patches_per_file,
     )
 
 
-def _manifest(folder: str) -> dict[str, Any]:
+def _manifest(folder: str) -> ExportManifest:
     try:
-        text = (Path(folder) / EXPORT_MANIFEST).read_bytes()
-        return from_bytes(text, where=folder, kind=EXPORT_FORMAT)
+        text = (Path(folder) / layout.EXPORT_MANIFEST).read_bytes()
+        return ExportManifest.from_bytes(text, where=folder)
     except InvalidManifestError as error:
-        raise SourceError(f"{folder}/{EXPORT_MANIFEST} is damaged: {error}; export again") from error
+        raise SourceError(f"{folder}/{layout.EXPORT_MANIFEST} is damaged: {error}; export again") from error
 
 
 def open_export(folder: str | os.PathLike[str]) -> tuple[ExportSource, pa.Table] | None:
@@ -159,17 +154,17 @@ def open_export(folder: str | os.PathLike[str]) -> tuple[ExportSource, pa.Table]
         SourceError: If what the export says of itself is damaged.
     """
     try:
-        told = json.loads((Path(folder) / EXPORT_MANIFEST).read_bytes())
+        told = json.loads((Path(folder) / layout.EXPORT_MANIFEST).read_bytes())
     except (OSError, ValueError):
         return None
     form = told.get("kind") if isinstance(told, dict) else None
     if form not in ("safetensors", "lmdb"):
         return None
     manifest = _manifest(os.fspath(folder))
-    schema = schema_of(manifest)
+    schema = manifest.schema
     if form == "lmdb" and schema.name == REBEN.name:
         return None
-    names, store = metadata_columns(manifest), open_store(folder)
+    names, store = manifest.metadata_columns, open_store(folder)
     there = open_patches(store, manifest).schema.names
     metadata = described_metadata(read_patches(store, manifest, described_columns(there, names)), names)
     return ExportSource(os.fspath(folder), form, schema, metadata), metadata.select(names)

@@ -22,15 +22,13 @@ from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import tar
 from reben_cloud.root import layout
 from reben_cloud.root.documents import (
-    MANIFEST,
-    PATCHES,
     again,
     lost,
     open_patches,
     read_manifest,
     read_patches,
 )
-from reben_cloud.root.manifest import metadata_columns, schema_of
+from reben_cloud.root.layout import MANIFEST, PATCHES
 from reben_cloud.root.metadata import described_columns, described_metadata, with_columns_of
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.root.placement import check_places
@@ -119,11 +117,11 @@ def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
     manifest = read_manifest(store)
     if manifest is None:
         return None
-    names = metadata_columns(manifest)
+    names = manifest.metadata_columns
     there = open_patches(store, manifest).schema.names
     table = read_patches(store, manifest, described_columns(there, names))
     metadata = described_metadata(table, names)
-    return RootSource(store, schema_of(manifest), metadata), metadata.select(names)
+    return RootSource(store, manifest.schema, metadata), metadata.select(names)
 
 
 class _Places(NamedTuple):
@@ -148,7 +146,7 @@ def _places(_url: str, store: Store) -> _Places:
     manifest = read_manifest(store)
     if manifest is None:
         raise lost(store, MANIFEST)
-    modalities = manifest["modalities"]
+    modalities = manifest.modalities
     sums = [layout.checksum_column(m) for m in modalities]
     table = read_patches(
         store, manifest, [layout.ID, layout.SHARD_GROUP, layout.SHARD, layout.SHARD_ROW, *sums]

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.backing import RootObjects
@@ -49,21 +50,35 @@ def open_patch(dataset: Dataset, patch_id: str) -> xr.Dataset:
         raise TypeError(
             f"open_patch takes one patch id, got {patch_id!r}; see Selection.to_xarray for several"
         )
-    found = dataset.search(ids=patch_id).columns([layout.PRODUCT, layout.ZARR_ROW]).to_pylist()[0]
+    columns = [layout.ID, layout.PRODUCT, layout.ZARR_ROW]
+    found = dataset.search(ids=patch_id).columns(columns).to_pylist()[0]
     row = found[layout.ZARR_ROW]
     stack = open_product(dataset, found[layout.PRODUCT])
-    check_rows(stack, [row], [patch_id], url=dataset.url)
+    check_rows(stack, [row], [found[layout.ID]], url=dataset.url)
     return patch_view(stack, row, schema=dataset.schema)
 
 
 def open_mosaic(
-    dataset: Dataset, product: str, *, bands: str | Sequence[str], bbox: str | Sequence[float] | None
+    dataset: Dataset, product: str, *, bands: str | Sequence[str] | None, bbox: str | Sequence[float] | None
 ) -> xr.DataArray:
     """The patches of a product as one raster; see `Dataset.mosaic`."""
     box = None if bbox is None else parse_box(bbox)
-    names = parse_names(bands, "bands")
+    names = _bands_of_picture(dataset) if bands is None else parse_names(bands, "bands")
     stack = open_product(dataset, product)
     return mosaic(dataset.store, product, stack, bands=names, bbox=box, schema=dataset.schema)
+
+
+def _bands_of_picture(dataset: Dataset) -> list[str]:
+    """The bands of the picture of a product.
+
+    Raises:
+        NotFoundError: If the dataset does not have them.
+    """
+    picture = about(dataset.schema).thumbnail
+    if picture is None or picture.array_in(dataset.schema) is None:
+        wanted = "" if picture is None else f", which is of {', '.join(c.tensor for c in picture.channels)}"
+        raise NotFoundError(f"{dataset.url} has no bands for a picture{wanted}; say which `bands` you want")
+    return [channel.tensor for channel in picture.channels]
 
 
 def stack_patches(selection: Selection, bands: str | Iterable[str] | None) -> xr.Dataset:
