@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +41,8 @@ class Modality(PickledAsMade):
     """The batch arrays that the tensors fill, each tensor exactly one; by default one array a tensor."""
     key_column: str = "patch_id"
     """Column of the metadata from which the key in an LMDB is made."""
-    key_suffix: str = cast("str", None)
-    """What follows the column's value in that key; by default a dot and the modality's name."""
+    key_suffix: str = ".{name}"
+    """What follows the column's value in that key, different for each modality; ``{name}`` is the modality's name."""
     title: str = ""
     """What it is, for people."""
     complete: bool = False
@@ -57,9 +57,7 @@ class Modality(PickledAsMade):
             )
         if not _COLUMN.fullmatch(self.key_column):
             raise ValueError(f"modality {self.name}: {self.key_column!r} is not a valid column name")
-        if cast("str | None", self.key_suffix) is None:
-            # Else all modalities of a patch would have one key.
-            object.__setattr__(self, "key_suffix", f".{self.name}")
+        object.__setattr__(self, "key_suffix", self.key_suffix.replace("{name}", self.name))
         tensors = tuple(self.tensors)
         object.__setattr__(self, "falling", tuple(self.falling))
         names = [tensor.name for tensor in tensors]

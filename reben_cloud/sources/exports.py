@@ -25,7 +25,7 @@ from reben_cloud.root.documents import open_patches, read_patches
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.manifest import InvalidManifestError
 from reben_cloud.root.metadata import described_columns, described_metadata, with_columns_of
-from reben_cloud.root.patch import Patch, PatchInfo
+from reben_cloud.root.patch import Patch, PatchInfo, key_of
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import file_version, open_store
 
@@ -108,7 +108,7 @@ class ExportSource:
     def _records(self, info: PatchInfo, wanted: Sequence[Modality]) -> Mapping[str, bytes]:
         from reben_cloud.formats import lmdb
 
-        keys = [f"{info.name_in(modality.key_column)}{modality.key_suffix}" for modality in wanted]
+        keys = [key_of(modality, info) for modality in wanted]
         values = lmdb.read_many(self.folder, keys)
         return {modality.name: value for modality, value in zip(wanted, values, strict=True)}
 
