@@ -672,6 +672,21 @@ def test_metadata_that_no_root_can_hold_are_refused(table, message, tmp_path):
         make_plan(Surveys(), table, open_store(tmp_path))
 
 
+def test_schemas_whose_modalities_would_meet_are_refused():
+    two = replace(CUBE, name="two", arrays=(), key_suffix=CUBE.key_suffix)
+    with pytest.raises(
+        ValueError, match=r"the keys in an LMDB of a schema need different names, got patch_id"
+    ):
+        replace(REEFS, modalities=(CUBE, two), map_array=None)
+    others = (replace(TONES.arrays[0], name="others", zarr_name="others"),)
+    mixed = replace(
+        TONES, name="mixed", arrays=(replace(others[0], tensors=("near", "far", "deep")),), key_suffix="x"
+    )
+    with pytest.raises(ValueError, match="axis tone is far, near, deep, and near, far, deep in array others"):
+        replace(REEFS, modalities=(TONES, mixed), map_array=None)
+    assert Modality(name="plain", tensors=CUBE.tensors).key_suffix == ".plain"
+
+
 class Mixed(Surveys):
     """Gives the pixels of one patch for all of them."""
 

@@ -24,6 +24,7 @@ from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.files.paths import local_path, split_scheme
 from reben_cloud.root.backing import LmdbFolder
+from reben_cloud.root.digest import document_digest
 from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table
@@ -134,7 +135,8 @@ class MadeRoot(Store):
         """As `Store.stat`."""
         if path != PATCHES:
             return super().stat(path)
-        return Stat(self._patches.nbytes, super().stat("data.mdb").version)  # which it is made of
+        # Of the LMDB that it is made of, which may lie in a folder of this one.
+        return Stat(self._patches.nbytes, document_digest(self._plan.source.identity()))
 
     def get(self, path: str, *, version: str | None = None) -> memoryview:
         """As `Store.get`."""

@@ -31,7 +31,7 @@ class PatchInfo:
     """Listed by the authors as covered by seasonal snow."""
     contains_cloud_or_shadow: bool = False
     """Listed by the authors as covered by cloud or cloud shadow."""
-    more: Mapping[str, object] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict, hash=False)
     """Metadata column -> value, of the columns beyond these."""
 
     def name_in(self, column: str) -> str:
