@@ -8,8 +8,11 @@ from typing import Any
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.backing import Backing, References, RootObjects
 from reben_cloud.root.documents import MANIFEST, read_manifest
-from reben_cloud.store import open_store
+from reben_cloud.root.manifest import references_of
+from reben_cloud.root.references import options_for
+from reben_cloud.store import Store, open_store
 
 
 def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Dataset:
@@ -29,13 +32,26 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
     """
     store = None if os.fspath(url).startswith("lmdb://") else open_store(url, storage_options)
     if store is not None and (manifest := read_manifest(store)) is not None:
-        return Dataset(store, manifest)
+        return Dataset(store, manifest, backing=_backing(store, manifest))
     if store is None or store.is_local:
         from reben_cloud.export.opened import find_lmdb_root  # late: it loads what a build needs
 
         if (lmdb := find_lmdb_root(url)) is not None:
             return Dataset(lmdb.store, lmdb.manifest, backing=lmdb.backing)
+    else:
+        from reben_cloud.export.opened import open_hosted_root  # late, as above
+
+        if (lmdb := open_hosted_root(store)) is not None:
+            return Dataset(lmdb.store, lmdb.manifest, backing=lmdb.backing)
     raise NotFoundError(
         f"{url if store is None else store.url} has no {MANIFEST}, so no dataset is published there; "
         "check the URL, or finish the build (run `reben-cloud build` again)"
     )
+
+
+def _backing(store: Store, manifest: Mapping[str, Any]) -> Backing:
+    """What a root's payloads are read from."""
+    objects = references_of(manifest)
+    if objects is None:
+        return RootObjects()
+    return References(objects=objects, storage_options=options_for(store, objects))

@@ -82,7 +82,7 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
     _check_presence(plan.store, written)
-    return _commit(plan.store, manifest, objects)
+    return commit(plan.store, manifest, objects)
 
 
 def publish_metadata(
@@ -133,10 +133,10 @@ def publish_metadata(
         written.append(put(store, path, data))
     objects = Objects(written).encode()
     store.put(OBJECTS, objects)
-    return _commit(store, manifest, objects)
+    return commit(store, manifest, objects)
 
 
-def _commit(store: Store, manifest: dict[str, Any], objects: bytes) -> dict[str, Any]:
+def commit(store: Store, manifest: dict[str, Any], objects: bytes) -> dict[str, Any]:
     """Put the manifest, which makes the root a dataset."""
     manifest = sealed({**manifest, "objects_sha256": hashlib.sha256(objects).hexdigest()})
     text = to_bytes(manifest)

@@ -1,4 +1,4 @@
-"""Commands that make a root and check it: build, catalog, verify."""
+"""Commands that make a root and check it: build, catalog, index, verify."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from reben_cloud.cli.options import (
     EndpointOption,
     JsonOption,
     MetadataOption,
+    ModalityOption,
     NewRootArgument,
     RootArgument,
     WorkerIndexOption,
@@ -126,6 +127,50 @@ def catalog(
     manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
     num_products = len(manifest["products"])
     typer.echo(f"catalogued {manifest['num_patches']:,} patches of {num_products} products at {store.url}")
+
+
+def index(
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="Where an LMDB or tars are hosted: https://, hf://datasets/OWNER/NAME, s3://, a folder.",
+            show_default=False,
+            parser=path_or_url,
+        ),
+    ],
+    dest: NewRootArgument,
+    metadata: MetadataOption = None,
+    modality: ModalityOption = None,
+    checksum: Annotated[
+        bool,
+        typer.Option("--checksum", help="Read every payload once and record its checksum."),
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=256)] = 16,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a root of payloads that are hosted already; nothing but the index of them is copied."""
+    from reben_cloud.build.references import index_hosted
+
+    manifest = index_hosted(
+        url,
+        dest,
+        metadata_paths=metadata or (),
+        modalities=modality,
+        checksums=checksum,
+        threads=threads,
+        storage_options=storage_options(endpoint_url),
+        progress=bar,
+    )
+    if as_json:
+        show_json(manifest)
+        return
+    objects = manifest["references"]
+    size = sum(one["nbytes"] for one in objects)
+    typer.echo(
+        f"indexed {manifest['num_patches']:,} patches ({', '.join(manifest['modalities'])}) in {len(objects):,} "
+        f"objects of {size / 1e9:,.2f} GB; the root is {open_root(dest, endpoint_url).url}"
+    )
 
 
 def verify(

@@ -16,6 +16,7 @@ from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import RebenError
 from reben_cloud.root.digest import DIGEST, is_intact, sealed
+from reben_cloud.root.references import RemoteObject
 from reben_cloud.schema import Schema
 
 MANIFEST = "manifest.json"
@@ -29,6 +30,9 @@ SCHEMA = "schema"
 
 METADATA = "metadata"
 """Key of the names of the metadata columns of which a root was made, in order, from version 2 on."""
+
+REFERENCES = "references"
+"""Key of the objects that the payloads of a reference root lie in; other roots have their payloads themselves."""
 
 ROOT_FORMAT = "reben_cloud root"
 """Names the document of a root."""
@@ -149,7 +153,25 @@ def _check(document: Mapping[str, Any], kind: str) -> None:
     (_check_root if kind == ROOT_FORMAT else _check_export)(document)
 
 
+def references_of(document: Mapping[str, Any]) -> tuple[RemoteObject, ...] | None:
+    """The objects that a reference root names; None for a root that has its payloads itself.
+
+    Raises:
+        InvalidManifestError: If they are something else.
+    """
+    if REFERENCES not in document:
+        return None
+    value = document[REFERENCES]
+    if not isinstance(value, list) or not value:
+        raise InvalidManifestError(f"its {REFERENCES} cannot be {value!r:.80}")
+    try:
+        return tuple(map(RemoteObject.from_json, value))
+    except ValueError as error:
+        raise InvalidManifestError(f"its {REFERENCES}: {error}") from error
+
+
 def _check_root(document: Mapping[str, Any]) -> None:
+    references_of(document)
     if not _is_hex(document.get("objects_sha256"), 64):
         raise InvalidManifestError(f"its objects_sha256 cannot be {document.get('objects_sha256')!r:.80}")
     if document["modalities"]:

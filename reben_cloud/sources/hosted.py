@@ -1,0 +1,112 @@
+"""An LMDB that is hosted somewhere: found by its URL, with the metadata beside it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from reben_cloud.bigearthnet import official
+from reben_cloud.errors import SourceError
+from reben_cloud.root.references import RemoteObject
+from reben_cloud.store import Store
+
+DATA = "data.mdb"
+"""Name of an LMDB's file."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostedLmdb:
+    """An LMDB at a URL."""
+
+    store: Store
+    """Where the LMDB lies."""
+    path: str
+    """Its file, below the store."""
+    metadata: tuple[tuple[Store, str], ...]
+    """The metadata files that were found with it."""
+
+    @property
+    def url(self) -> str:
+        """The file."""
+        return f"{self.store.url}/{self.path}"
+
+    def describe(self) -> RemoteObject:
+        """The file as it is now.
+
+        Raises:
+            FileNotFoundError: If it is gone.
+            StorageError: If the store fails or refuses.
+        """
+        return RemoteObject(
+            url=self.url, nbytes=self.store.head(self.path), version=self.store.version(self.path)
+        )
+
+    def read(self, start: int, nbytes: int) -> memoryview:
+        """Bytes of the file. Raises as `Store.get_range`."""
+        return self.store.get_range(self.path, start, nbytes)
+
+    def read_metadata(self, paths: Sequence[str | os.PathLike[str]] = ()) -> pa.Table:
+        """The official metadata: from these files, or from those beside the LMDB.
+
+        Raises:
+            SourceError: If there are none, or they are not the official ones.
+        """
+        if paths:
+            return official.read_official(paths)
+        if not self.metadata:
+            raise SourceError(
+                f"{self.url}: no metadata*.parquet in or beside it; name the official metadata files (--metadata)"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            copies = []
+            for number, (store, name) in enumerate(self.metadata):
+                copies.append(Path(folder) / f"{number}-{os.path.basename(name)}")
+                copies[-1].write_bytes(store.get(name))
+            return official.read_official(copies)
+
+
+def find_hosted(store: Store) -> HostedLmdb | None:
+    """The LMDB at a URL, which may name its file, its folder or the folder above; None if there is none.
+
+    Raises:
+        SourceError: If there are several.
+        StorageError: If the store cannot be reached or refuses.
+    """
+    above, name = store.parent()
+    if name == DATA:
+        folder, lmdb_name = above, DATA
+        return HostedLmdb(store=folder, path=lmdb_name, metadata=_metadata_near(folder))
+    if store.exists(DATA):
+        return HostedLmdb(store=store, path=DATA, metadata=_metadata_near(store))
+    names = _listed(store)
+    found = [n for n in names if n.rpartition("/")[2] == DATA and n.count("/") <= 1]
+    if len(found) > 1:
+        raise SourceError(f"{store.url} holds several LMDBs, name one: {', '.join(sorted(found))}")
+    if not found:
+        return None
+    return HostedLmdb(store=store, path=found[0], metadata=_metadata_in(store, names))
+
+
+def _metadata_near(folder: Store) -> tuple[tuple[Store, str], ...]:
+    """The metadata files in the folder of an LMDB, or in the one above."""
+    return _metadata_in(folder, _listed(folder)) or _metadata_in(above := folder.parent()[0], _listed(above))
+
+
+def _listed(store: Store) -> list[str]:
+    """What lies in a folder; the names that are looked for, where a server lists nothing."""
+    try:
+        return [path for path, _ in store.list()]
+    except (NotImplementedError, OSError):
+        known = (DATA, "metadata.parquet", official.EXTRA_METADATA)
+        return [name for name in known if store.exists(name)]
+
+
+def _metadata_in(store: Store, names: Iterable[str]) -> tuple[tuple[Store, str], ...]:
+    last = ((name, name.rpartition("/")[2]) for name in names if name.count("/") <= 1)
+    return tuple(
+        (store, name) for name, file in sorted(last) if file.startswith("metadata") and file.endswith(".parquet")
+    )
