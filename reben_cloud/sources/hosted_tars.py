@@ -134,7 +134,8 @@ def index_tars(
 def _read_tar(store: Store, path: str) -> tuple[RemoteObject, list[_Member]]:
     nbytes = store.head(path)
     remote = RemoteObject(url=f"{store.url}/{path}", nbytes=nbytes, version=store.version(path))
-    blocks = _Blocks(store, path, nbytes)
+    # Buffered, because a raw file may give less than it was asked for, which a tar would take for its end.
+    blocks = io.BufferedReader(_Blocks(store, path, nbytes))
     try:
         with tarfile.open(fileobj=blocks, mode="r:") as tar:
             return remote, list(_payloads_in(tar, blocks))
@@ -144,7 +145,7 @@ def _read_tar(store: Store, path: str) -> tuple[RemoteObject, list[_Member]]:
         ) from error
 
 
-def _payloads_in(tar: tarfile.TarFile, blocks: _Blocks) -> Iterator[_Member]:
+def _payloads_in(tar: tarfile.TarFile, blocks: io.BufferedReader) -> Iterator[_Member]:
     by_size = {modality.payload_bytes: modality for modality in REBEN.modalities}
     for member in tar:
         modality = by_size.get(member.size)
@@ -152,7 +153,7 @@ def _payloads_in(tar: tarfile.TarFile, blocks: _Blocks) -> Iterator[_Member]:
             continue
         at = blocks.tell()
         blocks.seek(member.offset_data)
-        head = io.BufferedReader(blocks).read(len(modality.payload_header))
+        head = blocks.read(len(modality.payload_header))
         blocks.seek(at)
         if head == modality.payload_header:
             name = member.name.rpartition("/")[2].partition(".")[0]

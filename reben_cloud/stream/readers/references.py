@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -55,13 +56,8 @@ class ReferenceReader:
         self._ids = ids
         self._checksums = checksums
         self._counters = counters
-        if lacking := [name for name in self._modalities if name not in checksums]:
-            logger.warning(
-                "%s: there are no checksums of %s, so only headers and sizes are compared and a changed pixel goes "
-                "unnoticed; `reben-cloud index --checksum` records them",
-                objects.objects[0].url if objects.objects else "an empty selection",
-                " and ".join(lacking),
-            )
+        if any(name not in checksums for name in self._modalities):
+            _say_once(objects.objects[0].url)
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these modalities."""
@@ -111,6 +107,15 @@ class ReferenceReader:
             f"{self._ids[sample].decode()} ({cause}); the object or its index is damaged, index it again "
             "(reben-cloud index)"
         )
+
+
+@functools.cache
+def _say_once(url: str) -> None:
+    logger.warning(
+        "%s: no checksums of its payloads were recorded, so headers and sizes are compared and a changed pixel goes "
+        "unnoticed; `reben-cloud index --checksum` records them",
+        url,
+    )
 
 
 def _at_once(spans: Sequence[Span]) -> list[list[Span]]:
