@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from reben_cloud.errors import NotFoundError
-from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.backing import Backing, References, RootObjects
-from reben_cloud.root.documents import MANIFEST, read_manifest
-from reben_cloud.root.manifest import references_of
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.documents import read_manifest
+from reben_cloud.root.layout import MANIFEST
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.references import options_for
 from reben_cloud.store import Store, open_store
 
@@ -39,19 +40,18 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
         if (lmdb := find_lmdb_root(url)) is not None:
             return Dataset(lmdb.store, lmdb.manifest, backing=lmdb.backing)
     else:
-        from reben_cloud.export.opened import open_hosted_root  # late, as above
+        from reben_cloud.hosted.opened import open_hosted_root  # late, as above
 
-        if (lmdb := open_hosted_root(store)) is not None:
-            return Dataset(lmdb.store, lmdb.manifest, backing=lmdb.backing)
+        if (dataset := open_hosted_root(store)) is not None:
+            return dataset
     raise NotFoundError(
         f"{url if store is None else store.url} has no {MANIFEST}, so no dataset is published there; "
         "check the URL, or finish the build (run `reben-cloud build` again)"
     )
 
 
-def _backing(store: Store, manifest: Mapping[str, Any]) -> Backing:
+def _backing(store: Store, manifest: Manifest) -> Backing:
     """What a root's payloads are read from."""
-    objects = references_of(manifest)
-    if objects is None:
+    if (objects := manifest.references) is None:
         return RootObjects()
     return References(objects=objects, storage_options=options_for(store, objects))

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 ROOMS = (
     ("errors",),
-    ("files", "schema", "sampling"),
+    ("files", "schema", "sampling", "spread"),
     ("about",),
     ("store",),
     ("formats",),
@@ -29,6 +29,7 @@ ROOMS = (
     ("views",),
     ("build", "sources", "layers"),
     ("export", "scenes"),
+    ("hosted",),
     ("opening",),
     ("training",),
     ("serve", "checks", "bucket"),

@@ -47,6 +47,11 @@ def flags_of(name):
     return OPTIONS[name].flags.split("/")
 
 
+def files_of():
+    """Flag of a file -> its parameter."""
+    return {option.file: f"{name}_file" for name, option in OPTIONS.items() if option.file}
+
+
 def test_every_command_that_takes_a_selection_takes_every_condition():
     for name, command in commands():
         given = {
@@ -56,7 +61,7 @@ def test_every_command_that_takes_a_selection_takes_every_condition():
             for flag in (*one.opts, *one.secondary_opts)
         }
 
-        expected = {flag: option for option in OPTIONS for flag in flags_of(option)}
+        expected = {flag: option for option in OPTIONS for flag in flags_of(option)} | files_of()
         assert given == (expected if name in TAKE_A_SELECTION else {}), name
 
 
@@ -67,7 +72,7 @@ def test_help_shows_the_conditions_in_a_group_of_their_own(name):
     own, heading, conditions = result.stdout.partition(f"\n{SEARCH}:\n")
     assert result.exit_code == 0
     assert bool(heading) == (name in TAKE_A_SELECTION)
-    flags = {flag for option in OPTIONS for flag in flags_of(option)}
+    flags = {flag for option in OPTIONS for flag in flags_of(option)} | files_of().keys()
     assert flags <= set(conditions.split()) if heading else not conditions
     assert not flags & set(own.split())
 
@@ -85,7 +90,7 @@ def condition_cases(root):
     }  # fmt: skip
     texts = {
         "bbox": "-10,35,20,60", "intersects": area, "datetime": month, "s1_datetime": month,
-        "cql2": "country = 'Finland'", "limit": 7,
+        "cql2": "country = 'Finland'", "limit": 7, "sample": 9,
     }  # fmt: skip
     found = {
         name: [word for value in values for word in (*flags_of(name), value)]
@@ -96,6 +101,10 @@ def condition_cases(root):
     for name in ("snow", "cloud", "recommended"):
         yes, no = flags_of(name)
         cases |= {name: ([yes], {name: True}), f"not {name}": ([no], {name: False})}
+    for name, value in {"sample_seed": 3, "balance": "country", "min_distance_m": 2500.5}.items():
+        cases[name] = (["--sample", "9", *flags_of(name), value], {"sample": 9, name: value})
+    turned = [word for value in reversed(first) for word in (*flags_of("ids"), value)]
+    cases["ids_order"] = ([*turned, *flags_of("ids_order")], {"ids": first[::-1], "ids_order": True})
     known = {"ids": [*first, "no-such-patch"], "missing_ok": True}
     words = [word for value in known["ids"] for word in (*flags_of("ids"), value)]
     cases["missing_ok"] = ([*words, *flags_of("missing_ok")], known)
@@ -152,6 +161,12 @@ def test_links_are_made_for_any_condition(s3_bucket, root, monkeypatch):
         pytest.param(["--season", "autumn"], "unknown season 'autumn'", id="name"),
         pytest.param(["--intersects", "@/no/such/file"], "@/no/such/file cannot be read as text", id="file"),
         pytest.param(["--limit", "0"], "limit must be at least 1", id="number"),
+        pytest.param(["--sample", "0"], "sample must be at least 1", id="sample"),
+        pytest.param(["--sample-seed", "1"], "give sample=N too", id="seed of nothing"),
+        pytest.param(["--sample", "5", "--balance", "labels"], "did you mean 'label'", id="balance"),
+        pytest.param(["--sample", "5", "--min-distance", "-1"], "must be above 0 metres", id="distance"),
+        pytest.param(["--ids", "/no/such/file"], "ids: /no/such/file cannot be read", id="file of ids"),
+        pytest.param(["--ids", "x", "--id", "y"], "give --id or --ids, not both", id="ids twice"),
     ],
 )
 @pytest.mark.parametrize("command", ["search", "stream", "export", "build", "bucket presign"])
@@ -164,6 +179,57 @@ def test_a_wrong_condition_is_wrong_usage_in_every_command(root, tmp_path, comma
     assert message in result.stderr
     assert result.stdout == ""
     assert not any(tmp_path.iterdir())
+
+
+def test_ids_may_stand_in_a_file(root, tmp_path):
+    """What one search lists, another takes, in every form that says so, and in its order."""
+    dataset = rc.open(root)
+    expected = dataset.search(sample=7, sortby="-id").patch_ids
+    file = tmp_path / "ids"
+    words = ["--sample", "7", "--sortby", "-id"]
+    for form in ("ids", "parquet"):
+        file.write_bytes(run("search", root, *words, "--format", form).stdout_bytes)
+        found = run("search", root, "--ids", file, "--ids-order", "--format", "ids")
+        assert found.stdout.split() == expected, form
+
+    exported = run("export", root, tmp_path / "lmdb", "--ids", file, "--ids-order", "--json")
+    assert json.loads(exported.stdout)["num_patches"] == 7
+    assert rc.open(tmp_path / "lmdb").search().patch_ids == dataset.search(ids=expected).patch_ids
+    streamed = run("stream", root, "--ids", file, "--json")
+    assert json.loads(streamed.stdout)["samples"] == 7
+
+
+SAMPLE = ["--sample", "12", "--sample-seed", "5", "--balance", "label", "--min-distance", "3000"]
+"""A sample as every command takes it."""
+
+
+def test_a_sample_is_the_same_in_every_command(root, tmp_path):
+    query = Query(sample=12, sample_seed=5, balance="label", min_distance_m=3000)
+    expected = rc.open(root).select(query).patch_ids
+    assert len(expected) == 12
+
+    searched = run("search", root, *SAMPLE, "--format", "ids")
+    streamed = run("stream", root, *SAMPLE, "--json")
+    exported = run("export", root, tmp_path / "lmdb", *SAMPLE)
+    built = run("build", root, tmp_path / "part", *SAMPLE)
+
+    assert searched.stdout.split() == expected
+    assert json.loads(streamed.stdout)["samples"] == 12
+    assert exported.exit_code == built.exit_code == 0, exported.stderr + built.stderr
+    for folder in ("lmdb", "part"):
+        assert sorted(rc.open(tmp_path / folder).search().patch_ids) == sorted(expected)
+
+
+def test_a_sample_that_cannot_be_had_is_an_error_with_the_number_that_can(root):
+    words = ["search", str(root), "--country", "Finland", "--sample", "61"]
+    number = len(rc.open(root).search(country="Finland"))
+
+    found = subprocess.run([sys.executable, "-m", "reben_cloud.cli", *words], capture_output=True, text=True)
+
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert f"a sample of 61 patches cannot be had: {number} patches fit the other conditions" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
 
 
 def test_a_geometry_may_stand_in_a_file(root, tmp_path):

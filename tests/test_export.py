@@ -40,7 +40,7 @@ from reben_cloud.errors import (
     SourceError,
     StorageError,
 )
-from reben_cloud.root.manifest import to_bytes
+from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.patch import key_of
 from reben_cloud.root.patches import patch_infos
 from reben_cloud.sources.lmdb import LmdbSource
@@ -386,7 +386,9 @@ def test_what_is_no_export_is_never_touched(built, tmp_path):
     with pytest.raises(ConflictError, match="export of another kind"):
         exporting.export_safetensors(selection, tmp_path / "lmdb", update=True)
     manifest = json.loads((tmp_path / "lmdb" / "export.json").read_text())
-    (tmp_path / "lmdb" / "export.json").write_bytes(to_bytes({**manifest, "fingerprint": "0" * 16}))
+    (tmp_path / "lmdb" / "export.json").write_bytes(
+        ExportManifest({**manifest, "fingerprint": "0" * 16}).to_bytes()
+    )
     with pytest.raises(ConflictError, match="export of another root"):
         selection.export_lmdb(tmp_path / "lmdb", update=True)
 

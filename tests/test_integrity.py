@@ -20,7 +20,8 @@ from reben_cloud.build.publish import publish_metadata
 from reben_cloud.errors import ChecksumError, NotFoundError, RebenError
 from reben_cloud.formats import parquet
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.manifest import to_bytes
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table, write_patches
 from reben_cloud.root.placement import check_places
 from reben_cloud.sources.recognise import open_source
@@ -73,7 +74,7 @@ def without_seal(store):
     """Make an older root of it."""
     manifest = json.loads(bytes(store.get("manifest.json")))
     del manifest["patches_parquet"]
-    store.put("manifest.json", to_bytes(manifest))
+    store.put("manifest.json", Manifest(manifest).to_bytes())
 
 
 def chunks_of(data):
@@ -193,7 +194,18 @@ def test_a_search_reads_no_more_of_the_table_than_it_needs(catalog, monkeypatch)
 
 # -- places ------------------------------------------------------------------------------------------
 
-MANIFEST = {"shard_samples": 4, "groups": {"train": {"num_samples": 6}, "test": {"num_samples": 1}}}
+MANIFEST = Manifest.of(
+    created_from="synthetic patches",
+    schema=REBEN,
+    metadata_columns=["patch_id"],
+    num_patches=7,
+    products=["a"],
+    countries=[],
+    fingerprint="0" * 16,
+    group_sizes={"train": 6, "test": 1},
+    shard_samples=4,
+    zarr_shard_patches=64,
+)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +238,7 @@ def rewrite(root, column, value):
     (root / "patches.parquet").write_bytes(data)
     manifest = manifest_of(root)
     manifest["patches_parquet"] = parquet.Seal.of(io.BytesIO(data)).to_json()
-    (root / "manifest.json").write_bytes(to_bytes(manifest))
+    (root / "manifest.json").write_bytes(Manifest(manifest).to_bytes())
 
 
 @pytest.mark.parametrize("column", ["reben:shard_row", "reben:shard"])
@@ -364,7 +376,7 @@ def test_the_tables_of_an_export_are_compared(root, tmp_path, age):
     manifest = json.loads((out / "export.json").read_text())
     if age == "older":
         del manifest["patches_parquet"]
-        (out / "export.json").write_bytes(to_bytes(manifest))
+        (out / "export.json").write_bytes(ExportManifest(manifest).to_bytes())
     expected = rc.open(out).search().to_arrow()
     for name in ("patches.parquet", "metadata.parquet"):
         data = (out / name).read_bytes()

@@ -30,8 +30,6 @@ NAMES_KNOWN: dict[str, str] = {"root/dataset.py": "true colour is a band choice 
 
 PATHS_KNOWN: dict[str, str] = {
     "bucket.py": "not converted yet",
-    "root/documents.py": "not converted yet",
-    "root/manifest.py": "not converted yet",
     "root/patches.py": "not converted yet",
     "root/selection.py": "not converted yet",
     "search/cql.py": "not converted yet",

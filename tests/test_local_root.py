@@ -141,7 +141,7 @@ def test_what_cannot_be_opened_says_why(root, mock, tmp_path):
     with pytest.raises(NotFoundError, match="is an LMDB and has no Zarr stores"):
         rc.open(tmp_path / "out").open_zarr(root.products[0])
     manifest = tmp_path / "out" / "export.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 9'))
     with pytest.raises(RebenError, match="has format version 9"):
         rc.open(tmp_path / "out")
     export_safetensors(root.search(), tmp_path / "parts")

@@ -68,7 +68,7 @@ def documents():
     official = official.set_column(1, "labels", labels)
     described = describe(official)
     placement = place(described, PlacementOptions(), recommended_without=REEFS.recommended_without)
-    groups = {name: {"num_samples": size, "num_shards": 1} for name, size in group_sizes(placement).items()}
+    groups = group_sizes(placement)
     written = [
         WrittenObject.of(layout.shard(group, modality, 0), b"x", is_shard=True)
         for group in groups
@@ -76,7 +76,7 @@ def documents():
     ]
     found = root_documents(
         patches_table(described, REEFS, placement),
-        {"modalities": list(REEFS.modality_names), "groups": groups},
+        groups,
         [*written, WrittenObject.of(layout.PATCHES, b"p")],
         schema=REEFS,
     )

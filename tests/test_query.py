@@ -34,6 +34,15 @@ def dataset(tmp_path_factory):
     return rc.open(folder)
 
 
+COMPANIONS = {
+    "ids_order": {"ids": []},
+    "sample_seed": {"sample": 5},
+    "balance": {"sample": 5},
+    "min_distance_m": {"sample": 5},
+}
+"""Conditions that say how another is meant, and that one."""
+
+
 def documented(function):
     """Argument -> its text in a Google docstring."""
     text = inspect.getdoc(function).partition("Args:\n")[2].partition("\n\n")[0]
@@ -69,7 +78,7 @@ def test_help_shows_an_example_of_every_condition_that_can_be_searched(dataset, 
     for example in examples:
         if name == "cql2":
             pytest.importorskip("cql2")
-        dataset.search(**{"missing_ok": True, name: ast.literal_eval(example)})
+        dataset.search(**{"missing_ok": True, **COMPANIONS.get(name, {}), name: ast.literal_eval(example)})
 
 
 @pytest.mark.parametrize("name", ["export_lmdb", "export_safetensors"])
@@ -130,6 +139,8 @@ def test_a_query_is_a_value():
         pytest.param({"datetime": ["2017-06", None]}, {"datetime": ("2017-06", None)}, id="two ends"),
         pytest.param({"datetime": pd.Timestamp("2017-06-01").date()}, {"datetime": "2017-06-01"}, id="TOML's date"),
         pytest.param({"bbox": "1,2,3,4"}, {"bbox": "1,2,3,4"}, id="a box as text"),
+        pytest.param({"sample": 9, "sample_seed": 0, "balance": "label", "min_distance_m": 500},
+                     {"sample": 9, "sample_seed": 0, "balance": "label", "min_distance_m": 500.0}, id="a sample"),
     ],
 )  # fmt: skip
 def test_a_recipe_takes_every_condition_of_a_query(table, given):
@@ -146,12 +157,26 @@ def test_a_recipe_takes_every_condition_of_a_query(table, given):
         pytest.param({"limit": True}, r"train\.limit must be of type int, got True", id="number"),
         pytest.param({"labels": [1]}, r"train\.labels must be of type str, got 1", id="names"),
         pytest.param({"datetime": 2017}, r"train\.datetime must be of type str, got 2017", id="text"),
+        pytest.param({"sample": 9.5}, r"train\.sample must be of type int, got 9\.5", id="half a patch"),
+        pytest.param({"min_distance_m": "5 km"}, r"train\.min_distance_m must be a number", id="measure"),
+        pytest.param({"ids": "@no-such-file"}, r"train\.ids: .*no-such-file cannot be read", id="file"),
         pytest.param({"boxx": 1}, r"unknown key 'train\.boxx'; known are bbox, intersects", id="key"),
     ],
 )
 def test_a_recipe_refuses_a_condition_of_another_type(table, message):
     with pytest.raises(ValueError, match=message):
         config_from({"train": table})
+
+
+def test_a_recipe_keeps_the_ids_of_a_file_and_not_its_path(tmp_path):
+    file = tmp_path / "ids.txt"
+    file.write_text("b\na\n")
+
+    config = config_from({"train": {"ids": f"@{file}"}})
+
+    assert config.train.ids == Subset(ids=file).ids == ("b", "a")
+    file.unlink()
+    assert config_from(json.loads(config.to_json())) == config
 
 
 def test_a_recipe_made_in_python_reads_back():

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
-from reben_cloud.build.references import index_hosted
 from reben_cloud.build.request import open_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
+from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.root import references
 from reben_cloud.root.references import RANGE_BYTES, plan_spans
 from reben_cloud.sources.synthetic import SyntheticSource
@@ -182,7 +182,7 @@ def test_a_flipped_pixel_is_found_where_checksums_were_recorded(lmdb, tmp_path):
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     reference = rc.open(tmp_path / "ref")
-    with pytest.raises(ChecksumError, match="is not the s2 payload of .*its xxh3 differs"):
+    with pytest.raises(ChecksumError, match=r"is not the s2 payload of .*its xxh3 differs"):
         samples(reference)
     assert len(verify(reference).problems) == 1
 
@@ -194,7 +194,9 @@ def test_the_lack_of_checksums_is_said_once(lmdb, tmp_path, caplog):
     for _ in range(2):
         samples(rc.open(tmp_path / "ref"))
 
-    assert [r.message for r in caplog.records if "no checksums of its payloads were recorded" in r.message] != []
+    assert [
+        r.message for r in caplog.records if "no checksums of its payloads were recorded" in r.message
+    ] != []
     assert len([r for r in caplog.records if "no checksums" in r.message]) == 1
 
 

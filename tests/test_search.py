@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reben_cloud import grid
+from reben_cloud.bigearthnet.official import COUNTRIES, OFFICIAL_SCHEMA
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.search import parse_interval
 from reben_cloud.store import open_store
 
@@ -23,7 +26,15 @@ from reben_cloud.store import open_store
 def everything(official_catalog):
     """All 549,488 real rows as a dataset without pixels."""
     ids = pq.read_table(official_catalog / "patches.parquet", columns=["id"])["id"].to_pylist()
-    manifest = {"num_patches": len(ids), "products": sorted({i[:-6] for i in ids}), "modalities": []}
+    manifest = Manifest.of(
+        created_from="metadata",
+        schema=REBEN.only([]),
+        metadata_columns=OFFICIAL_SCHEMA.names,
+        num_patches=len(ids),
+        products=sorted({i[:-6] for i in ids}),
+        countries=COUNTRIES,
+        fingerprint="0" * 16,
+    )
     return Dataset(open_store(official_catalog), manifest)
 
 
@@ -187,6 +198,18 @@ def test_cql2_text_and_json_agree_with_arguments(everything):
         pytest.param({"sortby": "-"}, "unknown sortby column ''", id="sort by nothing"),
         pytest.param({"sortby": "-contry"}, "did you mean 'reben:country'", id="sort by a misspelling"),
         pytest.param({"limit": -3}, "at least 1", id="negative limit"),
+        pytest.param({"sample": 0}, "sample must be at least 1, got 0; leave it out", id="no sample"),
+        pytest.param({"sample": 5, "sample_seed": -1}, "sample_seed must be at least 0, got -1", id="seed"),
+        pytest.param({"sample_seed": 1}, "sample_seed says how .* give sample=N too", id="seed of nothing"),
+        pytest.param({"balance": "label"}, "balance says how .* give sample=N too", id="balance of nothing"),
+        pytest.param({"min_distance_m": 5}, "min_distance_m says how .* sample=N", id="distance of nothing"),
+        pytest.param({"sample": 5, "balance": "labels"}, "did you mean 'label'", id="balance"),
+        pytest.param({"sample": 5, "min_distance_m": 0}, "must be above 0 metres", id="no distance"),
+        pytest.param({"sample": 5, "min_distance_m": -3.5}, "finite, got -3.5; leave", id="distance"),
+        pytest.param({"sample": 5, "min_distance_m": float("nan")}, "finite, got nan", id="no number"),
+        pytest.param({"sample": 5, "limit": 5}, "first patches .* give one of them", id="head and sample"),
+        pytest.param({"ids_order": True}, "ids, which are not given", id="order of nothing"),
+        pytest.param({"ids_order": True, "ids": [], "sortby": "id"}, "give one of them", id="two orders"),
     ],
 )
 def test_wrong_queries_say_what_is_wrong(everything, query, message):
@@ -210,6 +233,12 @@ def test_wrong_queries_say_what_is_wrong(everything, query, message):
         pytest.param({"limit": "5"}, id="a text for a limit"),
         pytest.param({"limit": 2.0}, id="a float for a limit"),
         pytest.param({"limit": True}, id="a flag for a limit"),
+        pytest.param({"sample": "5"}, id="a text for a sample"),
+        pytest.param({"sample_seed": 1.5, "sample": 5}, id="a float for a seed"),
+        pytest.param({"balance": 3, "sample": 5}, id="a number for a balance"),
+        pytest.param({"min_distance_m": "5 km", "sample": 5}, id="a text for a distance"),
+        pytest.param({"min_distance_m": True, "sample": 5}, id="a flag for a distance"),
+        pytest.param({"ids_order": 1, "ids": []}, id="a number for an order"),
     ],
 )
 def test_arguments_of_another_type_are_named(everything, query):

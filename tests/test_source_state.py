@@ -92,9 +92,9 @@ def test_a_source_that_changed_is_refused_with_what_differs_and_the_way_out(form
     file = files[0]
     if name == "root":
         manifest = json.loads(file.read_text())
-        from reben_cloud.root.manifest import to_bytes
+        from reben_cloud.root.manifest import Manifest
 
-        file.write_bytes(to_bytes({**manifest, "created_from": "something else"}))
+        file.write_bytes(Manifest({**manifest, "created_from": "something else"}).to_bytes())
     else:
         for one in files:  # of the folders' patches some are not read yet, and may still change
             os.utime(one, ns=(one.stat().st_atime_ns, one.stat().st_mtime_ns + 1_000_000))

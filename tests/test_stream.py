@@ -17,7 +17,7 @@ from reben_cloud.bigearthnet.reben import MAP, REBEN, S2
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
 from reben_cloud.formats import tar
-from reben_cloud.root.manifest import to_bytes
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sampling import EpochOrder
 from reben_cloud.sources.recognise import open_source
@@ -308,7 +308,7 @@ def test_a_tar_of_another_writer_is_read_all_the_same(root, truth, tmp_path):
     pq.write_table(pa.Table.from_pylist(listing, schema=schema), copy / "objects.parquet")
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["objects_sha256"] = hashlib.sha256((copy / "objects.parquet").read_bytes()).hexdigest()
-    (copy / "manifest.json").write_bytes(to_bytes(manifest))
+    (copy / "manifest.json").write_bytes(Manifest(manifest).to_bytes())
 
     batches = epoch_of(RawLoader(rc.open(copy).search(), batch_size=32))
 

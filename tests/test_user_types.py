@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 SCRIPT = """\
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +32,9 @@ sel = ds.search(bbox="9,46,17,49", labels=["Pastures"], split="train", country={
 sel = ds.search(datetime=(date(2017, 6, 1), None), s1_datetime=np.datetime64("2017-06"), sortby="-datetime")
 sel = ds.search(intersects={"type": "Point", "coordinates": [13, 47]}, cql2={"op": "isNull", "args": []})
 sel = ds.search(intersects="POINT (13 47)", ids=iter(["a"]), missing_ok=True, snow=False, cloud=None)
-sel = ds.select(rc.Query(split="train"))
+sel = ds.search(ids=Path("ids.csv"), ids_order=True, sample=100, sample_seed=1)
+sel = ds.search(sample=100, balance="label", min_distance_m=2500.5)
+sel = ds.select(rc.Query(split="train", sample=10, balance="country"))
 query: rc.Query = sel.query
 loader = StreamLoader(sel, modalities=("s2", "s1"), batch_size=32, seed=0, cache_dir="cache")
 shapes = [batch["s2_10m"].shape for batch in loader]
@@ -52,6 +55,10 @@ def wrong() -> Iterator[object]:
     yield ds.search(labels=5)  # refused: arg-type
     yield ds.search(datetime=2017)  # refused: arg-type
     yield ds.search(intersects=5)  # refused: arg-type
+    yield ds.search(sample=1.5)  # refused: arg-type
+    yield ds.search(sample=5, balance="labels")  # refused: arg-type
+    yield ds.search(sample=5, min_distance_m="5 km")  # refused: arg-type
+    yield ds.search(sample=5, min_distance=5)  # refused: call-arg
     yield rc.Query(splitt="train")  # refused: call-arg
     yield ds.select({"split": "train"})  # refused: arg-type
     yield StreamLoader("text")  # refused: arg-type

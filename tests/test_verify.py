@@ -17,7 +17,7 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.manifest import to_bytes
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patch import key_of
 from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.synthetic import SyntheticSource
@@ -60,7 +60,7 @@ def relist(root):
     pq.write_table(pa.Table.from_pylist(rows, schema), root / "objects.parquet")
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["objects_sha256"] = hashlib.sha256((root / "objects.parquet").read_bytes()).hexdigest()
-    (root / "manifest.json").write_bytes(to_bytes(manifest))
+    (root / "manifest.json").write_bytes(Manifest(manifest).to_bytes())
 
 
 def flip(path, at=None):

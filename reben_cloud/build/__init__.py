@@ -33,6 +33,7 @@ from reben_cloud.build.tasks import START_OVER, Receipt, read_receipt, run_job
 from reben_cloud.errors import ConflictError
 from reben_cloud.root.digest import is_intact, sealed
 from reben_cloud.root.documents import read_manifest
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.objects import WrittenObject
 from reben_cloud.store import Store
 
@@ -75,7 +76,7 @@ def silent(items: Iterable[Any], _total: int, _what: str) -> Iterable[Any]:
 
 def build(
     plan: BuildPlan, *, executor: Executor | None = None, workers: int = 1, progress: Progress = silent
-) -> dict[str, Any]:
+) -> Manifest:
     """Write the root, or finish writing it; a root that this plan has published is left as it is.
 
     Args:
@@ -116,7 +117,7 @@ def build_share(
     workers_total: int,
     executor: Executor | None = None,
     progress: Progress = silent,
-) -> dict[str, Any] | None:
+) -> Manifest | None:
     """Do one worker's share of a build that several machines or array jobs do together.
 
     Whoever finds all tasks done publishes. A share can be done again, by anybody.
@@ -164,7 +165,7 @@ def num_done(plan: BuildPlan) -> int:
     return sum(1 for _ in plan.store.list(f"{JOURNAL}/{plan.fingerprint}"))
 
 
-def claim(plan: BuildPlan) -> dict[str, Any] | None:
+def claim(plan: BuildPlan) -> Manifest | None:
     """Make the root this plan's, or find that it is; the manifest if it is finished already.
 
     Raises:

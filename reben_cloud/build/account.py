@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -10,11 +9,12 @@ import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet.bands import MODALITIES
 from reben_cloud.build.plan import BuildPlan
+from reben_cloud.root.manifest import Manifest
 
 
-def published(manifest: Mapping[str, Any], url: str) -> str:
+def published(manifest: Manifest, url: str) -> str:
     """The last line of a build: where it is, how many patches, which modalities, and which not."""
-    count, has = manifest["num_patches"], manifest["modalities"]
+    count, has = manifest.num_patches, manifest.modalities
     lacking = "".join(f", no {modality}" for modality in MODALITIES if modality not in has)
     return (
         f"published {count:,} patches at {url}: "
@@ -29,7 +29,7 @@ def rows_without_patches(plan: BuildPlan, official: pa.Table) -> pa.Array:
     return ids.filter(pc.invert(pc.is_in(ids, plan.table.column("patch_id").combine_chunks())))
 
 
-def account(manifest: Mapping[str, Any], plan: BuildPlan, official: pa.Table) -> dict[str, Any]:
+def account(manifest: Manifest, plan: BuildPlan, official: pa.Table) -> dict[str, Any]:
     """The manifest, and what a machine wants to know beside it.
 
     Returns:
@@ -38,9 +38,9 @@ def account(manifest: Mapping[str, Any], plan: BuildPlan, official: pa.Table) ->
         published, as the source has nothing of them or a search left them out.
     """
     return {
-        **manifest,
+        **manifest.to_json(),
         "url": plan.store.url,
-        "published": dict.fromkeys(manifest["modalities"], manifest["num_patches"]),
-        "absent": [modality for modality in MODALITIES if modality not in manifest["modalities"]],
+        "published": dict.fromkeys(manifest.modalities, manifest.num_patches),
+        "absent": [modality for modality in MODALITIES if modality not in manifest.modalities],
         "metadata_rows_without_patch": len(rows_without_patches(plan, official)),
     }

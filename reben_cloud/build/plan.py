@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,13 @@ from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
-from reben_cloud.root.digest import DIGEST, document_digest, table_digest
-from reben_cloud.root.documents import MANIFEST as MANIFEST
+from reben_cloud.root.digest import document_digest, table_digest
 from reben_cloud.root.documents import read_patches
+from reben_cloud.root.layout import MANIFEST as MANIFEST
 from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
-from reben_cloud.root.manifest import METADATA, ROOT_FORMAT, SCHEMA, identity_of, metadata_columns, schema_of
+from reben_cloud.root.manifest import Manifest, ShardOrder, identity_of
 from reben_cloud.root.patches import check_metadata, given_metadata
-from reben_cloud.root.placement import PlacementOptions, group_sizes, place
+from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, place
 from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
@@ -412,7 +412,8 @@ def _matching_rows(
         if listed is None:
             held[name] = np.ones(official.num_rows, np.bool_)
             continue
-        found = pc.array_take(listed, pc.array_sort_indices(listed)) if isinstance(listed, pa.Array) else pa.array(sorted(listed))
+        array = listed if isinstance(listed, pa.Array) else pa.array(listed, pa.string())
+        found = array.take(pc.array_sort_indices(array))
         unknown = found.filter(pc.invert(pc.is_in(found, official.column(column).combine_chunks())))
         if len(unknown):
             what = "is in no row" if column == "patch_id" else "pairs with no patch"
@@ -449,28 +450,28 @@ def fingerprint_of(metadata: pa.Table, schema: Schema, options: PlacementOptions
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def options_of(manifest: Mapping[str, Any]) -> PlacementOptions | None:
+def options_of(manifest: Manifest) -> PlacementOptions | None:
     """How the patches of a root were put in order, from its manifest; None when it has no shards.
 
     Raises:
         ValueError: If it names an order that is not known.
     """
-    if not manifest["modalities"]:
+    if not manifest.modalities:
         return None
-    order = manifest["order"]
-    return PlacementOptions(order=order["kind"], seed=order["seed"], shard_samples=manifest["shard_samples"])
+    order = cast("Order", manifest.order.kind)  # which the options compare with the orders that there are
+    return PlacementOptions(order=order, seed=manifest.order.seed, shard_samples=manifest.shard_samples)
 
 
-def is_root_of(fingerprint: str, manifest: Mapping[str, Any], store: Store) -> bool:
+def is_root_of(fingerprint: str, manifest: Manifest, store: Store) -> bool:
     """Whether the root at `store`, which has this manifest, is the one that a fingerprint names.
 
     The first version took fingerprints from a library's bytes. What such a root is follows from its table.
     """
-    if manifest["fingerprint"] == fingerprint or DIGEST in manifest:
-        return bool(manifest["fingerprint"] == fingerprint)
-    columns = metadata_columns(manifest)
+    if manifest.fingerprint == fingerprint or manifest.has_digest:
+        return manifest.fingerprint == fingerprint
+    columns = manifest.metadata_columns
     table = given_metadata(read_patches(store, manifest, [layout.column(name) for name in columns]), columns)
-    return fingerprint_of(table, schema_of(manifest), options_of(manifest)) == fingerprint
+    return fingerprint_of(table, manifest.schema, options_of(manifest)) == fingerprint
 
 
 def countries_of(metadata: pa.Table) -> list[str]:
@@ -480,24 +481,18 @@ def countries_of(metadata: pa.Table) -> list[str]:
     return sorted(pc.unique(metadata.column("country")).to_pylist())
 
 
-def manifest_of(plan: BuildPlan) -> dict[str, object]:
-    """What the root says of itself, but for the checksum of its list of objects."""
-    return {
-        "format": ROOT_FORMAT,
-        "version": FORMAT_VERSION,
-        "created_from": plan.source.kind,
-        "modalities": list(plan.modalities),
-        METADATA: list(plan.given),
-        SCHEMA: plan.schema.to_json(),
-        "num_patches": plan.table.num_rows,
-        "products": list(plan.products),
-        "groups": {
-            group: {"num_samples": size, "num_shards": -(-size // plan.options.shard_samples)}
-            for group, size in group_sizes(plan.placement).items()
-        },
-        "shard_samples": plan.options.shard_samples,
-        "zarr_shard_patches": zarr.PATCHES_PER_ZARR_SHARD,
-        "countries": countries_of(plan.table),
-        "order": {"kind": plan.options.order, "seed": plan.options.seed},
-        "fingerprint": plan.fingerprint,
-    }
+def manifest_of(plan: BuildPlan) -> Manifest:
+    """What the root says of itself, but for the checksums of its tables."""
+    return Manifest.of(
+        created_from=plan.source.kind,
+        schema=plan.schema,
+        metadata_columns=plan.given,
+        num_patches=plan.table.num_rows,
+        products=list(plan.products),
+        group_sizes=group_sizes(plan.placement),
+        shard_samples=plan.options.shard_samples,
+        zarr_shard_patches=zarr.PATCHES_PER_ZARR_SHARD,
+        countries=countries_of(plan.table),
+        order=ShardOrder(kind=plan.options.order, seed=plan.options.seed),
+        fingerprint=plan.fingerprint,
+    )

@@ -21,7 +21,6 @@ from pyproj import CRS
 
 from reben_cloud import catalog
 from reben_cloud.build.plan import (
-    FORMAT_VERSION,
     MANIFEST,
     BuildPlan,
     ShardTask,
@@ -36,17 +35,18 @@ from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import zarr
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
-from reben_cloud.root.digest import sealed
-from reben_cloud.root.documents import OBJECTS, PATCHES, PATCHES_SEAL, read_manifest
-from reben_cloud.root.manifest import METADATA, ROOT_FORMAT, SCHEMA, to_bytes
+from reben_cloud.root.documents import read_manifest
+from reben_cloud.root.layout import OBJECTS, PATCHES
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.objects import Objects, WrittenObject
 from reben_cloud.root.patches import check_metadata, patch_infos, patches_table, write_patches
+from reben_cloud.root.placement import group_sizes
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
 from reben_cloud.views import picture
 
 
-def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
+def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Manifest:
     """Write what belongs to no task, check that all is there, and commit.
 
     Args:
@@ -75,19 +75,17 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> dict[str, Any]:
     table = patches_table(plan.table, plan.schema, placement)
     patches = write_patches(table, plan.schema)
     written.append(put(plan.store, PATCHES, patches))
-    manifest = {**manifest_of(plan), PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json()}
-    for path, data in catalog.root_documents(table, manifest, written, schema=plan.schema).items():
+    groups = group_sizes(plan.placement)
+    for path, data in catalog.root_documents(table, groups, written, schema=plan.schema).items():
         written.append(put(plan.store, path, data))
     objects = Objects(written).encode()
     written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
     _check_presence(plan.store, written)
-    return commit(plan.store, manifest, objects)
+    return commit(plan.store, manifest_of(plan), patches, objects)
 
 
-def publish_metadata(
-    metadata: pa.Table, schema: Schema, store: Store, *, given: Sequence[str]
-) -> dict[str, Any]:
+def publish_metadata(metadata: pa.Table, schema: Schema, store: Store, *, given: Sequence[str]) -> Manifest:
     """Write a root of metadata alone: tables and catalog, to search and to browse, without pixels.
 
     Args:
@@ -114,32 +112,27 @@ def publish_metadata(
     table = patches_table(metadata, schema)
     patches = write_patches(table, schema)
     written = [put(store, PATCHES, patches)]
-    manifest = {
-        "format": ROOT_FORMAT,
-        "version": FORMAT_VERSION,
-        "created_from": "metadata",
-        "modalities": [],
-        METADATA: list(given),
-        SCHEMA: bare.to_json(),
-        "num_patches": table.num_rows,
-        "countries": countries_of(metadata),
-        "products": sorted(pc.unique(pc.cast(table.column(layout.PRODUCT), pa.string())).to_pylist()),
-        "groups": {},
-        "order": {"kind": "none", "seed": 0},
-        "fingerprint": fingerprint,
-        PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json(),
-    }
-    for path, data in catalog.root_documents(table, None, written, schema=schema).items():
+    manifest = Manifest.of(
+        created_from="metadata",
+        schema=bare,
+        metadata_columns=given,
+        num_patches=table.num_rows,
+        products=sorted(pc.unique(pc.cast(table.column(layout.PRODUCT), pa.string())).to_pylist()),
+        countries=countries_of(metadata),
+        fingerprint=fingerprint,
+    )
+    for path, data in catalog.root_documents(table, {}, written, schema=schema).items():
         written.append(put(store, path, data))
     objects = Objects(written).encode()
     store.put(OBJECTS, objects)
-    return commit(store, manifest, objects)
+    return commit(store, manifest, patches, objects)
 
 
-def commit(store: Store, manifest: dict[str, Any], objects: bytes) -> dict[str, Any]:
-    """Put the manifest, which makes the root a dataset."""
-    manifest = sealed({**manifest, "objects_sha256": hashlib.sha256(objects).hexdigest()})
-    text = to_bytes(manifest)
+def commit(store: Store, manifest: Manifest, patches: bytes, objects: bytes) -> Manifest:
+    """Put the manifest, which vouches for both tables and makes the root a dataset."""
+    digest = hashlib.sha256(objects).hexdigest()
+    manifest = manifest.vouching_for(patches=Seal.of(io.BytesIO(patches)), objects_sha256=digest)
+    text = manifest.to_bytes()
     try:
         store.put(MANIFEST, text, create=True)
     except FileExistsError:

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from reben_cloud.build.plan import BuildPlan, make_plan
 from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.finder import HostedSource
 from reben_cloud.sources.recognise import default_scratch, open_source
 from reben_cloud.store import open_store
 
@@ -64,6 +63,4 @@ def open_plan(
         scratch=scratch or default_scratch(found),
         only=None if only is None else only.patch_ids,
     )
-    if isinstance(found, HostedSource):
-        found.look_up(plan.table, plan.modalities)
     return plan, official

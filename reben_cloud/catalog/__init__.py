@@ -35,13 +35,13 @@ from reben_cloud.schema import Schema
 
 
 def root_documents(
-    table: pa.Table, manifest: Mapping[str, Any] | None, written: Sequence[Written], *, schema: Schema
+    table: pa.Table, groups: Mapping[str, int], written: Sequence[Written], *, schema: Schema
 ) -> dict[str, bytes]:
     """Every catalog document of a root, or of the metadata alone.
 
     Args:
         table: `metadata.patches_table`.
-        manifest: Of the root; None when only the tables exist.
+        groups: Samples in each group of shards; none when only the tables exist.
         written: The objects that the documents describe, with checksums: tables and shards.
         schema: Of the dataset; of what the metadata are of where only the tables exist.
 
@@ -50,7 +50,7 @@ def root_documents(
     """
     objects = {o.path: o for o in written}
     facts = about(schema)
-    has_pixels = manifest is not None
+    has_pixels = bool(groups)
     catalog = pystac.Catalog(
         facts.id,
         f"{facts.title} as a cloud-native dataset",
@@ -64,8 +64,8 @@ def root_documents(
             product_item(table, product, summary, schema, facts, objects, has_pixels=has_pixels)
         )
     catalog.add_child(collection)
-    if manifest is not None:
-        catalog.add_child(shard_collection(summary, _group_sizes(manifest), schema, facts, objects))
+    if has_pixels:
+        catalog.add_child(shard_collection(summary, groups, schema, facts, objects))
     catalog.normalize_hrefs("/")
     documents: dict[str, bytes] = {}
     for parent, _, items in catalog.walk():
@@ -73,11 +73,6 @@ def root_documents(
         documents.update((_path(item), _json(item)) for item in items)
     documents[layout.CROISSANT] = _dump(croissant_card(summary, schema, facts, objects.get(layout.PATCHES)))
     return documents
-
-
-def _group_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """Shard group -> number of its samples."""
-    return {name: group["num_samples"] for name, group in manifest["groups"].items()}
 
 
 def _path(stac: Any) -> str:

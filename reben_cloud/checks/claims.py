@@ -7,7 +7,7 @@ patches were put into shards, and the names that stand for all of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from reben_cloud.export.plan import identity_of
 from reben_cloud.formats import parquet, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.digest import DIGEST
-from reben_cloud.root.documents import EXPORT_MANIFEST
-from reben_cloud.root.manifest import InvalidManifestError, from_bytes, metadata_columns, references_of, schema_of, to_bytes
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.layout import EXPORT_MANIFEST
+from reben_cloud.root.manifest import InvalidManifestError, Manifest
+from reben_cloud.root.objects import Objects
 from reben_cloud.root.patches import described_metadata
 from reben_cloud.root.placement import PlacementOptions, group_sizes, place
 
@@ -30,28 +31,23 @@ PLACES = (layout.PRODUCT, *layout.PLACEMENT)
 """Columns of the table that follow from the metadata and the options alone (`placement.place`)."""
 
 
-def objects_digest(dataset: Dataset) -> str | None:
-    """The sha256 that the manifest says of the root's list of objects."""
-    return dataset.manifest.get("objects_sha256")
-
-
 def check_manifest(dataset: Dataset) -> list[str]:
     """Whether a root's manifest is whole, and still what it was when the dataset was opened."""
     try:
         text = bytes(dataset.store.get(layout.MANIFEST))
-        manifest = from_bytes(text, where=dataset.url)
+        manifest = Manifest.from_bytes(text, where=dataset.url)
     except FileNotFoundError:
         return [f"{layout.MANIFEST}: missing, so nothing is published here"]
     except (InvalidManifestError, RebenError) as error:
         return [f"{layout.MANIFEST}: damaged: {error}"]
     if manifest != dataset.manifest:
         return [f"{layout.MANIFEST}: another one than when the dataset was opened"]
-    if DIGEST in manifest and text != to_bytes(manifest):
+    if manifest.has_digest and text != manifest.to_bytes():
         return [f"{layout.MANIFEST}: says what it must, but not in the bytes that were written"]
     return []
 
 
-def check_root(dataset: Dataset, objects: Sequence[Mapping[str, Any]]) -> list[str]:
+def check_root(dataset: Dataset, objects: Objects) -> list[str]:
     """What a root's manifest and its list of objects say that its table does not.
 
     Nothing is found when the table is not the listed one: that is for the comparison of checksums to say.
@@ -60,33 +56,32 @@ def check_root(dataset: Dataset, objects: Sequence[Mapping[str, Any]]) -> list[s
         data = dataset.store.get(layout.PATCHES)
     except FileNotFoundError:
         return []
-    listed = {row["path"]: row for row in objects}
-    if hashlib.sha256(data).hexdigest() != listed.get(layout.PATCHES, {}).get("sha256"):
+    listed = objects.get(layout.PATCHES)
+    if listed is None or hashlib.sha256(data).hexdigest() != listed.sha256:
         return []
     try:
         table = parquet.read_table(data, name=layout.PATCHES).sort_by(layout.ID)
-        found = [*_counted(dataset.manifest, table), *_placed(dataset.manifest, table, listed)]
+        found = [*_counted(dataset.manifest, table), *_placed(dataset.manifest, table, objects)]
     except (pa.ArrowException, KeyError, ValueError) as error:
         return [f"{layout.PATCHES}: does not have what the table of a root has ({error})"]
     return [f"{layout.MANIFEST}: {text}" for text in found]
 
 
-def check_export(dataset: Dataset) -> list[str]:
+def check_export(dataset: Dataset, manifest: ExportManifest) -> list[str]:
     """What an export's manifest says that its table does not."""
-    manifest = dataset.manifest
     columns = [layout.PRODUCT, layout.COUNTRY, layout.SHARD_GROUP]
     found: list[str] = []
     try:
         selection = dataset.selection  # reads the footer
         table = selection.columns(columns)
         groups = _sizes(table.column(layout.SHARD_GROUP))
-        identity = identity_of(selection, manifest["modalities"], manifest["kind"], manifest["settings"])
-        found += _differing("num_patches", manifest["num_patches"], len(selection))
-        found += _differing("products", manifest["products"], _names(table.column(layout.PRODUCT)))
-        found += _differing("exported_groups", manifest["exported_groups"], groups)
-        if not {*_names(table.column(layout.COUNTRY))} <= {*manifest["countries"]}:
+        identity = identity_of(selection, manifest.modalities, manifest.kind, manifest.settings)
+        found += _differing("num_patches", manifest.num_patches, len(selection))
+        found += _differing("products", list(manifest.products), _names(table.column(layout.PRODUCT)))
+        found += _differing("exported_groups", manifest.exported_groups, groups)
+        if not {*_names(table.column(layout.COUNTRY))} <= {*manifest.countries}:
             found.append("countries does not name all that the table has")
-        if identity != manifest["identity"]:
+        if identity != manifest.identity:
             found.append("identity is not that of these patches, modalities, settings and this fingerprint")
     except StorageError:
         raise
@@ -95,35 +90,33 @@ def check_export(dataset: Dataset) -> list[str]:
     return [f"{EXPORT_MANIFEST}: {text}" for text in found]
 
 
-def _counted(manifest: Mapping[str, Any], table: pa.Table) -> Iterator[str]:
-    yield from _differing("num_patches", manifest["num_patches"], table.num_rows)
+def _counted(manifest: Manifest, table: pa.Table) -> Iterator[str]:
+    yield from _differing("num_patches", manifest.num_patches, table.num_rows)
     products = _names(table.column(layout.PRODUCT))
-    yield from _differing("products", manifest["products"], products)
+    yield from _differing("products", list(manifest.products), products)
     countries = _names(table.column(layout.COUNTRY)) if layout.COUNTRY in table.column_names else []
-    yield from _differing("countries", manifest["countries"], countries)
-    said = manifest["modalities"]
+    yield from _differing("countries", list(manifest.countries), countries)
+    said = list(manifest.modalities)
     there = set(layout.modalities_with_checksums(table.column_names))
-    if references_of(manifest) is not None:  # their checksums are recorded on request only
+    if manifest.references is not None:  # their checksums are recorded on request only
         there = {m for m in said if set(layout.place_columns(m)) <= set(table.column_names)}
     summed = [name for name in said if name in there] + sorted(there.difference(said))
     yield from _differing("modalities", said, summed)
 
 
-def _placed(manifest: Mapping[str, Any], table: pa.Table, listed: Mapping[str, Any]) -> Iterator[str]:
+def _placed(manifest: Manifest, table: pa.Table, listed: Objects) -> Iterator[str]:
     """Order, groups, shards, and the fingerprint."""
-    names = metadata_columns(manifest)
+    names = manifest.metadata_columns
     metadata = described_metadata(table, names)
     options = options_of(manifest)
     if options is not None:
         yield from _ordered(manifest, table, metadata, options)
-    if options is not None and references_of(manifest) is None:
-        yield from _differing(
-            "zarr_shard_patches", manifest["zarr_shard_patches"], zarr.PATCHES_PER_ZARR_SHARD
-        )
+    if options is not None and manifest.references is None:
+        yield from _differing("zarr_shard_patches", manifest.zarr_shard_patches, zarr.PATCHES_PER_ZARR_SHARD)
         shards = {
             layout.shard(group, modality, number)
             for group, size in group_sizes(table).items()
-            for modality in manifest["modalities"]
+            for modality in manifest.modalities
             for number in range(-(-size // options.shard_samples))
         }
         there = {path for path in listed if path.startswith(f"{layout.SHARDS}/")}
@@ -134,23 +127,20 @@ def _placed(manifest: Mapping[str, Any], table: pa.Table, listed: Mapping[str, A
             f"its groups do not have {path}, which {layout.OBJECTS} has" for path in sorted(there - shards)
         )
     # The first version's fingerprints follow from a library's bytes, which may not be had again.
-    if DIGEST in manifest:
-        expected = fingerprint_of(metadata.select(names), schema_of(manifest), options)
-        yield from _differing("fingerprint", manifest["fingerprint"], expected)
+    if manifest.has_digest:
+        expected = fingerprint_of(metadata.select(names), manifest.schema, options)
+        yield from _differing("fingerprint", manifest.fingerprint, expected)
 
 
 def _ordered(
-    manifest: Mapping[str, Any], table: pa.Table, metadata: pa.Table, options: PlacementOptions
+    manifest: Manifest, table: pa.Table, metadata: pa.Table, options: PlacementOptions
 ) -> Iterator[str]:
-    sizes = {
-        group: {"num_samples": size, "num_shards": -(-size // options.shard_samples)}
-        for group, size in group_sizes(table).items()
-    }
-    yield from _differing("groups", manifest["groups"], sizes)
-    without = schema_of(manifest).recommended_without
+    sizes = {name: group.num_samples for name, group in manifest.groups.items()}
+    yield from _differing("groups", sizes, dict(group_sizes(table)))
+    without = manifest.schema.recommended_without
     expected = place(metadata, options, recommended_without=without)
     for name in PLACES:
-        if name == layout.ZARR_ROW and references_of(manifest) is not None:
+        if name == layout.ZARR_ROW and manifest.references is not None:
             continue
         if not np.array_equal(_plain(expected.column(name)), _plain(table.column(name))):
             order = f"{options.order}, seed {options.seed}, {options.shard_samples} samples in a shard"

@@ -15,8 +15,9 @@ from reben_cloud.checks.finding import Finding
 from reben_cloud.checks.machine import look_at_resources, look_at_versions
 from reben_cloud.errors import RebenError
 from reben_cloud.export import find_damage
-from reben_cloud.export.opened import LmdbRoot, find_lmdb_root, is_export
+from reben_cloud.export.opened import LmdbRoot, find_lmdb_root
 from reben_cloud.files.paths import split_scheme
+from reben_cloud.root.exported import ExportManifest
 from reben_cloud.store import open_store
 
 
@@ -61,7 +62,8 @@ def diagnose(
 
 
 def _lmdb(root: LmdbRoot) -> Iterator[Finding]:
-    damage = find_damage(Path(root.backing.path), root.manifest) if is_export(root.backing.path) else None
+    said = root.manifest
+    damage = find_damage(Path(root.backing.path), said) if isinstance(said, ExportManifest) else None
     try:
         from reben_cloud.formats import lmdb
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from reben_cloud.root import layout
 from reben_cloud.root import patches as metadata
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.manifest import metadata_columns
 from reben_cloud.root.patch import PatchInfo
 from reben_cloud.schema import Buffer, Modality
 
@@ -30,7 +29,7 @@ class PatchIndex:
         self.modalities = dataset.schema.modalities
         """What every patch has."""
         table = dataset.selection.to_arrow().sort_by(layout.ID)
-        self.metadata = metadata.described_metadata(table, metadata_columns(dataset.manifest))
+        self.metadata = metadata.described_metadata(table, dataset.manifest.metadata_columns)
         """The same with times and places."""
         self.ids: list[str] = table.column(layout.ID).to_pylist()
         self.product = np.array(table.column(layout.PRODUCT).to_pylist())

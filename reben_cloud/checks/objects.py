@@ -3,55 +3,52 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from reben_cloud.checks.claims import objects_digest
 from reben_cloud.errors import ChecksumError, StorageError, UnreachableError
-from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.objects import Objects, WrittenObject
 
 Check = Callable[[], list[str]]
 """One unit of work, independent of the others: what it finds is wrong, a sentence each."""
 
 
-def listed_objects(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of the root's list of objects, and what is wrong with the list itself."""
+def listed_objects(dataset: Dataset) -> tuple[Objects, list[str]]:
+    """The root's list of objects, and what is wrong with the list itself."""
     name = layout.OBJECTS
     try:
         listing = bytes(dataset.store.get(name))
     except FileNotFoundError:
-        return [], [f"{name}: missing, so nothing says what must be there"]
+        return Objects([]), [f"{name}: missing, so nothing says what must be there"]
     problems = []
-    if hashlib.sha256(listing).hexdigest() != objects_digest(dataset):
+    if hashlib.sha256(listing).hexdigest() != dataset.manifest.objects_sha256:
         problems.append(f"{name}: not the list that the manifest names, its sha256 differs")
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(listing, name=name).to_pylist()
+        return Objects.unchecked(listing, where=name), problems
     except ChecksumError as error:
-        return [], [*problems, str(error)]
-    return rows, problems
+        return Objects([]), [*problems, str(error)]
 
 
-def check_presence(dataset: Dataset, objects: Sequence[Mapping[str, Any]]) -> list[str]:
+def check_presence(dataset: Dataset, objects: Objects) -> list[str]:
     """What is missing, of another size, or in no list; one listing of the store."""
     there = dict(dataset.store.list())
     problems = []
-    for row in objects:
-        size = there.get(row["path"])
+    for path, listed in objects.items():
+        size = there.get(path)
         if size is None:
-            problems.append(f"{row['path']}: missing")
-        elif size != row["bytes"]:
-            problems.append(f"{row['path']}: {size:,} bytes, must be {row['bytes']:,}")
-    known = {row["path"] for row in objects} | {layout.MANIFEST, layout.OBJECTS}
+            problems.append(f"{path}: missing")
+        elif size != listed.nbytes:
+            problems.append(f"{path}: {size:,} bytes, must be {listed.nbytes:,}")
+    known = {*objects, layout.MANIFEST, layout.OBJECTS}
     foreign = sorted(p for p in there if p not in known and not p.startswith(f"{layout.JOURNAL}/"))
     return problems + [f"{path}: not part of the dataset, it is in no list" for path in foreign]
 
 
-def checksum_checks(dataset: Dataset, objects: Sequence[Mapping[str, Any]]) -> list[Check]:
+def checksum_checks(dataset: Dataset, objects: Objects) -> list[Check]:
     """A check per object: whether its bytes have the sha256 that the list says."""
-    return [_ChecksumCheck(dataset, row) for row in objects]
+    return [_ChecksumCheck(dataset, listed) for listed in objects.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,10 @@ class _ChecksumCheck:
     """Compare one object with its sha256."""
 
     dataset: Dataset
-    row: Mapping[str, Any]
+    listed: WrittenObject
 
     def __call__(self) -> list[str]:
-        path = self.row["path"]
+        path = self.listed.path
         try:
             data = self.dataset.store.get(path)
         except FileNotFoundError:
@@ -71,6 +68,6 @@ class _ChecksumCheck:
             raise  # nor would the others be
         except StorageError as error:
             return [f"{path}: {error}"]
-        if data.nbytes == self.row["bytes"] and hashlib.sha256(data).hexdigest() != self.row["sha256"]:
+        if data.nbytes == self.listed.nbytes and hashlib.sha256(data).hexdigest() != self.listed.sha256:
             return [f"{path}: damaged, its sha256 differs"]
         return []

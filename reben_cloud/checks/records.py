@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,8 @@ from reben_cloud.export.opened import is_export
 from reben_cloud.export.plan import read_manifest
 
 
-def lmdb_files(folder: str) -> tuple[list[dict[str, Any]], list[str], bool]:
-    """The files of an LMDB, what is wrong with them at a glance, and whether LMDB can open it."""
+def lmdb_files(folder: str) -> tuple[dict[str, int], list[str], bool]:
+    """The sizes of the files of an LMDB in bytes, what is wrong with them at a glance, and whether LMDB can open it."""
     from reben_cloud.formats import lmdb
 
     here = Path(folder)
@@ -32,7 +31,7 @@ def lmdb_files(folder: str) -> tuple[list[dict[str, Any]], list[str], bool]:
         lmdb.open_lmdb(folder)
     except (NotFoundError, SourceError) as error:
         problems, readable = problems or [str(error)], False
-    files = [{"path": file.name, "bytes": file.stat().st_size} for file in here.iterdir()]
+    files = {file.name: file.stat().st_size for file in here.iterdir()}
     return files, problems, readable
 
 

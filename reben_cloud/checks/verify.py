@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -26,6 +26,8 @@ from reben_cloud.export.opened import is_export
 from reben_cloud.root import layout
 from reben_cloud.root.backing import LmdbFolder, References, RootObjects
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.objects import Objects
 from reben_cloud.root.source import AnySource
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -118,10 +120,11 @@ def verify(
         raise ValueError(
             f"{lmdb} has no checksums to compare a source with; build a root from it, and verify that"
         )
-    objects, problems, readable = _look(dataset, quick=quick)
+    seen = _look(dataset, quick=quick)
+    problems = seen.problems
     checks: dict[str, list[Check]] = {}
     if not quick and lmdb is None:
-        checks["checksums"] = checksum_checks(dataset, objects)
+        checks["checksums"] = checksum_checks(dataset, seen.objects)
     if not quick and isinstance(dataset.backing, References):
         try:
             checks["payloads"] = reference_checks(dataset)
@@ -133,7 +136,7 @@ def verify(
         except (NotFoundError, ChecksumError, KeyError) as error:
             problems.append(f"{layout.PATCHES}: cannot be read ({error}); pixels were not compared")
         else:
-            if lmdb is not None and readable:
+            if lmdb is not None and seen.readable:
                 checks["records"] = record_checks(lmdb, index)
             elif isinstance(dataset.backing, RootObjects) and deep:
                 checks["pixels"] = [*zarr_checks(dataset, index), *shard_checks(dataset, index)]
@@ -147,32 +150,46 @@ def verify(
         url=dataset.url,
         level=level,
         against=None if against is None else against.describe(),
-        num_objects=len(objects),
-        num_bytes=sum(row["bytes"] for row in objects),
+        num_objects=len(seen.sizes),
+        num_bytes=sum(seen.sizes),
         num_patches=len(dataset),
         has_checksums=has_checksums,
         problems=tuple(dict.fromkeys(problems)),
     )
 
 
-def _look(dataset: Dataset, *, quick: bool) -> tuple[list[dict[str, Any]], list[str], bool]:
-    """The objects or files, what is wrong at a glance and by the tables, and whether payloads can be read."""
-    if isinstance(dataset.backing, References):
-        problems = check_versions(dataset.backing)
-        if dataset.backing.finder is not None:  # opened where it lies: nobody has listed anything
-            return [], problems, True
-        objects, others = listed_objects(dataset)
-        problems += [*check_manifest(dataset), *others, *check_presence(dataset, objects)]
-        return objects, problems if quick else [*problems, *check_root(dataset, objects)], True
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """What a glance tells."""
+
+    objects: Objects
+    """What a root lists; an LMDB has no list."""
+    sizes: Sequence[int]
+    """Bytes of each object or file."""
+    problems: list[str]
+    """What is wrong at a glance and, unless it is a quick one, by the tables."""
+    readable: bool
+    """Whether payloads can be read."""
+
+
+def _look(dataset: Dataset, *, quick: bool) -> _Seen:
+    elsewhere = dataset.backing if isinstance(dataset.backing, References) else None
+    changed = [] if elsewhere is None else check_versions(elsewhere)
+    if (
+        elsewhere is not None and elsewhere.finder is not None
+    ):  # opened where it lies: nobody has listed anything
+        return _Seen(objects=Objects([]), sizes=[], problems=changed, readable=True)
     if not isinstance(dataset.backing, LmdbFolder):
         objects, problems = listed_objects(dataset)
-        problems = [*check_manifest(dataset), *problems, *check_presence(dataset, objects)]
-        return objects, problems if quick else [*problems, *check_root(dataset, objects)], True
-    lmdb = dataset.backing.path
-    files, problems, readable = lmdb_files(lmdb)
-    if is_export(lmdb) and not quick:
-        problems += check_export(dataset)
-    return files, problems, readable
+        problems = [*changed, *check_manifest(dataset), *problems, *check_presence(dataset, objects)]
+        if not quick:
+            problems += check_root(dataset, objects)
+        sizes = [listed.nbytes for listed in objects.values()]
+        return _Seen(objects=objects, sizes=sizes, problems=problems, readable=True)
+    files, problems, readable = lmdb_files(dataset.backing.path)
+    if isinstance(dataset.manifest, ExportManifest) and not quick:
+        problems += check_export(dataset, dataset.manifest)
+    return _Seen(objects=Objects([]), sizes=[*files.values()], problems=problems, readable=readable)
 
 
 def _has_checksums(dataset: Dataset) -> bool:

@@ -125,8 +125,8 @@ def catalog(
     store = open_store(dest, storage_options(endpoint_url))
     official = read_official(metadata)
     manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
-    num_products = len(manifest["products"])
-    typer.echo(f"catalogued {manifest['num_patches']:,} patches of {num_products} products at {store.url}")
+    num_products = len(manifest.products)
+    typer.echo(f"catalogued {manifest.num_patches:,} patches of {num_products} products at {store.url}")
 
 
 def index(
@@ -150,7 +150,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Make a root of payloads that are hosted already; nothing but the index of them is copied."""
-    from reben_cloud.build.references import index_hosted
+    from reben_cloud.hosted.publish import index_hosted
 
     manifest = index_hosted(
         url,

@@ -33,7 +33,7 @@ def info(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonO
     """Say what a root holds."""
     dataset = open_root(root, endpoint_url)
     if as_json:
-        show_json(dataset.manifest)
+        show_json(dataset.manifest.to_json())
     else:
         typer.echo(dataset.summary())
 

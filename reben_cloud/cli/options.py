@@ -173,29 +173,43 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_query(**given: Any) -> None:
-        query = Query(**{name: given.pop(name) for name in OPTIONS})
-        command(**given, query=query)
+        conditions = {name: given.pop(name) for name in OPTIONS}
+        for name, option in OPTIONS.items():
+            file = given.pop(_file_of(name), None)
+            if file is not None and conditions[name]:
+                raise typer.BadParameter(f"give {option.flags} or {option.file}, not both")
+            conditions[name] = conditions[name] if file is None else file
+        command(**given, query=Query(**conditions))
 
     with_query.__annotations__ = hints
     with_query.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return with_query
 
 
-_TYPES = {"text": str, "names": list[str], "flag": bool, "number": int}
+_TYPES = {"text": str, "names": list[str], "flag": bool, "number": int, "measure": float}
 
-_SEARCH_HINTS: dict[str, Any] = {
-    name: Annotated[
-        _TYPES[option.kind] | None,
-        typer.Option(
-            option.flags,
-            help=option.help,
-            show_default=False,
-            rich_help_panel=SEARCH,
-            parser=text_or_file if name == "intersects" else None,
-        ),
+
+def _file_of(name: str) -> str:
+    """Parameter of the file that lists the names of a condition."""
+    return f"{name}_file"
+
+
+def _hints() -> Iterator[tuple[str, Any]]:
+    for name, option in OPTIONS.items():
+        parser = text_or_file if name == "intersects" else None
+        yield name, _hint(_TYPES[option.kind], option.flags, option.help, parser)
+        if option.file is not None:
+            yield _file_of(name), _hint(Path, option.file, f"File that lists them, for {option.flags}.", path)
+
+
+def _hint(kind: Any, flags: str, text: str, parser: Callable[[str], Any] | None) -> Any:
+    return Annotated[
+        kind | None,
+        typer.Option(flags, help=text, show_default=False, rich_help_panel=SEARCH, parser=parser),
     ]
-    for name, option in OPTIONS.items()
-}
+
+
+_SEARCH_HINTS: dict[str, Any] = dict(_hints())
 
 
 def select(root: str, query: Query, endpoint_url: str | None) -> Selection:

@@ -200,19 +200,19 @@ def _export(
     identity = identity_of(chosen, wanted, kind, settings)
     num_records = len(chosen) * len(wanted)
     damage = None if there is None else find_damage(path, there)
-    if there is not None and there["identity"] == identity and damage is None:
+    if there is not None and there.identity == identity and damage is None:
         return ExportReport(
             path=str(path),
             num_patches=len(chosen),
             num_records=num_records,
             num_fetched=0,
-            nbytes=int(there["nbytes"]),
+            nbytes=there.nbytes,
             changed=False,
         )
-    if there is not None and there["identity"] != identity and not (update or prune):
+    if there is not None and there.identity != identity and not (update or prune):
         raise ConflictError(
-            f"{path} holds another export of this root ({there['num_patches']:,} patches, "
-            f"{', '.join(there['modalities'])}); add what is selected with --update, drop what is not with --prune"
+            f"{path} holds another export of this root ({there.num_patches:,} patches, "
+            f"{', '.join(there.modalities)}); add what is selected with --update, drop what is not with --prune"
         )
     if damage is not None:
         logger.warning("%s is damaged and made again: %s", path, damage)
@@ -220,8 +220,9 @@ def _export(
         earlier = path if there is not None and kind == "lmdb" else None
         nbytes, num_fetched = _copy(chosen, wanted, partial, earlier, make_sink, threads, progress)
         write_tables(partial, chosen, wanted)
-        facts = {"kind": kind, "modalities": list(wanted), "settings": dict(settings), "identity": identity}
-        write_manifest(partial, chosen, {**facts, "nbytes": nbytes})
+        write_manifest(
+            partial, chosen, wanted, kind=kind, settings=settings, identity=identity, nbytes=nbytes
+        )
         put_in_place(partial, path)
     return ExportReport(
         path=str(path),

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,8 @@ from reben_cloud.export.plan import MANIFEST, afresh
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root import patches as metadata
-from reben_cloud.root.documents import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES
-from reben_cloud.root.manifest import EXPORT_FORMAT, to_bytes
+from reben_cloud.root.documents import WHOLE_BYTES
+from reben_cloud.root.exported import ExportManifest
 
 if TYPE_CHECKING:
     from reben_cloud.root.selection import Selection
@@ -95,7 +95,7 @@ def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) ->
     gone = {layout.ASSETS, *(layout.checksum_column(m) for m in dataset.modalities if m not in modalities)}
     names = [name for name in chosen.table.names if name not in gone]
     schema = chosen.table.take(chosen.rows[:1], names).schema
-    file = partial / PATCHES
+    file = partial / layout.PATCHES
     extents = chosen.columns([layout.BBOX, layout.DATETIME])
     with metadata.patches_writer(file, schema, extents, dataset.schema) as writer:
         # Row groups of the root's size, but for those that the selection leaves smaller.
@@ -136,39 +136,48 @@ def _write_official(partial: Path, chosen: Selection) -> None:
         _sync(partial / name)
 
 
-def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -> None:
+def write_manifest(
+    partial: Path,
+    chosen: Selection,
+    modalities: Sequence[str],
+    *,
+    kind: str,
+    settings: Mapping[str, object],
+    identity: str,
+    nbytes: int,
+) -> None:
     """What the root says of itself, as far as it holds for the export; the order of streaming follows from it."""
     table = chosen.columns([layout.PRODUCT, layout.SHARD_GROUP])
     counts = pc.value_counts(table.column(layout.SHARD_GROUP).cast(pa.string())).to_pylist()
-    with (partial / PATCHES).open("rb") as file:
+    with (partial / layout.PATCHES).open("rb") as file:
         seal = parquet.Seal.of(file)
-    manifest = {
-        **chosen.dataset.manifest,
-        **facts,
-        "format": EXPORT_FORMAT,
-        "version": 1,
-        "num_patches": len(chosen),
-        "products": sorted(pc.unique(table.column(layout.PRODUCT).cast(pa.string())).to_pylist()),
-        "exported_groups": {
-            one["values"]: one["counts"] for one in sorted(counts, key=lambda c: c["values"])
-        },
-        PATCHES_SEAL: seal.to_json(),
-        EXPORTED_FILES: {
-            file.name: [file.stat().st_size, _sketch(file)]
+    manifest = ExportManifest.of_root(
+        chosen.dataset.manifest,
+        kind=kind,
+        settings=settings,
+        identity=identity,
+        nbytes=nbytes,
+        modalities=modalities,
+        num_patches=len(chosen),
+        products=sorted(pc.unique(table.column(layout.PRODUCT).cast(pa.string())).to_pylist()),
+        exported_groups={one["values"]: one["counts"] for one in sorted(counts, key=lambda c: c["values"])},
+        patches=seal,
+        files={
+            file.name: (file.stat().st_size, _sketch(file))
             for file in sorted(partial.iterdir())
             if file.name not in (_LOCK_FILE, MANIFEST)
         },
-    }
-    (partial / MANIFEST).write_bytes(to_bytes(manifest))
+    )
+    (partial / MANIFEST).write_bytes(manifest.to_bytes())
     _sync(partial / MANIFEST)
 
 
-def find_damage(path: Path, manifest: Mapping[str, Any]) -> str | None:
+def find_damage(path: Path, manifest: ExportManifest) -> str | None:
     """What is wrong with the files of a finished export, as far as a glance tells; None when nothing is.
 
     Sizes, and a sketch of the bytes. Every payload is compared by `reben-cloud verify`.
     """
-    for name, (nbytes, sketch) in manifest.get(EXPORTED_FILES, {}).items():
+    for name, (nbytes, sketch) in manifest.files.items():
         try:
             size = (path / name).stat().st_size
         except FileNotFoundError:

@@ -1,9 +1,8 @@
-"""An LMDB opened like a root: an export with its own tables, or rico-hdl's with the metadata beside it.
+"""A local LMDB opened like a root: an export with its own tables, or rico-hdl's with the metadata beside it.
 
-An export has the root's order in its ``patches.parquet``. For any other LMDB of this machine the tables are
-those of the root that a build would make from it, and for one that is hosted elsewhere those of the reference
-root that `reben-cloud index` would make. A search finds the same patches, and a loader gives the same
-batches, as with that root.
+An export has the root's order in its ``patches.parquet``. For any other LMDB the tables are those of
+the root that a build would make from it. In both cases a search finds the same patches, and a loader
+gives the same batches, as with the root.
 """
 
 from __future__ import annotations
@@ -16,22 +15,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import MANIFEST, make_plan
 from reben_cloud.build.plan import BuildPlan, manifest_of
 from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.files.paths import local_path, split_scheme
-from reben_cloud.root.backing import LmdbFolder, References
-from reben_cloud.root.documents import PATCHES
+from reben_cloud.root.backing import LmdbFolder
+from reben_cloud.root.layout import PATCHES
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table, write_patches
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.finder import HostedSource, open_hosted
-from reben_cloud.sources.hosted import find_hosted
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Store, open_store
 
@@ -44,10 +39,10 @@ class OpenedLmdb(NamedTuple):
 
     store: Store
     """Where ``patches.parquet`` is read from."""
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     """In a root's words."""
-    backing: LmdbFolder | References
-    """The folder with ``data.mdb``, or that file elsewhere."""
+    backing: LmdbFolder
+    """The folder with ``data.mdb``."""
 
 
 def find_lmdb_root(url: str | os.PathLike[str]) -> OpenedLmdb | None:
@@ -90,9 +85,9 @@ def _local_folder(text: str) -> Path | None:
 
 def _open_export(folder: Path) -> OpenedLmdb:
     manifest = read_manifest(folder)
-    if manifest["kind"] != "lmdb":
+    if manifest.kind != "lmdb":
         raise NotFoundError(
-            f"{folder} is an export to {manifest['kind']}, which is not searched or streamed; "
+            f"{folder} is an export to {manifest.kind}, which is not searched or streamed; "
             "build a root from it (reben-cloud build)"
         )
     return OpenedLmdb(open_store(folder), manifest, LmdbFolder(path=str(folder)))
@@ -118,7 +113,7 @@ class MadeRoot(Store):
         return memoryview(write_patches(patches_table(plan.table, plan.schema, plan.placement), plan.schema))
 
     @property
-    def manifest(self) -> Mapping[str, Any]:
+    def manifest(self) -> Manifest:
         """The manifest of the root that a build would make."""
         return manifest_of(self._plan)
 
@@ -153,43 +148,3 @@ class MadeRoot(Store):
         if path != PATCHES:
             return super().get_ranges(path, starts, lengths)
         return [self._patches[s : s + n] for s, n in zip(starts, lengths, strict=True)]
-
-
-class HostedRoot(MadeRoot):
-    """The place of a hosted LMDB, as if ``patches.parquet`` lay there."""
-
-    @cached_property
-    def source(self) -> HostedSource:
-        """The LMDB."""
-        return self._found[0]
-
-    @cached_property
-    def _found(self) -> tuple[HostedSource, pa.Table]:
-        hosted = find_hosted(open_store(self._address, self.storage_options))
-        if hosted is None:
-            raise NotFoundError(f"{self.url}: there is no LMDB (data.mdb) any more")
-        official = hosted.read_metadata()
-        first = official.slice(0, 1).to_pylist()[0]
-        return open_hosted(hosted, {m.name: m.key(first) for m in REBEN.modalities}, self.storage_options), official
-
-    @cached_property
-    def _plan(self) -> BuildPlan:
-        source, official = self._found
-        options = PlacementOptions(order="stored")
-        return make_plan(source, official, open_store("memory://lmdb-root"), options=options)
-
-
-def open_hosted_root(store: Store) -> OpenedLmdb | None:
-    """The LMDB hosted at a URL; None if there is none.
-
-    Raises:
-        NotFoundError: If it does not have the patches of the metadata beside it.
-        SourceError: If there is no metadata beside it, or several LMDBs are there.
-        StorageError: If the store cannot be reached or refuses.
-    """
-    if find_hosted(store) is None:
-        return None
-    root = HostedRoot(store._address, store.storage_options)
-    finder = root.source.finder
-    backing = References(objects=(finder.remote,), storage_options=store.storage_options, finder=finder)
-    return OpenedLmdb(root, root.manifest, backing)

@@ -16,19 +16,17 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
 from reben_cloud.root import layout
-from reben_cloud.root.documents import EXPORT_MANIFEST, read_patches
-from reben_cloud.root.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
+from reben_cloud.root.documents import read_patches
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.manifest import InvalidManifestError
 from reben_cloud.schema import Modality
 from reben_cloud.store import open_store
 
 if TYPE_CHECKING:
     from reben_cloud.root.selection import Selection
 
-MANIFEST = EXPORT_MANIFEST
+MANIFEST = layout.EXPORT_MANIFEST
 """What the folder says of itself; written last."""
-
-FORMAT = EXPORT_FORMAT
-"""Names that document."""
 
 
 def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -49,7 +47,7 @@ def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[st
     return tuple(m for m in there if m in (asked or there))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> ExportManifest:
     """What the folder of an export says of itself.
 
     Raises:
@@ -58,12 +56,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     file = folder / MANIFEST
     try:
-        return from_bytes(file.read_bytes(), where=os.fspath(folder), kind=EXPORT_FORMAT)
+        return ExportManifest.from_bytes(file.read_bytes(), where=os.fspath(folder))
     except (OSError, InvalidManifestError) as error:
         raise SourceError(f"{file}: cannot be read ({error}); remove {folder} and export again") from error
 
 
-def existing(path: Path, selection: Selection, kind: str) -> dict[str, Any] | None:
+def existing(path: Path, selection: Selection, kind: str) -> ExportManifest | None:
     """The manifest of the export at `path`; None when nothing is there.
 
     Raises:
@@ -75,13 +73,13 @@ def existing(path: Path, selection: Selection, kind: str) -> dict[str, Any] | No
     if not (path / MANIFEST).exists():
         raise ConflictError(f"{path} exists and is no export; name a folder that does not exist")
     found = read_manifest(path)
-    if found["kind"] != kind:
+    if found.kind != kind:
         raise ConflictError(
-            f"{path} is an export of another kind ({found['kind']}, not {kind}); name another folder"
+            f"{path} is an export of another kind ({found.kind}, not {kind}); name another folder"
         )
-    if found["fingerprint"] != selection.dataset.manifest["fingerprint"]:
+    if found.fingerprint != selection.dataset.manifest.fingerprint:
         raise ConflictError(
-            f"{path} is an export of another root (fingerprint {found['fingerprint']}); name another folder"
+            f"{path} is an export of another root (fingerprint {found.fingerprint}); name another folder"
         )
     return found
 
@@ -90,7 +88,7 @@ def reconcile(
     selection: Selection,
     modalities: tuple[str, ...],
     path: Path,
-    there: Mapping[str, Any] | None,
+    there: ExportManifest | None,
     *,
     update: bool,
     prune: bool,
@@ -122,7 +120,7 @@ def reconcile(
             )
         if update != prune:
             rows = np.union1d(old, rows) if update else np.intersect1d(old, rows)
-            both = {*there["modalities"], *modalities} if update else {*there["modalities"]} & {*modalities}
+            both = {*there.modalities, *modalities} if update else {*there.modalities} & {*modalities}
             modalities = tuple(m for m in selection.dataset.schema.modality_names if m in both)
         kept = len(np.intersect1d(old, rows))
         change = len(rows) - kept, len(ids) - kept
@@ -138,9 +136,9 @@ def identity_of(
     selection: Selection, modalities: Sequence[str], kind: str, settings: Mapping[str, Any]
 ) -> str:
     """Names what the folder is to hold: the same name, the same bytes."""
-    fingerprint = selection.dataset.manifest["fingerprint"]
+    fingerprint = selection.dataset.manifest.fingerprint
     digest = hashlib.sha256(
-        json.dumps([EXPORT_FORMAT, 1, kind, dict(settings), fingerprint, *modalities]).encode()
+        json.dumps([ExportManifest.FORMAT, 1, kind, dict(settings), fingerprint, *modalities]).encode()
     )
     for number, part in enumerate(selection.table.parts(selection.rows, ["id"])):
         digest.update(("\n" * bool(number) + "\n".join(part.column("id").to_pylist())).encode())

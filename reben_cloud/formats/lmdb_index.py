@@ -24,7 +24,11 @@ def _walk(read, size):
                 page(lo | hi << 16 | fl << 32)
             else:
                 nb = lo | hi << 16
-                start = struct.unpack_from("<Q", p, o + 8 + ks)[0] * 4096 + 16 if fl & 1 else n * 4096 + o + 8 + ks
+                start = (
+                    struct.unpack_from("<Q", p, o + 8 + ks)[0] * 4096 + 16
+                    if fl & 1
+                    else n * 4096 + o + 8 + ks
+                )
                 out.append((key, start, nb))
 
     page(root)

@@ -5,19 +5,20 @@ What stands higher in the house (search, views) is called by late imports, in me
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet.official import COUNTRIES
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
-from reben_cloud.root.manifest import schema_of
-from reben_cloud.root.query import GeoInterface, Names, Query, When
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.manifest import Manifest
+from reben_cloud.root.objects import Objects
+from reben_cloud.root.query import Balance, GeoInterface, Names, Query, When
 from reben_cloud.root.selection import Selection
 from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import Schema
@@ -33,17 +34,17 @@ class Dataset:
     Opening reads the manifest only; everything else is read when it is asked for.
     """
 
-    def __init__(self, store: Store, manifest: Mapping[str, Any], *, backing: Backing | None = None) -> None:
+    def __init__(self, store: Store, manifest: Manifest, *, backing: Backing | None = None) -> None:
         self.store = store
         """Where its objects lie."""
         self.manifest = manifest
-        """What the root says of itself (``manifest.json``)."""
+        """What the root says of itself (``manifest.json``), or the export (``export.json``)."""
         self.backing: Backing = RootObjects() if backing is None else backing
         """What payloads are read from: the objects of the root, by default."""
 
     def __len__(self) -> int:
         """Number of patches."""
-        return int(self.manifest["num_patches"])
+        return self.manifest.num_patches
 
     def __repr__(self) -> str:
         return f"Dataset({self.store.url!r}, {len(self):,} patches, {', '.join(self.modalities)})"
@@ -56,22 +57,22 @@ class Dataset:
     @cached_property
     def schema(self) -> Schema:
         """What every patch has: modalities, classes, size."""
-        return schema_of(self.manifest)
+        return self.manifest.schema
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """What every patch has: of ``s2``, ``s1``, ``map``."""
-        return tuple(self.manifest["modalities"])
+        return self.manifest.modalities
 
     @property
     def products(self) -> list[str]:
         """Names of the products, sorted."""
-        return list(self.manifest["products"])
+        return list(self.manifest.products)
 
     @property
     def countries(self) -> list[str]:
         """Names that a search by country may use: the ten of reBEN and those of this root."""
-        return sorted({*COUNTRIES, *self.manifest.get("countries", ())})
+        return sorted({*COUNTRIES, *self.manifest.countries})
 
     @property
     def former_fingerprint(self) -> str | None:
@@ -99,8 +100,9 @@ class Dataset:
         split: Names | None = None,
         country: Names | None = None,
         product: Names | None = None,
-        ids: Names | None = None,
+        ids: Names | os.PathLike[str] | None = None,
         missing_ok: bool = False,
+        ids_order: bool = False,
         s1_datetime: When | None = None,
         season: Names | None = None,
         snow: bool | None = None,
@@ -109,6 +111,10 @@ class Dataset:
         cql2: str | Mapping[str, Any] | None = None,
         sortby: Names | None = None,
         limit: int | None = None,
+        sample: int | None = None,
+        sample_seed: int | None = None,
+        balance: Balance | None = None,
+        min_distance_m: float | None = None,
     ) -> Selection:
         """The patches that fit every condition given, in the order of the table unless sorted.
 
@@ -135,8 +141,12 @@ class Dataset:
             product: Names of Sentinel-2 products, one or several; `products` lists them. Such as
                 ``product="S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"``.
             ids: Patch ids, such as ``ids=["S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"]``; an empty
-                list finds nothing.
+                list finds nothing. Names in BigEarthNet v1 and of the Sentinel-1 patch stand for the patch too.
+                A path object (``pathlib.Path("ids.txt")``) is a file of them: one per line, or a CSV or parquet
+                file with a column ``patch_id``.
             missing_ok: Leave out ids that the dataset lacks, instead of an error: ``missing_ok=True``.
+            ids_order: List the patches in the order of `ids`, each once: ``ids_order=True``. `Selection.patch_ids`,
+                columns and `to_xarray` keep it, and so does a loader with ``shuffle=False``; an export has its own.
             s1_datetime: Sentinel-1 acquisition, written as `datetime`, such as ``s1_datetime="2017-06/.."``.
             season: ``spring``, ``summer``, ``fall`` or ``winter`` of the Sentinel-2 acquisition, one or
                 several, such as ``season=["spring", "fall"]``.
@@ -150,10 +160,21 @@ class Dataset:
                 value that an Item lacks is null, so a comparison with it finds nothing.
             sortby: Columns, a leading ``-`` for descending order, such as ``sortby="-datetime"`` or
                 ``sortby=["country", "-datetime"]``.
-            limit: At most so many patches, at least 1, such as ``limit=100``.
+            limit: At most so many patches, the first in that order; at least 1, such as ``limit=100``.
+            sample: So many patches, drawn at random from all that fit the other conditions, such as
+                ``sample=5``; in the order of the table unless sorted. The same everywhere and for good, and part
+                of any larger sample of the same search and seed.
+            sample_seed: Another seed draws another sample; at least 0, such as ``sample_seed=7``; 0 by default.
+            balance: Draw evenly over ``label``, ``country`` or ``season``, such as ``balance="label"``: the group
+                that has the fewest so far gets the next patch. A country or season with too few gives all its
+                patches, and the others share the rest. A class gets first the patches that add least to
+                classes above the mean, as a patch counts for all of its classes.
+            min_distance_m: The centres of any two patches of the sample are at least so many metres apart on the
+                ground, above 0, such as ``min_distance_m=2000``; several dates of one place are 0 m apart.
 
         Raises:
-            NotFoundError: If the dataset lacks one of `ids`.
+            NotFoundError: If the dataset lacks one of `ids`, or fewer patches than `sample` can be had; it says
+                how many.
             TypeError: If an argument is of a type that it does not take.
             ValueError: If a condition cannot be understood; unknown names come with the nearest ones.
         """
@@ -169,6 +190,7 @@ class Dataset:
                 product=product,
                 ids=ids,
                 missing_ok=missing_ok,
+                ids_order=ids_order,
                 s1_datetime=s1_datetime,
                 season=season,
                 snow=snow,
@@ -177,6 +199,10 @@ class Dataset:
                 cql2=cql2,
                 sortby=sortby,
                 limit=limit,
+                sample=sample,
+                sample_seed=sample_seed,
+                balance=balance,
+                min_distance_m=min_distance_m,
             )
         )
 
@@ -189,25 +215,25 @@ class Dataset:
     def summary(self) -> str:
         """A few lines for people."""
         groups = ", ".join(
-            f"{name} {group['num_samples']:,} in {group['num_shards']} shards"
-            for name, group in self.manifest["groups"].items()
+            f"{name} {group.num_samples:,} in {group.num_shards} shards"
+            for name, group in self.manifest.groups.items()
         )
         # An export keeps the root's groups, from which the order follows, beside what it has of them.
         head = [f"{self.url}: {len(self):,} patches of {len(self.products)} products"]
-        if exported := self.manifest.get("exported_groups"):
-            whole = sum(group["num_samples"] for group in self.manifest["groups"].values())
-            groups = ", ".join(f"{name} {count:,}" for name, count in exported.items())
+        if isinstance(self.manifest, ExportManifest):
+            whole = sum(group.num_samples for group in self.manifest.groups.values())
+            groups = ", ".join(f"{name} {count:,}" for name, count in self.manifest.exported_groups.items())
             head.append(
-                f"  export       {len(self):,} of the {whole:,} patches of root {self.manifest['fingerprint']}"
+                f"  export       {len(self):,} of the {whole:,} patches of root {self.manifest.fingerprint}"
             )
         return "\n".join(
             [
                 *head,
                 f"  modalities   {', '.join(self.modalities)}",
                 f"  groups       {groups}",
-                f"  order        {self.manifest['order']['kind']}, seed {self.manifest['order']['seed']}",
-                f"  made from    {self.manifest['created_from']}",
-                f"  fingerprint  {self.manifest['fingerprint']}",
+                f"  order        {self.manifest.order.kind}, seed {self.manifest.order.seed}",
+                f"  made from    {self.manifest.created_from}",
+                f"  fingerprint  {self.manifest.fingerprint}",
             ]
         )
 
@@ -226,14 +252,12 @@ class Dataset:
 
     def listed(self, prefix: str) -> dict[str, str]:
         """Path below `prefix` of each object that the root lists there -> sha256."""
-        names = self._objects.column("path")
-        mine = self._objects.filter(pc.starts_with(names, prefix))
-        paths = [path.removeprefix(prefix) for path in mine.column("path").to_pylist()]
-        return dict(zip(paths, mine.column("sha256").to_pylist(), strict=True))
+        listed = self._objects.items()
+        return {path.removeprefix(prefix): o.sha256 for path, o in listed if path.startswith(prefix)}
 
     @cached_property
-    def _objects(self) -> pa.Table:
-        return read_objects(self.store, self.manifest, ["path", "sha256"])
+    def _objects(self) -> Objects:
+        return read_objects(self.store, self.manifest)
 
     def open_patch(self, patch_id: str) -> xr.Dataset:
         """One patch as a lazy xarray Dataset with x and y coordinates and CRS.

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 MANIFEST = "manifest.json"
 """The commit point of a root: without it there is no dataset."""
 
+EXPORT_MANIFEST = "export.json"
+"""What an export says of itself: the manifest of the root that it came from, and what differs."""
+
 OBJECTS = "objects.parquet"
 """List of all objects with their checksums."""
 
@@ -102,6 +105,10 @@ PLACEMENT = (ZARR_ROW, SHARD_GROUP, SHARD, SHARD_ROW)
 
 _CHECKSUM = "_xxh3"
 _OBJECT, _OFFSET, _NBYTES = "_object", "_offset", "_nbytes"
+
+
+OTHER_NAMES = (f"{PREFIX}s1_name", f"{PREFIX}s2v1_name")
+"""Columns of other names by which a patch is known."""
 
 
 def column(field: str) -> str:

@@ -1,267 +1,301 @@
-"""What a root (``manifest.json``) and an export (``export.json``) say of themselves, read with distrust.
+"""`Manifest`: what a root says of itself (``manifest.json``), as a frozen value that is read with distrust.
 
-A document is written sealed with its own digest, and each key that a reader uses is checked: its
-type, its range, and that it does not contradict the others. The first version's documents have no
-digest; they are known by having exactly that version's keys.
+A document is written sealed with its own digest, and each key that a reader uses is checked
+(`root.manifest_checks`). The first version's documents have no digest; they are known by having
+exactly that version's keys. What an export says of itself is the same and more: `root.exported`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import re
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
 
 from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import RebenError
+from reben_cloud.formats.parquet import Seal
 from reben_cloud.root.digest import DIGEST, is_intact, sealed
+from reben_cloud.root.manifest_checks import FORMAT_VERSION as FORMAT_VERSION
+from reben_cloud.root.manifest_checks import InvalidManifestError as InvalidManifestError
+from reben_cloud.root.manifest_checks import (
+    check_entries,
+    check_groups,
+    is_int,
+    references_of,
+    schema_of,
+)
 from reben_cloud.root.references import RemoteObject
 from reben_cloud.schema import Schema
 
-MANIFEST = "manifest.json"
-"""The commit point of a root: without it there is no dataset."""
 
-FORMAT_VERSION = 2
-"""Version of a root's and of an export's layout; readers refuse a higher one. The first has reBEN's schema."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A group of shards."""
 
-SCHEMA = "schema"
-"""Key under which a document carries the schema, from version 2 on."""
-
-METADATA = "metadata"
-"""Key of the names of the metadata columns of which a root was made, in order, from version 2 on."""
-
-REFERENCES = "references"
-"""Key of the objects that the payloads of a reference root lie in; other roots have their payloads themselves."""
-
-ROOT_FORMAT = "reben_cloud root"
-"""Names the document of a root."""
-
-EXPORT_FORMAT = "reben_cloud export"
-"""Names the document of an export."""
-
-_REQUIRED = {
-    "format",
-    "version",
-    "created_from",
-    "modalities",
-    "num_patches",
-    "products",
-    "groups",
-    "countries",
-    "order",
-    "fingerprint",
-}
-
-_UNSEALED = _REQUIRED | {
-    "shard_samples", "zarr_shard_patches", "objects_sha256", "kind", "settings", "identity", "nbytes",
-    "exported_groups", "files",
-}  # fmt: skip
-"""Every key that a document without a digest can have; for good."""
-
-_Q = 2**63
+    num_samples: int
+    """Samples in all of its shards."""
+    num_shards: int
+    """Shards of each modality."""
 
 
-class InvalidManifestError(ValueError):
-    """A document does not say what one of its kind says; the reader names the object and the way out."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardOrder:
+    """How the patches were put into the shards."""
+
+    kind: str
+    """Name of the order; ``none`` for a root without shards."""
+    seed: int
+    """Seed of the order."""
 
 
-def to_bytes(document: Mapping[str, Any]) -> bytes:
-    """The document as it is stored, sealed."""
-    return json.dumps(sealed(document), indent=2).encode()
+@dataclass(frozen=True, eq=False, repr=False)
+class Manifest(Mapping[str, Any]):
+    """What a root says of itself. Attributes have types; each key of the document can be asked for as well.
 
-
-def from_bytes(text: bytes | memoryview, *, where: str, kind: str = ROOT_FORMAT) -> dict[str, Any]:
-    """A stored document, checked.
+    It is a mapping over its JSON form, so that what stands in the file can be looked up without knowing this class:
+    ``manifest["groups"]["train"]["num_samples"]``. What is looked up is a copy: nothing changes a manifest. Two are
+    equal when they say the same.
 
     Args:
-        text: What was read.
-        where: The root or the folder, for the message about its version.
-        kind: `ROOT_FORMAT` or `EXPORT_FORMAT`.
+        document: The JSON form.
 
     Raises:
-        InvalidManifestError: If it is damaged or not of that kind; says what is wrong with it.
-        RebenError: If a newer version has written it.
+        InvalidManifestError: If a key is missing or wrong, or two contradict each other.
     """
-    try:
-        document = json.loads(bytes(text))
-    except ValueError as error:
-        raise InvalidManifestError(f"it is not JSON ({error})") from error
-    if not isinstance(document, dict) or document.get("format") != kind:
-        raise InvalidManifestError(f"its format is not {kind!r}")
-    version, damaged = document.get("version"), DIGEST in document and not is_intact(document)
-    if _is_int(version, FORMAT_VERSION + 1):
-        # Said before anything else: a newer version may take its digest of other things.
-        hint = ", or copy it again if nothing newer made it: it does not have its own digest" * damaged
-        raise RebenError(
-            f"{where} has format version {version}, this reben_cloud reads up to {FORMAT_VERSION}; upgrade it{hint}"
-        )
-    if damaged:
-        raise InvalidManifestError("it does not have its own digest")
-    if not _is_int(version, 1):
-        raise InvalidManifestError(f"its version is {version!r}")
-    _check(document, kind)
-    return document
 
+    _document: Mapping[str, Any]
 
-def schema_of(document: Mapping[str, Any]) -> Schema:
-    """What the patches of a root or an export have.
+    FORMAT: ClassVar[str] = "reben_cloud root"
+    """Names the document."""
 
-    Raises:
-        ValueError: If the document has no valid schema.
-    """
-    if document["version"] == 1:
-        return REBEN.only([str(name) for name in document["modalities"]])
-    return Schema.from_json(document.get(SCHEMA))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_document", copy.deepcopy(dict(self._document)))
+        self._check()
+
+    def __getitem__(self, key: str) -> Any:
+        return copy.deepcopy(self._document[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._document)
+
+    def __len__(self) -> int:
+        """Number of keys."""
+        return len(self._document)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._document!r})"
+
+    # -- reading and writing -----------------------------------------------------------------------
+
+    @classmethod
+    def from_bytes(cls, text: bytes | memoryview, *, where: str) -> Self:
+        """A stored document, checked.
+
+        Args:
+            text: What was read.
+            where: The root or the folder, for the message about its version.
+
+        Raises:
+            InvalidManifestError: If it is damaged or not of this kind; says what is wrong with it.
+            RebenError: If a newer version has written it.
+        """
+        try:
+            document = json.loads(bytes(text))
+        except ValueError as error:
+            raise InvalidManifestError(f"it is not JSON ({error})") from error
+        if not isinstance(document, dict) or document.get("format") != cls.FORMAT:
+            raise InvalidManifestError(f"its format is not {cls.FORMAT!r}")
+        version, damaged = document.get("version"), DIGEST in document and not is_intact(document)
+        if is_int(version, FORMAT_VERSION + 1):
+            # Said before anything else: a newer version may take its digest of other things.
+            hint = ", or copy it again if nothing newer made it: it does not have its own digest" * damaged
+            raise RebenError(
+                f"{where} has format version {version}, this reben_cloud reads up to {FORMAT_VERSION}; "
+                f"upgrade it{hint}"
+            )
+        if damaged:
+            raise InvalidManifestError("it does not have its own digest")
+        found = cls(document)
+        found._check_stored()
+        return found
+
+    def to_bytes(self) -> bytes:
+        """The document as it is stored, sealed with its digest."""
+        return json.dumps(sealed(self._document), indent=2).encode()
+
+    def to_json(self) -> dict[str, Any]:
+        """A copy of the JSON form."""
+        return copy.deepcopy(dict(self._document))
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        created_from: str,
+        schema: Schema,
+        metadata_columns: Sequence[str],
+        num_patches: int,
+        products: Sequence[str],
+        countries: Sequence[str],
+        fingerprint: str,
+        group_sizes: Mapping[str, int] | None = None,
+        shard_samples: int = 0,
+        zarr_shard_patches: int = 0,
+        order: ShardOrder | None = None,
+    ) -> Manifest:
+        """What a root of this version is to say of itself, but for the checksums of its tables; see the attributes.
+
+        A root of metadata alone has no groups, sizes and order.
+        """
+        order = order or ShardOrder(kind="none", seed=0)
+        sizes = {"shard_samples": shard_samples, "zarr_shard_patches": zarr_shard_patches}
+        document = {
+            "format": Manifest.FORMAT,
+            "version": FORMAT_VERSION,
+            "created_from": created_from,
+            "modalities": list(schema.modality_names),
+            "metadata": list(metadata_columns),
+            "schema": schema.to_json(),
+            "num_patches": num_patches,
+            "products": list(products),
+            "groups": {
+                name: {"num_samples": size, "num_shards": -(-size // shard_samples)}
+                for name, size in (group_sizes or {}).items()
+            },
+            **(sizes if group_sizes else {}),
+            "countries": list(countries),
+            "order": {"kind": order.kind, "seed": order.seed},
+            "fingerprint": fingerprint,
+        }
+        return Manifest(sealed(document))
+
+    def vouching_for(self, *, patches: Seal, objects_sha256: str) -> Manifest:
+        """The same with the checksums of both tables, as it is stored."""
+        sums = {"patches_parquet": patches.to_json(), "objects_sha256": objects_sha256}
+        return Manifest(sealed({**self._document, **sums}))
+
+    def referring_to(self, objects: Sequence[RemoteObject]) -> Manifest:
+        """The same of a root whose payloads lie in these objects of others."""
+        return Manifest(sealed({**self._document, "references": [one.to_json() for one in objects]}))
+
+    # -- what it says ------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Version of the format, in [1, `FORMAT_VERSION`]."""
+        return int(self._document["version"])
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether it carries its own digest; the first version's do not."""
+        return DIGEST in self._document
+
+    @property
+    def created_from(self) -> str:
+        """What kind of source it was made from."""
+        return str(self._document["created_from"])
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches, at least 1."""
+        return int(self._document["num_patches"])
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of what every patch has, in the order of the schema; none for metadata alone."""
+        return tuple(self._document["modalities"])
+
+    @cached_property
+    def schema(self) -> Schema:
+        """What every patch has: modalities, classes, size."""
+        return schema_of(self._document)
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        """Names of the metadata columns of which the root was made, in order."""
+        return list(self._document.get("metadata", OFFICIAL_SCHEMA.names))
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Names of the products, sorted."""
+        return tuple(self._document["products"])
+
+    @property
+    def countries(self) -> tuple[str, ...]:
+        """Names of the countries of the patches, sorted."""
+        return tuple(self._document["countries"])
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """The groups of shards by name; an export has those of its root, from which the order follows."""
+        return {
+            name: Group(num_samples=group["num_samples"], num_shards=group["num_shards"])
+            for name, group in self._document["groups"].items()
+        }
+
+    @property
+    def shard_samples(self) -> int:
+        """Samples in a shard, but for the last of its group; 0 without shards."""
+        return int(self._document.get("shard_samples", 0))
+
+    @property
+    def zarr_shard_patches(self) -> int:
+        """Patches in a Zarr shard; 0 without Zarr stores."""
+        return int(self._document.get("zarr_shard_patches", 0))
+
+    @property
+    def order(self) -> ShardOrder:
+        """How the patches were put into the shards."""
+        order = self._document["order"]
+        return ShardOrder(kind=order["kind"], seed=order["seed"])
+
+    @cached_property
+    def references(self) -> tuple[RemoteObject, ...] | None:
+        """The objects of others that the payloads lie in; None for a root that has them itself."""
+        return references_of(self._document)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the patches, the schema and the order: 16 hex digits."""
+        return str(self._document["fingerprint"])
+
+    @property
+    def patches_parquet(self) -> Seal | None:
+        """What vouches for the table of patches; None from the first version, and before anything is stored."""
+        value = self._document.get("patches_parquet")
+        return None if value is None else Seal.from_json(value)
+
+    @property
+    def objects_sha256(self) -> str | None:
+        """The sha256 of the list of objects, hex; None before a root is published, and where there is no list."""
+        return self._document.get("objects_sha256")
+
+    # -- checks ------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """See that each key is one of this kind of document, and that they agree."""
+        check_entries(self._document)
+        if not self.modalities:
+            if self._document["groups"]:
+                raise InvalidManifestError("it has groups of shards, and no modality that would be in them")
+            return
+        total = check_groups(self._document)
+        if total != self.num_patches:
+            raise InvalidManifestError(
+                f"its groups have {total:,} samples and it has {self.num_patches:,} patches"
+            )
+
+    def _check_stored(self) -> None:
+        """See to what a stored document has, and one before that may lack."""
+        if self.objects_sha256 is None:
+            raise InvalidManifestError("its objects_sha256 cannot be None")
 
 
 def identity_of(schema: Schema) -> object:
     """What a fingerprint says of a schema: reBEN's, which the first version had no word for, by its modalities."""
     names = list(schema.modality_names)
     return names if schema.modalities == REBEN.only(names).modalities else schema.to_json()
-
-
-def metadata_columns(document: Mapping[str, Any]) -> list[str]:
-    """Names of the metadata columns of which a root was made, in order."""
-    return list(document[METADATA]) if METADATA in document else list(OFFICIAL_SCHEMA.names)
-
-
-def _check(document: Mapping[str, Any], kind: str) -> None:
-    missing = sorted(_REQUIRED - document.keys())
-    if missing:
-        raise InvalidManifestError(f"it has no {missing[0]}")
-    unknown = sorted(document.keys() - _UNSEALED)
-    if DIGEST not in document and unknown:
-        # Only the first version wrote without a digest: either this key or the digest's name is damaged.
-        raise InvalidManifestError(
-            f"it has no digest, and a key {unknown[0]!r} that is not known without one"
-        )
-    for key, wrong in {
-        "modalities": _are_other_modalities(document["modalities"], document),
-        "num_patches": not _is_int(document["num_patches"], 1),
-        "products": not _are_names(document["products"]),
-        "countries": not _are_names(document["countries"]),
-        "created_from": not isinstance(document["created_from"], str),
-        "fingerprint": not _is_hex(document["fingerprint"], 16),
-        "order": not _is_order(document["order"]),
-        "groups": not isinstance(document["groups"], dict),
-    }.items():
-        if wrong:
-            raise InvalidManifestError(f"its {key} cannot be {document[key]!r:.80}")
-    if document["version"] > 1 and not _are_columns(document.get(METADATA)):
-        raise InvalidManifestError(f"its {METADATA} cannot be {document.get(METADATA)!r:.80}")
-    (_check_root if kind == ROOT_FORMAT else _check_export)(document)
-
-
-def references_of(document: Mapping[str, Any]) -> tuple[RemoteObject, ...] | None:
-    """The objects that a reference root names; None for a root that has its payloads itself.
-
-    Raises:
-        InvalidManifestError: If they are something else.
-    """
-    if REFERENCES not in document:
-        return None
-    value = document[REFERENCES]
-    if not isinstance(value, list) or not value:
-        raise InvalidManifestError(f"its {REFERENCES} cannot be {value!r:.80}")
-    try:
-        return tuple(map(RemoteObject.from_json, value))
-    except ValueError as error:
-        raise InvalidManifestError(f"its {REFERENCES}: {error}") from error
-
-
-def _check_root(document: Mapping[str, Any]) -> None:
-    references_of(document)
-    if not _is_hex(document.get("objects_sha256"), 64):
-        raise InvalidManifestError(f"its objects_sha256 cannot be {document.get('objects_sha256')!r:.80}")
-    if document["modalities"]:
-        _check_groups(document)
-        total = sum(group["num_samples"] for group in document["groups"].values())
-        if total != document["num_patches"]:
-            raise InvalidManifestError(
-                f"its groups have {total:,} samples and it has {document['num_patches']:,} patches"
-            )
-    elif document["groups"]:
-        raise InvalidManifestError("it has groups of shards, and no modality that would be in them")
-
-
-def _check_export(document: Mapping[str, Any]) -> None:
-    _check_groups(document)
-    exported = document.get("exported_groups")
-    if not isinstance(exported, dict) or not exported:
-        raise InvalidManifestError(f"its exported_groups cannot be {exported!r:.80}")
-    for name, count in exported.items():
-        most = document["groups"].get(name, {}).get("num_samples", 0)
-        if not _is_int(count, 1) or count > most:
-            raise InvalidManifestError(f"its exported_groups say {count!r} of the {most:,} samples of {name}")
-    if sum(exported.values()) != document["num_patches"]:
-        raise InvalidManifestError(
-            f"its exported_groups are not the {document['num_patches']:,} patches that it has"
-        )
-    files, settings = document.get("files"), document.get("settings")
-    if not isinstance(files, dict) or not all(_is_file(value) for value in files.values()):
-        raise InvalidManifestError("its files are not sizes and checksums")
-    if not isinstance(settings, dict) or not _is_hex(document.get("identity"), 64):
-        raise InvalidManifestError("its settings or its identity are missing")
-    if not _is_int(document.get("nbytes"), 0) or not isinstance(document.get("kind"), str):
-        raise InvalidManifestError("its kind or its nbytes are missing")
-    if document["kind"] == "safetensors" and not _is_int(settings.get("patches_per_file"), 1):
-        raise InvalidManifestError(f"its patches_per_file cannot be {settings.get('patches_per_file')!r:.80}")
-
-
-def _check_groups(document: Mapping[str, Any]) -> None:
-    step = document.get("shard_samples")
-    if not _is_int(step, 1) or not _is_int(document.get("zarr_shard_patches"), 1):
-        raise InvalidManifestError(
-            "its shard_samples or its zarr_shard_patches are missing, or not numbers above 0"
-        )
-    for name, group in document["groups"].items():
-        samples, shards = (
-            (group.get("num_samples"), group.get("num_shards")) if isinstance(group, dict) else (0, 0)
-        )
-        if not _is_int(samples, 1) or shards != -(-samples // step):
-            raise InvalidManifestError(
-                f"its group {name!r} cannot have {samples!r} samples in {shards!r} shards of {step}"
-            )
-
-
-def _is_int(value: Any, least: int) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < _Q
-
-
-def _is_hex(value: Any, digits: int) -> bool:
-    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
-
-
-def _are_names(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and all(isinstance(v, str) and v for v in value)
-        and value == sorted(set(value))
-    )
-
-
-def _are_other_modalities(value: Any, document: Mapping[str, Any]) -> bool:
-    if not isinstance(value, list):
-        return True
-    try:
-        return value != list(schema_of(document).modality_names)
-    except ValueError as error:
-        raise InvalidManifestError(f"its schema is not valid: {error}") from error
-
-
-def _is_order(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("kind"), str) and _is_int(value.get("seed"), -_Q)
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _is_int(value[0], 0) and _is_hex(value[1], 16)
-
-
-def _are_columns(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and all(isinstance(name, str) and name for name in value)
-        and len(set(value)) == len(value)
-        and "patch_id" in value
-    )

@@ -6,7 +6,6 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ import xxhash
 
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import parquet
+from reben_cloud.root import layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Objects(Mapping[str, WrittenObject]):
     """The objects of a root by path, sorted."""
 
     def __init__(self, written: Iterable[WrittenObject]) -> None:
-        self._by_path = MappingProxyType({o.path: o for o in sorted(written, key=lambda o: o.path)})
+        self._by_path = {o.path: o for o in sorted(written, key=lambda o: o.path)}
 
     def __getitem__(self, path: str) -> WrittenObject:
         return self._by_path[path]
@@ -69,7 +69,7 @@ class Objects(Mapping[str, WrittenObject]):
             NotFoundError: If the list has none.
         """
         if path not in self._by_path:
-            raise NotFoundError(f"{url}: objects.parquet has no {path}; run `reben-cloud verify`")
+            raise NotFoundError(f"{url}: {layout.OBJECTS} has no {path}; run `reben-cloud verify`")
         return self._by_path[path]
 
     def encode(self) -> bytes:
@@ -89,7 +89,7 @@ class Objects(Mapping[str, WrittenObject]):
         return out.getvalue()
 
     @classmethod
-    def parse(cls, data: bytes | memoryview, *, sha256: str, url: str) -> Objects:
+    def parse(cls, data: bytes | memoryview, *, sha256: str | None, url: str) -> Objects:
         """The objects of the root at `url`.
 
         Args:
@@ -100,7 +100,7 @@ class Objects(Mapping[str, WrittenObject]):
         Raises:
             ChecksumError: If it is not the list that the manifest names.
         """
-        where = f"{url}/objects.parquet"
+        where = f"{url}/{layout.OBJECTS}"
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ChecksumError(
                 f"{where} is not the one that the manifest names, its sha256 differs: the root is damaged; "

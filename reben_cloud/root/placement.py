@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError
 from reben_cloud.root import layout
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.sampling import shuffled_order, stratified_order
 
 Order = Literal["stratified", "shuffled", "stored"]
@@ -98,12 +99,12 @@ def place(table: pa.Table, options: PlacementOptions, *, recommended_without: Se
 
 
 def check_places(
-    manifest: Mapping[str, Any], *, groups: NDArray[Any], shards: NDArray[Any], rows: NDArray[Any], name: str
+    manifest: Manifest, *, groups: NDArray[Any], shards: NDArray[Any], rows: NDArray[Any], name: str
 ) -> None:
     """See that places in the shards are within what the manifest says there is: addresses are computed from them.
 
     Args:
-        manifest: Of the root; ``groups`` and ``shard_samples`` are used.
+        manifest: Of the root, or of an export of it.
         groups: Names of the shard groups, shape (n,).
         shards: Numbers of the shards, shape (n,).
         rows: Rows in the shards, shape (n,).
@@ -113,11 +114,11 @@ def check_places(
         ChecksumError: If one is not.
     """
     names, codes = np.unique(np.asarray(groups, str), return_inverse=True)
-    unknown = [group for group in names.tolist() if group not in manifest["groups"]]
+    unknown = [group for group in names.tolist() if group not in manifest.groups]
     sizes = np.array(
-        [manifest["groups"].get(g, {"num_samples": 0})["num_samples"] for g in names.tolist()], int
+        [0 if g in unknown else manifest.groups[g].num_samples for g in names.tolist()], np.int64
     )
-    full = int(manifest["shard_samples"])
+    full = manifest.shard_samples
     shards, rows = np.asarray(shards, np.int64), np.asarray(rows, np.int64)
     total = sizes[codes] if len(names) else np.zeros(0, np.int64)
     outside = (shards < 0) | (rows < 0) | (rows >= full) | (shards * full + rows >= total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
@@ -21,8 +22,11 @@ When: TypeAlias = "Instant | Sequence[Instant | None]"
 Names = str | Iterable[str]
 """One name or several."""
 
-Kind = Literal["text", "names", "flag", "number"]
-"""How an option is given on a command line: once, repeatedly, as ``--x/--no-x``, or as a number."""
+Balance = Literal["label", "country", "season"]
+"""What a sample may be spread over evenly."""
+
+Kind = Literal["text", "names", "flag", "number", "measure"]
+"""How an option is given on a command line: once, repeatedly, as ``--x/--no-x``, as a whole or as any number."""
 
 
 @runtime_checkable
@@ -43,6 +47,8 @@ class Option(NamedTuple):
     """One line for people."""
     kind: Kind = "text"
     """How it is given."""
+    file: str | None = None
+    """Of names: flag of a file that lists them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +75,12 @@ class Query:
     """Countries."""
     product: Names | None = None
     """Products."""
-    ids: Names | None = None
-    """Patch ids."""
+    ids: Names | os.PathLike[str] | None = None
+    """Patch ids, or a path object: of a file that lists them."""
     missing_ok: bool = False
     """Leave out ids that the dataset lacks, instead of an error."""
+    ids_order: bool = False
+    """List the patches in the order of `ids`."""
     s1_datetime: When | None = None
     """Sentinel-1 time, written as `datetime`."""
     season: Names | None = None
@@ -88,7 +96,15 @@ class Query:
     sortby: Names | None = None
     """Columns, a leading ``-`` for descending order."""
     limit: int | None = None
-    """At most so many patches."""
+    """At most so many patches, from the first."""
+    sample: int | None = None
+    """So many patches, drawn from all that fit the other conditions."""
+    sample_seed: int | None = None
+    """Seed of the sample; 0 where it is None."""
+    balance: Balance | None = None
+    """Groups over which the sample is even."""
+    min_distance_m: float | None = None
+    """Least distance between the centres of the sample's patches, metres."""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -98,8 +114,9 @@ class Query:
     def given(self) -> dict[str, Any]:
         """The conditions that were given, by name."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        if not self.missing_ok:
-            del values["missing_ok"]  # which is no condition then
+        for name in ("missing_ok", "ids_order"):
+            if not values[name]:
+                del values[name]  # which says nothing then
         return {name: value for name, value in values.items() if value is not None}
 
     def __bool__(self) -> bool:
@@ -130,8 +147,9 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
         "split": Option("--split", "train, validation or test; repeat.", "names"),
         "country": Option("--country", "Name of a country; repeat.", "names"),
         "product": Option("--product", "Sentinel-2 product; repeat.", "names"),
-        "ids": Option("--id", "Id of a patch; repeat.", "names"),
+        "ids": Option("--id", "Id of a patch; repeat.", "names", file="--ids"),
         "missing_ok": Option("--missing-ok", "Leave out ids that the dataset lacks.", "flag"),
+        "ids_order": Option("--ids-order", "List patches in the order of the ids.", "flag"),
         "s1_datetime": Option("--s1-datetime", "Sentinel-1 time, written as --datetime."),
         "season": Option("--season", "spring, summer, fall, winter; repeat.", "names"),
         "snow": Option("--snow/--no-snow", "With or without snow.", "flag"),
@@ -141,7 +159,13 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
         ),
         "cql2": Option("--cql2", "CQL2 text."),
         "sortby": Option("--sortby", "Column, -COLUMN for descending; repeat.", "names"),
-        "limit": Option("--limit", "At most so many.", "number"),
+        "limit": Option("--limit", "At most so many, from the first.", "number"),
+        "sample": Option("--sample", "So many, drawn from all that fit.", "number"),
+        "sample_seed": Option("--sample-seed", "Seed of the sample; 0 by default.", "number"),
+        "balance": Option("--balance", "Sample evenly over label, country or season."),
+        "min_distance_m": Option(
+            "--min-distance", "Least metres between the centres of a sample's patches.", "measure"
+        ),
     }
 )
 """Name of a condition -> how it is asked for outside Python."""

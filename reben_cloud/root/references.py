@@ -125,7 +125,9 @@ class RemoteObjects:
         storage_options: Credentials and endpoint of their stores.
     """
 
-    def __init__(self, objects: Sequence[RemoteObject], storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, objects: Sequence[RemoteObject], storage_options: Mapping[str, Any] | None = None
+    ) -> None:
         self.objects = tuple(objects)
         self._storage_options = dict(storage_options or {})
         self._opened: dict[int, _Opened] = {}
@@ -198,7 +200,9 @@ class RemoteObjects:
         )
 
 
-def check_places(objects: Sequence[RemoteObject], number: NDArray[np.int64], start: Ints, nbytes: int) -> str | None:
+def check_places(
+    objects: Sequence[RemoteObject], number: NDArray[np.int64], start: Ints, nbytes: int
+) -> str | None:
     """What is wrong with places that a table names: None when every payload is inside its object.
 
     Args:

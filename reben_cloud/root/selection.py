@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.manifest import metadata_columns
 from reben_cloud.root.patches import given_metadata
 from reben_cloud.root.query import Query
 from reben_cloud.root.table import PatchTable
@@ -32,12 +31,14 @@ if TYPE_CHECKING:
     from reben_cloud.root.dataset import Dataset
 
 
-_NO_CONDITION = ("missing_ok", "sortby", "limit")
+_NO_CONDITION = frozenset(
+    ("missing_ok", "ids_order", "sortby", "limit", "sample", "sample_seed", "balance", "min_distance_m")
+)
 """Arguments of a search that leave no patch out, or none of an empty selection."""
 
 
 class Selection:
-    """Patches found by a search, in the order of the table (by place, then time) unless sorted.
+    """Patches found by a search, in the order of the table (by place, then time) unless another was asked for.
 
     Nothing but row numbers is held at first; columns are read when they are asked for.
     """
@@ -120,12 +121,12 @@ class Selection:
 
     def official(self) -> pa.Table:
         """The official metadata of the patches, in the official schema and order."""
-        names = metadata_columns(self.dataset.manifest)
+        names = self.dataset.manifest.metadata_columns
         return given_metadata(self.columns([layout.column(name) for name in names]), names)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
-        given = map(layout.column, metadata_columns(self.dataset.manifest))
+        given = map(layout.column, self.dataset.manifest.metadata_columns)
         times = [name for name in (layout.DATETIME, layout.S1_DATETIME) if name in self.table.names]
         names = list(dict.fromkeys([*given, layout.PRODUCT, *times]))
         frame: pd.DataFrame = self.columns(names).to_pandas(

@@ -6,7 +6,7 @@ column that is wanted; what was read once is kept. This module knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError
 from reben_cloud.formats.parquet import ChunkReader
+from reben_cloud.root import layout
 from reben_cloud.root.arrow import ints_array
-from reben_cloud.root.documents import PATCHES, again, open_patches
+from reben_cloud.root.documents import again, open_patches
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.store import Store
 
 
@@ -29,7 +31,7 @@ class PatchTable:
         manifest: What vouches for the table (`root.open_patches`).
     """
 
-    def __init__(self, store: Store, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
         """Where the file is."""
         self.manifest = manifest
@@ -48,9 +50,9 @@ class PatchTable:
     @cached_property
     def _reader(self) -> ChunkReader:
         reader = open_patches(self.store, self.manifest)
-        if reader.metadata.num_rows != (expected := int(self.manifest["num_patches"])):
+        if reader.metadata.num_rows != (expected := self.manifest.num_patches):
             raise ChecksumError(
-                f"{self.store.url}/{PATCHES} has {reader.metadata.num_rows:,} rows and the manifest says "
+                f"{self.store.url}/{layout.PATCHES} has {reader.metadata.num_rows:,} rows and the manifest says "
                 f"{expected:,} patches; the root is damaged: copy it again from where it was made"
             )
         return reader
@@ -91,12 +93,12 @@ class PatchTable:
         """
         for name in columns:
             if name not in self.names:
-                text = f"{self.store.url}/{PATCHES} has no column {name!r}; it has {', '.join(self.names)}"
+                text = f"{self.store.url}/{layout.PATCHES} has no column {name!r}; it has {', '.join(self.names)}"
                 raise KeyError(text)
         wanted = [g for g in groups if any((g, c) not in self._columns for c in columns)]
         missing = [c for c in columns if any((g, c) not in self._columns for g in groups)]
         if wanted:
-            found = again(self.store, PATCHES, lambda: self._reader.read(wanted, missing))
+            found = again(self.store, layout.PATCHES, lambda: self._reader.read(wanted, missing))
             for group, part in zip(wanted, found, strict=True):
                 for name in missing:
                     self._columns[group, name] = part.column(name)

@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -16,6 +15,7 @@ from reben_cloud.build import Executor, Progress, build, make_plan, silent
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layout import JOURNAL, MANIFEST
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.scenes.metadata import EXTRA_METADATA, METADATA
 from reben_cloud.scenes.provenance import differences
 from reben_cloud.sources.recognise import open_source
@@ -28,9 +28,7 @@ _INPUTS = f"{JOURNAL}/prepared-from"
 """Object with the identity of its inputs; written when all of them are prepared."""
 
 
-def claim_root(
-    store: Store, options: Mapping[str, object], inputs: Mapping[str, str]
-) -> dict[str, Any] | None:
+def claim_root(store: Store, options: Mapping[str, object], inputs: Mapping[str, str]) -> Manifest | None:
     """Make an empty root that of a preparation, before hours go into what it cannot take.
 
     Args:
@@ -84,7 +82,7 @@ def build_root(
     executor: Executor | None = None,
     workers: int = 1,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Manifest:
     """Build a root from what `prepare` has written; the ordinary build.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from reben_cloud.bigearthnet.bands import PATCH_M
 from reben_cloud.bigearthnet.country import REBEN_COUNTRIES, load_countries
 from reben_cloud.build import Executor, Progress, local, published, silent
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.scenes.land_cover import load_class_table
 from reben_cloud.scenes.prepare import (
     Recipe,
@@ -104,7 +105,7 @@ class Prepared:
     """URL of the root."""
     published_already: bool
     """Whether the root was there before."""
-    manifest: Mapping[str, Any] | None
+    manifest: Manifest | None
     """The root's manifest."""
 
     def to_text(self) -> str:
@@ -112,7 +113,7 @@ class Prepared:
         if self.root is None or self.manifest is None:
             return ""
         if self.published_already:
-            return f"published already: {self.manifest['num_patches']:,} patches at {self.root}"
+            return f"published already: {self.manifest.num_patches:,} patches at {self.root}"
         return published(self.manifest, self.root)
 
     def to_json(self) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Prepared:
         if self.root is not None and self.manifest is not None:
             told["root"] = self.root
             told["published_already"] = self.published_already
-            told["num_patches"] = self.manifest["num_patches"]
+            told["num_patches"] = self.manifest.num_patches
         return told
 
 

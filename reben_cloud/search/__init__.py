@@ -5,7 +5,17 @@ interval leave, and columns beyond the filter's only when they are asked for.
 """
 
 from reben_cloud.root.query import Query
-from reben_cloud.search.arguments import parse_box, parse_interval, parse_names
-from reben_cloud.search.evaluation import SEASONS, find_rows
+from reben_cloud.search.arguments import SEASONS, parse_box, parse_interval, parse_names
+from reben_cloud.search.evaluation import find_rows
+from reben_cloud.search.ids import known_ids, read_ids
 
-__all__ = ["SEASONS", "Query", "find_rows", "parse_box", "parse_interval", "parse_names"]
+__all__ = [
+    "SEASONS",
+    "Query",
+    "find_rows",
+    "known_ids",
+    "parse_box",
+    "parse_interval",
+    "parse_names",
+    "read_ids",
+]

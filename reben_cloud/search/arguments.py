@@ -5,16 +5,19 @@ from __future__ import annotations
 import calendar
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import shapely
 
-from reben_cloud.root.query import GeoInterface, When
+from reben_cloud.root.query import Balance, GeoInterface, When
 from reben_cloud.schema import check_names
 
 Box = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
+
+SEASONS = {"spring": (3, 4, 5), "summer": (6, 7, 8), "fall": (9, 10, 11), "winter": (12, 1, 2)}
+"""Season -> calendar months of the Sentinel-2 acquisition, UTC."""
 
 Interval = tuple[datetime | None, datetime | None]
 """Both ends, included; None where it is open."""
@@ -60,20 +63,61 @@ def parse_flag(value: bool | None, argument: str) -> bool | None:
     raise TypeError(f"{argument} must be True, False or None, got {value!r}")
 
 
-def parse_limit(value: int | None) -> int | None:
-    """A whole number of at least 1, or None.
+def parse_count(value: int | None, argument: str, *, least: int = 1, without: str = "all") -> int | None:
+    """A whole number, or None.
+
+    Args:
+        value: What was given.
+        argument: Name of the argument.
+        least: The smallest number that is allowed.
+        without: What there is when it is left out, for the message.
 
     Raises:
         TypeError: If it is no whole number.
-        ValueError: If it is less than 1.
+        ValueError: If it is less than `least`.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"limit must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"limit must be at least 1, got {value}; leave it out to have all")
+        raise TypeError(f"{argument} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{argument} must be at least {least}, got {value}; leave it out to have {without}")
     return int(value)
+
+
+def parse_distance(value: float | None, argument: str) -> float | None:
+    """A number of metres above 0, or None.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not above 0, or not finite.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{argument} must be a number of metres, got {value!r}")
+    if not 0 < value < np.inf:
+        raise ValueError(
+            f"{argument} must be above 0 metres and finite, got {value}; leave it out to have any distance"
+        )
+    return float(value)
+
+
+def parse_balance(value: str | None) -> Balance | None:
+    """What a sample is to be even over, or None.
+
+    Raises:
+        TypeError: If it is not a string.
+        ValueError: If it is not one of `Balance`.
+    """
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"balance must be one of {', '.join(get_args(Balance))}, got {value!r}")
+    for known in get_args(Balance) if value is not None else ():
+        if value == known:
+            found: Balance = known
+            return found
+    check_names([] if value is None else [value], get_args(Balance), "balance")
+    return None
 
 
 def parse_interval(value: When, argument: str = "datetime") -> Interval:

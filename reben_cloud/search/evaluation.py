@@ -14,7 +14,6 @@ import shapely
 from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.labels import CLASSES
-from reben_cloud.errors import NotFoundError
 from reben_cloud.root.arrow import ints_array, mask_of, names_array, valid_of, values_of
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.placement import SPLITS
@@ -23,19 +22,19 @@ from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import check_names
 from reben_cloud.search import cql
 from reben_cloud.search.arguments import (
+    SEASONS,
     Box,
     Interval,
     parse_box,
+    parse_count,
     parse_flag,
     parse_geometry,
     parse_interval,
     parse_known,
-    parse_limit,
     parse_names,
 )
-
-SEASONS = {"spring": (3, 4, 5), "summer": (6, 7, 8), "fall": (9, 10, 11), "winter": (12, 1, 2)}
-"""Season -> calendar months of the Sentinel-2 acquisition, UTC."""
+from reben_cloud.search.ids import rows_of_ids
+from reben_cloud.search.sample import parse_sample
 
 
 def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
@@ -75,25 +74,44 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
         chosen = parse_known(query.season, "season", SEASONS)
         months = ints_array(np.array([m for season in chosen for m in SEASONS[season]]))
         conditions.append(Condition(("datetime",), lambda column: pc.is_in(pc.month(column), months)))
-    limit = parse_limit(query.limit)
+    limit = parse_count(query.limit, "limit")
+    sample = parse_sample(query)
+    ids_order = _ids_order(query)
 
     table = dataset.patch_table
+    groups = _prune(table, boxes, times["datetime"])
+    asked = None
     if query.ids is not None:
-        wanted = names_array(parse_names(query.ids, "ids"))
-        if not parse_flag(query.missing_ok, "missing_ok"):
-            _check_ids(dataset, wanted)
-        conditions.append(Condition(("id",), lambda column: pc.is_in(column, wanted)))
+        missing_ok = bool(parse_flag(query.missing_ok, "missing_ok"))
+        asked = rows_of_ids(dataset, query.ids, missing_ok=missing_ok)
+        holding = np.unique(np.searchsorted(table.group_starts, asked, side="right") - 1)
+        groups = np.intersect1d(groups, holding).tolist()
     keys = None if query.sortby is None else _sort_keys(table, parse_names(query.sortby, "sortby"))
     if query.cql2 is not None:
         conditions.append(_filtered(query.cql2, table.names))
-    rows = _matching(table, _prune(table, boxes, times["datetime"]), conditions)
+    rows = _matching(table, groups, conditions)
+    if asked is not None:
+        rows = asked[np.isin(asked, rows)] if ids_order else np.intersect1d(asked, rows)
     if shape is not None and len(rows):
         shapely.prepare(shape)
         squares = shapely.from_wkb(table.take(rows, ["geometry"]).column("geometry").to_pylist())
         rows = rows[shapely.intersects(shape, squares)]
+    if sample is not None:
+        rows = sample.draw(dataset, rows)
     if keys:
         rows = rows[_order(table, rows, keys)]
     return rows[:limit]
+
+
+def _ids_order(query: Query) -> bool:
+    """Whether patches are listed in the order of the ids."""
+    if not parse_flag(query.ids_order, "ids_order"):
+        return False
+    if query.ids is None:
+        raise ValueError("ids_order keeps the order of ids, which are not given: give ids, or sortby")
+    if query.sortby is not None:
+        raise ValueError("ids_order and sortby ask for two orders: give one of them")
+    return True
 
 
 class Condition(NamedTuple):
@@ -118,18 +136,6 @@ def _one_of(name: str, value: str | Iterable[str] | None, known: Iterable[str]) 
         return []
     names = names_array(parse_known(value, name, known))
     return [Condition((f"reben:{name}",), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
-
-
-def _check_ids(dataset: Dataset, wanted: pa.Array[Any]) -> None:
-    table = dataset.patch_table
-    there = table.read(range(len(table.group_starts) - 1), ["id"]).column("id")
-    missing = wanted.filter(pc.invert(pc.is_in(wanted, there))).to_pylist()
-    if missing:
-        more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
-        raise NotFoundError(
-            f"{dataset.url} has no patch {', '.join(map(repr, missing[:3]))}{more}; "
-            "search(ids=..., missing_ok=True) leaves such ids out"
-        )
 
 
 def _flagged(snow: bool | None, cloud: bool | None, recommended: bool | None) -> list[Condition]:

@@ -17,6 +17,7 @@ from reben_cloud.catalog import add_storage, patch_items
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
+from reben_cloud.search import known_ids
 from reben_cloud.serve.fields import Fields, fields_of_body, fields_of_names, with_fields
 from reben_cloud.serve.links import Links, position_of
 from reben_cloud.serve.results import Results
@@ -67,7 +68,7 @@ class Client(BaseCoreClient):
     def get_item(self, item_id: str, collection_id: str, **kwargs: Any) -> Any:
         """The Item of a patch."""
         _check_collection(collection_id)
-        found = self.dataset.search(ids=item_id, missing_ok=True)
+        found = self.dataset.search(ids=known_ids(self.dataset, item_id))
         if not len(found):
             raise NotFoundError(f"no such patch: {item_id}")
         return self._items(found, kwargs["request"])[0]

@@ -16,6 +16,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.patches import rfc3339
 from reben_cloud.schema import Schema
+from reben_cloud.search import known_ids
 from reben_cloud.views.picture import color_map, shade, tensors_of
 
 
@@ -25,7 +26,7 @@ def describe(dataset: Dataset, patch_id: str) -> dict[str, Any]:
     Raises:
         HTTPException: 404 if there is no such patch.
     """
-    found = dataset.search(ids=patch_id, missing_ok=True)
+    found = dataset.search(ids=known_ids(dataset, patch_id))
     if not len(found):
         raise HTTPException(404, f"no such patch: {patch_id}")
     row = found.to_arrow().drop_columns([layout.GEOMETRY]).to_pylist()[0]

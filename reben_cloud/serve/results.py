@@ -20,6 +20,7 @@ from stac_fastapi.types.errors import InvalidQueryParameter
 
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layout import COLLECTION_ID
+from reben_cloud.search import known_ids
 
 MAX_SEARCH_S = 20.0
 """Longest that a search may take; then the answer is 503. All patches by a usual filter take 0.1 s."""
@@ -69,8 +70,10 @@ class Results:
         collections = query.pop("collections", None)
         if collections and COLLECTION_ID not in collections:
             return np.empty(0, np.int64)
+        if "ids" in query:
+            query["ids"] = known_ids(self.dataset, query["ids"])  # an Item has no other name
         sort = [_plain_field(field) for field in query.pop("sortby", ())]
-        search = self._searches.submit(self.dataset.search, **query, missing_ok=True, sortby=sort or None)
+        search = self._searches.submit(self.dataset.search, **query, sortby=sort or None)
         try:
             return search.result(timeout=MAX_SEARCH_S).rows
         except FutureTimeout:

@@ -13,8 +13,10 @@ from typing import NamedTuple
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.formats import safetensors
-from reben_cloud.root.documents import EXPORT_MANIFEST, read_patches
-from reben_cloud.root.manifest import EXPORT_FORMAT, InvalidManifestError, from_bytes
+from reben_cloud.root.documents import read_patches
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.layout import EXPORT_MANIFEST
+from reben_cloud.root.manifest import InvalidManifestError
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.sources import Official
 from reben_cloud.store import file_version, open_store
@@ -85,7 +87,7 @@ class _Index(NamedTuple):
 def _index(folder: str) -> _Index:
     try:
         text = (Path(folder) / EXPORT_MANIFEST).read_bytes()
-        manifest = from_bytes(text, where=folder, kind=EXPORT_FORMAT)
+        manifest = ExportManifest.from_bytes(text, where=folder)
     except InvalidManifestError as error:
         raise SourceError(f"{folder}/{EXPORT_MANIFEST} is damaged: {error}; export again") from error
     table = read_patches(open_store(folder), manifest, ["id", "reben:s1_name"])
@@ -93,8 +95,8 @@ def _index(folder: str) -> _Index:
     return _Index(
         {patch_id: row for row, patch_id in enumerate(ids)},
         dict(zip(ids, table.column("reben:s1_name").to_pylist(), strict=True)),
-        tuple(manifest["modalities"]),
-        int(manifest["settings"]["patches_per_file"]),
+        manifest.modalities,
+        manifest.patches_per_file,
     )
 
 

@@ -23,21 +23,20 @@ from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import tar
 from reben_cloud.root import layout
 from reben_cloud.root.documents import (
-    MANIFEST,
-    PATCHES,
     again,
     lost,
     open_patches,
     read_manifest,
     read_patches,
 )
-from reben_cloud.root.manifest import metadata_columns, references_of, schema_of
+from reben_cloud.root.layout import MANIFEST, PATCHES
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.root.patches import described_columns, described_metadata
 from reben_cloud.root.placement import check_places
 from reben_cloud.root.references import RemoteObjects, Span, options_for
 from reben_cloud.root.references import check_places as check_references
-from reben_cloud.schema import Schema
+from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
 
 
@@ -147,11 +146,11 @@ def open_root(store: Store) -> tuple[RootSource, pa.Table] | None:
     manifest = read_manifest(store)
     if manifest is None:
         return None
-    names = metadata_columns(manifest)
+    names = manifest.metadata_columns
     there = open_patches(store, manifest).schema.names
     table = read_patches(store, manifest, described_columns(there, names))
     metadata = described_metadata(table, names)
-    return RootSource(store, schema_of(manifest), metadata), metadata.select(names)
+    return RootSource(store, manifest.schema, metadata), metadata.select(names)
 
 
 class _Places(NamedTuple):
@@ -180,7 +179,7 @@ def _places(_url: str, store: Store) -> _Places:
     manifest = read_manifest(store)
     if manifest is None:
         raise lost(store, MANIFEST)
-    modalities, remote = manifest["modalities"], references_of(manifest)
+    modalities, remote = manifest.modalities, manifest.references
     there = set(open_patches(store, manifest).schema.names)
     summed = [m for m in modalities if remote is None or layout.checksum_column(m) in there]
     sums = [layout.checksum_column(m) for m in summed]
@@ -211,14 +210,14 @@ def _places(_url: str, store: Store) -> _Places:
 
 
 def _places_in_objects(
-    store: Store, manifest: Mapping[str, Any], table: pa.Table, modality: str, order: NDArray[np.int64]
+    store: Store, manifest: Manifest, table: pa.Table, modality: str, order: NDArray[np.int64]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Object and first byte of each payload of a modality, within their bounds."""
     number, start, nbytes = (
         table.column(column).to_numpy().astype(np.int64)[order] for column in layout.place_columns(modality)
     )
-    expected = schema_of(manifest).modality(modality).payload_bytes
-    wrong = check_references(references_of(manifest) or (), number, start, expected)
+    expected = manifest.schema.modality(modality).payload_bytes
+    wrong = check_references(manifest.references or (), number, start, expected)
     if wrong or (nbytes != expected).any():
         raise ChecksumError(
             f"{store.url}/{PATCHES}: names {wrong or 'a payload of another size'}; the root is damaged, "

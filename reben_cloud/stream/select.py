@@ -17,7 +17,8 @@ from reben_cloud.files.paths import local_path
 from reben_cloud.root import layout
 from reben_cloud.root.backing import Found, LmdbFolder, References
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.documents import PATCHES, read_objects
+from reben_cloud.root.documents import read_objects
+from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.placement import check_places
 from reben_cloud.root.references import RemoteObjects
 from reben_cloud.root.references import check_places as check_references
@@ -73,7 +74,7 @@ class StoredSelection:
                 f"a selection is streamed, not a {type(selection).__name__}: pass `dataset.search()` for all of it"
             )
         manifest = selection.dataset.manifest
-        there = tuple(manifest["modalities"])
+        there = manifest.modalities
         if not there:
             raise ValueError(
                 f"{selection.dataset.url} has metadata and no pixels, so there is nothing to stream; "
@@ -119,13 +120,13 @@ class StoredSelection:
         order = np.lexsort((row, number, codes))
         keys, shard = np.unique((codes << 32 | number)[order], return_inverse=True)
         shards = [(names[key >> 32], key & 0xFFFFFFFF) for key in keys.tolist()]
-        full = int(manifest["shard_samples"])
-        in_group = [int(manifest["groups"][name]["num_samples"]) for name, _ in shards]
+        full = manifest.shard_samples
+        in_group = [manifest.groups[name].num_samples for name, _ in shards]
         sizes = [min(full, total - n * full) for total, (_, n) in zip(in_group, shards, strict=True)]
         stored = cls(
             selection=selection,
             modalities=wanted,
-            fingerprint=str(manifest["fingerprint"]),
+            fingerprint=manifest.fingerprint,
             index=order,
             labels=schema.classes.encode(table.column(layout.LABELS))[order],
             places=Places(
@@ -186,7 +187,9 @@ def open_reader(
         )
     if isinstance(dataset.backing, References):
         if form == "zarr":
-            raise ValueError(f"{dataset.url} refers to payloads elsewhere and has no Zarr stores: stream its shards form")
+            raise ValueError(
+                f"{dataset.url} refers to payloads elsewhere and has no Zarr stores; leave form out"
+            )
         return ReferenceReader(
             RemoteObjects(dataset.backing.objects, dataset.backing.storage_options),
             {m.name: _references(stored, dataset.backing, m) for m in stored.modalities},
@@ -202,8 +205,8 @@ def open_reader(
                 f"{dataset.url}/{PATCHES}: names rows {rows.min()} to {rows.max()} of Zarr stores, which have no such "
                 "rows; the root is damaged, `reben-cloud verify` says what else is"
             )
-        table = _objects(dataset)
-        sizes = dict(zip(table.column("path").to_pylist(), table.column("bytes").to_pylist(), strict=True))
+        listed = read_objects(dataset.store, dataset.manifest).items()
+        sizes = {path: one.nbytes for path, one in listed}
         return ZarrReader(
             dataset.store,
             stored.values(layout.PRODUCT),
@@ -258,10 +261,5 @@ def _references(stored: StoredSelection, backing: References, modality: Modality
 
 def _shard_objects(dataset: Dataset) -> dict[str, tuple[int, int]]:
     """Path of each shard -> (bytes, xxh3-64)."""
-    table = _objects(dataset)
-    paths, sizes, sums = (table.column(name).to_pylist() for name in ("path", "bytes", "xxh3"))
-    return {p: (int(n), int(x)) for p, n, x in zip(paths, sizes, sums, strict=True) if x is not None}
-
-
-def _objects(dataset: Dataset) -> pa.Table:
-    return read_objects(dataset.store, dataset.manifest, ["path", "bytes", "xxh3"])
+    listed = read_objects(dataset.store, dataset.manifest).items()
+    return {path: (one.nbytes, one.xxh3) for path, one in listed if one.xxh3 is not None}

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.files.paths import local_path
 from reben_cloud.root.query import OPTIONS, GeoInterface, Query
 from reben_cloud.schema import Schema
+from reben_cloud.search import read_ids
 
 ANY = "any"
 """Value of a subset's option that takes its default back."""
@@ -37,7 +39,8 @@ class Subset(Query):
     """A part of the dataset: a `Query`, which leaves out patches with snow, cloud or shadow unless told otherwise.
 
     What a recipe writes down must read back the same, so a value is kept as TOML and JSON have it: a time as
-    text, a geometry as GeoJSON, a list of one name as that name, a longer one as a tuple, an empty one as None.
+    text, a geometry as GeoJSON, a list of one name as that name, a longer one as a tuple, an empty one as None,
+    a file of ids as the ids in it.
 
     Raises:
         ValueError: If `split` is empty, or `recommended` neither True nor None.
@@ -71,6 +74,8 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, np.generic):
         return str(value) if isinstance(value, np.datetime64) else value.item()
+    if isinstance(value, os.PathLike):
+        value = read_ids(value)
     if isinstance(value, GeoInterface):
         value = value.__geo_interface__
     if isinstance(value, Mapping):
@@ -320,13 +325,15 @@ def _condition(key: str, name: str, value: Any) -> Any:
     kind = OPTIONS[name].kind
     if name == "bbox" and not isinstance(value, str):
         return _convert(key, value, tuple[float, ...])
+    if name == "ids" and isinstance(value, str) and value.startswith("@"):
+        return Path(value[1:])  # no id begins so
     if kind == "names":
         return _convert(key, value, tuple[str, ...])
     if name in ("intersects", "cql2") and isinstance(value, Mapping):
         return value
     if name in ("datetime", "s1_datetime") and isinstance(value, list | tuple | date):
         return value  # two ends; or a date as TOML has it, which an override looks like
-    return _convert(key, value, {"flag": bool, "number": int}.get(kind, str))
+    return _convert(key, value, {"flag": bool, "number": int, "measure": float}.get(kind, str))
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:

@@ -51,7 +51,11 @@ def patch_of_payloads(selection: Selection) -> xr.Dataset:
     minx, _, _, maxy = row["proj:bbox"]
     coordinates: dict[str, Any] = {
         **{field: np.array(row[column], object) for field, column in fields.items()},
-        **{name: np.datetime64(row[c].replace(tzinfo=None), "ns") for name, c in times.items() if row[c] is not None},
+        **{
+            name: np.datetime64(row[c].replace(tzinfo=None), "ns")
+            for name, c in times.items()
+            if row[c] is not None
+        },
         **label_coordinates(pixels, schema.classes.names),
         "x0": ((), float(minx), {"units": "m", "long_name": "west edge of the patch"}),
         "y0": ((), float(maxy), {"units": "m", "long_name": "north edge of the patch"}),

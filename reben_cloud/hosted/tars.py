@@ -1,4 +1,4 @@
-"""Payloads in other people's uncompressed tars: WebDataset shards of the same safetensors records, whoever wrote them."""
+"""Payloads in other people's uncompressed tars: WebDataset shards of the same records, whoever wrote them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
+from reben_cloud.hosted.indexed import MAP_SUFFIX, Index
 from reben_cloud.root.references import RemoteObject
-from reben_cloud.sources.indexed import MAP_SUFFIX, Index
 from reben_cloud.store import Store
 
 BLOCK_BYTES = 4 * 1024 * 1024
@@ -107,13 +107,15 @@ def index_tars(
         mine = [(number, member) for number, member in found if member.modality == modality.name]
         if not mine:
             continue
-        names = _in_key_column(pa.array([m.name for _, m in mine], pa.string()), modality.key_column, official)
+        names = _in_key_column(
+            pa.array([m.name for _, m in mine], pa.string()), modality.key_column, official
+        )
         counts = pc.value_counts(names)
         twice = counts.filter(pc.greater(counts.field("counts"), 1))
         if len(twice):
             raise SourceError(
-                f"{store.url}: {twice[0]['values']} has {twice[0]['counts']} payloads of {modality.name} in these tars; "
-                "a root has one"
+                f"{store.url}: {twice[0]['values']} has {twice[0]['counts']} payloads of {modality.name} in "
+                "these tars; a root has one"
             )
         places[modality.name] = pa.table(
             {

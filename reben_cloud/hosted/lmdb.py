@@ -18,6 +18,7 @@ from reben_cloud.store import Store
 DATA = "data.mdb"
 """Name of an LMDB's file."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostedLmdb:
     """An LMDB at a URL."""
@@ -108,5 +109,7 @@ def _listed(store: Store) -> list[str]:
 def _metadata_in(store: Store, names: Iterable[str]) -> tuple[tuple[Store, str], ...]:
     last = ((name, name.rpartition("/")[2]) for name in names if name.count("/") <= 1)
     return tuple(
-        (store, name) for name, file in sorted(last) if file.startswith("metadata") and file.endswith(".parquet")
+        (store, name)
+        for name, file in sorted(last)
+        if file.startswith("metadata") and file.endswith(".parquet")
     )

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
+from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.root.patch import PatchInfo
 from reben_cloud.root.references import RemoteObject
 from reben_cloud.sources import Official
-from reben_cloud.sources.hosted import HostedLmdb
 
 MAP_SUFFIX = "_reference_map"
 """What rico-hdl adds to a patch id for the key of its map."""

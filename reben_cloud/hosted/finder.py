@@ -20,11 +20,11 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import NotFoundError
 from reben_cloud.files.whole import replacing
 from reben_cloud.formats import lmdb_index
+from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.root.backing import Found
 from reben_cloud.root.patch import Patch, PatchInfo, key_of
 from reben_cloud.root.references import RemoteObject, RemoteObjects, Span
 from reben_cloud.sources import Official
-from reben_cloud.sources.hosted import HostedLmdb
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,8 @@ class LmdbFinder:
             with replacing(file) as new:
                 pq.write_table(known, new, compression="zstd", write_page_checksum=True)
         except OSError as error:
-            logger.warning("%s: cannot keep what was looked up (%s); %s names another folder", file, error, CACHE_VARIABLE)
+            what = "%s: cannot keep what was looked up (%s); %s names another folder"
+            logger.warning(what, file, error, CACHE_VARIABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,9 @@ class HostedSource(Official):
         return self.finder.objects
 
 
-def open_hosted(hosted: HostedLmdb, first: Mapping[str, str], storage_options: Mapping[str, Any]) -> HostedSource:
+def open_hosted(
+    hosted: HostedLmdb, first: Mapping[str, str], storage_options: Mapping[str, Any]
+) -> HostedSource:
     """A hosted LMDB as a source.
 
     Args:

@@ -6,7 +6,6 @@ patches that are read together lie together.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,18 +22,18 @@ from reben_cloud.build.publish import commit
 from reben_cloud.build.tasks import put
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import lmdb_index
-from reben_cloud.formats.parquet import Seal
+from reben_cloud.hosted.indexed import Index, IndexedSource, index_of
+from reben_cloud.hosted.lmdb import find_hosted
+from reben_cloud.hosted.tars import index_tars, list_tars
 from reben_cloud.root import layout
-from reben_cloud.root.documents import OBJECTS, PATCHES, PATCHES_SEAL, read_manifest
-from reben_cloud.root.manifest import REFERENCES
+from reben_cloud.root.documents import read_manifest
+from reben_cloud.root.layout import OBJECTS, PATCHES
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.objects import Objects
 from reben_cloud.root.patches import patches_table, write_patches
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.references import RemoteObjects, plan_spans
 from reben_cloud.schema import Modality
-from reben_cloud.sources.hosted import find_hosted
-from reben_cloud.sources.hosted_tars import index_tars, list_tars
-from reben_cloud.sources.indexed import Index, IndexedSource, index_of
 from reben_cloud.store import Store, open_store
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -53,7 +52,7 @@ def publish_references(
     checksums: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     progress: Progress = lambda items, _total, _what: items,
-) -> Mapping[str, Any]:
+) -> Manifest:
     """Write a root whose payloads lie in the objects of an index.
 
     Args:
@@ -82,7 +81,7 @@ def publish_references(
     )
     there = read_manifest(store)
     if there is not None:
-        if is_root_of(plan.fingerprint, there, store) and _objects(there) == _objects_of(index):
+        if is_root_of(plan.fingerprint, there, store) and there.references == index.objects:
             return there
         raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
     placement = plan.placement.drop_columns([layout.ZARR_ROW])
@@ -98,16 +97,11 @@ def publish_references(
     table = patches_table(plan.table, plan.schema, placement)
     patches = write_patches(table, plan.schema)
     written = [put(store, PATCHES, patches)]
-    manifest = {
-        **manifest_of(plan),
-        REFERENCES: _objects_of(index),
-        PATCHES_SEAL: Seal.of(io.BytesIO(patches)).to_json(),
-    }
     for path, data in catalog.root_documents(table, None, written, schema=plan.schema).items():
         written.append(put(store, path, data))
     data = Objects(written).encode()
     store.put(OBJECTS, data)
-    return commit(store, manifest, data)
+    return commit(store, manifest_of(plan).referring_to(index.objects), patches, data)
 
 
 def index_hosted(
@@ -120,7 +114,7 @@ def index_hosted(
     threads: int = 16,
     storage_options: Mapping[str, Any] | None = None,
     progress: Progress = lambda items, _total, _what: items,
-) -> Mapping[str, Any]:
+) -> Manifest:
     """Make a reference root of what is hosted at a URL: a rico-hdl LMDB, or uncompressed tars of its payloads.
 
     Args:
@@ -149,7 +143,9 @@ def index_hosted(
         index = index_of(hosted, table)
     elif tars := list_tars(store):
         if not metadata_paths:
-            raise SourceError(f"{store.url}: tars carry no metadata of their patches; name the official files (--metadata)")
+            raise SourceError(
+                f"{store.url}: tars carry no metadata of their patches; name the official files (--metadata)"
+            )
         official = read_official(metadata_paths)
         place = store.parent()[0] if tars == [store.parent()[1]] else store
         index = index_tars(place, tars, official, threads=threads, progress=progress)
@@ -166,18 +162,12 @@ def index_hosted(
     )
 
 
-def _objects_of(index: Index) -> list[dict[str, object]]:
-    return [one.to_json() for one in index.objects]
-
-
-def _objects(manifest: Mapping[str, Any]) -> Any:
-    return manifest.get(REFERENCES)
-
-
 def _places(plan: BuildPlan, index: Index, modality: Modality) -> pa.Table:
     """Object, first byte and size of each patch's payload, in the order of the plan."""
     here = index.places[modality.name]
-    rows = pc.index_in(plan.table.column(modality.key_column).combine_chunks(), here.column("name").combine_chunks())
+    rows = pc.index_in(
+        plan.table.column(modality.key_column).combine_chunks(), here.column("name").combine_chunks()
+    )
     return pa.table(
         {
             "object": here.column("object").take(rows).cast(pa.int32()),

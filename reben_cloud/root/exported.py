@@ -1,0 +1,140 @@
+"""`ExportManifest`: what an export says of itself (``export.json``).
+
+It is the manifest of the root that the export came from, from which the order of streaming follows,
+and beside it what the export has of that root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from reben_cloud.formats.parquet import Seal
+from reben_cloud.root.digest import sealed
+from reben_cloud.root.manifest import FORMAT_VERSION, Manifest
+from reben_cloud.root.manifest_checks import (
+    InvalidManifestError,
+    check_entries,
+    check_groups,
+    is_hex,
+    is_int,
+)
+
+
+class ExportManifest(Manifest):
+    """What an export says of itself; the rest is as in `Manifest`.
+
+    Patches, products and modalities are those of the export. Groups, countries, order and fingerprint are those of the
+    root.
+    """
+
+    FORMAT: ClassVar[str] = "reben_cloud export"
+
+    @classmethod
+    def of_root(
+        cls,
+        root: Manifest,
+        *,
+        kind: str,
+        settings: Mapping[str, object],
+        identity: str,
+        nbytes: int,
+        modalities: Sequence[str],
+        num_patches: int,
+        products: Sequence[str],
+        exported_groups: Mapping[str, int],
+        patches: Seal,
+        files: Mapping[str, tuple[int, str]],
+    ) -> ExportManifest:
+        """What an export of a root, or of another export of it, is to say of itself; see the attributes."""
+        schema = root.schema.only(modalities)
+        facts = {
+            "kind": kind,
+            "modalities": list(schema.modality_names),
+            "settings": dict(settings),
+            "identity": identity,
+            "nbytes": nbytes,
+            "format": cls.FORMAT,
+            "version": FORMAT_VERSION,
+            "metadata": root.metadata_columns,
+            "schema": schema.to_json(),
+            "num_patches": num_patches,
+            "products": list(products),
+            "exported_groups": dict(exported_groups),
+            "patches_parquet": patches.to_json(),
+            "files": {name: list(facts) for name, facts in files.items()},
+        }
+        # An export has its payloads, wherever the root's lie.
+        document = {key: value for key, value in root.items() if key != "references"}
+        return cls(sealed({**document, **facts}))
+
+    @property
+    def kind(self) -> str:
+        """Form of the export: ``lmdb`` or ``safetensors``."""
+        return str(self._document["kind"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options of that form."""
+        return dict(self._document["settings"])
+
+    @property
+    def identity(self) -> str:
+        """Names what the folder holds, 64 hex digits: the same name, the same bytes."""
+        return str(self._document["identity"])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the payloads' files in bytes."""
+        return int(self._document["nbytes"])
+
+    @property
+    def exported_groups(self) -> dict[str, int]:
+        """Patches of each shard group of the root that are here."""
+        return dict(self._document["exported_groups"])
+
+    @property
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Each file by name: size in bytes, and its xxh3 (of a large file, of parts of it), 16 hex digits."""
+        return {name: (nbytes, xxh3) for name, (nbytes, xxh3) in self._document["files"].items()}
+
+    @property
+    def patches_per_file(self) -> int:
+        """Patches in a file, but for the last; 0 where the form has no such files."""
+        return int(self._document["settings"].get("patches_per_file", 0))
+
+    def _check(self) -> None:
+        document = self._document
+        check_entries(document)
+        check_groups(document)
+        exported = document.get("exported_groups")
+        if not isinstance(exported, dict) or not exported:
+            raise InvalidManifestError(f"its exported_groups cannot be {exported!r:.80}")
+        for name, count in exported.items():
+            most = document["groups"].get(name, {}).get("num_samples", 0)
+            if not is_int(count, 1) or count > most:
+                raise InvalidManifestError(
+                    f"its exported_groups say {count!r} of the {most:,} samples of {name}"
+                )
+        if sum(exported.values()) != self.num_patches:
+            raise InvalidManifestError(
+                f"its exported_groups are not the {self.num_patches:,} patches that it has"
+            )
+        files, settings = document.get("files"), document.get("settings")
+        if not isinstance(files, dict) or not all(_is_file(value) for value in files.values()):
+            raise InvalidManifestError("its files are not sizes and checksums")
+        if not isinstance(settings, dict) or not is_hex(document.get("identity"), 64):
+            raise InvalidManifestError("its settings or its identity are missing")
+        if not is_int(document.get("nbytes"), 0) or not isinstance(document.get("kind"), str):
+            raise InvalidManifestError("its kind or its nbytes are missing")
+        if self.kind == "safetensors" and not is_int(settings.get("patches_per_file"), 1):
+            raise InvalidManifestError(
+                f"its patches_per_file cannot be {settings.get('patches_per_file')!r:.80}"
+            )
+
+    def _check_stored(self) -> None:
+        """Nothing more: an export is made whole."""
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and is_int(value[0], 0) and is_hex(value[1], 16)
