@@ -34,7 +34,7 @@ SCHEME = "lmdb://"
 """Prefix of a URL that can only be an LMDB."""
 
 
-class OpenedLmdb(NamedTuple):
+class LmdbRoot(NamedTuple):
     """What `reben_cloud.open` needs of an LMDB."""
 
     store: Store
@@ -45,7 +45,7 @@ class OpenedLmdb(NamedTuple):
     """The folder with ``data.mdb``."""
 
 
-def find_lmdb_root(url: str | os.PathLike[str]) -> OpenedLmdb | None:
+def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
     """The LMDB at a path or URL; None when it is a root, or no folder of this machine.
 
     Raises:
@@ -68,7 +68,7 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> OpenedLmdb | None:
     if found:
         made = MadeRoot(str(folder))
         backing = LmdbFolder(path=str(found[0]), compute_former=made.compute_former_fingerprint)
-        return OpenedLmdb(made, made.manifest, backing)
+        return LmdbRoot(made, made.manifest, backing)
     if named:
         raise NotFoundError(f"{text}: no LMDB (data.mdb) in that folder")
     return None
@@ -83,14 +83,14 @@ def _local_folder(text: str) -> Path | None:
     return local_path(text).absolute() if split_scheme(text)[0] in (None, "file") else None
 
 
-def _open_export(folder: Path) -> OpenedLmdb:
+def _open_export(folder: Path) -> LmdbRoot:
     manifest = read_manifest(folder)
     if manifest.kind != "lmdb":
         raise NotFoundError(
             f"{folder} is an export to {manifest.kind}, which is not searched or streamed; "
             "build a root from it (reben-cloud build)"
         )
-    return OpenedLmdb(open_store(folder), manifest, LmdbFolder(path=str(folder)))
+    return LmdbRoot(open_store(folder), manifest, LmdbFolder(path=str(folder)))
 
 
 class MadeRoot(Store):

@@ -97,7 +97,7 @@ def publish_references(
     table = patches_table(plan.table, plan.schema, placement)
     patches = write_patches(table, plan.schema)
     written = [put(store, PATCHES, patches)]
-    for path, data in catalog.root_documents(table, None, written, schema=plan.schema).items():
+    for path, data in catalog.root_documents(table, {}, written, schema=plan.schema).items():
         written.append(put(store, path, data))
     data = Objects(written).encode()
     store.put(OBJECTS, data)

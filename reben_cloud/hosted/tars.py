@@ -147,7 +147,7 @@ def _read_tar(store: Store, path: str) -> tuple[RemoteObject, list[_Member]]:
         ) from error
 
 
-def _payloads_in(tar: tarfile.TarFile, blocks: io.BufferedReader) -> Iterator[_Member]:
+def _payloads_in(tar: tarfile.TarFile, blocks: io.BufferedReader[_Blocks]) -> Iterator[_Member]:
     by_size = {modality.payload_bytes: modality for modality in REBEN.modalities}
     for member in tar:
         modality = by_size.get(member.size)

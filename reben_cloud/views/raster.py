@@ -23,6 +23,7 @@ from reben_cloud.schema import Schema, check_names
 from reben_cloud.search.arguments import parse_box, parse_names
 from reben_cloud.views.axes import images, pixel_centres, selectable
 from reben_cloud.views.mosaic import mosaic
+from reben_cloud.views.payloads import patch_of_payloads
 
 MAX_XARRAY = 1_000
 """Most patches of `stack_patches`: 0.3 GB in memory, and as many chunks of each array for Dask."""

@@ -16,7 +16,7 @@ from reben_cloud.root.backing import Found
 from reben_cloud.root.references import RemoteObjects, Span, plan_spans
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Buffer, Modality
-from reben_cloud.stream.payloads import InMemory, Part
+from reben_cloud.stream.payloads import InMemory, Part, Payloads
 from reben_cloud.stream.readers.base import Counters, persistently
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,10 @@ class ReferenceReader:
         """The payloads of these modalities."""
         return {name: self._load(self._modalities[name], stored) for name in part}
 
-    def _load(self, modality: Modality, stored: Ints) -> list[tuple[Ints, InMemory]]:
+    def _load(self, modality: Modality, stored: Ints) -> list[tuple[Ints, Payloads]]:
         places, nbytes = self._places[modality.name], modality.payload_bytes
         numbers, starts = places.object[stored], places.start[stored]
-        found: list[tuple[Ints, InMemory]] = []
+        found: list[tuple[Ints, Payloads]] = []
         for number in np.unique(numbers).tolist():
             here = np.flatnonzero(numbers == number)
             for spans in _at_once(plan_spans(starts[here], nbytes)):
