@@ -240,14 +240,14 @@ def share(
     wanted = tuple(modalities or selection.dataset.modalities)
     if missing := set(wanted) - set(selection.dataset.modalities):
         raise ValueError(f"{store.url} has no {', '.join(sorted(missing))}")
-    table = selection.columns(["reben:shard_group", "reben:shard"]).to_pandas()
-    places = sorted(set(zip(table["reben:shard_group"], table["reben:shard"], strict=True)))
+    table = selection.columns([layout.SHARD_GROUP, layout.SHARD]).to_pandas()
+    places = sorted(set(zip(table[layout.SHARD_GROUP], table[layout.SHARD], strict=True)))
     paths = {m: [layout.shard(group, m, int(number)) for group, number in places] for m in wanted}
     expires = datetime.now(UTC) + timedelta(seconds=expires_s)
     return {
         "expires": expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "num_patches": len(selection),
-        "patches": presign(store, ["patches.parquet"], expires_s=expires_s)[0],
+        "patches": presign(store, [layout.PATCHES], expires_s=expires_s)[0],
         "patch_ids": selection.patch_ids,
         "shards": {m: presign(store, paths[m], expires_s=expires_s) for m in wanted},
     }

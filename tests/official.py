@@ -26,7 +26,7 @@ from rasterio.transform import from_origin
 
 from reben_cloud import grid
 from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import metadata
 from reben_cloud.sources.archives import ARCHIVES
 from reben_cloud.sources.folders import FOLDERS, file_part, group_of
 from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata

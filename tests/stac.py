@@ -10,7 +10,7 @@ from typing import Any
 from jsonschema import Draft7Validator
 from referencing import Registry, Resource
 
-from reben_cloud.root.patches import REBEN_EXTENSION
+from reben_cloud.bigearthnet.about import REBEN_EXTENSION
 
 REPOSITORY = Path(__file__).parent.parent
 CORE = "https://schemas.stacspec.org/v1.1.0/{0}-spec/json-schema/{0}.json"

@@ -26,8 +26,8 @@ ROOMS = (
     ("stream",),
     ("catalog",),
     ("search", "torch"),
-    ("views",),
-    ("build", "sources", "layers"),
+    ("layers", "sources", "views"),
+    ("build",),
     ("export", "scenes"),
     ("hosted",),
     ("opening",),
@@ -46,9 +46,6 @@ FACES = {"root.dataset": "Dataset", "root.selection": "Selection"}
 
 ABOVE_FACES = {"catalog", "export", "search", "views"}
 """Where they may call."""
-
-KNOWN: dict[str, set[str]] = {"build.request": {"sources.recognise"}}
-"""Imports that still point up or sideways, module -> modules; to be emptied."""
 
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
@@ -108,16 +105,11 @@ def upward(module):
 def test_imports_point_downward(module):
     assert unit_of(module) in LEVEL, f"{unit_of(module)} has no place: give it a line in ROOMS"
 
-    allowed = KNOWN.get(module, set())
+    wrong = upward(module)
     if module in FACES:
-        allowed = {name for name in upward(module) if unit_of(name) in ABOVE_FACES}
-    wrong = upward(module) - allowed
+        wrong = {name for name in wrong if unit_of(name) not in ABOVE_FACES}
 
     assert not wrong, f"{module} imports {', '.join(sorted(wrong))}, which is not below it"
-
-
-def test_what_is_known_to_point_upward_still_does():
-    assert {module: upward(module) for module in KNOWN} == KNOWN
 
 
 @pytest.mark.parametrize(("module", "name"), FACES.items())
@@ -153,7 +145,7 @@ def is_above_faces(module):
 def test_no_module_imports_itself_by_a_detour():
     graph = {
         module: {name for name in imports_of(module) if name != module}
-        - (upward(module) if module in FACES else KNOWN.get(module, set()))
+        - (upward(module) if module in FACES else set())
         for module in MODULES
     }
 

@@ -16,7 +16,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import InvalidPatchError, SourceError, StorageError
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import metadata
 from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource

@@ -41,8 +41,8 @@ from reben_cloud.errors import (
     StorageError,
 )
 from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.metadata import patch_infos
 from reben_cloud.root.patch import key_of
-from reben_cloud.root.patches import patch_infos
 from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource

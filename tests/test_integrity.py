@@ -19,10 +19,11 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.errors import ChecksumError, NotFoundError, RebenError
 from reben_cloud.formats import parquet
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import patches_file
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.root.patches import patches_table, write_patches
+from reben_cloud.root.patches import patches_table
+from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import check_places
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import synthetic_metadata
@@ -49,7 +50,7 @@ def root(built, tmp_path):
 @pytest.fixture
 def catalog(monkeypatch):
     """The store of a root of metadata in memory, whose table has several row groups."""
-    monkeypatch.setattr(metadata, "ROW_GROUP_ROWS", 64)
+    monkeypatch.setattr(patches_file, "ROW_GROUP_ROWS", 64)
     store = open_store("memory://integrity")
     for path, _ in list(store.list()):
         store.delete(path)

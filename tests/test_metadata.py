@@ -21,7 +21,9 @@ from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA, describe, read_off
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.catalog import patch_items
 from reben_cloud.errors import SourceError
-from reben_cloud.root.patches import patch_infos, patches_table, rfc3339, write_patches
+from reben_cloud.root.metadata import patch_infos, rfc3339
+from reben_cloud.root.patches import patches_table
+from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import PlacementOptions, place
 from reben_cloud.sources.synthetic import synthetic_metadata
 from tests.stac import stac_errors
@@ -193,7 +195,8 @@ def test_another_order_of_the_placement_is_refused():
 def test_all_real_rows_take_little_time_memory_and_space(shared, tmp_path):
     folder = shared / "data" / "bigearthnet_pipeline"
     script = (
-        "import resource, sys; from pathlib import Path; from reben_cloud.root.patches import *\n"
+        "import resource, sys; from pathlib import Path; from reben_cloud.root.patches import patches_table\n"
+        "from reben_cloud.root.patches_file import write_patches\n"
         "from reben_cloud.bigearthnet.official import describe, read_official\n"
         "from reben_cloud.bigearthnet.reben import REBEN\n"
         "table = patches_table(describe(read_official(sys.argv[2:])), REBEN)\n"

@@ -29,6 +29,27 @@ def root(tmp_path_factory):
     return rc.open(url)
 
 
+def test_a_mosaic_shows_true_colour_unless_bands_are_named(root):
+    product = root.products[0]
+
+    mosaic = root.mosaic(product)
+
+    assert mosaic.band.values.tolist() == ["B04", "B03", "B02"]
+
+
+def test_a_dataset_without_the_bands_of_a_picture_must_be_told_which(tmp_path):
+    source, metadata = open_source("synthetic:4", modalities=["s1"])
+    build(make_plan(source, metadata, open_store(tmp_path), modalities=["s1"]))
+    root = rc.open(tmp_path)
+    product = root.products[0]
+
+    with pytest.raises(
+        NotFoundError, match="has no bands for a picture, which is of B04, B03, B02; say which"
+    ):
+        root.mosaic(product)
+    assert root.mosaic(product, bands="VV").band.values.tolist() == ["VV"]
+
+
 @pytest.fixture
 def patch_id(root):
     return root.search().patch_ids[3]

@@ -58,6 +58,16 @@ def client(url):
         yield client
 
 
+def test_an_item_has_one_id_whatever_other_names_its_patch_has(client, dataset):
+    row = dataset.search(limit=1).to_pandas().iloc[0]
+
+    for name, expected in ((row.patch_id, [row.patch_id]), (row.s1_name, []), (row.s2v1_name, [])):
+        found = client.get("/search", params={"ids": name}).json()
+        assert [item["id"] for item in found["features"]] == expected
+        status = client.get(f"/collections/bigearthnet-v2/items/{name}").status_code
+        assert status == (200 if expected else 404)
+
+
 def test_pystac_client_finds_what_search_finds(url, dataset):
     catalog = pystac_client.Client.open(url)
     query = {"bbox": (-10, 36, 40, 69), "datetime": "2017-06-01/2018-02-28"}

@@ -18,7 +18,7 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ChecksumError, InvalidPatchError, SourceError
 from reben_cloud.formats.geotiff_decode import read_pixels
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import metadata
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.sources.folders import FolderSource

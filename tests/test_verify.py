@@ -16,7 +16,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.formats import tar, zarr
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import metadata
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patch import key_of
 from reben_cloud.sources.lmdb import LmdbSource

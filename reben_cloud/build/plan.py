@@ -27,17 +27,15 @@ from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.digest import document_digest, table_digest
 from reben_cloud.root.documents import read_patches
+from reben_cloud.root.layout import JOURNAL as JOURNAL
 from reben_cloud.root.layout import MANIFEST as MANIFEST
 from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest import Manifest, ShardOrder, identity_of
-from reben_cloud.root.patches import check_metadata, given_metadata
+from reben_cloud.root.metadata import check_metadata, given_metadata
 from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, place
 from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
-
-JOURNAL = "_build"
-"""Folder of the plan, the leases and the receipts; no part of the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

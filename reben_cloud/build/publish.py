@@ -38,8 +38,10 @@ from reben_cloud.root import layout
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layout import OBJECTS, PATCHES
 from reben_cloud.root.manifest import Manifest
+from reben_cloud.root.metadata import check_metadata, patch_infos
 from reben_cloud.root.objects import Objects, WrittenObject
-from reben_cloud.root.patches import check_metadata, patch_infos, patches_table, write_patches
+from reben_cloud.root.patches import patches_table
+from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import group_sizes
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
@@ -89,7 +91,7 @@ def publish_metadata(metadata: pa.Table, schema: Schema, store: Store, *, given:
     """Write a root of metadata alone: tables and catalog, to search and to browse, without pixels.
 
     Args:
-        metadata: Metadata of the patches, described (`root.patches.REQUIRED`).
+        metadata: Metadata of the patches, described (`root.metadata.REQUIRED`).
         schema: What the dataset is; its modalities say how fine its images are.
         store: The root to be.
         given: Columns of `metadata` that were given; the others follow from them.

@@ -23,9 +23,9 @@ from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.digest import is_intact, sealed
+from reben_cloud.root.metadata import patch_infos, sample_json
 from reben_cloud.root.objects import WrittenObject
 from reben_cloud.root.patch import Patch, PatchInfo
-from reben_cloud.root.patches import patch_infos, sample_json
 from reben_cloud.root.source import Source, StreamedSource
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store

@@ -16,7 +16,7 @@ from reben_cloud.catalog.groups import group_definition, group_extensions
 from reben_cloud.catalog.products import Summary, acquisition_fields, pixel_sizes
 from reben_cloud.catalog.terms import PARQUET_TYPE, TAR_TYPE, Written, extensions, extensions_of, file_fields
 from reben_cloud.root import layout
-from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.schema import Schema
 

@@ -8,7 +8,7 @@ from reben_cloud.about import About
 from reben_cloud.catalog.products import Summary, pixel_sizes
 from reben_cloud.catalog.terms import Written
 from reben_cloud.root import layout
-from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.schema import Schema
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.catalog.terms import extension
 from reben_cloud.root import layout
-from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.selection import Selection
 
 SQUARE = np.dtype([("head", "V13"), ("ring", "<f8", (5, 2))])

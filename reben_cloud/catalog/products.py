@@ -16,7 +16,7 @@ from reben_cloud.about import About, Render
 from reben_cloud.catalog.groups import asset_fields, band_name, cube_fields, group_bands, group_extensions
 from reben_cloud.catalog.terms import ZARR_TYPE, Written, extensions, extensions_of, file_fields
 from reben_cloud.root import layout
-from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.schema import Schema
 

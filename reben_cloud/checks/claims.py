@@ -23,8 +23,8 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layout import EXPORT_MANIFEST
 from reben_cloud.root.manifest import InvalidManifestError, Manifest
+from reben_cloud.root.metadata import described_metadata
 from reben_cloud.root.objects import Objects
-from reben_cloud.root.patches import described_metadata
 from reben_cloud.root.placement import PlacementOptions, group_sizes, place
 
 PLACES = (layout.PRODUCT, *layout.PLACEMENT)

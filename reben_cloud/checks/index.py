@@ -10,8 +10,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.root import layout
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import layout, metadata
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.patch import PatchInfo
 from reben_cloud.schema import Buffer, Modality

@@ -22,7 +22,7 @@ from reben_cloud.errors import (
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import sample_json
+from reben_cloud.root.metadata import sample_json
 from reben_cloud.schema import Modality
 
 

@@ -23,8 +23,7 @@ from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.export.copying import Sink
 from reben_cloud.export.plan import MANIFEST, afresh
 from reben_cloud.formats import parquet
-from reben_cloud.root import layout
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import layout, patches_file
 from reben_cloud.root.documents import WHOLE_BYTES
 from reben_cloud.root.exported import ExportManifest
 
@@ -97,10 +96,10 @@ def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) ->
     schema = chosen.table.take(chosen.rows[:1], names).schema
     file = partial / layout.PATCHES
     extents = chosen.columns([layout.BBOX, layout.DATETIME])
-    with metadata.patches_writer(file, schema, extents, dataset.schema) as writer:
+    with patches_file.patches_writer(file, schema, extents, dataset.schema) as writer:
         # Row groups of the root's size, but for those that the selection leaves smaller.
         for part in chosen.table.parts(chosen.rows, names):
-            writer.write_table(part.cast(schema), row_group_size=metadata.ROW_GROUP_ROWS)
+            writer.write_table(part.cast(schema), row_group_size=patches_file.ROW_GROUP_ROWS)
     with file.open("r+b") as written:
         parquet.add_chunk_sums(written)
     _sync(file)
@@ -123,8 +122,8 @@ def _write_official(partial: Path, chosen: Selection) -> None:
             )
             for name in files
         }
-        for start in range(0, len(order), metadata.ROW_GROUP_ROWS):
-            rows = np.sort(chosen.rows[order[start : start + metadata.ROW_GROUP_ROWS]])
+        for start in range(0, len(order), patches_file.ROW_GROUP_ROWS):
+            rows = np.sort(chosen.rows[order[start : start + patches_file.ROW_GROUP_ROWS]])
             # Neighbours by name are neighbours in the table, but for products: read anew, not kept.
             part = afresh(chosen, rows).official()
             extra = pa.array(np.zeros(part.num_rows, np.bool_))

@@ -26,7 +26,8 @@ from reben_cloud.files.paths import local_path, split_scheme
 from reben_cloud.root.backing import LmdbFolder
 from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.root.patches import patches_table, write_patches
+from reben_cloud.root.patches import patches_table
+from reben_cloud.root.patches_file import write_patches
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Store, open_store
 

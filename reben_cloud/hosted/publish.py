@@ -30,7 +30,8 @@ from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layout import OBJECTS, PATCHES
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.objects import Objects
-from reben_cloud.root.patches import patches_table, write_patches
+from reben_cloud.root.patches import patches_table
+from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.references import RemoteObjects, plan_spans
 from reben_cloud.schema import Modality

@@ -274,14 +274,15 @@ class Dataset:
         self,
         product: str,
         *,
-        bands: str | Sequence[str] = ("B04", "B03", "B02"),
+        bands: str | Sequence[str] | None = None,
         bbox: str | Sequence[float] | None = None,
     ) -> xr.DataArray:
         """The patches of a product as one georeferenced raster (band, y, x), lazy.
 
         Args:
             product: Name of the product.
-            bands: One or several bands of one pixel size, or ``reference_map`` alone.
+            bands: One or several bands of one pixel size, or ``reference_map`` alone; by default those of the
+                dataset's picture of a product, true colour.
             bbox: West, south, east, north in degrees, to have less of it.
 
         Raises:

@@ -37,6 +37,9 @@ SHARDS = "shards"
 JOURNAL = "_build"
 """Folder of the plan, the leases and the receipts of a build; not part of the dataset."""
 
+ZARR_SUFFIX = ".zarr"
+"""How the name of a Zarr store's folder ends."""
+
 ZARR_METADATA = "zarr.json"
 """Name of the metadata document of a Zarr store, and of each of its arrays."""
 
@@ -63,7 +66,7 @@ def shard(group: str, modality: str, number: int) -> str:
 
 def zarr_store(product: str) -> str:
     """Folder of a product's Zarr store."""
-    return f"zarr/{product}.zarr"
+    return f"zarr/{product}{ZARR_SUFFIX}"
 
 
 def zarr_shard(product: str, array: str, number: int, *, ndim: int) -> str:
@@ -114,6 +117,11 @@ OTHER_NAMES = (f"{PREFIX}s1_name", f"{PREFIX}s2v1_name")
 def column(field: str) -> str:
     """Column of a metadata field: ``patch_id`` is the Item's ``id``, any other has the prefix."""
     return ID if field == "patch_id" else f"{PREFIX}{field}"
+
+
+def field(column: str) -> str:
+    """Metadata field of a column, `column` the other way round."""
+    return "patch_id" if column == ID else column.removeprefix(PREFIX)
 
 
 def checksum_column(modality: str) -> str:

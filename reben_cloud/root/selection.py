@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.patches import given_metadata
+from reben_cloud.root.metadata import given_metadata
 from reben_cloud.root.query import Query
 from reben_cloud.root.table import PatchTable
 
@@ -132,9 +132,7 @@ class Selection:
         frame: pd.DataFrame = self.columns(names).to_pandas(
             use_threads=False  # which would hold Python objects
         )
-        frame = frame.rename(columns=lambda name: name.removeprefix("reben:")).rename(
-            columns={"id": "patch_id"}
-        )
+        frame = frame.rename(columns=layout.field)
         frame["labels"] = [tuple(names) for names in frame["labels"]]
         return frame
 
@@ -179,12 +177,12 @@ class Selection:
     @cached_property
     def statistics(self) -> dict[str, dict[str, int]]:
         """How many patches each label, country, split and month has; largest first."""
-        table = self.columns(["reben:labels", "reben:country", "reben:split", "datetime"])
-        months = pc.strftime(table.column("datetime"), "%Y-%m")
+        table = self.columns([layout.LABELS, layout.COUNTRY, layout.SPLIT, layout.DATETIME])
+        months = pc.strftime(table.column(layout.DATETIME), "%Y-%m")
         return {
-            "labels": _counts(pc.list_flatten(table.column("reben:labels"))),
-            "countries": _counts(table.column("reben:country")),
-            "splits": _counts(table.column("reben:split")),
+            "labels": _counts(pc.list_flatten(table.column(layout.LABELS))),
+            "countries": _counts(table.column(layout.COUNTRY)),
+            "splits": _counts(table.column(layout.SPLIT)),
             "months": dict(sorted(_counts(months).items())),
         }
 

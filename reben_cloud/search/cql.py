@@ -23,6 +23,7 @@ import shapely
 from numpy.typing import NDArray
 
 from reben_cloud.errors import missing_extra
+from reben_cloud.root import layout
 
 Expression = Any
 """A CQL2 JSON expression: a literal, a property, or an operator with arguments."""
@@ -109,11 +110,13 @@ def evaluate(expression: Expression, table: pa.Table) -> NDArray[np.bool_]:
 
 def _column(name: str, known: Sequence[str]) -> str:
     plain = str(name).removeprefix("properties.")
-    for column in (plain, f"reben:{plain}"):
+    for column in (plain, f"{layout.PREFIX}{plain}"):
         if column in known:
             return column
-    short = {column.removeprefix("reben:").lower(): column.removeprefix("reben:") for column in known}
-    near = difflib.get_close_matches(plain.removeprefix("reben:").lower(), short, n=3, cutoff=0.5)
+    short = {
+        column.removeprefix(layout.PREFIX).lower(): column.removeprefix(layout.PREFIX) for column in known
+    }
+    near = difflib.get_close_matches(plain.removeprefix(layout.PREFIX).lower(), short, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(short[n]) for n in near)}?" if near else ""
     raise ValueError(
         f"the filter names the property {name!r}, which no Item has; "

@@ -14,6 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.labels import CLASSES
+from reben_cloud.root import layout
 from reben_cloud.root.arrow import ints_array, mask_of, names_array, valid_of, values_of
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.placement import SPLITS
@@ -54,8 +55,8 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
     times = {
         column: None if value is None else parse_interval(value, name)
         for name, column, value in (
-            ("datetime", "datetime", query.datetime),
-            ("s1_datetime", "reben:s1_datetime", query.s1_datetime),
+            ("datetime", layout.DATETIME, query.datetime),
+            ("s1_datetime", layout.S1_DATETIME, query.s1_datetime),
         )
     }
     conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
@@ -135,11 +136,11 @@ def _one_of(name: str, value: str | Iterable[str] | None, known: Iterable[str]) 
     if value is None:
         return []
     names = names_array(parse_known(value, name, known))
-    return [Condition((f"reben:{name}",), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
+    return [Condition((layout.column(name),), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
 
 
 def _flagged(snow: bool | None, cloud: bool | None, recommended: bool | None) -> list[Condition]:
-    columns = ("reben:contains_seasonal_snow", "reben:contains_cloud_or_shadow")
+    columns = (layout.column("contains_seasonal_snow"), layout.column("contains_cloud_or_shadow"))
     found = [
         Condition((column,), partial(_is, flag))
         for column, flag in zip(columns, (snow, cloud), strict=True)
@@ -163,7 +164,7 @@ def _with_labels(names: str | Iterable[str] | None, combine: np.ufunc, argument:
         masks = [combine.reduce([_holds(chunk, name) for name in chosen]) for chunk in column.chunks]
         return np.concatenate([np.empty(0, bool), *masks])
 
-    return [Condition(("reben:labels",), fits)]
+    return [Condition((layout.LABELS,), fits)]
 
 
 def _holds(lists: pa.ListArray, name: str) -> NDArray[np.bool_]:
@@ -252,7 +253,7 @@ def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]
     keys = []
     for name in names:
         plain = name.removeprefix("-") if name.startswith("-") else name.removeprefix("+")
-        found = next((n for n in (plain, f"reben:{plain}") if n in table.names), plain)
+        found = next((n for n in (plain, f"{layout.PREFIX}{plain}") if n in table.names), plain)
         if found in nested:
             raise ValueError(f"cannot sort by {plain!r}: it holds several values")
         check_names([found], [n for n in table.names if n not in nested], "sortby column")

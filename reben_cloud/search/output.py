@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 from reben_cloud.catalog import patch_items
-from reben_cloud.root.patches import rfc3339, write_patches
+from reben_cloud.root import layout
+from reben_cloud.root.metadata import rfc3339
+from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.selection import Selection
 
 Form = Literal["table", "ids", "json", "geojson", "stac", "parquet"]
@@ -51,10 +53,10 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
 
 def _table(selection: Selection, max_rows: int) -> str:
     part = Selection(selection.dataset, selection.table, selection.rows[:max_rows])
-    rows = part.columns(["id", "datetime", "reben:split", "reben:country", "reben:labels"]).to_pylist()
+    rows = part.columns([layout.ID, layout.DATETIME, layout.SPLIT, layout.COUNTRY, layout.LABELS]).to_pylist()
     lines = [
-        f"{row['id']}  {rfc3339(row['datetime'])}  {row['reben:split']:10}  {row['reben:country']:11}  "
-        f"{'; '.join(row['reben:labels'])}"
+        f"{row[layout.ID]}  {rfc3339(row[layout.DATETIME])}  {row[layout.SPLIT]:10}  {row[layout.COUNTRY]:11}  "
+        f"{'; '.join(row[layout.LABELS])}"
         for row in rows
     ]
     if len(selection) > len(rows):

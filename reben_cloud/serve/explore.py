@@ -19,7 +19,7 @@ from reben_cloud.bigearthnet import grid
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.serve.pictures import describe, picture_of
 from reben_cloud.views.picture import encode_png

@@ -14,7 +14,7 @@ from reben_cloud.bigearthnet.about import about
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.patches import rfc3339
+from reben_cloud.root.metadata import rfc3339
 from reben_cloud.schema import Schema
 from reben_cloud.search import known_ids
 from reben_cloud.views.picture import color_map, shade, tensors_of

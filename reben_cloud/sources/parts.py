@@ -13,9 +13,9 @@ from typing import NamedTuple
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.formats import safetensors
+from reben_cloud.root import layout
 from reben_cloud.root.documents import read_patches
 from reben_cloud.root.exported import ExportManifest
-from reben_cloud.root.layout import EXPORT_MANIFEST
 from reben_cloud.root.manifest import InvalidManifestError
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.sources import Official
@@ -86,15 +86,15 @@ class _Index(NamedTuple):
 @lru_cache(maxsize=2)
 def _index(folder: str) -> _Index:
     try:
-        text = (Path(folder) / EXPORT_MANIFEST).read_bytes()
+        text = (Path(folder) / layout.EXPORT_MANIFEST).read_bytes()
         manifest = ExportManifest.from_bytes(text, where=folder)
     except InvalidManifestError as error:
-        raise SourceError(f"{folder}/{EXPORT_MANIFEST} is damaged: {error}; export again") from error
-    table = read_patches(open_store(folder), manifest, ["id", "reben:s1_name"])
-    ids = table.column("id").to_pylist()
+        raise SourceError(f"{folder}/{layout.EXPORT_MANIFEST} is damaged: {error}; export again") from error
+    table = read_patches(open_store(folder), manifest, [layout.ID, layout.column("s1_name")])
+    ids = table.column(layout.ID).to_pylist()
     return _Index(
         {patch_id: row for row, patch_id in enumerate(ids)},
-        dict(zip(ids, table.column("reben:s1_name").to_pylist(), strict=True)),
+        dict(zip(ids, table.column(layout.column("s1_name")).to_pylist(), strict=True)),
         manifest.modalities,
         manifest.patches_per_file,
     )
@@ -103,7 +103,7 @@ def _index(folder: str) -> _Index:
 def is_safetensors(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` holds an export to safetensors."""
     try:
-        manifest = json.loads((Path(folder) / EXPORT_MANIFEST).read_bytes())
+        manifest = json.loads((Path(folder) / layout.EXPORT_MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("kind") == "safetensors"

@@ -31,8 +31,8 @@ from reben_cloud.root.documents import (
 )
 from reben_cloud.root.layout import MANIFEST, PATCHES
 from reben_cloud.root.manifest import Manifest
+from reben_cloud.root.metadata import described_columns, described_metadata
 from reben_cloud.root.patch import Patch, PatchInfo
-from reben_cloud.root.patches import described_columns, described_metadata
 from reben_cloud.root.placement import check_places
 from reben_cloud.root.references import RemoteObjects, Span, options_for
 from reben_cloud.root.references import check_places as check_references

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from reben_cloud.files.clutter import is_clutter
+from reben_cloud.root import layout
 from reben_cloud.sources.folders import SUFFIXES, is_patch, is_v1_patch
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,9 @@ def _survey(folder: str | os.PathLike[str], depth: int, seen: set[tuple[int, int
     files = {e.name: e.path for e in entries if not e.is_dir()}
     folders = {e.name: e.path for e in entries if e.is_dir()}
     is_ours = (
-        "export.json" in files or "_build" in folders or ("manifest.json" in files and "shards" in folders)
+        layout.EXPORT_MANIFEST in files
+        or layout.JOURNAL in folders
+        or (layout.MANIFEST in files and layout.SHARDS in folders)
     )
     if "data.mdb" in files:
         yield Part("lmdb", "", path, is_ours=is_ours)
@@ -149,7 +152,7 @@ def _is_data(name: str) -> bool:
     return (
         bool(_PRODUCT.match(name) or _SCENE.match(name))
         or is_v1_patch(name)
-        or name.endswith((".SAFE", ".zarr"))
+        or name.endswith((".SAFE", layout.ZARR_SUFFIX))
     )
 
 

@@ -16,6 +16,7 @@ from reben_cloud.bigearthnet.inputs import statistics_of
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import write_whole
+from reben_cloud.root import layout
 from reben_cloud.schema import Classes, Schema
 from reben_cloud.training.config import TrainConfig
 from reben_cloud.training.metrics import TrainResult
@@ -165,7 +166,7 @@ def model_item(
             "mlm:hyperparameters": {**parts, "timm": timm.__version__},
             "mlm:input": [_input(spec, schema)],
             "mlm:output": [_output(spec, tasks)],
-            "reben:metrics": {
+            f"{layout.PREFIX}metrics": {
                 "subset": metrics["subset"],
                 "num_classes": metrics["num_classes"],
                 "macro": metrics["macro"],

@@ -10,6 +10,7 @@ import shapely
 from matplotlib.collections import PolyCollection
 
 from reben_cloud.bigearthnet.country import load_countries
+from reben_cloud.root import layout
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.root.selection import Selection
 
@@ -21,10 +22,10 @@ def plot_footprints(selection: Selection, ax: Axes | None) -> Axes:
     """Draw footprints coloured by split; see `Selection.plot`."""
     if ax is None:
         ax = plt.subplots(figsize=(8, 7), layout="tight")[1]
-    bbox: Any = selection.column("bbox").combine_chunks()
+    bbox: Any = selection.column(layout.BBOX).combine_chunks()
     west, south, east, north = (bbox.field(s).to_numpy() for s in ("xmin", "ymin", "xmax", "ymax"))
     corners = np.stack([west, south, east, south, east, north, west, north], axis=1).reshape(-1, 4, 2)
-    splits = selection.column("reben:split").to_numpy()
+    splits = selection.column(layout.SPLIT).to_numpy()
     wide = not len(selection) or np.ptp(corners[..., 1]) > 5
     # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
     edge = 0.5 if not wide else 4 if len(selection) < 5_000 else 2.5

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.backing import LmdbFolder, RootObjects
@@ -70,13 +71,26 @@ def open_patch(dataset: Dataset, patch_id: str) -> xr.Dataset:
 
 
 def open_mosaic(
-    dataset: Dataset, product: str, *, bands: str | Sequence[str], bbox: str | Sequence[float] | None
+    dataset: Dataset, product: str, *, bands: str | Sequence[str] | None, bbox: str | Sequence[float] | None
 ) -> xr.DataArray:
     """The patches of a product as one raster; see `Dataset.mosaic`."""
     box = None if bbox is None else parse_box(bbox)
-    names = parse_names(bands, "bands")
+    names = _bands_of_picture(dataset) if bands is None else parse_names(bands, "bands")
     stack = open_product(dataset, product)
     return mosaic(dataset.store, product, stack, bands=names, bbox=box, schema=dataset.schema)
+
+
+def _bands_of_picture(dataset: Dataset) -> list[str]:
+    """The bands of the picture of a product.
+
+    Raises:
+        NotFoundError: If the dataset does not have them.
+    """
+    picture = about(dataset.schema).thumbnail
+    if picture is None or picture.array_in(dataset.schema) is None:
+        wanted = "" if picture is None else f", which is of {', '.join(c.tensor for c in picture.channels)}"
+        raise NotFoundError(f"{dataset.url} has no bands for a picture{wanted}; say which `bands` you want")
+    return [channel.tensor for channel in picture.channels]
 
 
 def stack_patches(selection: Selection, bands: str | Iterable[str] | None) -> xr.Dataset:

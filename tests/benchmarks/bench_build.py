@@ -37,7 +37,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import make_plan
 from reben_cloud.build.tasks import stack_patches
 from reben_cloud.formats import zarr
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import metadata
 from reben_cloud.root.patch import key_of
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource

@@ -15,7 +15,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli import app
 from reben_cloud.errors import InvalidPatchError, RebenError, SourceError
-from reben_cloud.root import patches as metadata
+from reben_cloud.root import metadata
 from reben_cloud.root.patch import key_of
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
