@@ -6,7 +6,8 @@
     ├── NotFoundError      (LookupError)      no such dataset, patch, product, split or shard
     ├── ChecksumError      (ValueError)       the bytes read are not the bytes that were written
     ├── StorageError       (OSError)          the store refused, or failed after the retries
-    │   └── UnreachableError (TimeoutError)   nobody answers, or the answers stop
+    │   ├── UnreachableError (TimeoutError)   nobody answers, or the answers stop
+    │   └── ChangedError                      the object is not the one that was opened
     ├── ConflictError      (FileExistsError)  the root exists, or somebody else is building it
     ├── NotFiniteError     (FloatingPointError)  a model's output, loss or weights are infinite or no number
     ├── ForkError          (RuntimeError)     used in a forked child, where its clients would hang
@@ -46,6 +47,10 @@ class StorageError(RebenError, OSError):
 
 class UnreachableError(StorageError, TimeoutError):
     """The store does not answer, or its answers stop: what is asked of it next will fare no better."""
+
+
+class ChangedError(StorageError):
+    """The object was written again since it was opened: bytes of two versions must not be mixed."""
 
 
 class ConflictError(RebenError, FileExistsError):

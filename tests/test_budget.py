@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import reben_cloud as rc
-from reben_cloud import store as store_module
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.verify import verify
@@ -25,6 +24,7 @@ from reben_cloud.export import export_lmdb
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Budget, Store, mask, open_store, public_url
+from reben_cloud.store import objects as store_module
 from reben_cloud.stream import RawLoader
 from tests.webserver import _Ranged
 

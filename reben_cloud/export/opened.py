@@ -29,7 +29,7 @@ from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
 from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import Store, open_store
+from reben_cloud.store import Stat, Store, open_store
 
 SCHEME = "lmdb://"
 """Prefix of a URL that can only be an LMDB."""
@@ -130,22 +130,26 @@ class MadeRoot(Store):
         digest.update(repr((1, plan.modalities, plan.options)).encode())
         return digest.hexdigest()[:16]
 
-    def head(self, path: str) -> int:
-        """As `Store.head`."""
-        return self._patches.nbytes if path == PATCHES else super().head(path)
+    def stat(self, path: str) -> Stat:
+        """As `Store.stat`."""
+        if path != PATCHES:
+            return super().stat(path)
+        return Stat(self._patches.nbytes, super().stat("data.mdb").version)  # which it is made of
 
-    def get(self, path: str) -> memoryview:
+    def get(self, path: str, *, version: str | None = None) -> memoryview:
         """As `Store.get`."""
-        return self._patches if path == PATCHES else super().get(path)
+        return self._patches if path == PATCHES else super().get(path, version=version)
 
-    def get_range(self, path: str, start: int, length: int) -> memoryview:
+    def get_range(self, path: str, start: int, length: int, *, version: str | None = None) -> memoryview:
         """As `Store.get_range`."""
         if path != PATCHES:
-            return super().get_range(path, start, length)
+            return super().get_range(path, start, length, version=version)
         return self._patches[start : start + length]
 
-    def get_ranges(self, path: str, starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+    def get_ranges(
+        self, path: str, starts: Sequence[int], lengths: Sequence[int], *, version: str | None = None
+    ) -> list[memoryview]:
         """As `Store.get_ranges`."""
         if path != PATCHES:
-            return super().get_ranges(path, starts, lengths)
+            return super().get_ranges(path, starts, lengths, version=version)
         return [self._patches[s : s + n] for s, n in zip(starts, lengths, strict=True)]

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-SCHEMES = ("file", "s3", "http", "https", "memory")
+SCHEMES = ("file", "s3", "http", "https", "hf", "memory")
 """Schemes of the stores that `store.open_store` opens."""
 
 _ELSEWHERE = frozenset(
@@ -26,7 +26,6 @@ _ELSEWHERE = frozenset(
         "abfs",
         "abfss",
         "adl",
-        "hf",
         "hdfs",
         "ftp",
         "sftp",

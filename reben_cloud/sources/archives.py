@@ -68,7 +68,7 @@ class ArchiveSource(Official):
         found = {}
         for store, path in self.files.values():
             try:
-                found[path] = store.version(path)
+                found[path] = store.stat(path).version
             except FileNotFoundError as error:
                 raise SourceError(f"{store.url}/{path}: no such archive") from error
         return found

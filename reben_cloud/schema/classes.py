@@ -1,0 +1,129 @@
+"""The label classes of a dataset, and the check that a name is a known one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from reben_cloud.errors import InvalidPatchError
+from reben_cloud.schema.pickling import PickledAsMade
+from reben_cloud.schema.tensors import Array
+
+_COLOR = re.compile(r"#[0-9a-f]{6}")
+
+MAX_CLASSES = 65_535
+"""Most classes of a schema: a class and "none" fit 16 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes(PickledAsMade):
+    """The classes of the multi-labels, and of the pixels of a map."""
+
+    names: tuple[str, ...]
+    """Names, in the order of the columns of ``batch["labels"]``."""
+    colors: tuple[str, ...] = ()
+    """Colour of each as ``#rrggbb``; empty where none is stated."""
+    codes: tuple[tuple[int, ...], ...] = ()
+    """Pixel values of the map that belong to each class; empty where there is no map."""
+    without_class: tuple[int, ...] = ()
+    """Further pixel values that a map may have, which belong to no class."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "colors", tuple(self.colors))
+        object.__setattr__(self, "codes", tuple(tuple(codes) for codes in self.codes))
+        object.__setattr__(self, "without_class", tuple(self.without_class))
+        if not 1 <= len(self.names) <= MAX_CLASSES:
+            raise ValueError(f"a schema has 1 to {MAX_CLASSES:,} classes, got {len(self.names):,}")
+        if len(set(self.names)) != len(self.names) or not all(n and n == n.strip() for n in self.names):
+            raise ValueError("classes need different names, none of them empty")
+        for what, values in (("colors", self.colors), ("codes", self.codes)):
+            if values and len(values) != len(self.names):
+                raise ValueError(f"{len(self.names)} classes have {len(values)} {what}")
+        if wrong := [color for color in self.colors if not _COLOR.fullmatch(color)]:
+            raise ValueError(f"a colour is written #rrggbb, got {wrong[0]!r}")
+        flat = [*self.without_class, *(code for codes in self.codes for code in codes)]
+        if len(set(flat)) != len(flat):
+            raise ValueError("a pixel value of the map belongs to one class only")
+
+    def __len__(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse names that are not classes.
+
+        Raises:
+            ValueError: If a name is unknown; the message has the nearest names.
+        """
+        check_names(names, self.names, "label")
+
+    def encode(self, column: pa.ChunkedArray[Any]) -> NDArray[np.uint8]:
+        """Multi-hot matrix of a column of lists of names.
+
+        Args:
+            column: list<string>, n rows, no nulls.
+
+        Returns:
+            uint8 (n, num_classes).
+
+        Raises:
+            ValueError: If a name is unknown.
+        """
+        lists = column.combine_chunks()
+        flat = pc.list_flatten(lists)
+        index = pc.index_in(flat, pa.array(self.names))
+        if index.null_count:
+            self.check([flat.filter(pc.is_null(index))[0].as_py()])
+        out = np.zeros((len(lists), len(self)), np.uint8)
+        out[pc.list_parent_indices(lists).to_numpy(), index.to_numpy()] = 1
+        return out
+
+    def labels_in(self, pixels: Array, *, name: str) -> tuple[str, ...]:
+        """The classes that have at least one pixel in a map, sorted by name.
+
+        Args:
+            pixels: Values of the map, any shape, none negative.
+            name: What to call the map in a message.
+
+        Raises:
+            InvalidPatchError: If a pixel has a value that the classes do not know.
+        """
+        found = np.flatnonzero(np.bincount(pixels.ravel())).tolist()  # seven times quicker than np.unique
+        class_of = self._class_of
+        unknown = [code for code in found if code not in class_of]
+        if unknown:
+            raise InvalidPatchError(
+                f"{name}: the map has the value {unknown[0]}, which is not a code of any class "
+                f"({len(class_of)} codes from {min(class_of)} to {max(class_of)})"
+            )
+        return tuple(sorted({label for code in found if (label := class_of[code]) is not None}))
+
+    @cached_property
+    def _class_of(self) -> Mapping[int, str | None]:
+        known: dict[int, str | None] = dict.fromkeys(self.without_class)
+        return known | {c: n for n, codes in zip(self.names, self.codes, strict=True) for c in codes}
+
+
+def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
+    """Refuse names that are not among the known ones.
+
+    Raises:
+        ValueError: If one is unknown; the message has the nearest names.
+    """
+    for name in names:
+        if name not in known:
+            lower = {one.lower(): one for one in known}
+            near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(repr(lower[n]) for n in near)}?" if near else ""
+            some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+            raise ValueError(f"unknown {what} {name!r}; {hint or 'known are ' + some}")

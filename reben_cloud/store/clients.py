@@ -1,0 +1,218 @@
+"""Clients of a process: obstore's for folders, S3 and memory, and what answers for the objects of each store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.store import HTTPStore, LocalStore, MemoryStore, S3Store
+
+from reben_cloud.errors import ChangedError, ForkError, StorageError
+from reben_cloud.store.answers import Span, Stat, dated_version, is_strong
+from reben_cloud.store.budget import PROGRESS_BYTES, Budget
+from reben_cloud.store.s3 import aws_credentials, s3_config
+
+if TYPE_CHECKING:
+    from reben_cloud.store.hub import Hub
+    from reben_cloud.store.web import WebClient
+
+MAX_CONNECTIONS = 32
+"""Requests that a store on the web has on their way, where its options do not say."""
+
+_first_pid: int | None = None
+"""The process that made the first client; a forked child inherits it and finds that it is another."""
+
+_MEMORY: dict[str, MemoryStore] = {}
+"""``memory://name`` roots of this process, as in fsspec: a second open sees the same objects."""
+
+
+def check_process(url: str) -> None:
+    """See that this process may use clients.
+
+    Raises:
+        ForkError: In a child that was forked after the parent used one.
+    """
+    global _first_pid  # the client's runtime belongs to the process, not to a store
+    if _first_pid not in (None, os.getpid()):
+        raise ForkError(
+            f"{url}: this process was forked from one that used a store, and any client would hang here; "
+            "start workers with multiprocessing_context='forkserver' or 'spawn', "
+            "or use StreamLoader without workers (it has threads of its own)"
+        )
+    _first_pid = os.getpid()
+
+
+def connect_obstore(url: str, storage_options: Mapping[str, Any], budget: Budget) -> Any:
+    """An obstore client, which makes one attempt at a time.
+
+    Raises:
+        FileNotFoundError: If a folder is not there.
+        StorageError: If there are no credentials, or no such client.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        return _MEMORY.setdefault(url, MemoryStore())
+    if parts.scheme == "file":
+        folder = unquote(parts.path)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"{url}: no such folder")
+        return LocalStore(folder)
+    if parts.scheme in ("http", "https"):
+        return HTTPStore.from_url(url, **_client_options(budget, http=parts.scheme == "http"))
+    if parts.scheme == "hf":
+        raise StorageError("the hub is read only, and by Store alone")
+    config: Any = s3_config(storage_options)
+    profile = config.pop("profile", None)
+    provider = None
+    signs = not config.get("skip_signature") and "access_key_id" not in config
+    if signs and (profile or not os.environ.get("AWS_ACCESS_KEY_ID")):
+        provider = aws_credentials(profile)
+    endpoint = str(config.get("endpoint", ""))
+    return S3Store(
+        parts.netloc,
+        prefix=parts.path.strip("/") or None,
+        config=config,
+        credential_provider=provider,
+        **_client_options(budget, http=endpoint.startswith("http://")),
+    )
+
+
+def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) -> tuple[WebClient, Hub | None]:
+    """What answers for the objects below an http(s) or hf URL, and the hub behind it if there is one.
+
+    Args:
+        url: The URL, with user, password and query.
+        storage_options: ``max_connections``; for a hub also those of `hub.Hub`.
+        budget: What a request may take.
+
+    Raises:
+        ValueError: If an option is not understood.
+        MissingExtraError: If the hub's library is not installed.
+    """
+    # http.client and ssl are an eighth of the time that `import reben_cloud` takes.
+    from reben_cloud.store.connections import Connections
+    from reben_cloud.store.web import WebClient, locations_below
+
+    limit = max_connections(storage_options)
+    if url.startswith("hf://"):
+        from reben_cloud.store.hub import Hub
+
+        hub = Hub(url, storage_options, timeout_s=budget.silence_s)
+        return WebClient(Connections(limit, budget), hub.locate), hub
+    return WebClient(Connections(limit, budget), locations_below(url)), None
+
+
+def max_connections(storage_options: Mapping[str, Any]) -> int:
+    """Most requests that a store on the web has on their way.
+
+    Raises:
+        ValueError: If it is not a number from 1.
+    """
+    limit = storage_options.get("max_connections", MAX_CONNECTIONS)
+    if not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"max_connections must be a whole number from 1, got {limit!r}")
+    return limit
+
+
+def _client_options(budget: Budget, *, http: bool) -> dict[str, Any]:
+    """Settings of an obstore client, which must not try anything again of its own accord."""
+    client = {
+        "connect_timeout": timedelta(seconds=min(5.0, budget.silence_s)),
+        "read_timeout": timedelta(seconds=budget.silence_s),
+        "timeout": timedelta(seconds=budget.request_s),
+        "allow_http": http,
+    }
+    return {"client_options": client, "retry_config": {"max_retries": 0}}
+
+
+class ObstoreClient:
+    """Objects through obstore; see `answers.Client`.
+
+    Args:
+        client: An obstore client.
+        root: The folder, where the objects are files.
+    """
+
+    def __init__(self, client: Any, root: Path | None) -> None:
+        self._client, self._root = client, root
+
+    def get(self, path: str, span: Span, *, version: str | None) -> ObstoreAnswer:
+        """Ask for bytes of an object; see `answers.Client`."""
+        options: Any = {}
+        if span is not None:
+            options["range"] = {"suffix": span} if isinstance(span, int) else span
+        if self._root is None and is_strong(version):
+            options["if_match"] = version
+        result = obstore.get(self._client, path, options=options)
+        answer = ObstoreAnswer(result, self._root and self._root / path, version)
+        answer.check()
+        return answer
+
+    def read(self, path: str, span: Span, *, version: str | None) -> memoryview:
+        """The same bytes all at once, read-only."""
+        return self.get(path, span, version=version).whole().toreadonly()
+
+    def stat(self, path: str) -> Stat:
+        """Size and version of an object; see `answers.Client`."""
+        meta = obstore.head(self._client, path)
+        return Stat(int(meta["size"]), _version(meta, self._root and self._root / path))
+
+
+class ObstoreAnswer:
+    """Bytes of an object through obstore; see `answers.Answer`."""
+
+    def __init__(self, result: Any, file: Path | None, version: str | None) -> None:
+        self._result, self._file, self._wanted = result, file, version
+        self.first, self.stop = result.range
+
+    @property
+    def version(self) -> str:
+        """The version of the object; of a file, as it is now."""
+        return _version(self._result.meta, self._file)
+
+    def check(self) -> None:
+        """See that it is the version that was asked for.
+
+        Raises:
+            ChangedError: If it is not.
+        """
+        if self._wanted is not None and self.version != self._wanted:
+            raise ChangedError(f"it was version {self._wanted} and is {self.version} now")
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The bytes in pieces."""
+        for chunk in self._result.stream(min_chunk_size=PROGRESS_BYTES):
+            yield memoryview(chunk)
+        self.check()
+
+    def whole(self) -> memoryview:
+        """The bytes at once."""
+        data = memoryview(self._result.bytes())
+        self.check()  # of a file only now: it may have been written to while it was read
+        return data
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def file_version(file: str | os.PathLike[str]) -> str:
+    """Size and time of a file; another text when it was written again.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    status = os.stat(file)
+    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+    changed = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{status.st_size:,} bytes of {changed}.{nanoseconds:09d}"
+
+
+def _version(meta: Any, file: Path | None) -> str:
+    if file is not None:
+        return file_version(file)
+    return meta["e_tag"] or dated_version(int(meta["size"]), meta["last_modified"].isoformat())

@@ -1,0 +1,446 @@
+"""`Store`: the objects below one URL, read and written within a budget, with errors that name them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import obstore
+from obstore import exceptions as obs_errors
+
+from reben_cloud.errors import StorageError
+from reben_cloud.files.paths import SCHEMES, local_path, split_scheme
+from reben_cloud.store.answers import Client, Span, Stat
+from reben_cloud.store.budget import BUDGET, Budget, Tries
+from reben_cloud.store.clients import (
+    ObstoreClient,
+    check_process,
+    connect_obstore,
+    connect_web,
+    max_connections,
+)
+from reben_cloud.store.refusals import SilentError, may_pass, meaning, wait_s
+from reben_cloud.store.s3 import s3_config
+from reben_cloud.store.secrecy import mask, public_url, scrub
+
+if TYPE_CHECKING:
+    from reben_cloud.store.hub import Hub
+    from reben_cloud.store.web import WebClient
+
+T = TypeVar("T")
+
+
+def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Store:
+    """A store for everything below `url`; nothing is contacted yet.
+
+    Args:
+        url: A path, or a ``file://``, ``s3://bucket/prefix``, ``http(s)://`` (read-only),
+            ``hf://datasets/OWNER/NAME[@REVISION]/PATH`` (read-only) or ``memory://name`` URL.
+        storage_options: For S3, in the words of fsspec (``key``, ``secret``, ``token``, ``anon``,
+            ``profile``, ``endpoint_url``, ``client_kwargs``) or of obstore (``access_key_id``,
+            ``secret_access_key``, ``region``, ``endpoint``, ``skip_signature``, ...). What is not
+            given comes from the usual ``AWS_*`` variables or profile. For ``hf://``: ``token`` and
+            ``endpoint``, else ``HF_TOKEN`` (or that of ``hf auth login``) and ``HF_ENDPOINT``. For both
+            kinds of web servers: ``max_connections``, the requests that are on their way at once, 32.
+
+    Raises:
+        ValueError: If the scheme is unknown or an option is not understood.
+    """
+    return Store(normalise_url(url), dict(storage_options or {}))
+
+
+def normalise_url(url: str | os.PathLike[str]) -> str:
+    """`url` without a trailing slash; a path becomes an absolute ``file://`` URL.
+
+    Raises:
+        ValueError: If it is empty, or the scheme is not one of `files.paths.SCHEMES`.
+    """
+    text = os.fspath(url)
+    if not text.strip():
+        raise ValueError("cannot open '': name a folder or a URL; the current folder is '.'")
+    scheme, rest = split_scheme(text)
+    if scheme in (None, "file"):
+        return local_path(text).absolute().as_uri().rstrip("/")
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"cannot open {mask(text)!r}: the scheme must be {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}, got {scheme!r}"
+        )
+    return f"{scheme}://{rest}".rstrip("/")
+
+
+class Store:
+    """Objects below one URL. Paths are relative, with ``/``; made by `open_store`.
+
+    Safe to use from many threads, and picklable: the client is made on first use in each process.
+    Every call has one `Budget`; nothing above it needs to try again because a store failed.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any], *, budget: Budget | None = None) -> None:
+        self._address = url
+        self.url = public_url(url)
+        """Where the store is, without a trailing slash, credentials or query."""
+        self.storage_options = dict(storage_options)
+        """The options it was opened with; may hold secrets, so never printed."""
+        self.budget = budget or BUDGET
+        """What a call may cost."""
+        self._client: Any = None
+        self._web: tuple[WebClient, Hub | None] | None = None
+        self._askers: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"url": self._address, "storage_options": self.storage_options, "budget": self.budget}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["url"], state["storage_options"])  # type: ignore[misc]
+        self.budget = state["budget"]
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def get(self, path: str, *, version: str | None = None) -> memoryview:
+        """The whole object, read-only.
+
+        Args:
+            path: The object.
+            version: What `stat` said of it, if it must still be so.
+
+        Raises:
+            FileNotFoundError: If there is no such object.
+            ChangedError: If it is another version, or becomes one while it is read.
+            UnreachableError: If the store does not answer within the budget.
+            StorageError: If the store refuses, or fails after the attempts of the budget.
+        """
+        return self._read(path, None, version=version)
+
+    def get_into(self, path: str, buffer: memoryview) -> int:
+        """Fill a buffer with the object that should fit it: no memory of its own, so faster than `get`.
+
+        Args:
+            path: The object.
+            buffer: Bytes that may be written.
+
+        Returns:
+            Size of the object as it came, bytes; when it is not that of the buffer, what is in the buffer
+            is of no use. Raises as `get`.
+        """
+        size = buffer.nbytes
+
+        def place(nbytes: int) -> memoryview | None:
+            nonlocal size
+            size = nbytes
+            return buffer if nbytes == buffer.nbytes else None
+
+        self._fill(path, None, place)
+        return size
+
+    def get_range(self, path: str, start: int, length: int, *, version: str | None = None) -> memoryview:
+        """`length` bytes from byte `start`, fewer where the object ends; read-only. Raises as `get`."""
+        return self._read(path, (start, start + length), version=version)
+
+    def get_end(self, path: str, length: int, *, version: str | None = None) -> memoryview:
+        """The last `length` bytes, read-only. Raises as `get`."""
+        return self._read(path, length, version=version)
+
+    def get_ranges(
+        self, path: str, starts: Sequence[int], lengths: Sequence[int], *, version: str | None = None
+    ) -> list[memoryview]:
+        """Several ranges of one object, one request each, concurrently. Raises as `get`."""
+        spans = [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        if self._is_web or version is not None:
+            return list(self._threads.map(lambda span: self._read(path, span, version=version), spans))
+        tries = Tries(self.budget)
+        try:
+            buffers = obstore.get_ranges(self.client, path, starts=starts, lengths=lengths, coalesce=0)
+        except (obs_errors.BaseError, OSError) as error:
+            self._again(tries, error, "read", path)
+        else:
+            return [memoryview(buffer) for buffer in buffers]
+        # One of them failed, and which is not said: one after the other, each as far as it goes.
+        return [self._read(path, span, tries=tries) for span in spans]
+
+    def head(self, path: str) -> int:
+        """Size of the object in bytes. Raises as `get`."""
+        return self.stat(path).size
+
+    def stat(self, path: str) -> Stat:
+        """Size and version of the object as it is now; reads can be told to want that version.
+
+        The version is its ETag (on the Hugging Face hub, that of its content), and without one its size and
+        time. Raises as `get`.
+        """
+        return self._try("read", path, lambda: self._answering.stat(path))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            self.head(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(path, bytes) of every object below the folder `prefix`, unsorted; none is no error.
+
+        A web server is asked as WebDAV has it, which few answer.
+        """
+        if self._hub is not None:
+            hub = self._hub
+            yield from self._try("list", prefix, lambda: list(hub.list(prefix)))
+            return
+        if self.is_local and not os.path.isdir(self.local_path() or ""):
+            return
+        tries = Tries(self.budget)
+        last: str | None = None
+        while True:
+            try:
+                for page in obstore.list(self.client, prefix or None, offset=last):
+                    tries.progress()
+                    for meta in page:
+                        yield meta["path"], meta["size"]
+                    if self._is_remote:  # which lists in order of paths
+                        last = page[-1]["path"]
+                return
+            except (obs_errors.BaseError, OSError) as error:
+                self._again(tries, error, "list", prefix)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def put(self, path: str, data: bytes | memoryview, *, create: bool = False) -> None:
+        """Write an object as a whole, atomically.
+
+        Args:
+            path: Where to.
+            data: Its bytes.
+            create: Refuse to overwrite (``If-None-Match: *`` on S3). One single request, because
+                some servers ignore the condition on multipart uploads.
+
+        Raises:
+            FileExistsError: If `create` and the object exists.
+            StorageError: As `get`.
+        """
+        mode: Any = "create" if create else "overwrite"
+        if (folder := self.local_path()) is not None:
+            _make_folder(folder)
+        self._try("write", path, lambda: obstore.put(self.client, path, data, mode=mode, use_multipart=False))
+
+    def delete(self, path: str) -> None:
+        """Delete an object; on S3 also quiet when there is none."""
+        self._try("delete", path, lambda: obstore.delete(self.client, path))
+
+    # -- attempts --------------------------------------------------------------------------------
+
+    def _try(self, verb: str, path: str, call: Callable[[], T]) -> T:
+        tries = Tries(self.budget)
+        while True:
+            try:
+                return call()
+            except (obs_errors.BaseError, OSError) as error:
+                self._again(tries, error, verb, path)
+
+    def _read(
+        self, path: str, span: Span, *, version: str | None = None, tries: Tries | None = None
+    ) -> memoryview:
+        """Bytes of an object, read-only, in memory of their own."""
+        if isinstance(span, tuple) and span[0] == span[1]:
+            return memoryview(b"")  # which no range can say
+        if not self._is_remote:  # a stream of a file comes in pieces of 8 kB
+            here = ObstoreClient(self.client, self.local_path())
+            return self._try("read", path, lambda: here.read(path, span, version=version))
+        found = self._fill(path, span, lambda nbytes: np.empty(nbytes, np.uint8).data, version, tries)
+        assert found is not None
+        return found.toreadonly()
+
+    def _fill(
+        self,
+        path: str,
+        span: Span,
+        place: Callable[[int], memoryview | None],
+        version: str | None = None,
+        tries: Tries | None = None,
+    ) -> memoryview | None:
+        """Put bytes of an object somewhere; an answer that breaks off is gone on with where it ended.
+
+        Args:
+            path: The object.
+            span: Which bytes.
+            place: Called with the number of bytes that come: where to put them, None to do without.
+            version: What the object must be.
+            tries: Attempts that count already.
+
+        Returns:
+            What `place` gave, filled.
+        """
+        tries = tries or Tries(self.budget)
+        buffer: memoryview | None = None
+        held: str | None = None
+        done = 0
+        while True:
+            try:
+                # Bytes of two versions are never put together.
+                wanted = held if done else version
+                with closing(self._answering.get(path, span, version=wanted)) as answer:
+                    if done == 0:
+                        first, stop = answer.first, answer.stop
+                        buffer = place(stop - first)
+                        if buffer is None:
+                            return None
+                        held = answer.version
+                    assert buffer is not None
+                    for piece in answer.pieces():
+                        if done + len(piece) > stop - first:
+                            raise OSError(f"more bytes came than the {stop - first:,} announced")
+                        buffer[done : done + len(piece)] = piece
+                        done += len(piece)
+                        tries.progress(len(piece))
+                    if done < stop - first:
+                        raise SilentError(f"{done:,} bytes came of the {stop - first:,} announced")
+                    return buffer
+            except (obs_errors.BaseError, OSError) as error:
+                self._again(tries, error, "read", path)
+            if done:
+                if done == stop - first:  # all came before what failed
+                    return buffer
+                span = first + done, stop
+
+    def _again(self, tries: Tries, error: Exception, verb: str, path: str) -> None:
+        """Wait before the next attempt, or raise: what `error` means, when another is no use or not allowed."""
+        scrub(error)
+        name = f"{self.url}/{path}" if path else self.url
+        failure = meaning(error, verb=verb, name=name, way_out=self._way_out)
+        if not (self._is_remote and may_pass(error)):
+            raise failure from error
+        if not tries.wait(wait_s(error)):
+            raise type(failure)(f"{failure}; {tries}") from error
+
+    # -- beside ----------------------------------------------------------------------------------
+
+    @property
+    def is_local(self) -> bool:
+        """Whether objects are plain files, so that `local_path` is not None."""
+        return self.url.startswith("file://")
+
+    @property
+    def _is_remote(self) -> bool:
+        return not self.url.startswith(("file://", "memory://"))
+
+    def local_path(self, path: str = "") -> Path | None:
+        """The file behind an object, or None when the store is not a local folder."""
+        if not self.is_local:
+            return None
+        root = Path(unquote(urlsplit(self.url).path))
+        return root / path if path else root
+
+    @property
+    def s3_location(self) -> dict[str, str] | None:
+        """``bucket``, ``region`` and, unless it is AWS, ``endpoint`` of an S3 store: nothing secret; else None."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "s3":
+            return None
+        config = s3_config(self.storage_options)
+        place = {"bucket": parts.netloc, "region": str(config["region"])}
+        if config.get("endpoint"):
+            server = urlsplit(str(config["endpoint"]))
+            place["endpoint"] = f"{server.scheme}://{server.netloc.rpartition('@')[2]}"
+        return place
+
+    def child(self, prefix: str) -> Store:
+        """The store of everything below the folder `prefix`."""
+        parts = urlsplit(self._address) if self._is_http else None
+        if parts is None:
+            address = f"{self._address}/{prefix.strip('/')}"
+        else:  # a query, which may be what lets one in, stays at the end
+            address = parts._replace(path=f"{parts.path.rstrip('/')}/{prefix.strip('/')}").geturl()
+        return Store(address, self.storage_options, budget=self.budget)
+
+    def parent(self) -> tuple[Store, str]:
+        """The store above this one, and the name of this one in it."""
+        address, name = self.url.rpartition("/")[::2]
+        if self._is_http:
+            parts = urlsplit(self._address)
+            address = parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]).geturl()
+        return Store(address, self.storage_options, budget=self.budget), name
+
+    def pinned(self) -> Store:
+        """The same store at the commit that its revision names now, where it has revisions (``hf://``); else itself.
+
+        Raises:
+            UnreachableError: If the hub does not answer within the budget.
+            StorageError: If the hub refuses, or has no such data set or revision.
+        """
+        if self._hub is None:
+            return self
+        address = self._try("open", "", self._hub.pinned)
+        return Store(str(address), self.storage_options, budget=self.budget)
+
+    @property
+    def _is_http(self) -> bool:
+        return self.url.startswith(("http://", "https://"))
+
+    @property
+    def _is_web(self) -> bool:
+        return self._is_http or self.url.startswith("hf://")
+
+    @property
+    def _way_out(self) -> str:
+        if self._is_http:
+            return "check the URL, the network, and the proxy variables"
+        if self.url.startswith("hf://"):
+            return "check the network, the proxy variables and HF_ENDPOINT"
+        return "check the endpoint (AWS_ENDPOINT_URL, --endpoint-url)"
+
+    @property
+    def client(self) -> Any:
+        """The obstore client of this process, for libraries that take one; it makes one attempt at a time.
+
+        Raises:
+            ForkError: In a child that was forked after the parent used a client.
+            StorageError: If obstore knows no such store (``hf://``).
+        """
+        check_process(self.url)
+        if self._client is None:
+            self._client = connect_obstore(self._address, self.storage_options, self.budget)
+        return self._client
+
+    @property
+    def _answering(self) -> Client:
+        """Who is asked for objects. Raises as `client`."""
+        if not self._is_web:
+            return ObstoreClient(self.client, self.local_path())
+        return self._on_the_web()[0]
+
+    @property
+    def _hub(self) -> Hub | None:
+        return self._on_the_web()[1] if self.url.startswith("hf://") else None
+
+    def _on_the_web(self) -> tuple[WebClient, Hub | None]:
+        check_process(self.url)
+        with self._lock:
+            if self._web is None:
+                self._web = connect_web(self._address, self.storage_options, self.budget)
+            return self._web
+
+    @property
+    def _threads(self) -> ThreadPoolExecutor:
+        """Those that ask for several ranges at once."""
+        with self._lock:
+            if self._askers is None:
+                self._askers = ThreadPoolExecutor(max_connections(self.storage_options))
+            return self._askers
+
+
+def _make_folder(folder: Path) -> None:
+    """Made by the first write, not by opening: a typo in a read must leave no folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error

@@ -1,0 +1,156 @@
+"""What the failures of stores mean: an error with a way out, and whether another attempt is of use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from obstore import exceptions as obs_errors
+
+from reben_cloud.errors import ChangedError, StorageError, UnreachableError
+
+_PASSING = (408, 425, 429)
+"""Statuses below 500 that are answered otherwise a little later."""
+
+
+class RefusedError(OSError):
+    """A web server answered, but not with what was asked for.
+
+    Args:
+        status: The HTTP status.
+        cause: What was asked and answered, without secrets.
+        advice: The way out, where the status does not say it.
+        wait_s: How long the server asks to wait, seconds.
+    """
+
+    def __init__(self, status: int, cause: str, *, advice: str = "", wait_s: float = 0.0) -> None:
+        super().__init__(cause)
+        self.status, self.advice, self.wait_s = status, advice, wait_s
+
+
+class SilentError(OSError):
+    """Nobody answers, or an answer stopped."""
+
+
+_NO_ANSWER = "no answer from or no connection to the store"
+
+_CHECK_CREDENTIALS = (
+    "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and what they may do"
+)
+
+_REFUSALS: Sequence[tuple[Sequence[str], str, str]] = (
+    (
+        ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"),
+        "the clock of this machine is not that of the store",
+        "set the clock (NTP): a signature more than 15 minutes off is refused",
+    ),
+    (
+        ("ExpiredToken", "TokenRefreshRequired"),
+        "the credentials have expired",
+        "get new ones (AWS_SESSION_TOKEN goes with its key and secret)",
+    ),
+    (
+        (
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "InvalidToken",
+            "InvalidClientTokenId",
+            "UnrecognizedClient",
+            "AuthFailure",
+            "InvalidSecurity",
+            "MissingSecurity",
+            "NotSignedUp",
+            "AccountProblem",
+            "AllAccessDisabled",
+            "AccessDenied",
+            "InvalidPayer",
+        ),
+        "permission denied",
+        _CHECK_CREDENTIALS,
+    ),
+)
+"""Codes by which a store refuses who asks, what they mean and what to do; another attempt is no use."""
+
+
+def meaning(error: Exception, *, verb: str, name: str, way_out: str) -> OSError:
+    """What a client's error means to a caller.
+
+    Args:
+        error: The error, scrubbed.
+        verb: What was tried.
+        name: What it was tried on.
+        way_out: What to do when nobody answers.
+    """
+    if isinstance(error, StorageError):
+        return type(error)(f"cannot {verb} {name}: {error}")
+    if isinstance(error, obs_errors.PreconditionError):
+        return ChangedError(
+            f"cannot {verb} {name}: it has changed since it was opened ({_first_line(str(error))})"
+        )
+    if isinstance(error, obs_errors.NotFoundError | FileNotFoundError):
+        return FileNotFoundError(f"{name}: no such object")
+    if isinstance(error, obs_errors.AlreadyExistsError | FileExistsError):
+        return FileExistsError(f"{name} exists already")
+    if isinstance(error, RefusedError):
+        return _meaning_of_status(error, verb=verb, name=name)
+    if isinstance(error, SilentError):
+        return UnreachableError(
+            f"cannot {verb} {name}: no answer from or no connection to the store ({error}); {way_out}"
+        )
+    # obstore sorts a refusal under several types; its text has the server's own code.
+    text = str(error)
+    cause = _first_line(text)
+    for codes, meant, advice in _REFUSALS:
+        if any(code in text for code in codes):
+            return StorageError(f"cannot {verb} {name}: {meant} ({cause}); {advice}")
+    refused = obs_errors.PermissionDeniedError | obs_errors.UnauthenticatedError | PermissionError
+    # The answer to a HEAD has no code: an expired token is a bare 400.
+    if isinstance(error, refused) or re.search(r"HEAD .*status code: 40[013]", cause):
+        return StorageError(f"cannot {verb} {name}: permission denied ({cause}); {_CHECK_CREDENTIALS}")
+    if _is_silence(text):
+        return UnreachableError(
+            f"cannot {verb} {name}: no answer from or no connection to the store ({cause}); {way_out}"
+        )
+    return StorageError(f"cannot {verb} {name}: {cause}")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether what went wrong can be otherwise the next time."""
+    if isinstance(error, StorageError):
+        return False
+    if isinstance(error, SilentError):
+        return True
+    if isinstance(error, RefusedError):
+        return error.status in _PASSING or error.status >= 500
+    text = str(error)
+    if any(code in text for codes, _, _ in _REFUSALS for code in codes):
+        return False
+    status = re.search(r"status code: (\d{3})", text)
+    if status is None:
+        return _is_silence(text) or "HTTP error" in text
+    return int(status[1]) in _PASSING or status[1] >= "500" or "RequestTimeout" in text
+
+
+def wait_s(error: Exception) -> float:
+    """How long the store asks to wait before the next attempt, seconds."""
+    return error.wait_s if isinstance(error, RefusedError) else 0.0
+
+
+def _meaning_of_status(error: RefusedError, *, verb: str, name: str) -> OSError:
+    if error.status in (404, 410):
+        return FileNotFoundError(f"{name}: no such object")
+    if error.status in (401, 403):
+        advice = error.advice or "check the user, the password and the query of the URL"
+        return StorageError(f"cannot {verb} {name}: permission denied ({error}); {advice}")
+    return StorageError(f"cannot {verb} {name}: {error}" + (f"; {error.advice}" if error.advice else ""))
+
+
+def _is_silence(text: str) -> bool:
+    """Whether nobody answered, or the answer stopped."""
+    return "error sending request" in text or "body error" in text or "TimedOut" in text
+
+
+def _first_line(text: str) -> str:
+    """One line of an obstore error, which ends with a debug dump of many lines."""
+    line = text.split("\n\nDebug source:", 1)[0].splitlines()
+    return line[0].strip() if line else "unknown error"
