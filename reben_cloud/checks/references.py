@@ -24,7 +24,7 @@ def check_versions(backing: References) -> list[str]:
     objects, found = RemoteObjects(backing.objects, backing.storage_options), []
     for number in range(len(backing.objects)):
         try:
-            objects.check_version(number, now=True)
+            objects.check_version(number)
         except (ChecksumError, NotFoundError, StorageError) as error:
             found.append(str(error))
     return found

@@ -42,9 +42,8 @@ class HostedLmdb:
             FileNotFoundError: If it is gone.
             StorageError: If the store fails or refuses.
         """
-        return RemoteObject(
-            url=self.url, nbytes=self.store.head(self.path), version=self.store.version(self.path)
-        )
+        there = self.store.stat(self.path)
+        return RemoteObject(url=self.url, nbytes=there.size, version=there.version)
 
     def read(self, start: int, nbytes: int) -> memoryview:
         """Bytes of the file. Raises as `Store.get_range`."""

@@ -134,8 +134,8 @@ def index_tars(
 
 
 def _read_tar(store: Store, path: str) -> tuple[RemoteObject, list[_Member]]:
-    nbytes = store.head(path)
-    remote = RemoteObject(url=f"{store.url}/{path}", nbytes=nbytes, version=store.version(path))
+    nbytes, version = store.stat(path)
+    remote = RemoteObject(url=f"{store.url}/{path}", nbytes=nbytes, version=version)
     # Buffered, because a raw file may give less than it was asked for, which a tar would take for its end.
     blocks = io.BufferedReader(_Blocks(store, path, nbytes))
     try:

@@ -7,15 +7,14 @@ read as one, by the rule that readers of shards follow too: a request costs as m
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.errors import ChecksumError, NotFoundError
+from reben_cloud.errors import ChangedError, ChecksumError, NotFoundError
 from reben_cloud.sampling import Ints
 from reben_cloud.store import Store, open_store
 
@@ -24,9 +23,6 @@ REQUEST_BYTES = 256 * 1024
 
 RANGE_BYTES = 8 * 1024 * 1024
 """Most that is read by one request, so that several run at a time and what one brings is soon used."""
-
-RECHECK_S = 60.0
-"""Seconds after which the version of an object that is still being read is asked for again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +34,7 @@ class RemoteObject:
     nbytes: int
     """Its size when it was indexed."""
     version: str
-    """What its store called it then (`Store.version`): another text when it was written again."""
+    """What its store called it then (`Store.stat`): another text when it was written again."""
 
     def to_json(self) -> dict[str, object]:
         """For a manifest."""
@@ -59,11 +55,6 @@ class RemoteObject:
         if not isinstance(nbytes, int) or isinstance(nbytes, bool) or not 0 < nbytes < 2**63:
             raise ValueError(f"{url}: it cannot have {nbytes!r} bytes")
         return cls(url=url, nbytes=nbytes, version=version)
-
-    def open(self, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
-        """The store that it lies in, and its path there."""
-        folder, _, name = self.url.rpartition("/")
-        return open_store(folder, storage_options), name
 
 
 class Span(NamedTuple):
@@ -103,22 +94,10 @@ def plan_spans(starts: Ints, nbytes: int, *, request_bytes: int = REQUEST_BYTES)
     return found
 
 
-@dataclass(slots=True)
-class _Opened:
-    """An object that is read in this process."""
-
-    store: Store
-    path: str
-    checked: float = -np.inf
-    """When its version was compared last (`time.monotonic`)."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
 class RemoteObjects:
     """Objects that payloads are read from, by their numbers; safe to use from many threads.
 
-    Before anything is read from an object, and every `RECHECK_S` seconds while it is read, its version is
-    compared with the one that was indexed.
+    Every read wants the version that was indexed.
 
     Args:
         objects: The objects.
@@ -130,68 +109,65 @@ class RemoteObjects:
     ) -> None:
         self.objects = tuple(objects)
         self._storage_options = dict(storage_options or {})
-        self._opened: dict[int, _Opened] = {}
+        self._stores: dict[str, Store] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"objects": self.objects, "storage_options": self._storage_options}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["objects"], state["storage_options"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.objects, self._storage_options)
 
     def read(self, number: int, spans: Sequence[Span]) -> list[memoryview]:
-        """Ranges of an object, one request each.
+        """Ranges of an object, one request each, several at a time.
 
         Raises:
             NotFoundError: If the object is gone.
-            ChecksumError: If it is not the one that was indexed, or an answer is too short.
+            ChangedError: If it is not the one that was indexed.
+            ChecksumError: If an answer is too short.
             StorageError: If its store fails or refuses.
         """
-        remote, opened = self.objects[number], self._open(number)
-        self.check_version(number)
+        remote, (store, path) = self.objects[number], self._open(number)
         try:
-            found = opened.store.get_ranges(
-                opened.path, [span.start for span in spans], [span.nbytes for span in spans]
+            found = store.get_ranges(
+                path, [span.start for span in spans], [span.nbytes for span in spans], version=remote.version
             )
         except FileNotFoundError as error:
             raise self._gone(number) from error
+        except ChangedError as error:
+            raise self._changed(number) from error
         for span, data in zip(spans, found, strict=True):
             if data.nbytes != span.nbytes:
-                opened.checked = -np.inf
-                self.check_version(number)
                 raise ChecksumError(
                     f"{remote.url}: asked for {span.nbytes:,} bytes at {span.start:,}, got {data.nbytes:,}"
                 )
         return found
 
-    def check_version(self, number: int, *, now: bool = False) -> None:
-        """See that an object is the one that was indexed; `now`: even if that was seen a moment ago.
+    def check_version(self, number: int) -> None:
+        """See that an object is the one that was indexed.
 
         Raises:
             NotFoundError: If it is gone.
-            ChecksumError: If it was written again since.
+            ChangedError: If it was written again since.
+            StorageError: If its store fails or refuses.
         """
-        opened = self._open(number)
-        with opened.lock:
-            if not now and time.monotonic() - opened.checked < RECHECK_S:
-                return
-            try:
-                version = opened.store.version(opened.path)
-            except FileNotFoundError as error:
-                raise self._gone(number) from error
-            remote = self.objects[number]
-            if version != remote.version:
-                raise ChecksumError(
-                    f"{remote.url} has changed since it was indexed: it was {remote.version} and is {version}; "
-                    "index it again (reben-cloud index)"
-                )
-            opened.checked = time.monotonic()
+        store, path = self._open(number)
+        try:
+            there = store.stat(path)
+        except FileNotFoundError as error:
+            raise self._gone(number) from error
+        if there != (self.objects[number].nbytes, self.objects[number].version):
+            raise self._changed(number)
 
-    def _open(self, number: int) -> _Opened:
+    def _open(self, number: int) -> tuple[Store, str]:
+        folder, _, name = self.objects[number].url.rpartition("/")
         with self._lock:
-            if number not in self._opened:
-                self._opened[number] = _Opened(*self.objects[number].open(self._storage_options))
-            return self._opened[number]
+            if folder not in self._stores:
+                self._stores[folder] = open_store(folder, self._storage_options)
+            return self._stores[folder], name
+
+    def _changed(self, number: int) -> ChangedError:
+        return ChangedError(
+            f"{self.objects[number].url} has changed since it was indexed, when it was {self.objects[number].version}: "
+            "where its payloads lie is no longer known; index it again (reben-cloud index)"
+        )
 
     def _gone(self, number: int) -> NotFoundError:
         return NotFoundError(

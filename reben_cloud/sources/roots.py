@@ -123,7 +123,7 @@ class RootSource:
         if not payload.startswith(modality.payload_header) or (
             sums is not None and xxhash.xxh3_64_intdigest(payload) != int(sums[at])
         ):
-            places.objects.check_version(number, now=True)
+            places.objects.check_version(number)
             raise ChecksumError(
                 f"{url}: what lies at byte {start:,} is not the {modality.name} payload of {patch_id}; the object or "
                 "its index is damaged, index it again (reben-cloud index)"

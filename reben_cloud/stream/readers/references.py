@@ -100,7 +100,7 @@ class ReferenceReader:
             cause = "its xxh3 differs"
         else:
             return
-        self._objects.check_version(number, now=True)  # the likelier cause, and the better message
+        self._objects.check_version(number)  # the likelier cause, and the better message
         start = int(self._places[modality.name].start[sample])
         raise ChecksumError(
             f"{self._objects.objects[number].url}: what lies at byte {start:,} is not the {modality.name} payload of "
