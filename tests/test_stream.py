@@ -585,7 +585,7 @@ def test_an_epoch_through_faults_is_the_undisturbed_epoch(s3_root, fault_proxy, 
     from reben_cloud import store
     from tests.faultproxy import RandomRule
 
-    monkeypatch.setattr(store, "BUDGET", store.Budget(silence_s=2))  # a stall is found out sooner
+    monkeypatch.setattr(store.objects, "BUDGET", store.Budget(silence_s=2))  # a stall is found out sooner
     url, options = s3_root
     calm = rc.open(url, options).search()
     calm = type(calm)(calm.dataset, calm.table, calm.rows[::part])

@@ -19,7 +19,6 @@ from reben_cloud.store.secrecy import mask, scrub
 from reben_cloud.store.web import Location
 
 try:
-    import httpx
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
@@ -28,6 +27,9 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<repo>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^/\s]+))?(?P<prefix>/.*)?"
 )
+_FAILURES: tuple[type[Exception], ...] = (*hub_errors.HfHubHTTPError.__bases__, OSError)
+"""What a question to the hub may raise: the errors of whichever HTTP library its own library is built on."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OPTIONS = frozenset({"token", "endpoint", "max_connections"})
 
@@ -113,7 +115,7 @@ class Hub:
                     commit = self._api.dataset_info(
                         self.address.repo, revision=self.address.revision, timeout=self._timeout_s
                     ).sha
-                except (OSError, httpx.HTTPError, ValueError) as error:
+                except (*_FAILURES, ValueError) as error:
                     raise self._meaning(error) from scrub(error)
                 if commit is None or not _COMMIT.fullmatch(commit):
                     raise StorageError(f"the hub names no commit for revision {self.address.revision!r}")
@@ -152,7 +154,7 @@ class Hub:
                     yield entry.path[len(address.prefix) :].lstrip("/"), entry.size
         except hub_errors.EntryNotFoundError:
             return
-        except (OSError, httpx.HTTPError) as error:
+        except _FAILURES as error:
             raise self._meaning(error) from scrub(error)
 
     @property
@@ -185,6 +187,6 @@ class Hub:
                 advice=self._advice,
                 wait_s=float(wait) if wait.isdecimal() else 0.0,
             )
-        if isinstance(error, httpx.TransportError):
+        if isinstance(error, _FAILURES):
             return SilentError(f"{type(error).__name__}: {mask(str(error))}")
         return StorageError(f"the hub's answer is not understood: {mask(str(error))[:200]}")
