@@ -42,7 +42,7 @@ def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None 
     else:
         from reben_cloud.hosted.opened import open_hosted_root  # late, as above
 
-        if (dataset := open_hosted_root(store)) is not None:
+        if (dataset := open_hosted_root(os.fspath(url), storage_options)) is not None:
             return dataset
     raise NotFoundError(
         f"{url if store is None else store.url} has no {MANIFEST}, so no dataset is published there; "

@@ -70,12 +70,16 @@ def build(
 ) -> None:
     """Build a root from a source of patches, or from what a search finds in a root; run again, it continues."""
     from reben_cloud import build as building
+    from reben_cloud.hosted.opened import is_hosted
     from reben_cloud.root.placement import PlacementOptions
 
+    # What is hosted is found by opening it; whatever else a source can be is recognised.
+    to_search = query or is_hosted(source, storage_options(endpoint_url))
+    chosen = select(source, query, endpoint_url) if to_search else None
     plan, official = building.open_plan(
         source,
         root,
-        only=select(source, query, endpoint_url) if query else None,
+        only=chosen,
         modalities=modality,
         metadata_paths=metadata or (),
         options=PlacementOptions(order=order, seed=seed, shard_samples=shard_samples),  # type: ignore[arg-type]

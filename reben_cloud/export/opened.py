@@ -134,7 +134,7 @@ class MadeRoot(Store):
         """As `Store.stat`."""
         if path != PATCHES:
             return super().stat(path)
-        return Stat(self._patches.nbytes, super().stat("data.mdb").version)  # which it is made of
+        return Stat(self._patches.nbytes, self._plan.fingerprint)
 
     def get(self, path: str, *, version: str | None = None) -> memoryview:
         """As `Store.get`."""

@@ -76,6 +76,7 @@ def find_hosted(store: Store) -> HostedLmdb | None:
         SourceError: If there are several.
         StorageError: If the store cannot be reached or refuses.
     """
+    store = store.pinned()
     above, name = store.parent()
     if name == DATA:
         folder, lmdb_name = above, DATA
@@ -93,16 +94,20 @@ def find_hosted(store: Store) -> HostedLmdb | None:
 
 def _metadata_near(folder: Store) -> tuple[tuple[Store, str], ...]:
     """The metadata files in the folder of an LMDB, or in the one above."""
-    return _metadata_in(folder, _listed(folder)) or _metadata_in(above := folder.parent()[0], _listed(above))
+    if found := _metadata_in(folder, _listed(folder)):
+        return found
+    try:
+        above = folder.parent()[0]
+        return _metadata_in(above, _listed(above))
+    except ValueError:  # there is nothing above the top of a bucket or a repository
+        return ()
 
 
 def _listed(store: Store) -> list[str]:
-    """What lies in a folder; the names that are looked for, where a server lists nothing."""
-    try:
+    """What lies in a folder. A web server lists nothing: the names that an LMDB and its metadata most often have."""
+    if not store.url.startswith(("http://", "https://")):
         return [path for path, _ in store.list()]
-    except (NotImplementedError, OSError):
-        known = (DATA, "metadata.parquet", official.EXTRA_METADATA)
-        return [name for name in known if store.exists(name)]
+    return [name for name in (DATA, "metadata.parquet", official.EXTRA_METADATA) if store.exists(name)]
 
 
 def _metadata_in(store: Store, names: Iterable[str]) -> tuple[tuple[Store, str], ...]:
