@@ -1,0 +1,325 @@
+"""`RawLoader`: an epoch's batches one after another, from an order (`sampling`), a reader and buffers.
+
+What runs in its threads is in `pipeline`; where a loader was, and going on there, is here.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from reben_cloud.errors import ForkError, NotFoundError
+from reben_cloud.root.selection import Selection
+from reben_cloud.sampling import EpochOrder, Steps
+from reben_cloud.schema import SampleArray
+from reben_cloud.stream.gather import Arrays, BatchBuffers, LentBatches
+from reben_cloud.stream.pipeline import Pipeline
+from reben_cloud.stream.readers.base import Counters, Reader
+from reben_cloud.stream.select import Form, StoredSelection, open_reader
+from reben_cloud.stream.stats import StreamStats
+
+STATE_VERSION = 1
+"""Version of `RawLoader.state_dict`; it goes up when an order changes."""
+
+
+class RawLoader:
+    """Iterable over the raw batches of one epoch after another.
+
+    Each ``iter()`` runs one epoch, and ends an earlier one of this loader that was not through; with
+    its last batch, the loader is at the start of the next epoch.
+
+    A batch is a dict of arrays: the pixel arrays of the modalities in native resolution (``s2_10m``
+    [B, 4, 120, 120], ``s2_20m`` [B, 6, 60, 60], ``s2_60m`` [B, 2, 20, 20] uint16, ``s1``
+    [B, 2, 120, 120] float32 dB with VV first, ``map`` [B, 120, 120] uint16), ``labels`` [B, 19]
+    float32 in alphabetical class order, ``index`` [B] int64 (position in the selection) and
+    ``valid`` [B] bool. Rows that are not valid are padding: zeros, with index -1.
+
+    A batch stays as it is for as long as anything refers to it or to a view of it; then its memory is used
+    again. Keep what you like (it costs memory), but do not keep bare addresses.
+
+    What a batch holds was compared with checksums after it was read, each time: files that are written to,
+    cut short or replaced while they are read are an error, or fetched again where they were a cache.
+
+    Args:
+        selection: What to stream (`Dataset.search`).
+        modalities: Of ``s2``, ``s1``, ``map``; by default all that the dataset has.
+        batch_size: Samples in a batch of this rank.
+        seed: Seed of the order.
+        epoch: Number of the first epoch.
+        shuffle: Shuffle; otherwise samples come in the order of the selection, which reads a
+            remote root sample by sample. To evaluate, shuffle and use ``index``.
+        drop_last: Leave out the last global batch when it is not full.
+        rank: This rank.
+        world_size: Number of ranks; must divide `lanes`.
+        lanes: Canonical partitions of the order; the order depends on it.
+        window: Shards of a lane that are shuffled together; the order depends on it.
+        prefetch: Shards (of all modalities) fetched ahead of the ones in use; by default as many
+            as are in use. At most (lanes of this rank x window + prefetch) shards are resident.
+        fetch_threads: Concurrent requests.
+        gather_threads: Threads that fill batches.
+        cache_dir: Folder for whole shards of a remote root; may be shared by processes.
+        cache_bytes: Most bytes in that folder; None for no bound.
+        form: ``shards`` or ``zarr``; an LMDB export is always read as what it is.
+        buffers: Makes the memory that batches are handed out in, given the name, shape and dtype of every
+            array; by default NumPy arrays that are used again.
+
+    Raises:
+        NotFoundError: If the selection is empty (it names the condition that left nothing), or `drop_last`
+            leaves no batch.
+        TypeError: If `selection` is no selection, or `batch_size` no integer.
+        ValueError: If an argument is out of range, or the selection lacks a modality.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        *,
+        modalities: Sequence[str] | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        lanes: int = 8,
+        window: int = 1,
+        prefetch: int | None = None,
+        fetch_threads: int = 8,
+        gather_threads: int = 2,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        form: Form = "shards",
+        buffers: Callable[[Mapping[str, SampleArray]], BatchBuffers] | None = None,
+    ) -> None:
+        if fetch_threads < 1 or gather_threads < 1:
+            raise ValueError(
+                f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}"
+            )
+        batch_size = operator.index(batch_size)
+        stored = StoredSelection.of(selection, modalities)
+        selection.require_patches("nothing to stream")
+        self.modalities = tuple(m.name for m in stored.modalities)
+        """What the batches hold."""
+        self.epoch = epoch
+        """Number of the epoch that runs or comes next."""
+        self.num_samples = len(stored.index)
+        """Samples in an epoch, over all ranks."""
+        self._order_key = {"seed": seed, "lanes": lanes, "window": window, "shuffle": shuffle}
+        self._fingerprint = stored.fingerprint
+        self._digest = stored.digest
+        self._stored = stored
+        self._steps = Steps(
+            num_samples=self.num_samples,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+        )
+        if not len(self):
+            raise NotFoundError(
+                f"nothing to stream: {self.num_samples:,} patches do not fill a batch of {self._steps.global_batch} "
+                "(over all ranks), and drop_last leaves out what does not"
+            )
+        self._order()  # refuses wrong lanes, window, rank now and not in the first epoch
+        self._counters = Counters()
+        lanes_here = lanes // world_size
+        self._resident = lanes_here * window + (lanes_here * window if prefetch is None else prefetch)
+        if self._resident < lanes_here * window:
+            raise ValueError(f"prefetch must not be negative, got {prefetch}")
+        self._window = window
+        self._reader: Reader = open_reader(
+            stored,
+            self._counters,
+            form=form,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            keep=self._resident,
+        )
+        self._threads = (fetch_threads, gather_threads)
+        pixels = {name: spec for m in stored.modalities for name, spec in m.samples.items()}
+        self._sample_bytes = sum(spec.nbytes for spec in pixels.values())
+        # Ranks must agree on shapes; one alone never needs more rows than there are samples.
+        rows = batch_size if world_size > 1 else min(batch_size, self.num_samples)
+        in_memory = gather_threads + 2
+        _check_memory(rows * self._sample_bytes, in_memory, batch_size)
+        specs = {name: SampleArray((rows, *shape), dtype) for name, (shape, dtype) in pixels.items()} | {
+            "labels": SampleArray((rows, stored.labels.shape[1]), np.dtype(np.float32)),
+            "index": SampleArray((rows,), np.dtype(np.int64)),
+            "valid": SampleArray((rows,), np.dtype(np.bool_)),
+        }
+        self._buffers = (
+            buffers(specs) if buffers else LentBatches(partial(_make_arrays, specs), keep=in_memory)
+        )
+        self._position = 0
+        self._resume_at = 0
+        self._running: object = None
+        self._samples = self._batches = 0
+        self._wait_s = self._elapsed_s = 0.0
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, the same on every rank."""
+        return self._steps.remaining(0)
+
+    def __iter__(self) -> Iterator[Arrays]:
+        """Run the epoch `self.epoch`, from where `load_state_dict` says or from its start."""
+        if os.getpid() != self._pid:
+            raise ForkError(
+                "this loader was made before its process was forked, and its threads and clients do not survive that; "
+                "start workers with multiprocessing_context='forkserver' or 'spawn', "
+                "or use StreamLoader without workers (it has threads of its own)"
+            )
+        start, self._resume_at = self._resume_at, 0
+        self._position = start
+        self._running = running = object()
+        return self._run(start, running)
+
+    def _run(self, start: int, running: object) -> Iterator[Arrays]:
+        begin, before = time.perf_counter(), self._elapsed_s
+        steps = self._steps
+        # With one rank the last batch is simply short; ranks must agree on shapes and steps.
+        pad = steps.world_size > 1
+        num_steps = steps.remaining(start)
+        if not num_steps:
+            self._go_to_next_epoch()
+        fetch_threads, gather_threads = self._threads
+        pipeline = Pipeline(
+            self._stored,
+            steps=steps,
+            order=self._order(),
+            start=start,
+            reader=self._reader,
+            buffers=self._buffers,
+            max_blocks=-(-self._resident // self._window),
+            fetch_threads=fetch_threads,
+            gather_threads=gather_threads,
+        )
+        with pipeline:
+            for left in reversed(range(num_steps)):
+                if self._running is not running:
+                    raise RuntimeError(
+                        "this iterator was left behind: the loader was iterated again, or told to go to another epoch "
+                        "or position; make a second loader to run two epochs at the same time"
+                    )
+                asked = time.perf_counter()
+                slot, num_valid = pipeline.next()
+                now = time.perf_counter()
+                self._wait_s += now - asked
+                self._elapsed_s = before + now - begin
+                self._samples += num_valid
+                self._batches += 1
+                if left:
+                    self._position += steps.global_batch
+                else:  # now, because not everybody asks for a batch after the last one
+                    self._go_to_next_epoch()
+                batch = self._buffers.hand_out(slot, steps.batch_size if pad else num_valid)
+                del slot
+                yield batch
+                del batch
+
+    def _go_to_next_epoch(self) -> None:
+        self._position = 0
+        self.epoch += 1
+
+    def _order(self) -> EpochOrder:
+        key = dict(self._order_key)
+        shuffle = key.pop("shuffle")
+        order = EpochOrder(
+            np.bincount(self._stored.places.shard, minlength=len(self._stored.places.shards)),
+            self._stored.places.row,
+            epoch=self.epoch,
+            fingerprint=self._fingerprint,
+            in_order=None if shuffle else np.argsort(self._stored.index, kind="stable"),
+            **key,
+        )
+        order.schedule(self._steps.rank, self._steps.world_size, start=self.num_samples)
+        return order
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next ``iter()`` runs; a resume position holds if it is the same one."""
+        if epoch != self.epoch:
+            self.epoch, self._resume_at, self._position, self._running = epoch, 0, 0, None
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is, after the batch handed out last: a few integers."""
+        return {
+            "version": STATE_VERSION,
+            "epoch": self.epoch,
+            "position": self._position,
+            "num_samples": self.num_samples,
+            "fingerprint": _number(self._fingerprint),
+            "selection": self._digest,
+            **{name: int(value) for name, value in self._order_key.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where another loader stopped; the number of ranks and the batch size may differ.
+
+        Raises:
+            ValueError: If the state is of another selection or order, or these ranks cannot continue there.
+        """
+        self._adopt_former(state)
+        here = self.state_dict()
+        for name in here.keys() - {"epoch", "position"}:
+            if name == "fingerprint" and state.get(name) != here[name] and self._former():
+                raise ValueError(
+                    f"the state was saved with fingerprint={state.get(name)}, this loader has {here[name]}: another "
+                    "dataset, or this LMDB as an earlier reben_cloud with another pyarrow named it; go on with the "
+                    "versions that saved it, or begin the epoch again"
+                )
+            if state.get(name) != here[name]:
+                raise ValueError(
+                    f"the state was saved with {name}={state.get(name)}, this loader has {name}={here[name]}; "
+                    "resume with the same dataset, selection and order"
+                )
+        self._steps.check_start(state["position"])
+        self.epoch, self._running = state["epoch"], None
+        self._resume_at = self._position = state["position"]
+
+    def _former(self) -> str | None:
+        return self._stored.selection.dataset.former_fingerprint
+
+    def _adopt_former(self, state: Mapping[str, int]) -> None:
+        """Go on in the order of the first version, if a state was saved by it."""
+        former = self._former()
+        if former is not None and state.get("fingerprint") == _number(former):
+            self._fingerprint = former
+
+    def stats(self) -> StreamStats:
+        """What was done so far; may be called at any time, from any thread."""
+        counted = self._counters
+        return StreamStats(
+            samples=self._samples,
+            batches=self._batches,
+            bytes_delivered=self._samples * self._sample_bytes,
+            bytes_read=counted.bytes_read,
+            requests=counted.requests,
+            retries=counted.retries,
+            cache_hits=counted.cache_hits,
+            wait_s=self._wait_s,
+            elapsed_s=self._elapsed_s,
+        )
+
+
+def _number(fingerprint: str) -> int:
+    return int(fingerprint or "0", 16) % 2**63
+
+
+def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
+    """Refuse batches that this machine cannot hold: memory is given on paper, and the machine dies of it later."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if nbytes * batches > memory:
+        raise ValueError(
+            f"batch_size={batch_size} takes {nbytes / 1e9:,.1f} GB a batch, and {batches} are in memory at a time; "
+            f"this machine has {memory / 1e9:,.1f} GB: take a smaller batch_size"
+        )
+
+
+def _make_arrays(specs: Mapping[str, SampleArray]) -> Arrays:
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in specs.items()}
