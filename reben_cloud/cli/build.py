@@ -50,7 +50,7 @@ def build(
         typer.Option(help="s2, s1 or map; repeat. All that the source has by default.", show_default=False),
     ] = None,
     order: Annotated[str, typer.Option(help="stratified or shuffled.")] = "stratified",
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order, and of --sample.")] = 0,
     shard_samples: Annotated[int, typer.Option(help="Samples in a shard.")] = 256,
     workers: Annotated[int, typer.Option(help="Local processes, up to 1 GB each.")] = 1,
     dask: DaskOption = None,
