@@ -27,6 +27,9 @@ from reben_cloud.store.secrecy import mask, public_url
 _DRAINED_BYTES = 2**16
 """An answer that nobody wants is read to its end up to this size, so that its connection can be used again."""
 
+_DRAINED_S = 0.5
+"""And for so long: it may trickle."""
+
 
 class Origin(NamedTuple):
     """What a connection leads to, and whom credentials are for (RFC 6454)."""
@@ -68,7 +71,7 @@ class Reply:
     ) -> None:
         self._connections, self._origin, self._connection = connections, origin, connection
         self._response, self._deadline = response, deadline
-        self._is_open = True
+        self._is_open, self._has_failed = True, False
         self.server = f"{origin.scheme}://{origin.host}:{origin.port}"
         """Who answers."""
         self.reason = response.reason
@@ -88,11 +91,13 @@ class Reply:
             try:
                 piece = self._response.read1(PROGRESS_BYTES)  # what is there, once there is something
             except (OSError, http.client.HTTPException) as error:
+                self._has_failed = True
                 raise SilentError(_cause(error)) from error
             if not piece:
                 return
             yield piece
             if time.monotonic() > self._deadline:
+                self._has_failed = True
                 raise SilentError("the answer took longer than a request may take")
 
     def close(self) -> None:
@@ -103,13 +108,22 @@ class Reply:
 
     def _is_clean(self) -> bool:
         """Whether the next answer on this connection will not begin within this one."""
-        length = self._response.length
-        try:
-            if length is not None and length <= _DRAINED_BYTES:
-                self._response.read()
-        except (OSError, http.client.HTTPException):
+        if self._has_failed or self._response.will_close:
             return False
-        return self._response.isclosed() and not self._response.will_close
+        length = self._response.length
+        if length is not None and 0 < length <= _DRAINED_BYTES:
+            silence_s = self._connection.sock.gettimeout()
+            self._connection.sock.settimeout(_DRAINED_S)
+            self._deadline = min(self._deadline, time.monotonic() + _DRAINED_S)
+            try:
+                for _ in self.pieces():
+                    pass
+            except SilentError:
+                return False
+            self._connection.sock.settimeout(silence_s)
+        if self._response.length == 0:
+            self._response.read()  # nothing is left, which closes it
+        return self._response.isclosed()
 
 
 class Connections:

@@ -27,7 +27,10 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<repo>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^/\s]+))?(?P<prefix>/.*)?"
 )
-_FAILURES: tuple[type[Exception], ...] = (*hub_errors.HfHubHTTPError.__bases__, OSError)
+_FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    *(base for base in hub_errors.HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+)
 """What a question to the hub may raise: the errors of whichever HTTP library its own library is built on."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
