@@ -150,12 +150,21 @@ def index(
         typer.Option("--checksum", help="Read every payload once and record its checksum."),
     ] = False,
     threads: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=256)] = 16,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs and write nothing.")] = False,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a root of payloads that are hosted already; nothing but the index of them is copied."""
-    from reben_cloud.hosted.publish import index_hosted
+    from reben_cloud.hosted.publish import estimate_hosted, index_hosted
 
+    cost = estimate_hosted(url, storage_options(endpoint_url))
+    if cost is not None:
+        typer.echo(
+            f"{cost.entries:,} records; reading {cost.nbytes / 1e6:,.1f} MB in {cost.requests:,} requests at most",
+            err=True,
+        )
+    if dry_run:
+        return
     manifest = index_hosted(
         url,
         dest,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.files.whole import replacing
-from reben_cloud.formats import lmdb_index
+from reben_cloud.formats.lmdb_index import SCHEMA, RemoteLmdb
 from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.root.backing import Found
 from reben_cloud.root.references import RemoteObject
@@ -28,14 +28,17 @@ logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "REBEN_CACHE"
 """Environment variable that names the folder for what is kept of remote datasets."""
 
-_PLACES = pa.schema([("key", pa.binary()), ("offset", pa.int64()), ("nbytes", pa.int64())])
-
 
 def cache_folder() -> Path:
     """Where what was looked up in remote objects is kept: ``$REBEN_CACHE``, or ``reben_cloud`` in the user's cache."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reben_cloud"
+
+
+def name_of(remote: RemoteObject) -> str:
+    """Names this version of an object among what is kept."""
+    return hashlib.sha256(f"{remote.url}\n{remote.version}".encode()).hexdigest()[:24]
 
 
 class LmdbFinder:
@@ -51,6 +54,7 @@ class LmdbFinder:
         self.hosted, self.remote, self._threads = hosted, remote, threads
         self._lock = threading.Lock()
         self._known: pa.Table | None = None
+        self._opened: RemoteLmdb | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(LmdbFinder, threads=self._threads), (self.hosted, self.remote)
@@ -58,8 +62,7 @@ class LmdbFinder:
     @property
     def cache_file(self) -> Path:
         """Where places are kept; another file when the object was written again."""
-        name = hashlib.sha256(f"{self.remote.url}\n{self.remote.version}".encode()).hexdigest()[:24]
-        return cache_folder() / "places" / f"{name}.parquet"
+        return cache_folder() / "places" / f"{name_of(self.remote)}.parquet"
 
     def find(self, keys: Sequence[str]) -> Found:
         """Where these records lie.
@@ -74,10 +77,9 @@ class LmdbFinder:
             rows = pc.index_in(wanted, known.column("key").combine_chunks())
             if rows.null_count:
                 missing = pc.unique(wanted.filter(pc.is_null(rows)))
-                found = lmdb_index.lookup(
-                    self.hosted.read, self.remote.nbytes, missing.to_pylist(), threads=self._threads
-                )
-                known = pa.concat_tables([known, found.select(_PLACES.names).cast(_PLACES)]).combine_chunks()
+                found = self._pages().lookup(missing.to_pylist())
+                there = found.filter(pc.is_valid(found.column("offset")))
+                known = pa.concat_tables([known, there]).combine_chunks()
                 rows = pc.index_in(wanted, known.column("key").combine_chunks())
                 self._keep(known)
             self._known = known
@@ -90,14 +92,19 @@ class LmdbFinder:
         starts = known.column("offset").take(rows).to_numpy().astype(np.int64)
         return Found(np.zeros(len(starts), np.int64), starts)
 
+    def _pages(self) -> RemoteLmdb:
+        if self._opened is None:
+            self._opened = self.hosted.pages(self.remote, threads=self._threads)
+        return self._opened
+
     def _load(self) -> pa.Table:
         try:
-            return pq.read_table(self.cache_file, schema=_PLACES, page_checksum_verification=True)
+            return pq.read_table(self.cache_file, schema=SCHEMA, page_checksum_verification=True)
         except FileNotFoundError:
             pass
         except (OSError, pa.ArrowException) as error:
             logger.warning("%s: damaged, looked up anew (%s)", self.cache_file, error)
-        return _PLACES.empty_table()
+        return SCHEMA.empty_table()
 
     def _keep(self, known: pa.Table) -> None:
         file = self.cache_file

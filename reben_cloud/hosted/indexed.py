@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
-from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.root.patch import PatchInfo
 from reben_cloud.root.references import RemoteObject
 from reben_cloud.sources import Official
@@ -82,30 +81,29 @@ class IndexedSource(Official):
         return ""
 
 
-def index_of(hosted: HostedLmdb, table: pa.Table) -> Index:
+def index_of(remote: RemoteObject, table: pa.Table) -> Index:
     """The index of an LMDB from where its records lie.
 
     Args:
-        hosted: The LMDB.
-        table: ``key`` (binary), ``offset``, ``nbytes`` of every record (`formats.lmdb_index.index`).
+        remote: Its file as it was indexed.
+        table: ``key`` (binary), ``offset``, ``length`` of every record (`formats.lmdb_index.index`).
 
     Raises:
         SourceError: If it has no records of BigEarthNet v2, or one has another size.
     """
-    remote = hosted.describe()
     keys = table.column("key").combine_chunks()
     try:
         texts = keys.cast(pa.string())
     except pa.ArrowInvalid as error:
-        raise SourceError(f"{hosted.url}: its keys are no names ({error})") from error
+        raise SourceError(f"{remote.url}: its keys are no names ({error})") from error
     places: dict[str, pa.Table] = {}
     for name, (names, rows) in split_keys(texts).items():
         here = table.take(rows)
-        nbytes, expected = here.column("nbytes"), REBEN.modality(name).payload_bytes
+        nbytes, expected = here.column("length"), REBEN.modality(name).payload_bytes
         wrong = np.flatnonzero(nbytes.to_numpy() != expected)
         if wrong.size:
             raise SourceError(
-                f"{hosted.url}: record {here.column('key')[int(wrong[0])].as_py()!r} has "
+                f"{remote.url}: record {here.column('key')[int(wrong[0])].as_py()!r} has "
                 f"{nbytes[int(wrong[0])].as_py():,} bytes and a payload of {name} {expected:,} "
                 f"({wrong.size:,} such records); only rico-hdl's own form is read in place"
             )
@@ -119,5 +117,5 @@ def index_of(hosted: HostedLmdb, table: pa.Table) -> Index:
         )
     if not places:
         first = f"; its keys are like {texts[0].as_py()!r}" if len(texts) else ", it is empty"
-        raise SourceError(f"{hosted.url}: an LMDB without records of BigEarthNet v2{first}")
+        raise SourceError(f"{remote.url}: an LMDB without records of BigEarthNet v2{first}")
     return Index(objects=(remote,), places=places)

@@ -6,12 +6,14 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from reben_cloud.bigearthnet import official
 from reben_cloud.errors import SourceError
+from reben_cloud.formats.lmdb_index import RemoteLmdb
 from reben_cloud.root.references import RemoteObject
 from reben_cloud.store import Store
 
@@ -45,9 +47,15 @@ class HostedLmdb:
         there = self.store.stat(self.path)
         return RemoteObject(url=self.url, nbytes=there.size, version=there.version)
 
-    def read(self, start: int, nbytes: int) -> memoryview:
-        """Bytes of the file. Raises as `Store.get_range`."""
-        return self.store.get_range(self.path, start, nbytes)
+    def pages(self, remote: RemoteObject, *, threads: int = 16) -> RemoteLmdb:
+        """The reader of the file's pages, as long as it is this version.
+
+        Raises:
+            SourceError: If it is no LMDB that is read, or cut short.
+            StorageError: If the store fails or refuses.
+        """
+        read = partial(self.store.get_range, self.path, version=remote.version)
+        return RemoteLmdb(read, remote.nbytes, threads=threads, name=remote.url)
 
     def read_metadata(self, paths: Sequence[str | os.PathLike[str]] = ()) -> pa.Table:
         """The official metadata: from these files, or from those beside the LMDB.

@@ -7,7 +7,10 @@ patches that are read together lie together.
 from __future__ import annotations
 
 import os
+import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,8 @@ from reben_cloud.build.plan import BuildPlan, is_root_of, make_plan, manifest_of
 from reben_cloud.build.publish import commit
 from reben_cloud.build.tasks import put
 from reben_cloud.errors import ConflictError, SourceError
-from reben_cloud.formats import lmdb_index
+from reben_cloud.formats.lmdb_index import Estimate
+from reben_cloud.hosted.finder import cache_folder, name_of
 from reben_cloud.hosted.indexed import Index, IndexedSource, index_of
 from reben_cloud.hosted.lmdb import find_hosted
 from reben_cloud.hosted.tars import index_tars, list_tars
@@ -139,9 +143,16 @@ def index_hosted(
     store = open_store(url, storage_options)
     if (hosted := find_hosted(store)) is not None:
         official = hosted.read_metadata(metadata_paths)
-        nbytes = hosted.store.head(hosted.path)
-        table = lmdb_index.index(hosted.read, nbytes, threads=threads)
-        index = index_of(hosted, table)
+        remote = hosted.describe()
+        pages = hosted.pages(remote, threads=threads)
+        keep = cache_folder() / "index" / f"{name_of(remote)}.partial"
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        total = pages.estimate().requests
+        table = _told(
+            lambda tell: pages.index(keep=keep, progress=tell), progress, total, "pages of the LMDB"
+        )
+        index = index_of(remote, table)
+        keep.unlink(missing_ok=True)
     elif tars := list_tars(store):
         if not metadata_paths:
             raise SourceError(
@@ -161,6 +172,35 @@ def index_hosted(
         storage_options=storage_options,
         progress=progress,
     )
+
+
+def estimate_hosted(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Estimate | None:
+    """What the index of an LMDB costs; None when there are tars, which are read through. Raises as `index_hosted`."""
+    hosted = find_hosted(open_store(url, storage_options))
+    return None if hosted is None else hosted.pages(hosted.describe()).estimate()
+
+
+def _told(
+    work: Callable[[Callable[[int, int], None]], pa.Table], progress: Progress, total: int, what: str
+) -> pa.Table:
+    """The result of work that tells how far it is, shown as the progress of an iterable."""
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def steps(future: Future[pa.Table]) -> Iterator[int]:
+        shown = 0
+        while not (future.done() and told.empty()):
+            with suppress(queue.Empty):
+                while shown < told.get(timeout=0.2):
+                    shown += 1
+                    yield shown
+
+    with ThreadPoolExecutor(1, "reben-index") as pool:
+        future = pool.submit(work, lambda done, _all: told.put(done))
+        for _ in progress(steps(future), total, what):
+            pass
+        return future.result()
 
 
 def _places(plan: BuildPlan, index: Index, modality: Modality) -> pa.Table:
