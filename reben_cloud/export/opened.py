@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from reben_cloud.build import MANIFEST, make_plan
-from reben_cloud.build.plan import manifest_of
+from reben_cloud.build.plan import BuildPlan, manifest_of
 from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
@@ -104,7 +104,7 @@ class MadeRoot(Store):
         super().__init__(open_store(folder).url if "://" not in folder else folder, storage_options or {})
 
     @cached_property
-    def _plan(self) -> Any:
+    def _plan(self) -> BuildPlan:
         source, official = open_source(self.local_path() or "")
         return make_plan(source, official, open_store("memory://lmdb-root"))
 
@@ -134,7 +134,7 @@ class MadeRoot(Store):
         """As `Store.stat`."""
         if path != PATCHES:
             return super().stat(path)
-        return Stat(self._patches.nbytes, super().stat("data.mdb").version)  # which it is made of
+        return Stat(self._patches.nbytes, self._plan.fingerprint)
 
     def get(self, path: str, *, version: str | None = None) -> memoryview:
         """As `Store.get`."""
