@@ -40,6 +40,8 @@ class Hub:
     """One data set, its commits, and how the two servers behave; knobs are changed while they serve."""
 
     repo: str = "owner/name"
+    others: tuple[str, ...] = ()
+    """Names under which it can be had as well."""
     url: str = ""
     """Where it is, while it serves."""
     token: str | None = None
@@ -165,7 +167,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             )
         if hub.is_gated:
             return self.answer(403, **{"X-Error-Code": "GatedRepo", "X-Error-Message": "it is gated"})
-        api, files = f"/api/datasets/{hub.repo}", f"/datasets/{hub.repo}/resolve/"
+        repo = next((name for name in (hub.repo, *hub.others) if f"/{name}" in parts.path), hub.repo)
+        api, files = f"/api/datasets/{repo}", f"/datasets/{repo}/resolve/"
         if parts.path.startswith(files):
             revision, _, path = parts.path.removeprefix(files).partition("/")
             commit, path = self.commit_of(revision), unquote(path)

@@ -29,6 +29,7 @@ ROOMS = (
     ("layers", "sources", "views"),
     ("build",),
     ("export", "scenes"),
+    ("hosted",),
     ("opening",),
     ("training",),
     ("serve", "checks", "bucket"),

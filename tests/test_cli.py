@@ -62,6 +62,8 @@ def test_every_command_that_takes_a_selection_takes_every_condition():
         }
 
         expected = {flag: option for option in OPTIONS for flag in flags_of(option)} | files_of()
+        if not any(one.name == "seed" for one in command.params):
+            expected |= {"--seed": "sample_seed"}
         assert given == (expected if name in TAKE_A_SELECTION else {}), name
 
 
@@ -73,7 +75,7 @@ def test_help_shows_the_conditions_in_a_group_of_their_own(name):
     assert result.exit_code == 0
     assert bool(heading) == (name in TAKE_A_SELECTION)
     flags = {flag for option in OPTIONS for flag in flags_of(option)} | files_of().keys()
-    assert flags <= set(conditions.split()) if heading else not conditions
+    assert flags <= set(conditions.replace(",", " ").split()) if heading else not conditions
     assert not flags & set(own.split())
 
 
@@ -291,3 +293,15 @@ def test_a_preparation_that_cannot_be_is_refused(tmp_path):
         run_preparation(
             Preparation(clc=tmp_path, l1c=[tmp_path], out=tmp_path), worker_index=0, workers_total=2
         )
+
+
+def test_seed_is_the_seed_of_a_sample_everywhere(root):
+    def ids(*options):
+        return run("search", root, "--sample", 5, *options).stdout.split("\n")
+
+    assert ids("--seed", 3) == ids("--sample-seed", 3) != ids("--seed", 4)
+    streamed = [
+        run("stream", root, "--sample", 5, *options, "--batch-size", 5).stdout
+        for options in (("--seed", 3), ("--seed", 3, "--sample-seed", 4))
+    ]
+    assert all("5 samples" in text for text in streamed)

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import reben_cloud as rc
 from reben_cloud.cli.demo import run_demo
+from tests import hub
 from tests.commands import check_command, command_lines
 from tests.conftest import REPOSITORY
 
@@ -47,6 +49,26 @@ def demo_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def hosted_files(demo_folder, tmp_path_factory):
+    """The demo's patches as the hub has BigEarthNet: an LMDB without maps, its metadata beside it."""
+    folder = tmp_path_factory.mktemp("hosted") / "lmdb"
+    rc.open(demo_folder / "root").search().export_lmdb(folder, modalities=["s2", "s1"])
+    found = {"BENv2.lmdb/data.mdb": folder / "data.mdb"}
+    return found | {path.name: path for path in folder.glob("metadata*.parquet")}
+
+
+@pytest.fixture
+def hubs(hosted_files, tmp_path, monkeypatch):
+    """A hub that has the data sets which pages name."""
+    names = ("hackelle/BigEarthNetV2-LMDB", "hackelle/BigEarthNetV2-Lithuania-Summer-LMDB")
+    with hub.serve(hub.Hub(repo=names[0], others=names[1:])) as served:
+        served.commit(hosted_files)
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.setenv("REBEN_CACHE", str(tmp_path / "cache"))
+        yield
+
+
 @pytest.fixture
 def workplace(demo_folder, s3_bucket, tmp_path, monkeypatch):
     """A folder with the demo in it, and an S3 server in the environment."""
@@ -64,7 +86,8 @@ def workplace(demo_folder, s3_bucket, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if any(lang in ("python", "sh") for lang, _, _ in blocks(p))], ids=relative
 )
-def test_code_blocks_run(page, workplace, s3_bucket):
+@pytest.mark.usefixtures("workplace", "hubs")
+def test_code_blocks_run(page, s3_bucket):
     if page.parent.name == "infra":
         pytest.skip("needs a Kubernetes cluster: its commands are read, not run")
     namespace = {"__name__": "__main__"}

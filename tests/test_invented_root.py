@@ -659,6 +659,9 @@ def with_first(name, value):
         pytest.param(metadata_of().drop_columns(["x0"]), "the metadata lack x0", id="no place"),
         pytest.param(changed("shard", pa.nulls(NUM_PATCHES)), "a root has a column 'shard'", id="reserved"),
         pytest.param(changed("bbox", pa.nulls(NUM_PATCHES)), "a root has a column 'bbox'", id="bbox"),
+        pytest.param(
+            changed("bed_offset", pa.nulls(NUM_PATCHES)), "a root has a column 'bed_offset'", id="place"
+        ),
         pytest.param(changed("a.b", pa.nulls(NUM_PATCHES)), "'a.b' is not a valid name", id="column"),
         pytest.param(
             changed("age", pa.array(range(NUM_PATCHES), pa.duration("s"))),

@@ -405,13 +405,14 @@ def _matching_rows(
     held: dict[str, NDArray[np.bool_]] = {}
     for modality in modalities:
         name, column = modality.name, modality.key_column
-        if name not in names or names[name] == []:
+        if name not in names or (names[name] is not None and not len(names[name] or ())):
             raise SourceError(f"{where} has no {name}; it has {', '.join(names) or 'nothing'}")
         listed = names[name]
         if listed is None:
             held[name] = np.ones(official.num_rows, np.bool_)
             continue
-        found = pa.array(sorted(listed))
+        array = listed if isinstance(listed, pa.Array) else pa.array(listed, pa.string())
+        found = array.take(pc.array_sort_indices(array))
         unknown = found.filter(pc.invert(pc.is_in(found, official.column(column).combine_chunks())))
         if len(unknown):
             what = "is in no row" if column == "patch_id" else "pairs with no patch"

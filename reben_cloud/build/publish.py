@@ -85,7 +85,7 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Manifest:
     written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
     _check_presence(plan.store, written)
-    return _commit(plan.store, manifest_of(plan), patches, objects)
+    return commit(plan.store, manifest_of(plan), patches, objects)
 
 
 def publish_metadata(metadata: pa.Table, schema: Schema, store: Store, *, given: Sequence[str]) -> Manifest:
@@ -128,10 +128,10 @@ def publish_metadata(metadata: pa.Table, schema: Schema, store: Store, *, given:
         written.append(put(store, path, data))
     objects = Objects(written).encode()
     store.put(OBJECTS, objects)
-    return _commit(store, manifest, patches, objects)
+    return commit(store, manifest, patches, objects)
 
 
-def _commit(store: Store, manifest: Manifest, patches: bytes, objects: bytes) -> Manifest:
+def commit(store: Store, manifest: Manifest, patches: bytes, objects: bytes) -> Manifest:
     """Put the manifest, which vouches for both tables and makes the root a dataset."""
     digest = hashlib.sha256(objects).hexdigest()
     manifest = manifest.vouching_for(patches=Seal.of(io.BytesIO(patches)), objects_sha256=digest)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from reben_cloud.build.plan import BuildPlan, make_plan
+from reben_cloud.root.backing import References
 from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.root.source import AnySource
+from reben_cloud.sources.found import FoundSource
 from reben_cloud.sources.recognise import default_scratch, open_source
 from reben_cloud.store import open_store
 
@@ -32,7 +35,8 @@ def open_plan(
     """Recognise a source and plan a root of it; nothing is written.
 
     Args:
-        source: Archives, folders, an LMDB, a root, or ``synthetic:N``, as `sources.recognise.open_source` takes it.
+        source: Archives, folders, an LMDB, a root, or ``synthetic:N``, as `sources.recognise.open_source` takes it;
+            not looked at when `only` is of a hosted LMDB, which is then the source.
         root: Path or URL of the root to be.
         only: What to build of it, found by a search in the source; everything by default.
         modalities: What to build; all that the source has by default.
@@ -49,11 +53,16 @@ def open_plan(
         SourceError: If the source is not recognised, or as `make_plan`.
         ValueError: If a modality is unknown.
     """
-    found, official = open_source(
-        source, metadata_paths=metadata_paths, modalities=modalities, storage_options=storage_options
-    )
     if only is not None:
         only.require_patches("nothing to build")
+    hosted = None if only is None else only.dataset.backing
+    found: AnySource
+    if only is not None and isinstance(hosted, References) and hosted.finder is not None:
+        found, official = FoundSource(hosted, only.dataset.modalities), only.official()
+    else:
+        found, official = open_source(
+            source, metadata_paths=metadata_paths, modalities=modalities, storage_options=storage_options
+        )
     plan = make_plan(
         found,
         official,
@@ -63,4 +72,6 @@ def open_plan(
         scratch=scratch or default_scratch(found),
         only=None if only is None else only.patch_ids,
     )
+    if isinstance(found, FoundSource):
+        found.look_up(plan.table, plan.modalities)
     return plan, official

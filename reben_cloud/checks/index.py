@@ -32,7 +32,9 @@ class PatchIndex:
         """The same with times and places."""
         self.ids: list[str] = table.column(layout.ID).to_pylist()
         self.product = np.array(table.column(layout.PRODUCT).to_pylist())
-        self.zarr_row = table.column(layout.ZARR_ROW).to_numpy()
+        # A reference root has no Zarr stores.
+        has_zarr = layout.ZARR_ROW in table.column_names
+        self.zarr_row = table.column(layout.ZARR_ROW).to_numpy() if has_zarr else np.full(len(self.ids), -1)
         self.group = np.array(table.column(layout.SHARD_GROUP).to_pylist())
         self.shard = table.column(layout.SHARD).to_numpy()
         self.shard_row = table.column(layout.SHARD_ROW).to_numpy()

@@ -19,11 +19,12 @@ from reben_cloud.checks.index import PatchIndex
 from reben_cloud.checks.objects import Check, check_presence, checksum_checks, listed_objects
 from reben_cloud.checks.pixels import shard_checks, zarr_checks
 from reben_cloud.checks.records import lmdb_files, record_checks
+from reben_cloud.checks.references import check_versions, reference_checks
 from reben_cloud.checks.source import source_checks
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.export.opened import is_export
 from reben_cloud.root import layout
-from reben_cloud.root.backing import LmdbFolder
+from reben_cloud.root.backing import LmdbFolder, References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.objects import Objects
@@ -69,7 +70,9 @@ class Report:
     def to_text(self) -> str:
         """For people."""
         looked = {"quick": "presence and sizes", "full": "checksums", "deep": "checksums and every pixel"}
-        what = looked[self.level] if self.has_checksums else "records and their headers; it has no checksums"
+        what = looked[self.level]
+        if self.level != "quick" and not self.has_checksums:
+            what = "records and their headers; it has no checksums"
         what += f", compared with {self.against}" if self.against else ""
         verdict = "all right" if self.ok else f"{len(self.problems)} problems"
         last = (
@@ -112,7 +115,7 @@ def verify(
         raise ValueError("quick and deep exclude each other")
     level: Level = "quick" if quick else "deep" if deep else "full"
     lmdb = dataset.backing.path if isinstance(dataset.backing, LmdbFolder) else None
-    has_checksums = lmdb is None or is_export(lmdb)
+    has_checksums = is_export(lmdb) if lmdb is not None else _has_checksums(dataset)
     if against is not None and not has_checksums:
         raise ValueError(
             f"{lmdb} has no checksums to compare a source with; build a root from it, and verify that"
@@ -122,6 +125,11 @@ def verify(
     checks: dict[str, list[Check]] = {}
     if not quick and lmdb is None:
         checks["checksums"] = checksum_checks(dataset, seen.objects)
+    if not quick and isinstance(dataset.backing, References):
+        try:
+            checks["payloads"] = reference_checks(dataset)
+        except (NotFoundError, ChecksumError) as error:
+            problems.append(str(error))
     if deep or against is not None or (lmdb is not None and not quick):
         try:
             index = PatchIndex(dataset)
@@ -130,7 +138,7 @@ def verify(
         else:
             if lmdb is not None and seen.readable:
                 checks["records"] = record_checks(lmdb, index)
-            elif lmdb is None and deep:
+            elif isinstance(dataset.backing, RootObjects) and deep:
                 checks["pixels"] = [*zarr_checks(dataset, index), *shard_checks(dataset, index)]
             if against is not None:
                 checks["source"] = source_checks(index, against)
@@ -165,9 +173,15 @@ class _Seen:
 
 
 def _look(dataset: Dataset, *, quick: bool) -> _Seen:
+    elsewhere = dataset.backing if isinstance(dataset.backing, References) else None
+    changed = [] if elsewhere is None else check_versions(elsewhere)
+    if (
+        elsewhere is not None and elsewhere.finder is not None
+    ):  # opened where it lies: nobody has listed anything
+        return _Seen(objects=Objects([]), sizes=[], problems=changed, readable=True)
     if not isinstance(dataset.backing, LmdbFolder):
         objects, problems = listed_objects(dataset)
-        problems = [*check_manifest(dataset), *problems, *check_presence(dataset, objects)]
+        problems = [*changed, *check_manifest(dataset), *problems, *check_presence(dataset, objects)]
         if not quick:
             problems += check_root(dataset, objects)
         sizes = [listed.nbytes for listed in objects.values()]
@@ -176,6 +190,12 @@ def _look(dataset: Dataset, *, quick: bool) -> _Seen:
     if isinstance(dataset.manifest, ExportManifest) and not quick:
         problems += check_export(dataset, dataset.manifest)
     return _Seen(objects=Objects([]), sizes=[*files.values()], problems=problems, readable=readable)
+
+
+def _has_checksums(dataset: Dataset) -> bool:
+    """Whether a root knows the checksum of each payload; of a reference root they are recorded on request."""
+    columns = set(dataset.patch_table.names)
+    return all(layout.checksum_column(name) in columns for name in dataset.modalities)
 
 
 def _run(check: Check) -> list[str]:

@@ -37,6 +37,7 @@ for command in (
     train.evaluate,
     data.export,
     build.catalog,
+    build.index,
     data.search,
     serve.serve,
     build.verify,

@@ -1,4 +1,4 @@
-"""Commands that make a root and check it: build, catalog, verify."""
+"""Commands that make a root and check it: build, catalog, index, verify."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from reben_cloud.cli.options import (
     EndpointOption,
     JsonOption,
     MetadataOption,
+    ModalityOption,
     NewRootArgument,
     RootArgument,
     WorkerIndexOption,
@@ -49,7 +50,7 @@ def build(
         typer.Option(help="s2, s1 or map; repeat. All that the source has by default.", show_default=False),
     ] = None,
     order: Annotated[str, typer.Option(help="stratified or shuffled.")] = "stratified",
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order, and of --sample.")] = 0,
     shard_samples: Annotated[int, typer.Option(help="Samples in a shard.")] = 256,
     workers: Annotated[int, typer.Option(help="Local processes, up to 1 GB each.")] = 1,
     dask: DaskOption = None,
@@ -69,12 +70,16 @@ def build(
 ) -> None:
     """Build a root from a source of patches, or from what a search finds in a root; run again, it continues."""
     from reben_cloud import build as building
+    from reben_cloud.hosted.opened import is_hosted
     from reben_cloud.root.placement import PlacementOptions
 
+    # What is hosted is found by opening it; whatever else a source can be is recognised.
+    to_search = query or is_hosted(source, storage_options(endpoint_url))
+    chosen = select(source, query, endpoint_url) if to_search else None
     plan, official = building.open_plan(
         source,
         root,
-        only=select(source, query, endpoint_url) if query else None,
+        only=chosen,
         modalities=modality,
         metadata_paths=metadata or (),
         options=PlacementOptions(order=order, seed=seed, shard_samples=shard_samples),  # type: ignore[arg-type]
@@ -126,6 +131,59 @@ def catalog(
     manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
     num_products = len(manifest.products)
     typer.echo(f"catalogued {manifest.num_patches:,} patches of {num_products} products at {store.url}")
+
+
+def index(
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="Where an LMDB or tars are hosted: https://, hf://datasets/OWNER/NAME, s3://, a folder.",
+            show_default=False,
+            parser=path_or_url,
+        ),
+    ],
+    dest: NewRootArgument,
+    metadata: MetadataOption = None,
+    modality: ModalityOption = None,
+    checksum: Annotated[
+        bool,
+        typer.Option("--checksum", help="Read every payload once and record its checksum."),
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=256)] = 16,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs and write nothing.")] = False,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a root of payloads that are hosted already; nothing but the index of them is copied."""
+    from reben_cloud.hosted.publish import estimate_hosted, index_hosted
+
+    cost = estimate_hosted(url, storage_options(endpoint_url))
+    if cost is not None:
+        typer.echo(
+            f"{cost.entries:,} records; reading {cost.nbytes / 1e6:,.1f} MB in {cost.requests:,} requests at most",
+            err=True,
+        )
+    if dry_run:
+        return
+    manifest = index_hosted(
+        url,
+        dest,
+        metadata_paths=metadata or (),
+        modalities=modality,
+        checksums=checksum,
+        threads=threads,
+        storage_options=storage_options(endpoint_url),
+        progress=bar,
+    )
+    if as_json:
+        show_json(manifest)
+        return
+    objects = manifest["references"]
+    size = sum(one["nbytes"] for one in objects)
+    typer.echo(
+        f"indexed {manifest['num_patches']:,} patches ({', '.join(manifest['modalities'])}) in {len(objects):,} "
+        f"objects of {size / 1e9:,.2f} GB; the root is {open_root(dest, endpoint_url).url}"
+    )
 
 
 def verify(

@@ -62,7 +62,7 @@ def stream(
     modality: ModalityOption = None,
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 256,
     epochs: Annotated[int, typer.Option(help="How often to go through the selection.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order, and of --sample.")] = 0,
     threads: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
     form: Annotated[str, typer.Option(help="shards or zarr.")] = "shards",
     cache_dir: CacheDirOption = None,

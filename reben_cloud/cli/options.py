@@ -161,14 +161,21 @@ def usage() -> Iterator[None]:
 
 
 def search_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes ``query: Query`` every option of a search in its place."""
+    """Give a command that takes ``query: Query`` every option of a search in its place.
+
+    ``--seed`` is the seed of the sample; a command that has a seed of its own uses that one for both.
+    """
     hints = typing.get_type_hints(command, include_extras=True)
     own = [one for one in inspect.signature(command).parameters.values() if one.name != "query"]
+    has_seed = any(one.name == "seed" for one in own)
     hints = {**{one.name: hints[one.name] for one in own}, **_SEARCH_HINTS}
+    if not has_seed:
+        option = OPTIONS["sample_seed"]
+        hints["sample_seed"] = _hint(int, option.flags, option.help, None, "--seed")
     parameters = [one.replace(annotation=hints[one.name]) for one in own]
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
-        for name, hint in _SEARCH_HINTS.items()
+        for name, hint in ((name, hints[name]) for name in _SEARCH_HINTS)
     ]
 
     @functools.wraps(command)
@@ -179,6 +186,8 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
             if file is not None and conditions[name]:
                 raise typer.BadParameter(f"give {option.flags} or {option.file}, not both")
             conditions[name] = conditions[name] if file is None else file
+        if has_seed and conditions["sample"] is not None and conditions["sample_seed"] is None:
+            conditions["sample_seed"] = given["seed"]
         command(**given, query=Query(**conditions))
 
     with_query.__annotations__ = hints
@@ -202,10 +211,10 @@ def _hints() -> Iterator[tuple[str, Any]]:
             yield _file_of(name), _hint(Path, option.file, f"File that lists them, for {option.flags}.", path)
 
 
-def _hint(kind: Any, flags: str, text: str, parser: Callable[[str], Any] | None) -> Any:
+def _hint(kind: Any, flags: str, text: str, parser: Callable[[str], Any] | None, *others: str) -> Any:
     return Annotated[
         kind | None,
-        typer.Option(flags, help=text, show_default=False, rich_help_panel=SEARCH, parser=parser),
+        typer.Option(flags, *others, help=text, show_default=False, rich_help_panel=SEARCH, parser=parser),
     ]
 
 

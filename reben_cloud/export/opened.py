@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from reben_cloud.build import MANIFEST, make_plan
-from reben_cloud.build.plan import manifest_of
+from reben_cloud.build.plan import BuildPlan, manifest_of
 from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.files.paths import local_path, split_scheme
 from reben_cloud.root.backing import LmdbFolder
-from reben_cloud.root.digest import document_digest
 from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table
@@ -105,7 +104,7 @@ class MadeRoot(Store):
         super().__init__(open_store(folder).url if "://" not in folder else folder, storage_options or {})
 
     @cached_property
-    def _plan(self) -> Any:
+    def _plan(self) -> BuildPlan:
         source, official = open_source(self.local_path() or "")
         return make_plan(source, official, open_store("memory://lmdb-root"))
 
@@ -135,8 +134,7 @@ class MadeRoot(Store):
         """As `Store.stat`."""
         if path != PATCHES:
             return super().stat(path)
-        # Of the LMDB that it is made of, which may lie in a folder of this one.
-        return Stat(self._patches.nbytes, document_digest(self._plan.source.identity()))
+        return Stat(self._patches.nbytes, self._plan.fingerprint)
 
     def get(self, path: str, *, version: str | None = None) -> memoryview:
         """As `Store.get`."""

@@ -17,10 +17,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from reben_cloud.formats.lmdb_format import (
+    DATABASE,
+    F_BIGDATA,
+    INTEGER_KEY,
+    MAGIC,
+    META_HEAD,
+    NO_PAGE,
+    OVERFLOW,
+    P_BRANCH,
+    P_LEAF,
+    P_META,
+    P_OVERFLOW,
+    PAGE,
+    VERSION,
+)
+
 PAGE_BYTES = 4096
 """LMDB's page size on every platform that BigEarthNet tools run on."""
 
-VALUE_OFFSET = 16
+VALUE_OFFSET = OVERFLOW.size
 """Bytes of page header before a value, which lies on pages of its own."""
 
 MAX_KEY_BYTES = 511
@@ -29,18 +45,8 @@ MAX_KEY_BYTES = 511
 MAP_SIZE_OFFSETS = (32, PAGE_BYTES + 32)
 """Where both meta pages keep the map size, a little-endian uint64."""
 
-_PAGE = struct.Struct("<QHHHH")  # number, pad, flags, lower and upper end of the free space
-_OVERFLOW = struct.Struct("<QHHI")  # number, pad, flags, how many pages
-_META = struct.Struct("<IIQQ")  # magic, version, fixed address, map size
-_DATABASE = struct.Struct("<IHHQQQQQ")  # pad, flags, depth, branch, leaf, overflow pages, entries, root
 _LEAF_NODE = struct.Struct("<IHH")  # size of the value, flags, size of the key; then key, page number
 _BRANCH_NODE = struct.Struct("<IHH")  # child's page number in 48 bits, size of the key; then key
-
-_P_BRANCH, _P_LEAF, _P_OVERFLOW, _P_META = 1, 2, 4, 8
-_F_BIGDATA = 1
-_MAGIC, _VERSION = 0xBEEFC0DE, 1
-_INTEGER_KEY = 8
-_NO_PAGE = 2**64 - 1
 
 
 def pages_of(size: int) -> int:
@@ -82,7 +88,7 @@ class Layout:
 
     def value_header(self, number: int) -> bytes:
         """The page header of a value."""
-        return _OVERFLOW.pack(int(self.first_page[number]), 0, _P_OVERFLOW, pages_of(int(self.sizes[number])))
+        return OVERFLOW.pack(int(self.first_page[number]), 0, P_OVERFLOW, pages_of(int(self.sizes[number])))
 
     def tree(self) -> Iterator[bytes]:
         """The pages of the tree, one after the other; they go to page `tree_page`."""
@@ -102,7 +108,7 @@ class Layout:
                         _branch_node(below[n], below_keys[n] if n > first else b"") for n in range(first, end)
                     ]
                     first_keys.append(below_keys[first])
-                yield _page(number, _P_BRANCH if depth else _P_LEAF, nodes)
+                yield _page(number, P_BRANCH if depth else P_LEAF, nodes)
                 starts.append(number)
                 number += 1
 
@@ -111,15 +117,15 @@ class Layout:
         overflow = self.tree_page - 2
         leaves = len(self.levels[0])
         branches = sum(len(level) for level in self.levels[1:])
-        main = _DATABASE.pack(
+        main = DATABASE.pack(
             0, 0, len(self.levels), branches, leaves, overflow, len(self.keys), self.num_pages - 1
         )
-        empty = _DATABASE.pack(0, 0, 0, 0, 0, 0, 0, _NO_PAGE)
+        empty = DATABASE.pack(0, 0, 0, 0, 0, 0, 0, NO_PAGE)
         return _meta_page(0, map_size, empty, 1) + _meta_page(1, map_size, main, self.num_pages - 1)
 
     def _leaf_node(self, number: int) -> bytes:
         key = self.keys[number]
-        node = _LEAF_NODE.pack(int(self.sizes[number]), _F_BIGDATA, len(key))
+        node = _LEAF_NODE.pack(int(self.sizes[number]), F_BIGDATA, len(key))
         return _even(node + key + int(self.first_page[number]).to_bytes(8, "little"))
 
 
@@ -146,7 +152,7 @@ def plan_pages(keys: Sequence[bytes] | NDArray[np.bytes_], sizes: NDArray[np.int
         )
     pages = -(-(VALUE_OFFSET + sizes) // PAGE_BYTES)
     longest = int(lengths.max()) + 1
-    room = PAGE_BYTES - _PAGE.size
+    room = PAGE_BYTES - PAGE.size
     levels = [_share(len(keys), room // (_LEAF_NODE.size + longest + 8 + 2))]
     while len(levels[-1]) > 1:
         levels.append(_share(len(levels[-1]), room // (_BRANCH_NODE.size + longest + 2)))
@@ -172,15 +178,15 @@ def _even(node: bytes) -> bytes:
 def _page(number: int, flags: int, nodes: Sequence[bytes]) -> bytes:
     """Header, offsets of the nodes in order, free space, the nodes from the end backwards."""
     offsets = PAGE_BYTES - np.cumsum([len(node) for node in nodes])
-    lower = _PAGE.size + 2 * len(nodes)
-    head = _PAGE.pack(number, 0, flags, lower, int(offsets[-1])) + offsets.astype("<u2").tobytes()
+    lower = PAGE.size + 2 * len(nodes)
+    head = PAGE.pack(number, 0, flags, lower, int(offsets[-1])) + offsets.astype("<u2").tobytes()
     return head + b"".join(reversed(nodes)).rjust(PAGE_BYTES - lower, b"\0")
 
 
 def _meta_page(transaction: int, map_size: int, main: bytes, last_page: int) -> bytes:
     # The free list's record is empty, and says the page size and the flags of the file.
-    free = _DATABASE.pack(PAGE_BYTES, _INTEGER_KEY, 0, 0, 0, 0, 0, _NO_PAGE)
+    free = DATABASE.pack(PAGE_BYTES, INTEGER_KEY, 0, 0, 0, 0, 0, NO_PAGE)
     body = (
-        _META.pack(_MAGIC, _VERSION, 0, map_size) + free + main + struct.pack("<QQ", last_page, transaction)
+        META_HEAD.pack(MAGIC, VERSION, 0, map_size) + free + main + struct.pack("<QQ", last_page, transaction)
     )
-    return (_PAGE.pack(transaction, 0, _P_META, 0, 0) + body).ljust(PAGE_BYTES, b"\0")
+    return (PAGE.pack(transaction, 0, P_META, 0, 0) + body).ljust(PAGE_BYTES, b"\0")

@@ -1,12 +1,16 @@
-"""What a dataset reads its payloads from: the objects of its own root, or an LMDB.
+"""What a dataset reads its payloads from: the objects of its own root, an LMDB, or other people's objects.
 
 A value that readers, exports and checks dispatch on. It holds no store and opens nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from reben_cloud.root.references import RemoteObject
+from reben_cloud.sampling import Ints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,5 +36,42 @@ class LmdbFolder:
         return None if self.compute_former is None else self.compute_former()
 
 
-Backing = RootObjects | LmdbFolder
+class Found(NamedTuple):
+    """Where payloads lie in the objects of a reference root."""
+
+    object: Ints
+    """Number of the object that holds each payload, shape (n,)."""
+    start: Ints
+    """Its first byte there, shape (n,)."""
+
+
+class Finder(Protocol):
+    """Finds payloads of which no table says where they lie."""
+
+    def find(self, keys: Sequence[str]) -> Found:
+        """Where the payloads with these LMDB keys lie.
+
+        Raises:
+            NotFoundError: If one is not there.
+            ChecksumError: If what is looked up in was written again meanwhile.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class References:
+    """Objects that others keep; there are no Zarr stores then."""
+
+    objects: tuple[RemoteObject, ...]
+    """What the places of payloads count."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Credentials and endpoint of their stores."""
+    finder: Finder | None = None
+    """Looks places up; None where the table of patches has them."""
+
+    def former_fingerprint(self) -> None:
+        """The first version knew no references."""
+        return
+
+
+Backing = RootObjects | LmdbFolder | References
 """What a dataset reads its payloads from."""

@@ -64,7 +64,9 @@ class ExportManifest(Manifest):
             "patches_parquet": patches.to_json(),
             "files": {name: list(facts) for name, facts in files.items()},
         }
-        return cls(sealed({**root, **facts}))
+        # An export has its payloads, wherever the root's lie.
+        document = {key: value for key, value in root.items() if key != "references"}
+        return cls(sealed({**document, **facts}))
 
     @property
     def kind(self) -> str:

@@ -108,6 +108,7 @@ PLACEMENT = (ZARR_ROW, SHARD_GROUP, SHARD, SHARD_ROW)
 
 
 _CHECKSUM = "_xxh3"
+_OBJECT, _OFFSET, _NBYTES = "_object", "_offset", "_nbytes"
 
 
 OTHER_NAMES = (f"{PREFIX}s1_name", f"{PREFIX}s2v1_name")
@@ -129,6 +130,15 @@ def field(column: str) -> str:
 def checksum_column(modality: str) -> str:
     """Column with the xxh3-64 of each patch's payload of a modality."""
     return f"{PREFIX}{modality}{_CHECKSUM}"
+
+
+def place_columns(modality: str) -> tuple[str, str, str]:
+    """Columns of a reference root: number of the object with each payload of a modality, first byte in it, size."""
+    return (
+        f"{PREFIX}{modality}{_OBJECT}",
+        f"{PREFIX}{modality}{_OFFSET}",
+        f"{PREFIX}{modality}{_NBYTES}",
+    )
 
 
 def is_checksum_column(name: str) -> bool:

@@ -21,7 +21,14 @@ from reben_cloud.formats.parquet import Seal
 from reben_cloud.root.digest import DIGEST, is_intact, sealed
 from reben_cloud.root.manifest_checks import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest_checks import InvalidManifestError as InvalidManifestError
-from reben_cloud.root.manifest_checks import check_entries, check_groups, is_int, schema_of
+from reben_cloud.root.manifest_checks import (
+    check_entries,
+    check_groups,
+    is_int,
+    references_of,
+    schema_of,
+)
+from reben_cloud.root.references import RemoteObject
 from reben_cloud.schema import Schema
 
 
@@ -171,6 +178,10 @@ class Manifest(Mapping[str, Any]):
         sums = {"patches_parquet": patches.to_json(), "objects_sha256": objects_sha256}
         return Manifest(sealed({**self._document, **sums}))
 
+    def referring_to(self, objects: Sequence[RemoteObject]) -> Manifest:
+        """The same of a root whose payloads lie in these objects of others."""
+        return Manifest(sealed({**self._document, "references": [one.to_json() for one in objects]}))
+
     # -- what it says ------------------------------------------------------------------------------
 
     @property
@@ -241,6 +252,11 @@ class Manifest(Mapping[str, Any]):
         """How the patches were put into the shards."""
         order = self._document["order"]
         return ShardOrder(kind=order["kind"], seed=order["seed"])
+
+    @cached_property
+    def references(self) -> tuple[RemoteObject, ...] | None:
+        """The objects of others that the payloads lie in; None for a root that has them itself."""
+        return references_of(self._document)
 
     @property
     def fingerprint(self) -> str:

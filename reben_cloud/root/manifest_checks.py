@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root.digest import DIGEST
+from reben_cloud.root.references import RemoteObject
 from reben_cloud.schema import Schema
 
 FORMAT_VERSION = 2
@@ -44,6 +45,23 @@ def schema_of(document: Mapping[str, Any]) -> Schema:
     return Schema.from_json(document.get("schema"))
 
 
+def references_of(document: Mapping[str, Any]) -> tuple[RemoteObject, ...] | None:
+    """The objects of others that payloads lie in; None where the root has them itself.
+
+    Raises:
+        InvalidManifestError: If they are something else.
+    """
+    value = document.get("references")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        raise InvalidManifestError(f"its references cannot be {value!r:.80}")
+    try:
+        return tuple(map(RemoteObject.from_json, value))
+    except ValueError as error:
+        raise InvalidManifestError(f"its references: {error}") from error
+
+
 def check_entries(document: Mapping[str, Any]) -> None:
     """See to the keys that roots and exports have in common.
 
@@ -62,6 +80,7 @@ def check_entries(document: Mapping[str, Any]) -> None:
         raise InvalidManifestError(
             f"it has no digest, and a key {unknown[0]!r} that is not known without one"
         )
+    references_of(document)
     sums = document.get("objects_sha256")
     for key, wrong in {
         "modalities": _are_other_modalities(document),

@@ -104,9 +104,10 @@ def check_metadata(table: pa.Table, schema: Schema) -> None:
     for name in needed:
         if nulls := table.column(name).null_count:
             raise SourceError(f"column {name} of the metadata has {nulls} nulls")
+    places = {column for modality in schema.modality_names for column in layout.place_columns(modality)}
     for name in table.column_names:
         stored = layout.column(name)
-        if name == "bbox" or stored in layout.PLACEMENT or layout.is_checksum_column(stored):
+        if name == "bbox" or stored in (*layout.PLACEMENT, *places) or layout.is_checksum_column(stored):
             raise SourceError(
                 f"a root has a column {name!r} of its own; the metadata must name theirs differently"
             )

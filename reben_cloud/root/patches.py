@@ -91,7 +91,8 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
             for name in placed.column_names
             if name.startswith(layout.PREFIX) and name != layout.PRODUCT
         }
-        columns[layout.ASSETS] = _assets(columns[layout.PRODUCT])
+        if layout.ZARR_ROW in placed.column_names:
+            columns[layout.ASSETS] = _assets(columns[layout.PRODUCT])
     last = _last_columns(schema)
     ordered = [name for name in columns if name not in last]
     return pa.table({name: columns[name] for name in [*ordered, *(n for n in last if n in columns)]})
@@ -100,7 +101,8 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
 def _last_columns(schema: Schema) -> tuple[str, ...]:
     """Bulky columns that a filter never needs, last in the file: what it needs is then one range."""
     sums = map(layout.checksum_column, schema.modality_names)
-    return (layout.LINKS, layout.ASSETS, layout.GEOMETRY, *sums)
+    places = (column for name in schema.modality_names for column in layout.place_columns(name))
+    return (layout.LINKS, layout.ASSETS, layout.GEOMETRY, *places, *sums)
 
 
 def _pixels(schema: Schema) -> int:

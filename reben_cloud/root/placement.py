@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,9 @@ from reben_cloud.root import layout
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.sampling import shuffled_order, stratified_order
 
-Order = Literal["stratified", "shuffled"]
-"""How samples are ordered at write time: every shard a fair share of each product, or a plain shuffle."""
+Order = Literal["stratified", "shuffled", "stored"]
+"""How samples are ordered at write time: every shard a fair share of each product, or a plain shuffle; or, where
+payloads stay where others put them, by patch id, so that what lies together is read together."""
 
 SHARD_SAMPLES = 256
 """Samples in a shard, but for the last one of a group."""
@@ -32,6 +33,9 @@ SPLITS = ("train", "validation", "test")
 
 GROUPS = ("train", "validation", "test", "train-extra", "validation-extra", "test-extra")
 """Names of the shard groups, in the order in which they are planned."""
+
+STORED_GROUP = "stored"
+"""The one group of the order ``stored``: neighbours of all splits lie together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +50,8 @@ class PlacementOptions:
     """Samples in a shard, at least 1."""
 
     def __post_init__(self) -> None:
-        if self.order not in ("stratified", "shuffled"):
-            raise ValueError(f"order must be 'stratified' or 'shuffled', got {self.order!r}")
+        if self.order not in get_args(Order):
+            raise ValueError(f"order must be {' or '.join(map(repr, get_args(Order)))}, got {self.order!r}")
         if self.shard_samples < 1:
             raise ValueError(f"shard_samples must be at least 1, got {self.shard_samples}")
 
@@ -70,14 +74,16 @@ def place(table: pa.Table, options: PlacementOptions, *, recommended_without: Se
     codes = products.indices.to_numpy()
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     zarr_row = np.arange(len(codes)) - starts[np.cumsum(np.diff(codes, prepend=-1) != 0) - 1]
-    group = _groups(table, recommended_without)
+    stored = options.order == "stored"
+    names = (STORED_GROUP,) if stored else GROUPS
+    group = np.zeros(len(codes), np.int8) if stored else _groups(table, recommended_without)
     shard = np.empty(len(codes), np.int32)
     row = np.empty(len(codes), np.int32)
-    for number in range(len(GROUPS)):
+    for number in range(len(names)):
         members = np.flatnonzero(group == number)
         if not members.size:
             continue
-        order = members[_order(codes[members], options, stream=number)]
+        order = members if stored else members[_order(codes[members], options, stream=number)]
         shard[order] = np.arange(order.size) // options.shard_samples
         row[order] = np.arange(order.size) % options.shard_samples
     return pa.table(
@@ -85,7 +91,7 @@ def place(table: pa.Table, options: PlacementOptions, *, recommended_without: Se
             "patch_id": ids,
             layout.PRODUCT: products,
             layout.ZARR_ROW: pa.array(zarr_row, pa.int32()),
-            layout.SHARD_GROUP: pa.DictionaryArray.from_arrays(pa.array(group, pa.int8()), list(GROUPS)),
+            layout.SHARD_GROUP: pa.DictionaryArray.from_arrays(pa.array(group, pa.int8()), list(names)),
             layout.SHARD: shard,
             layout.SHARD_ROW: row,
         }
@@ -128,7 +134,7 @@ def group_sizes(placement: pa.Table) -> Mapping[str, int]:
     """Number of samples in each shard group that has any."""
     counts = pc.value_counts(pc.cast(placement.column(layout.SHARD_GROUP), pa.string()))
     found = {c["values"]: c["counts"] for c in counts.to_pylist()}
-    return {name: found[name] for name in GROUPS if name in found}
+    return {name: found[name] for name in (*GROUPS, STORED_GROUP) if name in found}
 
 
 def _groups(table: pa.Table, recommended_without: Sequence[str]) -> NDArray[np.int8]:

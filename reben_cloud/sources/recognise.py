@@ -90,8 +90,8 @@ def open_source(
         found = _find_local(folder, only)
     if found is None:
         raise SourceError(
-            f"{store.url}: no root and no archives (BigEarthNet-S2.tar.zst, ...) there; "
-            "an LMDB or unpacked folders must lie on a disk"
+            f"{store.url}: no root, no archives (BigEarthNet-S2.tar.zst, ...) and no LMDB (data.mdb) there; "
+            "unpacked folders must lie on a disk"
         )
     return found, _read_metadata(store, metadata_paths)
 

@@ -29,10 +29,13 @@ from reben_cloud.root.documents import (
     read_patches,
 )
 from reben_cloud.root.layout import MANIFEST, PATCHES
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.metadata import described_columns, described_metadata, with_columns_of
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.root.placement import check_places
-from reben_cloud.schema import Schema
+from reben_cloud.root.references import RemoteObjects, Span, options_for
+from reben_cloud.root.references import check_places as check_references
+from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
 
 
@@ -93,6 +96,9 @@ class RootSource:
         payloads = {}
         for modality in map(self.schema.modality, modalities):
             name = modality.name
+            if places.objects is not None:
+                payloads[name] = self._referenced(places, at, modality, info.patch_id)
+                continue
             path = layout.shard(str(places.group[at]), name, int(places.shard[at]))
             start = int(places.row[at]) * tar.record_bytes(modality) + tar.PAYLOAD_OFFSET
             checksum = int(places.xxh3[name][at])
@@ -100,6 +106,23 @@ class RootSource:
             read = partial(self._payload, path, start, modality.payload_bytes, checksum, what)
             payloads[name] = again(self.store, path, read)
         return Patch(info=info, payloads=payloads)
+
+    def _referenced(self, places: _Places, at: int, modality: Modality, patch_id: str) -> bytes:
+        """A payload that lies in somebody else's object."""
+        assert places.objects is not None
+        number, start = (int(column[at]) for column in places.references[modality.name])
+        span = Span(start, modality.payload_bytes, np.zeros(1, np.int64))
+        payload = bytes(places.objects.read(number, [span])[0])
+        sums, url = places.xxh3.get(modality.name), places.objects.objects[number].url
+        if not payload.startswith(modality.payload_header) or (
+            sums is not None and xxhash.xxh3_64_intdigest(payload) != int(sums[at])
+        ):
+            places.objects.check_version(number)
+            raise ChecksumError(
+                f"{url}: what lies at byte {start:,} is not the {modality.name} payload of {patch_id}; the object or "
+                "its index is damaged, index it again (reben-cloud index)"
+            )
+        return payload
 
     def _payload(self, path: str, start: int, nbytes: int, checksum: int, what: str) -> bytes:
         payload = bytes(self.store.get_range(path, start, nbytes))
@@ -132,6 +155,10 @@ class _Places(NamedTuple):
     shard: NDArray[np.int32]
     row: NDArray[np.int32]
     xxh3: Mapping[str, NDArray[np.uint64]]
+    objects: RemoteObjects | None
+    """What a reference root refers to; None for one that has its payloads."""
+    references: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+    """Modality -> object and first byte of each payload there."""
 
     def find(self, patch_id: str, url: str) -> int:
         at = int(np.searchsorted(self.ids, patch_id.encode()))
@@ -146,10 +173,19 @@ def _places(_url: str, store: Store) -> _Places:
     manifest = read_manifest(store)
     if manifest is None:
         raise lost(store, MANIFEST)
-    modalities = manifest.modalities
-    sums = [layout.checksum_column(m) for m in modalities]
+    modalities, remote = manifest.modalities, manifest.references
+    there = set(open_patches(store, manifest).schema.names)
+    summed = [m for m in modalities if remote is None or layout.checksum_column(m) in there]
+    sums = [layout.checksum_column(m) for m in summed]
+    referred = [] if remote is None else [(m, layout.place_columns(m)) for m in modalities]
     table = read_patches(
-        store, manifest, [layout.ID, layout.SHARD_GROUP, layout.SHARD, layout.SHARD_ROW, *sums]
+        store,
+        manifest,
+        [
+            *(layout.ID, layout.SHARD_GROUP, layout.SHARD, layout.SHARD_ROW),
+            *(column for _, columns in referred for column in columns),
+            *sums,
+        ],
     )
     ids = np.array(table.column(layout.ID).to_pylist(), np.bytes_)
     order = np.argsort(ids)
@@ -161,5 +197,24 @@ def _places(_url: str, store: Store) -> _Places:
         groups[order],
         shards[order],
         rows[order],
-        {m: table.column(c).to_numpy()[order] for m, c in zip(modalities, sums, strict=True)},
+        {m: table.column(c).to_numpy()[order] for m, c in zip(summed, sums, strict=True)},
+        None if remote is None else RemoteObjects(remote, options_for(store, remote)),
+        {m: _places_in_objects(store, manifest, table, m, order) for m, _ in referred},
     )
+
+
+def _places_in_objects(
+    store: Store, manifest: Manifest, table: pa.Table, modality: str, order: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Object and first byte of each payload of a modality, within their bounds."""
+    number, start, nbytes = (
+        table.column(column).to_numpy().astype(np.int64)[order] for column in layout.place_columns(modality)
+    )
+    expected = manifest.schema.modality(modality).payload_bytes
+    wrong = check_references(manifest.references or (), number, start, expected)
+    if wrong or (nbytes != expected).any():
+        raise ChecksumError(
+            f"{store.url}/{PATCHES}: names {wrong or 'a payload of another size'}; the root is damaged, "
+            "index it again (reben-cloud index)"
+        )
+    return number, start

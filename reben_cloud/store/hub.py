@@ -29,6 +29,7 @@ _ADDRESS = re.compile(
 )
 _FAILURES: tuple[type[Exception], ...] = (
     OSError,
+    ValueError,
     *(base for base in hub_errors.HfHubHTTPError.__bases__ if issubclass(base, Exception)),
 )
 """What a question to the hub may raise: the errors of whichever HTTP library its own library is built on."""
@@ -89,7 +90,8 @@ class Hub:
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any], *, timeout_s: float) -> None:
-        if unknown := sorted(storage_options.keys() - _OPTIONS):
+        # A command has one set of options for all its stores; the address of an S3 server is none of a hub's.
+        if unknown := sorted(storage_options.keys() - _OPTIONS - {"endpoint_url"}):
             raise ValueError(
                 f"unknown storage option {unknown[0]!r}; known are {', '.join(sorted(_OPTIONS))}"
             )
@@ -118,7 +120,7 @@ class Hub:
                     commit = self._api.dataset_info(
                         self.address.repo, revision=self.address.revision, timeout=self._timeout_s
                     ).sha
-                except (*_FAILURES, ValueError) as error:
+                except _FAILURES as error:
                     raise self._meaning(error) from scrub(error)
                 if commit is None or not _COMMIT.fullmatch(commit):
                     raise StorageError(f"the hub names no commit for revision {self.address.revision!r}")
@@ -190,6 +192,6 @@ class Hub:
                 advice=self._advice,
                 wait_s=float(wait) if wait.isdecimal() else 0.0,
             )
-        if isinstance(error, _FAILURES):
+        if not isinstance(error, ValueError):
             return SilentError(f"{type(error).__name__}: {mask(str(error))}")
         return StorageError(f"the hub's answer is not understood: {mask(str(error))[:200]}")

@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
 from reben_cloud.root import layout
-from reben_cloud.root.backing import LmdbFolder
+from reben_cloud.root.backing import Found, LmdbFolder, References
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.placement import check_places
+from reben_cloud.root.references import RemoteObjects
+from reben_cloud.root.references import check_places as check_references
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.readers.base import Counters, Places, Reader
 from reben_cloud.stream.readers.lmdb import LmdbReader
+from reben_cloud.stream.readers.references import ReferenceReader
 from reben_cloud.stream.readers.shards import ShardReader
 from reben_cloud.stream.readers.zarr import ZarrReader
 
@@ -182,6 +185,19 @@ def open_reader(
             stored.places.checksums,
             counters,
         )
+    if isinstance(dataset.backing, References):
+        if form == "zarr":
+            raise ValueError(
+                f"{dataset.url} refers to payloads elsewhere and has no Zarr stores; leave form out"
+            )
+        return ReferenceReader(
+            RemoteObjects(dataset.backing.objects, dataset.backing.storage_options),
+            {m.name: _references(stored, dataset.backing, m) for m in stored.modalities},
+            stored.places.ids,
+            stored.modalities,
+            stored.places.checksums,
+            counters,
+        )
     if form == "zarr":
         rows = np.array(stored.values(layout.ZARR_ROW))
         if rows.size and not 0 <= rows.min() <= rows.max() < len(dataset):
@@ -214,6 +230,33 @@ def open_reader(
         cache=cache,
         keep=keep,
     )
+
+
+def _references(stored: StoredSelection, backing: References, modality: Modality) -> Found:
+    """Where the payloads of a modality lie in other people's objects, in stored order.
+
+    Raises:
+        ChecksumError: If one would not be inside its object, or has another size than the schema says.
+    """
+    if backing.finder is not None:
+        found = backing.finder.find(stored.keys(modality))
+    else:
+        names = layout.place_columns(modality.name)
+        table = stored.selection.columns(list(names)).take(pa.array(stored.index))
+        number, start, nbytes = (table.column(name).to_numpy().astype(np.int64) for name in names)
+        if (wrong := np.flatnonzero(nbytes != modality.payload_bytes)).size:
+            raise ChecksumError(
+                f"{stored.selection.dataset.url}/{PATCHES}: gives a payload of {modality.name} {nbytes[wrong[0]]:,} "
+                f"bytes, which has {modality.payload_bytes:,}; the root is damaged, `reben-cloud verify` says what "
+                "else is"
+            )
+        found = Found(number, start)
+    if wrong_place := check_references(backing.objects, found.object, found.start, modality.payload_bytes):
+        raise ChecksumError(
+            f"{stored.selection.dataset.url}/{PATCHES}: names {wrong_place}; the root is damaged, index it again "
+            "(reben-cloud index)"
+        )
+    return found
 
 
 def _shard_objects(dataset: Dataset) -> dict[str, tuple[int, int]]:

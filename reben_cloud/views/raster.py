@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.backing import RootObjects
+from reben_cloud.root.backing import LmdbFolder, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
 from reben_cloud.root.zarr_store import ListedStore
@@ -24,6 +24,7 @@ from reben_cloud.schema import Schema, check_names
 from reben_cloud.search.arguments import parse_box, parse_names
 from reben_cloud.views.axes import images, pixel_centres, selectable
 from reben_cloud.views.mosaic import mosaic
+from reben_cloud.views.payloads import patch_of_payloads
 
 MAX_XARRAY = 1_000
 """Most patches of `stack_patches`: 0.3 GB in memory, and as many chunks of each array for Dask."""
@@ -32,7 +33,15 @@ MAX_XARRAY = 1_000
 def open_product(dataset: Dataset, product: str) -> xr.Dataset:
     """A product's Zarr store; see `Dataset.open_zarr`."""
     if not isinstance(dataset.backing, RootObjects):
-        raise NotFoundError(f"{dataset.url} is an LMDB and has no Zarr stores; open the root for that")
+        what = (
+            "is an LMDB"
+            if isinstance(dataset.backing, LmdbFolder)
+            else "refers to payloads that lie elsewhere"
+        )
+        raise NotFoundError(
+            f"{dataset.url} {what} and has no Zarr stores: open single patches (Dataset.open_patch), or make a root of "
+            "the patches you want (reben-cloud build)"
+        )
     if product not in dataset.products:
         raise NotFoundError(
             f"{dataset.url} has no product {product!r}; `Dataset.products` lists its {len(dataset.products)}"
@@ -51,7 +60,10 @@ def open_patch(dataset: Dataset, patch_id: str) -> xr.Dataset:
             f"open_patch takes one patch id, got {patch_id!r}; see Selection.to_xarray for several"
         )
     columns = [layout.ID, layout.PRODUCT, layout.ZARR_ROW]
-    found = dataset.search(ids=patch_id).columns(columns).to_pylist()[0]
+    selection = dataset.search(ids=patch_id)
+    if not isinstance(dataset.backing, RootObjects):
+        return patch_of_payloads(selection)
+    found = selection.columns(columns).to_pylist()[0]
     row = found[layout.ZARR_ROW]
     stack = open_product(dataset, found[layout.PRODUCT])
     check_rows(stack, [row], [found[layout.ID]], url=dataset.url)

@@ -24,9 +24,6 @@ from reben_cloud.stream.payloads import Part
 
 T = TypeVar("T")
 
-REQUEST_BYTES = 256 * 1024
-"""What a request costs, in bytes that could have been read instead: 5 ms at 50 MB/s a connection."""
-
 ATTEMPTS = 4
 """How often an object is read before its damage is reported; a store that fails is the store's own matter."""
 

@@ -22,13 +22,14 @@ from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, 
 from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
 from reben_cloud.root import layout
+from reben_cloud.root.references import REQUEST_BYTES
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Buffer, Modality
 from reben_cloud.store import Store
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.gather import BufferPool
 from reben_cloud.stream.payloads import InFile, InMemory, Part, Payloads
-from reben_cloud.stream.readers.base import REQUEST_BYTES, Counters, Places, persistently
+from reben_cloud.stream.readers.base import Counters, Places, persistently
 
 CACHED_USES = 4
 """Epochs over which a shard in the disk cache is expected to pay; a training run has more."""

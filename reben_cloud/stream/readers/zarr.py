@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import zarr
 from reben_cloud.root import layout
+from reben_cloud.root.references import REQUEST_BYTES
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy, Modality
 from reben_cloud.store import Store
 from reben_cloud.stream.payloads import InMemory, Part
-from reben_cloud.stream.readers.base import REQUEST_BYTES, Counters, persistently
+from reben_cloud.stream.readers.base import Counters, persistently
 
 
 class ZarrReader:

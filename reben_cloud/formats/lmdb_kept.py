@@ -1,0 +1,78 @@
+"""A local file that keeps record batches as they come, for the process that goes on after one that was killed."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+
+_FRAME = struct.Struct("<II")
+"""Bytes and CRC-32 of what follows."""
+
+
+class Kept:
+    """Batches in the order in which they were added; what was torn at the end is left out and written over.
+
+    Args:
+        path: The file; None keeps nothing.
+        identity: What the batches are of: those of something else are given up.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
+        self._identity = identity.encode()
+        self._file: BinaryIO | None = None
+        if path is not None:
+            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """What was kept by an earlier process; to be read to its end before anything is added."""
+        if self._file is None:
+            return
+        end = 0
+        if self._frame() == self._identity:
+            end = self._file.tell()
+            while (frame := self._frame()) is not None:
+                try:
+                    batch = pa.ipc.open_stream(frame).read_next_batch()
+                except pa.ArrowInvalid:
+                    break
+                end = self._file.tell()
+                yield batch
+        self._file.seek(end)
+        self._file.truncate()
+        if end == 0:
+            self._write(self._identity)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Keep one more."""
+        if self._file is not None:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            self._write(sink.getvalue().to_pybytes())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        self._file.write(_FRAME.pack(len(data), zlib.crc32(data)) + data)
+        self._file.flush()  # to the system, which outlives the process
+
+    def _frame(self) -> bytes | None:
+        """The next one that is whole."""
+        assert self._file is not None
+        head = self._file.read(_FRAME.size)
+        if len(head) < _FRAME.size:
+            return None
+        nbytes, checksum = _FRAME.unpack(head)
+        if nbytes > os.fstat(self._file.fileno()).st_size - self._file.tell():
+            return None
+        data = self._file.read(nbytes)
+        return data if zlib.crc32(data) == checksum else None

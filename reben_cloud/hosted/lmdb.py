@@ -1,0 +1,127 @@
+"""An LMDB that is hosted somewhere: found by its URL, with the metadata beside it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from reben_cloud.bigearthnet import official
+from reben_cloud.errors import SourceError
+from reben_cloud.formats.lmdb_index import RemoteLmdb
+from reben_cloud.root.references import RemoteObject
+from reben_cloud.store import Store
+
+DATA = "data.mdb"
+"""Name of an LMDB's file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostedLmdb:
+    """An LMDB at a URL."""
+
+    store: Store
+    """Where the LMDB lies."""
+    path: str
+    """Its file, below the store."""
+    metadata: tuple[tuple[Store, str], ...]
+    """The metadata files that were found with it."""
+
+    @property
+    def url(self) -> str:
+        """The file."""
+        return f"{self.store.url}/{self.path}"
+
+    def describe(self) -> RemoteObject:
+        """The file as it is now.
+
+        Raises:
+            FileNotFoundError: If it is gone.
+            StorageError: If the store fails or refuses.
+        """
+        there = self.store.stat(self.path)
+        return RemoteObject(url=self.url, nbytes=there.size, version=there.version)
+
+    def pages(self, remote: RemoteObject, *, threads: int = 16) -> RemoteLmdb:
+        """The reader of the file's pages, as long as it is this version.
+
+        Raises:
+            SourceError: If it is no LMDB that is read, or cut short.
+            StorageError: If the store fails or refuses.
+        """
+        read = partial(self.store.get_range, self.path, version=remote.version)
+        return RemoteLmdb(read, remote.nbytes, threads=threads, name=remote.url)
+
+    def read_metadata(self, paths: Sequence[str | os.PathLike[str]] = ()) -> pa.Table:
+        """The official metadata: from these files, or from those beside the LMDB.
+
+        Raises:
+            SourceError: If there are none, or they are not the official ones.
+        """
+        if paths:
+            return official.read_official(paths)
+        if not self.metadata:
+            raise SourceError(
+                f"{self.url}: no metadata*.parquet in or beside it; name the official metadata files (--metadata)"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            copies = []
+            for number, (store, name) in enumerate(self.metadata):
+                copies.append(Path(folder) / f"{number}-{os.path.basename(name)}")
+                copies[-1].write_bytes(store.get(name))
+            return official.read_official(copies)
+
+
+def find_hosted(store: Store) -> HostedLmdb | None:
+    """The LMDB at a URL, which may name its file, its folder or the folder above; None if there is none.
+
+    Raises:
+        SourceError: If there are several.
+        StorageError: If the store cannot be reached or refuses.
+    """
+    store = store.pinned()
+    above, name = store.parent()
+    if name == DATA:
+        folder, lmdb_name = above, DATA
+        return HostedLmdb(store=folder, path=lmdb_name, metadata=_metadata_near(folder))
+    if store.exists(DATA):
+        return HostedLmdb(store=store, path=DATA, metadata=_metadata_near(store))
+    names = _listed(store)
+    found = [n for n in names if n.rpartition("/")[2] == DATA and n.count("/") <= 1]
+    if len(found) > 1:
+        raise SourceError(f"{store.url} holds several LMDBs, name one: {', '.join(sorted(found))}")
+    if not found:
+        return None
+    return HostedLmdb(store=store, path=found[0], metadata=_metadata_in(store, names))
+
+
+def _metadata_near(folder: Store) -> tuple[tuple[Store, str], ...]:
+    """The metadata files in the folder of an LMDB, or in the one above."""
+    if found := _metadata_in(folder, _listed(folder)):
+        return found
+    try:
+        above = folder.parent()[0]
+        return _metadata_in(above, _listed(above))
+    except ValueError:  # there is nothing above the top of a bucket or a repository
+        return ()
+
+
+def _listed(store: Store) -> list[str]:
+    """What lies in a folder. A web server lists nothing: the names that an LMDB and its metadata most often have."""
+    if not store.url.startswith(("http://", "https://")):
+        return [path for path, _ in store.list()]
+    return [name for name in (DATA, "metadata.parquet", official.EXTRA_METADATA) if store.exists(name)]
+
+
+def _metadata_in(store: Store, names: Iterable[str]) -> tuple[tuple[Store, str], ...]:
+    last = ((name, name.rpartition("/")[2]) for name in names if name.count("/") <= 1)
+    return tuple(
+        (store, name)
+        for name, file in sorted(last)
+        if file.startswith("metadata") and file.endswith(".parquet")
+    )

@@ -1,0 +1,97 @@
+"""A hosted LMDB opened like a root at once: its tables are those of the reference root that an index would make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.build import make_plan
+from reben_cloud.build.plan import BuildPlan
+from reben_cloud.errors import NotFoundError
+from reben_cloud.export.opened import MadeRoot
+from reben_cloud.hosted.finder import LmdbFinder
+from reben_cloud.hosted.lmdb import HostedLmdb, find_hosted
+from reben_cloud.root.backing import References
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.layout import MANIFEST
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.sources.found import FoundSource
+from reben_cloud.store import open_store
+
+
+class HostedRoot(MadeRoot):
+    """The place of a hosted LMDB, as if ``patches.parquet`` lay there.
+
+    Args:
+        url: Where it is.
+        storage_options: Credentials and endpoint.
+    """
+
+    @cached_property
+    def hosted(self) -> HostedLmdb | None:
+        """The LMDB; None if there is none."""
+        return find_hosted(open_store(self._address, self.storage_options))
+
+    @cached_property
+    def backing(self) -> References:
+        """What payloads are read from.
+
+        Raises:
+            NotFoundError: If there is no LMDB any more.
+        """
+        if self.hosted is None:
+            raise NotFoundError(f"{self.url}: there is no LMDB (data.mdb) any more")
+        remote = self.hosted.describe()
+        finder = LmdbFinder(self.hosted, remote)
+        return References(objects=(remote,), storage_options=self.storage_options, finder=finder)
+
+    @cached_property
+    def _plan(self) -> BuildPlan:
+        assert self.hosted is not None
+        official = self.hosted.read_metadata()
+        first = official.slice(0, 1).to_pylist()[0]
+        keys = {modality.name: modality.key(first) for modality in REBEN.modalities}
+        source = FoundSource(self.backing, _held(self.backing, keys))
+        options = PlacementOptions(order="stored")
+        return make_plan(source, official, open_store("memory://lmdb-root"), options=options)
+
+
+def open_hosted_root(url: str, storage_options: Mapping[str, Any] | None) -> Dataset | None:
+    """The LMDB hosted at a URL; None if there is none.
+
+    Raises:
+        NotFoundError: If it does not have the patches of the metadata beside it.
+        SourceError: If there is no metadata beside it, or several LMDBs are there.
+        StorageError: If the store cannot be reached or refuses.
+    """
+    root = HostedRoot(url, storage_options)
+    if root.hosted is None:
+        return None
+    return Dataset(root, root.manifest, backing=root.backing)
+
+
+def is_hosted(url: str, storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether a URL is that of an LMDB on another machine, and not of a root. Raises as `open_hosted_root`."""
+    if url.startswith("synthetic:") or (store := open_store(url, storage_options)).is_local:
+        return False
+    return not store.exists(MANIFEST) and find_hosted(store) is not None
+
+
+def _held(backing: References, keys: Mapping[str, str]) -> tuple[str, ...]:
+    """The modalities that an LMDB has, by the keys that its first patch must have."""
+    assert backing.finder is not None
+    held = []
+    for modality, key in keys.items():
+        try:
+            backing.finder.find([key])
+        except NotFoundError:
+            continue
+        held.append(modality)
+    if not held:
+        raise NotFoundError(
+            f"{backing.objects[0].url} has no record {next(iter(keys.values()))!r}: the metadata beside it are not of "
+            "its patches, or it has another form; index it with its own metadata (reben-cloud index --metadata)"
+        )
+    return tuple(held)

@@ -1,0 +1,251 @@
+"""A root of payloads that stay where others put them: tables and catalog, and the places of the payloads.
+
+Nothing is copied. The patches are placed in the order of their ids, which is that of an LMDB's values, so that
+patches that are read together lie together.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from reben_cloud import catalog
+from reben_cloud.bigearthnet.official import read_official
+from reben_cloud.build.plan import BuildPlan, is_root_of, make_plan, manifest_of
+from reben_cloud.build.publish import commit
+from reben_cloud.build.tasks import put
+from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.formats.lmdb_index import Estimate
+from reben_cloud.hosted.finder import cache_folder, name_of
+from reben_cloud.hosted.indexed import Index, IndexedSource, index_of
+from reben_cloud.hosted.lmdb import find_hosted
+from reben_cloud.hosted.tars import index_tars, list_tars
+from reben_cloud.root import layout
+from reben_cloud.root.documents import read_manifest
+from reben_cloud.root.layout import OBJECTS, PATCHES
+from reben_cloud.root.manifest import Manifest
+from reben_cloud.root.objects import Objects
+from reben_cloud.root.patches import patches_table
+from reben_cloud.root.patches_file import write_patches
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.root.references import RemoteObjects, plan_spans
+from reben_cloud.schema import Modality
+from reben_cloud.store import Store, open_store
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Called with an iterable, its length and what it is; gives the items on."""
+
+CHECKSUM_BYTES = 64 * 1024 * 1024
+"""About how much is read between two signs of life while checksums are recorded."""
+
+
+def publish_references(
+    index: Index,
+    official: pa.Table,
+    store: Store,
+    *,
+    modalities: Sequence[str] | None = None,
+    checksums: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Progress = lambda items, _total, _what: items,
+) -> Manifest:
+    """Write a root whose payloads lie in the objects of an index.
+
+    Args:
+        index: Where the payloads lie.
+        official: Metadata of its patches, and perhaps of many more.
+        store: The root to be.
+        modalities: What patches must have and the root refers to; all of the index by default.
+        checksums: Read every payload once and record its xxh3, so that later changes are noticed.
+        storage_options: Credentials and endpoint of the objects, to read them.
+        progress: Wraps the reading.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConflictError: If the store holds another dataset.
+        SourceError: If the metadata and the index do not fit, or a payload is not one.
+        StorageError: If a store fails.
+    """
+    plan = make_plan(
+        IndexedSource(index),
+        official,
+        store,
+        modalities=modalities,
+        options=PlacementOptions(order="stored"),
+    )
+    there = read_manifest(store)
+    if there is not None:
+        if is_root_of(plan.fingerprint, there, store) and there.references == index.objects:
+            return there
+        raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
+    placement = plan.placement.drop_columns([layout.ZARR_ROW])
+    places = {m.name: _places(plan, index, m) for m in plan.schema.modalities}
+    for name, columns in places.items():
+        for column, values in zip(layout.place_columns(name), columns.columns, strict=True):
+            placement = placement.append_column(column, values)
+    if checksums:
+        objects = RemoteObjects(index.objects, storage_options)
+        for modality in plan.schema.modalities:
+            sums = _checksums(objects, places[modality.name], modality, plan, progress)
+            placement = placement.append_column(layout.checksum_column(modality.name), sums)
+    table = patches_table(plan.table, plan.schema, placement)
+    patches = write_patches(table, plan.schema)
+    written = [put(store, PATCHES, patches)]
+    for path, data in catalog.root_documents(table, {}, written, schema=plan.schema).items():
+        written.append(put(store, path, data))
+    data = Objects(written).encode()
+    store.put(OBJECTS, data)
+    return commit(store, manifest_of(plan).referring_to(index.objects), patches, data)
+
+
+def index_hosted(
+    url: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    metadata_paths: Sequence[str | os.PathLike[str]] = (),
+    modalities: Sequence[str] | None = None,
+    checksums: bool = False,
+    threads: int = 16,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Progress = lambda items, _total, _what: items,
+) -> Manifest:
+    """Make a reference root of what is hosted at a URL: a rico-hdl LMDB, or uncompressed tars of its payloads.
+
+    Args:
+        url: The LMDB's file, its folder or the folder above; a tar, or a folder of tars.
+        dest: Path or URL of the root to be.
+        metadata_paths: The official metadata, when they are not beside an LMDB.
+        modalities: What the root refers to; all that is there by default.
+        checksums: Read every payload once and record its xxh3.
+        threads: Requests at a time.
+        storage_options: Credentials and endpoint of both places, as in `store.open_store`.
+        progress: Wraps what takes long.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        SourceError: If there is neither, or the metadata do not fit.
+        ConflictError: If `dest` holds another dataset.
+        StorageError: If a store fails.
+    """
+    store = open_store(url, storage_options)
+    if (hosted := find_hosted(store)) is not None:
+        official = hosted.read_metadata(metadata_paths)
+        remote = hosted.describe()
+        pages = hosted.pages(remote, threads=threads)
+        keep = cache_folder() / "index" / f"{name_of(remote)}.partial"
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        total = pages.estimate().requests
+        table = _told(
+            lambda tell: pages.index(keep=keep, progress=tell), progress, total, "pages of the LMDB"
+        )
+        index = index_of(remote, table)
+        keep.unlink(missing_ok=True)
+    elif tars := list_tars(store):
+        if not metadata_paths:
+            raise SourceError(
+                f"{store.url}: tars carry no metadata of their patches; name the official files (--metadata)"
+            )
+        official = read_official(metadata_paths)
+        place = store.parent()[0] if tars == [store.parent()[1]] else store
+        index = index_tars(place, tars, official, threads=threads, progress=progress)
+    else:
+        raise SourceError(f"{store.url}: no LMDB (data.mdb) and no uncompressed tars there to refer to")
+    return publish_references(
+        index,
+        official,
+        open_store(dest, storage_options),
+        modalities=modalities,
+        checksums=checksums,
+        storage_options=storage_options,
+        progress=progress,
+    )
+
+
+def estimate_hosted(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Estimate | None:
+    """What the index of an LMDB costs; None when there are tars, which are read through. Raises as `index_hosted`."""
+    hosted = find_hosted(open_store(url, storage_options))
+    return None if hosted is None else hosted.pages(hosted.describe()).estimate()
+
+
+def _told(
+    work: Callable[[Callable[[int, int], None]], pa.Table], progress: Progress, total: int, what: str
+) -> pa.Table:
+    """The result of work that tells how far it is, shown as the progress of an iterable."""
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def steps(future: Future[pa.Table]) -> Iterator[int]:
+        shown = 0
+        while not (future.done() and told.empty()):
+            with suppress(queue.Empty):
+                while shown < told.get(timeout=0.2):
+                    shown += 1
+                    yield shown
+
+    with ThreadPoolExecutor(1, "reben-index") as pool:
+        future = pool.submit(work, lambda done, _all: told.put(done))
+        for _ in progress(steps(future), total, what):
+            pass
+        return future.result()
+
+
+def _places(plan: BuildPlan, index: Index, modality: Modality) -> pa.Table:
+    """Object, first byte and size of each patch's payload, in the order of the plan."""
+    here = index.places[modality.name]
+    rows = pc.index_in(
+        plan.table.column(modality.key_column).combine_chunks(), here.column("name").combine_chunks()
+    )
+    return pa.table(
+        {
+            "object": here.column("object").take(rows).cast(pa.int32()),
+            "offset": here.column("offset").take(rows),
+            "nbytes": here.column("nbytes").take(rows).cast(pa.int32()),
+        }
+    )
+
+
+def _checksums(
+    objects: RemoteObjects, places: pa.Table, modality: Modality, plan: BuildPlan, progress: Progress
+) -> pa.Array[Any]:
+    """The xxh3-64 of every payload of a modality, each read once."""
+    numbers, starts = (places.column(n).to_numpy().astype(np.int64) for n in ("object", "offset"))
+    found = np.zeros(len(starts), np.uint64)
+    step = max(1, CHECKSUM_BYTES // modality.payload_bytes)
+    order = np.lexsort((starts, numbers))
+    pieces = [order[first : first + step] for first in range(0, len(order), step)]
+    for rows in progress(iter(pieces), len(pieces), f"checksums of {modality.name}"):
+        for number in np.unique(numbers[rows]).tolist():
+            here = rows[numbers[rows] == number]
+            for row, payload in _payloads(objects, number, starts[here], modality):
+                if payload[: len(modality.payload_header)] != modality.payload_header:
+                    patch = plan.table.column("patch_id")[int(here[row])].as_py()
+                    raise SourceError(
+                        f"{objects.objects[number].url}: what lies at byte {starts[here[row]]:,} is not the "
+                        f"{modality.name} payload of {patch}, its header is another"
+                    )
+                found[here[row]] = xxhash.xxh3_64_intdigest(payload)
+    return pa.array(found)
+
+
+def _payloads(
+    objects: RemoteObjects, number: int, starts: np.ndarray[Any, np.dtype[np.int64]], modality: Modality
+) -> Iterator[tuple[int, memoryview]]:
+    spans = plan_spans(starts, modality.payload_bytes)
+    for span, data in zip(spans, objects.read(number, spans), strict=True):
+        for member in span.members.tolist():
+            first = int(starts[member]) - span.start
+            yield member, data[first : first + modality.payload_bytes]

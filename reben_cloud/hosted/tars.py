@@ -1,0 +1,169 @@
+"""Payloads in other people's uncompressed tars: WebDataset shards of the same records, whoever wrote them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.errors import SourceError
+from reben_cloud.hosted.indexed import MAP_SUFFIX, Index
+from reben_cloud.root.references import RemoteObject
+from reben_cloud.store import Store
+
+BLOCK_BYTES = 4 * 1024 * 1024
+"""What is read at once: members are nearer to each other than another request would be worth."""
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Called with an iterable, its length and what it is; gives the items on."""
+
+
+class _Member(NamedTuple):
+    modality: str
+    name: str
+    offset: int
+
+
+class _Blocks(io.RawIOBase):
+    """An object as a file, read block by block; the last one is kept."""
+
+    def __init__(self, store: Store, path: str, nbytes: int) -> None:
+        self._store, self._path, self._nbytes = store, path, nbytes
+        self._at, self._first, self._block = 0, 0, memoryview(b"")
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._nbytes}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        if not 0 <= self._at < self._nbytes:
+            return 0
+        if not self._first <= self._at < self._first + self._block.nbytes:
+            length = min(BLOCK_BYTES, self._nbytes - self._at)
+            self._block, self._first = self._store.get_range(self._path, self._at, length), self._at
+        here = self._block[self._at - self._first :][: len(buffer)]
+        buffer[: here.nbytes] = here
+        self._at += here.nbytes
+        return here.nbytes
+
+
+def list_tars(store: Store) -> list[str]:
+    """Paths of the tars below a URL, sorted; the object itself where the URL names one."""
+    above, name = store.parent()
+    if name.endswith(".tar"):
+        return [name] if above.exists(name) else []
+    return sorted(path for path, _ in store.list() if path.endswith(".tar"))
+
+
+def index_tars(
+    store: Store,
+    paths: Sequence[str],
+    official: pa.Table,
+    *,
+    threads: int = 16,
+    progress: Progress = lambda items, _total, _what: items,
+) -> Index:
+    """Where the payloads in some tars lie; their headers are read, and what lies between them.
+
+    A member is a payload when it begins as one of reBEN's modalities does; its name up to the first dot is that of
+    the patch or, for Sentinel-1, of the S1 patch.
+
+    Args:
+        store: Where the tars lie.
+        paths: The tars.
+        official: The metadata, which say which S1 name belongs to which patch.
+        threads: Tars read at a time.
+        progress: Wraps the tars as they are read.
+
+    Raises:
+        SourceError: If one is compressed, cut short or no tar, a patch comes twice, or there is no payload at all.
+        StorageError: If the store fails.
+    """
+    objects, found = [], []
+    with ThreadPoolExecutor(threads, "reben-index") as pool:
+        read = pool.map(partial(_read_tar, store), paths)
+        for number, (remote, members) in enumerate(progress(read, len(paths), "tars")):
+            objects.append(remote)
+            found += [(number, member) for member in members]
+    places = {}
+    for modality in REBEN.modalities:
+        mine = [(number, member) for number, member in found if member.modality == modality.name]
+        if not mine:
+            continue
+        names = _in_key_column(
+            pa.array([m.name for _, m in mine], pa.string()), modality.key_column, official
+        )
+        counts = pc.value_counts(names)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(twice):
+            raise SourceError(
+                f"{store.url}: {twice[0]['values']} has {twice[0]['counts']} payloads of {modality.name} in "
+                "these tars; a root has one"
+            )
+        places[modality.name] = pa.table(
+            {
+                "name": names,
+                "object": pa.array([number for number, _ in mine], pa.int64()),
+                "offset": pa.array([member.offset for _, member in mine], pa.int64()),
+                "nbytes": pa.array([modality.payload_bytes] * len(mine), pa.int64()),
+            }
+        )
+    if not places:
+        raise SourceError(
+            f"{store.url}: no payload of BigEarthNet v2 in {len(paths):,} tars; a member must be a safetensors record "
+            "as rico-hdl writes it"
+        )
+    return Index(objects=tuple(objects), places=places)
+
+
+def _read_tar(store: Store, path: str) -> tuple[RemoteObject, list[_Member]]:
+    nbytes, version = store.stat(path)
+    remote = RemoteObject(url=f"{store.url}/{path}", nbytes=nbytes, version=version)
+    # Buffered, because a raw file may give less than it was asked for, which a tar would take for its end.
+    blocks = io.BufferedReader(_Blocks(store, path, nbytes))
+    try:
+        with tarfile.open(fileobj=blocks, mode="r:") as tar:
+            return remote, list(_payloads_in(tar, blocks))
+    except tarfile.TarError as error:
+        raise SourceError(
+            f"{remote.url}: not an uncompressed tar ({error}); payloads in compressed archives cannot be read in place"
+        ) from error
+
+
+def _payloads_in(tar: tarfile.TarFile, blocks: io.BufferedReader[_Blocks]) -> Iterator[_Member]:
+    by_size = {modality.payload_bytes: modality for modality in REBEN.modalities}
+    for member in tar:
+        modality = by_size.get(member.size)
+        if not member.isfile() or modality is None:
+            continue
+        at = blocks.tell()
+        blocks.seek(member.offset_data)
+        head = blocks.read(len(modality.payload_header))
+        blocks.seek(at)
+        if head == modality.payload_header:
+            name = member.name.rpartition("/")[2].partition(".")[0]
+            yield _Member(modality.name, name.removesuffix(MAP_SUFFIX), member.offset_data)
+
+
+def _in_key_column(names: pa.Array[Any], column: str, official: pa.Table) -> pa.Array[Any]:
+    """Names as the metadata have them in the modality's key column; some name every payload by its patch."""
+    rows = pc.index_in(names, official.column("patch_id").combine_chunks())
+    keys = official.column(column).combine_chunks().take(rows)
+    return pc.if_else(pc.is_valid(keys), keys, names)

@@ -1,0 +1,205 @@
+"""Objects that others keep, and the reading of payloads out of them: what a reference root is made of.
+
+A payload is named by an object, its first byte there and its size. Ranges that lie close together are
+read as one, by the rule that readers of shards follow too: a request costs as much as `REQUEST_BYTES`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reben_cloud.errors import ChangedError, ChecksumError, NotFoundError
+from reben_cloud.sampling import Ints
+from reben_cloud.store import Store, open_store
+
+REQUEST_BYTES = 256 * 1024
+"""What a request costs, in bytes that could have been read instead: 5 ms at 50 MB/s a connection."""
+
+RANGE_BYTES = 8 * 1024 * 1024
+"""Most that is read by one request, so that several run at a time and what one brings is soon used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteObject:
+    """An object that holds payloads and belongs to somebody else."""
+
+    url: str
+    """Where it lies; without credentials."""
+    nbytes: int
+    """Its size when it was indexed."""
+    version: str
+    """What its store called it then (`Store.stat`): another text when it was written again."""
+
+    def to_json(self) -> dict[str, object]:
+        """For a manifest."""
+        return {"url": self.url, "nbytes": self.nbytes, "version": self.version}
+
+    @classmethod
+    def from_json(cls, value: object) -> RemoteObject:
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        if not isinstance(value, Mapping) or value.keys() != {"url", "nbytes", "version"}:
+            raise ValueError(f"{value!r:.80} is not an object with url, nbytes and version")
+        url, nbytes, version = value["url"], value["nbytes"], value["version"]
+        if not (isinstance(url, str) and url and isinstance(version, str) and version):
+            raise ValueError(f"{value!r:.80} has no url or no version")
+        if not isinstance(nbytes, int) or isinstance(nbytes, bool) or not 0 < nbytes < 2**63:
+            raise ValueError(f"{url}: it cannot have {nbytes!r} bytes")
+        return cls(url=url, nbytes=nbytes, version=version)
+
+
+class Span(NamedTuple):
+    """A range of an object, and which payloads lie in it."""
+
+    start: int
+    """First byte."""
+    nbytes: int
+    """Size."""
+    members: Ints
+    """Which of the payloads asked for, in the order of their bytes."""
+
+
+def plan_spans(starts: Ints, nbytes: int, *, request_bytes: int = REQUEST_BYTES) -> list[Span]:
+    """How to read payloads of one size out of an object.
+
+    Two are read together when what lies between them costs less than a request would, and the range
+    does not grow beyond `RANGE_BYTES`.
+
+    Args:
+        starts: First byte of each payload, shape (n,).
+        nbytes: Size of each.
+        request_bytes: Price of a request.
+    """
+    order = np.argsort(starts, kind="stable")
+    found: list[Span] = []
+    begin = 0
+    ordered = starts[order].tolist()
+    for at in range(1, len(ordered) + 1):
+        first, stop = ordered[begin], ordered[at - 1] + nbytes
+        if at < len(ordered):
+            following = ordered[at]
+            if following - stop <= request_bytes and following + nbytes - first <= RANGE_BYTES:
+                continue
+        found.append(Span(first, stop - first, order[begin:at]))
+        begin = at
+    return found
+
+
+class RemoteObjects:
+    """Objects that payloads are read from, by their numbers; safe to use from many threads.
+
+    Every read wants the version that was indexed.
+
+    Args:
+        objects: The objects.
+        storage_options: Credentials and endpoint of their stores.
+    """
+
+    def __init__(
+        self, objects: Sequence[RemoteObject], storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.objects = tuple(objects)
+        self._storage_options = dict(storage_options or {})
+        self._stores: dict[str, Store] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.objects, self._storage_options)
+
+    def read(self, number: int, spans: Sequence[Span]) -> list[memoryview]:
+        """Ranges of an object, one request each, several at a time.
+
+        Raises:
+            NotFoundError: If the object is gone.
+            ChangedError: If it is not the one that was indexed.
+            ChecksumError: If an answer is too short.
+            StorageError: If its store fails or refuses.
+        """
+        remote, (store, path) = self.objects[number], self._open(number)
+        try:
+            found = store.get_ranges(
+                path, [span.start for span in spans], [span.nbytes for span in spans], version=remote.version
+            )
+        except FileNotFoundError as error:
+            raise self._gone(number) from error
+        except ChangedError as error:
+            raise self._changed(number) from error
+        for span, data in zip(spans, found, strict=True):
+            if data.nbytes != span.nbytes:
+                raise ChecksumError(
+                    f"{remote.url}: asked for {span.nbytes:,} bytes at {span.start:,}, got {data.nbytes:,}"
+                )
+        return found
+
+    def check_version(self, number: int) -> None:
+        """See that an object is the one that was indexed.
+
+        Raises:
+            NotFoundError: If it is gone.
+            ChangedError: If it was written again since.
+            StorageError: If its store fails or refuses.
+        """
+        store, path = self._open(number)
+        try:
+            there = store.stat(path)
+        except FileNotFoundError as error:
+            raise self._gone(number) from error
+        if there != (self.objects[number].nbytes, self.objects[number].version):
+            raise self._changed(number)
+
+    def _open(self, number: int) -> tuple[Store, str]:
+        folder, _, name = self.objects[number].url.rpartition("/")
+        with self._lock:
+            if folder not in self._stores:
+                self._stores[folder] = open_store(folder, self._storage_options)
+            return self._stores[folder], name
+
+    def _changed(self, number: int) -> ChangedError:
+        return ChangedError(
+            f"{self.objects[number].url} has changed since it was indexed, when it was {self.objects[number].version}: "
+            "where its payloads lie is no longer known; index it again (reben-cloud index)"
+        )
+
+    def _gone(self, number: int) -> NotFoundError:
+        return NotFoundError(
+            f"{self.objects[number].url} is gone, and its payloads lie nowhere else; index it where it is now "
+            "(reben-cloud index)"
+        )
+
+
+def check_places(
+    objects: Sequence[RemoteObject], number: NDArray[np.int64], start: Ints, nbytes: int
+) -> str | None:
+    """What is wrong with places that a table names: None when every payload is inside its object.
+
+    Args:
+        objects: The objects that the manifest names.
+        number: Object of each payload, shape (n,).
+        start: First byte of each, shape (n,).
+        nbytes: Size of each.
+    """
+    unknown = np.flatnonzero((number < 0) | (number >= len(objects)))
+    if unknown.size:
+        return f"object {number[unknown[0]]}, of {len(objects)} that the manifest names"
+    sizes = np.array([one.nbytes for one in objects], np.int64)
+    # As a difference: a sum could wrap around.
+    outside = np.flatnonzero((start < 0) | (start > sizes[number] - nbytes))
+    if outside.size:
+        at = int(outside[0])
+        return f"byte {start[at]:,} of an object of {sizes[number[at]]:,} bytes for a payload of {nbytes:,}"
+    return None
+
+
+def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, Any]:
+    """What a root's store was opened with, for objects of the same kind of store; nobody else is shown credentials."""
+    same = all(one.url.partition("://")[0] == store.url.partition("://")[0] for one in objects)
+    return store.storage_options if same else {}

@@ -1,0 +1,131 @@
+"""Payloads that lie in other people's objects, read by ranges."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from reben_cloud.errors import ChecksumError
+from reben_cloud.root.backing import Found
+from reben_cloud.root.references import RemoteObjects, Span, plan_spans
+from reben_cloud.sampling import Ints
+from reben_cloud.schema import Buffer, Modality
+from reben_cloud.stream.payloads import InMemory, Part, Payloads
+from reben_cloud.stream.readers.base import Counters, persistently
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE_BYTES = 16 * 1024 * 1024
+"""About how much one call of a store is asked for: its ranges come at the same time."""
+
+
+class ReferenceReader:
+    """Reads payloads out of objects by ranges; neighbours come together (`root.references.plan_spans`).
+
+    Header and size of every payload are compared, and its checksum where one was recorded.
+
+    Args:
+        objects: What is read from.
+        places: Modality -> where each payload lies, in stored order.
+        ids: Patch id of each sample, for messages, shape (n,).
+        modalities: What to read.
+        checksums: Modality -> xxh3-64 of each payload; a modality without any is not a key.
+        counters: Where to count.
+    """
+
+    def __init__(
+        self,
+        objects: RemoteObjects,
+        places: Mapping[str, Found],
+        ids: NDArray[np.bytes_],
+        modalities: Sequence[Modality],
+        checksums: Mapping[str, NDArray[np.uint64]],
+        counters: Counters,
+    ) -> None:
+        self._modalities = {m.name: m for m in modalities}
+        self.copies = {m.name: m.copies for m in modalities}
+        self.parts = tuple((name,) for name in self._modalities)
+        self._objects = objects
+        self._places = places
+        self._ids = ids
+        self._checksums = checksums
+        self._counters = counters
+        if any(name not in checksums for name in self._modalities):
+            _say_once(objects.objects[0].url)
+
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """The payloads of these modalities."""
+        return {name: self._load(self._modalities[name], stored) for name in part}
+
+    def _load(self, modality: Modality, stored: Ints) -> list[tuple[Ints, Payloads]]:
+        places, nbytes = self._places[modality.name], modality.payload_bytes
+        numbers, starts = places.object[stored], places.start[stored]
+        found: list[tuple[Ints, Payloads]] = []
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            for spans in _at_once(plan_spans(starts[here], nbytes)):
+                read = partial(self._read, modality, number, spans, stored[here], starts[here])
+                found += [(here[inside], some) for inside, some in persistently(read, self._counters)]
+        return found
+
+    def _read(
+        self, modality: Modality, number: int, spans: Sequence[Span], stored: Ints, starts: Ints
+    ) -> list[tuple[Ints, InMemory]]:
+        answers = self._objects.read(number, spans)
+        self._counters.add(requests=len(spans), bytes_read=sum(data.nbytes for data in answers))
+        found = []
+        for span, data in zip(spans, answers, strict=True):
+            payloads = InMemory(
+                np.frombuffer(data, np.uint8),
+                starts[span.members] - span.start,
+                modality.payload_bytes,
+                name=self._objects.objects[number].url,
+            )
+            for inside, member in enumerate(span.members.tolist()):
+                self._check(modality, number, int(stored[member]), payloads.read(inside))
+            found.append((span.members, payloads))
+        return found
+
+    def _check(self, modality: Modality, number: int, sample: int, payload: Buffer) -> None:
+        header, sums = modality.payload_header, self._checksums.get(modality.name)
+        if payload[: len(header)] != header:
+            cause = "its header is another"
+        elif sums is not None and xxhash.xxh3_64_intdigest(payload) != sums[sample]:
+            cause = "its xxh3 differs"
+        else:
+            return
+        self._objects.check_version(number)  # the likelier cause, and the better message
+        start = int(self._places[modality.name].start[sample])
+        raise ChecksumError(
+            f"{self._objects.objects[number].url}: what lies at byte {start:,} is not the {modality.name} payload of "
+            f"{self._ids[sample].decode()} ({cause}); the object or its index is damaged, index it again "
+            "(reben-cloud index)"
+        )
+
+
+@functools.cache
+def _say_once(url: str) -> None:
+    logger.warning(
+        "%s: no checksums of its payloads were recorded, so headers and sizes are compared and a changed pixel goes "
+        "unnoticed; `reben-cloud index --checksum` records them",
+        url,
+    )
+
+
+def _at_once(spans: Sequence[Span]) -> list[list[Span]]:
+    """Spans in groups of about `AT_ONCE_BYTES`."""
+    found: list[list[Span]] = []
+    room = 0
+    for span in spans:
+        if room < span.nbytes:
+            found.append([])
+            room = AT_ONCE_BYTES
+        found[-1].append(span)
+        room -= span.nbytes
+    return found

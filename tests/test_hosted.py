@@ -1,0 +1,214 @@
+"""An LMDB on a hub, opened by its URL: searched before any index, looked up as it is used, with a hub at its worst."""
+
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import reben_cloud as rc
+from reben_cloud.build import build, make_plan
+from reben_cloud.build.request import open_plan
+from reben_cloud.checks.verify import verify
+from reben_cloud.cli import app
+from reben_cloud.errors import ChangedError, NotFoundError, SourceError
+from reben_cloud.hosted.publish import index_hosted
+from reben_cloud.sources.synthetic import SyntheticSource
+from reben_cloud.store import open_store
+from reben_cloud.stream import RawLoader
+from tests import hub, official
+
+pytest.importorskip("huggingface_hub")
+
+NUM_PATCHES = 60
+METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosted") / "root"
+    build(make_plan(SyntheticSource(NUM_PATCHES), official.table_of(NUM_PATCHES), open_store(folder)))
+    return rc.open(folder)
+
+
+@pytest.fixture(scope="module")
+def lmdb(root, tmp_path_factory):
+    """As the hub has it: no maps."""
+    folder = tmp_path_factory.mktemp("hosted") / "BENv2.lmdb"
+    root.search().export_lmdb(folder, modalities=["s2", "s1"])
+    return folder
+
+
+@pytest.fixture
+def files(lmdb):
+    found = {"BENv2.lmdb/data.mdb": lmdb / "data.mdb", "BENv2.lmdb/lock.mdb": b""}
+    return found | {name: lmdb / name for name in METADATA}
+
+
+@pytest.fixture
+def server(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("REBEN_CACHE", str(tmp_path / "cache"))
+    with hub.serve(hub.Hub()) as served:
+        served.commit(files)
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        yield served
+
+
+URL = "hf://datasets/owner/name"
+
+
+def samples(selection, **options):
+    found, ids = {}, selection.patch_ids
+    for batch in RawLoader(selection, batch_size=7, modalities=["s2", "s1"], **options):
+        for row, at in enumerate(batch["index"]):
+            assert ids[at] not in found
+            found[ids[at]] = {n: batch[n][row].copy() for n in batch if n not in ("index", "valid")}
+    return found
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for patch_id, arrays in left.items():
+        for name, values in arrays.items():
+            np.testing.assert_array_equal(values, right[patch_id][name])
+
+
+def test_one_line_opens_searches_and_streams_it(server, root):
+    dataset = rc.open(URL)
+
+    assert dataset.modalities == ("s2", "s1")
+    assert len(dataset) == NUM_PATCHES
+    train = dataset.search(split="train")
+    assert set(train.patch_ids) == set(root.search(split="train").patch_ids)
+    assert_same(samples(dataset.search()), samples(root.search()))
+    patch_id = train.patch_ids[0]
+    np.testing.assert_array_equal(
+        dataset.open_patch(patch_id)["s1"].values, root.open_patch(patch_id)["s1"].values
+    )
+
+
+def test_a_search_reads_no_pixels(server):
+    len(rc.open(URL).search(country="Austria"))
+
+    read = sum(one.nbytes for one in server.asked if one.server == "cdn" and "data.mdb" in one.path)
+    assert read < 200_000
+
+
+def test_what_was_looked_up_is_not_asked_for_again(server):
+    selection = rc.open(URL).search(limit=10)
+    samples(selection)
+    before = server.count("cdn")
+    samples(selection)
+    again = server.count("cdn") - before
+
+    before = server.count("cdn")
+    samples(rc.open(URL).search(limit=10))
+    reopened = server.count("cdn") - before
+
+    assert again <= 20
+    assert reopened <= again + 9  # the metadata, and a question or two
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"expire_after": 3},
+        {"throttle": {"cdn": 5}},
+        {"cut": [1000, 100_000, 0, 50_000]},
+        {"linked": False},
+        {"redirects": False},
+        {"answers_head": False},
+    ],
+    ids=str,
+)
+def test_a_whole_epoch_survives(server, root, trouble):
+    for name, value in trouble.items():
+        if name == "throttle":
+            server.throttled.update(value)
+        elif name == "cut":
+            server.cut_after.extend(value)
+        else:
+            setattr(server, name, value)
+
+    assert_same(samples(rc.open(URL).search()), samples(root.search()))
+
+
+def test_a_commit_is_pinned_and_a_file_that_changed_is_refused(server, files, tmp_path):
+    dataset = rc.open(URL)
+    index_hosted(URL, tmp_path / "ref")
+    reference = rc.open(tmp_path / "ref")
+    assert "@" in reference.manifest["references"][0]["url"]
+    shutil.copy(files["BENv2.lmdb/data.mdb"], tmp_path / "other.mdb")
+    with open(tmp_path / "other.mdb", "ab") as file:
+        file.write(bytes(4096))
+
+    server.commit(files | {"BENv2.lmdb/data.mdb": tmp_path / "other.mdb"})
+
+    # The commit of then is still there, and so is what it holds.
+    assert len(samples(dataset.search(limit=5))) == 5
+    assert len(samples(reference.search(limit=5))) == 5
+
+
+def test_an_object_without_commits_that_changes_is_refused(server, files, tmp_path):
+    url = f"{server.url}/datasets/owner/name/resolve/main/BENv2.lmdb"
+    index_hosted(url, tmp_path / "ref", metadata_paths=[files[name] for name in METADATA])
+    reference = rc.open(tmp_path / "ref")
+    assert len(samples(reference.search(limit=5))) == 5
+    shutil.copy(files["BENv2.lmdb/data.mdb"], tmp_path / "other.mdb")
+    with open(tmp_path / "other.mdb", "ab") as file:
+        file.write(bytes(4096))
+
+    server.commit(files | {"BENv2.lmdb/data.mdb": tmp_path / "other.mdb"})
+
+    with pytest.raises(ChangedError, match="has changed since it was indexed"):
+        samples(reference.search())
+
+
+def test_a_part_becomes_a_root_an_export_and_an_index(server, root, tmp_path):
+    dataset = rc.open(URL)
+    wanted = dataset.search(split="train", limit=12)
+
+    wanted.export_lmdb(tmp_path / "export")
+    assert_same(samples(rc.open(tmp_path / "export").search()), samples(wanted))
+
+    plan, _ = open_plan(URL, tmp_path / "part", only=wanted)
+    build(plan)
+    part = rc.open(tmp_path / "part")
+    assert verify(part, deep=True).problems == ()
+    assert_same(samples(part.search()), samples(wanted))
+
+    index_hosted(URL, tmp_path / "ref")
+    reference = rc.open(tmp_path / "ref")
+    assert reference.manifest["fingerprint"] == dataset.manifest["fingerprint"]
+    assert_same(samples(reference.search()), samples(root.search()))
+    assert verify(reference).problems == ()
+    assert verify(dataset, quick=True).problems == ()
+
+
+def test_what_is_wrong_is_told(server, files, lmdb):
+    server.commit({name: data for name, data in files.items() if "metadata" not in name})
+    with pytest.raises(SourceError, match="no metadata"):
+        rc.open(URL)
+    server.commit({"README.md": b"nothing"})
+    with pytest.raises(NotFoundError, match="no dataset is published there"):
+        rc.open(URL)
+    server.commit(
+        {name: data for name, data in files.items() if "data.mdb" not in name}
+        | {"BENv2.lmdb/data.mdb": b"x" * 9000}
+    )
+    with pytest.raises(SourceError, match=r"data\.mdb"):
+        rc.open(URL).search()
+
+
+def test_the_commands_take_the_url(server, tmp_path):
+    def run(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert f"{NUM_PATCHES} patches" in run("info", URL)
+    run("export", URL, tmp_path / "export", "--limit", "4")
+    run("build", URL, tmp_path / "part", "--limit", "4")
+    assert len(rc.open(tmp_path / "part")) == len(rc.open(tmp_path / "export")) == 4
+    run("index", URL, tmp_path / "ref")
+    assert "4 samples" in run("stream", tmp_path / "ref", "--limit", "4", "--batch-size", "4")

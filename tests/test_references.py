@@ -1,0 +1,266 @@
+"""Roots whose payloads lie in other people's objects: an LMDB, tars, opened where they are or indexed."""
+
+import io
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import reben_cloud as rc
+from reben_cloud.build import build, make_plan
+from reben_cloud.build.request import open_plan
+from reben_cloud.checks.verify import verify
+from reben_cloud.cli import app
+from reben_cloud.errors import ChangedError, ChecksumError, ConflictError, NotFoundError, SourceError
+from reben_cloud.hosted.publish import index_hosted
+from reben_cloud.root import references
+from reben_cloud.root.references import RANGE_BYTES, plan_spans
+from reben_cloud.sources.synthetic import SyntheticSource
+from reben_cloud.store import open_store
+from reben_cloud.stream import RawLoader
+from tests import official
+
+NUM_PATCHES = 40
+METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBEN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("references") / "root"
+    build(make_plan(SyntheticSource(NUM_PATCHES), official.table_of(NUM_PATCHES), open_store(folder)))
+    return rc.open(folder)
+
+
+@pytest.fixture(scope="module")
+def lmdb(root, tmp_path_factory):
+    """An LMDB as rico-hdl leaves it, its metadata beside it."""
+    folder = tmp_path_factory.mktemp("references") / "BENv2.lmdb"
+    root.search().export_lmdb(folder)
+    for name in ("export.json", "patches.parquet"):
+        (folder / name).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tars(root, tmp_path_factory):
+    """Somebody else's tars: other names, other members between the payloads, all of a patch named by its id."""
+    folder = tmp_path_factory.mktemp("references") / "tars"
+    folder.mkdir()
+    shards = sorted(root.store.local_path().glob("shards/*/*/*.tar"))
+    for number, shard in enumerate(shards):
+        with tarfile.open(shard) as old, tarfile.open(folder / f"part-{number}.tar", "w") as new:
+            for member in old:
+                data = old.extractfile(member).read()
+                name, _, rest = member.name.partition(".")
+                info = tarfile.TarInfo(f"./data/{name}.{rest}")
+                info.size = len(data)
+                new.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def samples(dataset, **options):
+    """Patch id -> its arrays, as a loader gives them."""
+    selection, found = dataset.search(), {}
+    ids = selection.patch_ids
+    for batch in RawLoader(selection, batch_size=7, **options):
+        for row, at in enumerate(batch["index"]):
+            assert ids[at] not in found
+            found[ids[at]] = {n: batch[n][row].copy() for n in batch if n not in ("index", "valid")}
+    return found
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for patch_id, arrays in left.items():
+        for name, values in arrays.items():
+            np.testing.assert_array_equal(values, right[patch_id][name])
+
+
+@pytest.fixture(params=["lmdb", "lmdb with checksums", "tars"])
+def reference(request, lmdb, tars, tmp_path):
+    if request.param == "tars":
+        index_hosted(tars, tmp_path / "ref", metadata_paths=[lmdb / name for name in METADATA])
+    else:
+        index_hosted(lmdb, tmp_path / "ref", checksums=request.param != "lmdb")
+    return rc.open(tmp_path / "ref")
+
+
+def test_a_reference_root_is_read_like_the_root_itself(root, reference, tmp_path):
+    assert set(reference.search().patch_ids) == set(root.search().patch_ids)
+    assert_same(samples(root), samples(reference))
+
+    patch_id = root.search().patch_ids[3]
+    here, there = root.open_patch(patch_id), reference.open_patch(patch_id)
+    assert set(here.data_vars) == set(there.data_vars)
+    assert set(here.coords) == set(there.coords)
+    for name in (*here.data_vars, *here.coords):
+        np.testing.assert_array_equal(here[name].values, there[name].values)
+        assert here[name].dims == there[name].dims
+
+    for options in ({"quick": True}, {}, {"deep": True}):
+        assert verify(reference, **options).problems == ()
+
+    reference.search(limit=9).export_lmdb(tmp_path / "export")
+    exported = rc.open(tmp_path / "export")
+    assert_same({i: samples(root)[i] for i in exported.search().patch_ids}, samples(exported))
+
+    plan, _ = open_plan(tmp_path / "ref", tmp_path / "part", only=reference.search(limit=5))
+    build(plan)
+    part = rc.open(tmp_path / "part")
+    assert verify(part, deep=True).problems == ()
+    assert_same({i: samples(root)[i] for i in part.search().patch_ids}, samples(part))
+
+
+def test_nothing_is_copied(reference):
+    store = reference.store
+    assert not [path for path, _ in store.list() if path.startswith(("shards", "zarr"))]
+    with pytest.raises(NotFoundError, match="refers to payloads that lie elsewhere and has no Zarr stores"):
+        reference.open_zarr(reference.products[0])
+    with pytest.raises(ValueError, match="refers to payloads elsewhere and has no Zarr stores"):
+        RawLoader(reference.search(), form="zarr")
+
+
+def test_neighbours_come_in_one_request(lmdb, tmp_path):
+    index_hosted(lmdb, tmp_path / "ref")
+    loader = RawLoader(rc.open(tmp_path / "ref").search(), batch_size=NUM_PATCHES, modalities=["s2"], lanes=1)
+
+    for _ in loader:
+        pass
+
+    assert loader.stats().requests == 1
+    assert loader.stats().bytes_read < 1.05 * NUM_PATCHES * 160_832
+
+
+def test_an_object_that_was_written_again_is_refused(lmdb, tmp_path):
+    shutil.copytree(lmdb, tmp_path / "BENv2.lmdb")
+    index_hosted(tmp_path / "BENv2.lmdb", tmp_path / "ref")
+    reference = rc.open(tmp_path / "ref")
+    os.utime(tmp_path / "BENv2.lmdb" / "data.mdb")
+
+    with pytest.raises(ChangedError, match=r"data\.mdb has changed since it was indexed"):
+        samples(reference)
+    with pytest.raises(ChangedError, match="index it again"):
+        reference.open_patch(reference.search().patch_ids[0])
+    assert "has changed since it was indexed" in verify(reference, quick=True).to_text()
+
+
+def test_a_change_in_the_middle_of_an_epoch_is_seen(lmdb, tmp_path):
+    shutil.copytree(lmdb, tmp_path / "BENv2.lmdb")
+    index_hosted(tmp_path / "BENv2.lmdb", tmp_path / "ref")
+    selection = rc.open(tmp_path / "ref").search()
+    batches = iter(RawLoader(selection, batch_size=2, lanes=8, prefetch=0, fetch_threads=1, gather_threads=1))
+    next(batches)
+    os.utime(tmp_path / "BENv2.lmdb" / "data.mdb")
+
+    with pytest.raises(ChangedError, match="has changed since it was indexed"):
+        for _ in batches:
+            pass
+
+
+def test_a_flipped_pixel_is_found_where_checksums_were_recorded(lmdb, tmp_path):
+    shutil.copytree(lmdb, tmp_path / "BENv2.lmdb")
+    index_hosted(tmp_path / "BENv2.lmdb", tmp_path / "ref", checksums=True)
+    file = tmp_path / "BENv2.lmdb" / "data.mdb"
+    status = os.stat(file)
+    start = int(rc.open(tmp_path / "ref").search().columns(["reben:s2_offset"]).column(0)[0].as_py())
+    with open(file, "r+b") as handle:
+        handle.seek(start + 5000)
+        value = handle.read(1)[0]
+        handle.seek(start + 5000)
+        handle.write(bytes([value ^ 4]))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    reference = rc.open(tmp_path / "ref")
+    with pytest.raises(ChecksumError, match=r"is not the s2 payload of .*its xxh3 differs"):
+        samples(reference)
+    assert len(verify(reference).problems) == 1
+
+
+def test_the_lack_of_checksums_is_said_once(lmdb, tmp_path, caplog):
+    shutil.copytree(lmdb, tmp_path / "BENv2.lmdb")
+    index_hosted(tmp_path / "BENv2.lmdb", tmp_path / "ref")
+
+    for _ in range(2):
+        samples(rc.open(tmp_path / "ref"))
+
+    assert [
+        r.message for r in caplog.records if "no checksums of its payloads were recorded" in r.message
+    ] != []
+    assert len([r for r in caplog.records if "no checksums" in r.message]) == 1
+
+
+def test_places_outside_their_object_are_refused():
+    objects = [references.RemoteObject(url="file:///x", nbytes=100, version="1")]
+    zero = np.zeros(1, np.int64)
+
+    assert references.check_places(objects, zero, np.array([90]), 10) is None
+    assert "byte 91" in references.check_places(objects, zero, np.array([91]), 10)
+    assert "byte -1" in references.check_places(objects, zero, np.array([-1]), 10)
+    assert "object 1" in references.check_places(objects, zero + 1, np.array([0]), 10)
+    assert "object -1" in references.check_places(objects, zero - 1, np.array([0]), 10)
+    assert "byte" in references.check_places(objects, zero, np.array([2**63 - 5]), 10)
+
+
+@given(
+    st.lists(st.integers(0, 50_000_000), max_size=40, unique=True),
+    st.integers(1, 200_000),
+    st.integers(0, 1_000_000),
+)
+def test_every_payload_lies_in_one_span_and_none_costs_more_than_alone(starts, nbytes, price):
+    spans = plan_spans(np.array(starts, np.int64), nbytes, request_bytes=price)
+
+    members = np.concatenate([s.members for s in spans]) if spans else np.zeros(0, np.int64)
+    assert sorted(members.tolist()) == list(range(len(starts)))
+    for span in spans:
+        for member in span.members:
+            assert span.start <= starts[member]
+            assert starts[member] + nbytes <= span.start + span.nbytes
+        assert span.nbytes <= max(RANGE_BYTES, nbytes)
+    cost = sum(s.nbytes + price for s in spans)
+    assert cost <= len(starts) * (nbytes + price)
+
+
+def test_a_second_index_is_the_same_root_and_another_is_refused(lmdb, tmp_path):
+    first = index_hosted(lmdb, tmp_path / "ref")
+    assert index_hosted(lmdb, tmp_path / "ref") == first
+
+    with pytest.raises(ConflictError, match="holds another dataset"):
+        index_hosted(lmdb, tmp_path / "ref", modalities=["s2"])
+
+
+def test_what_cannot_be_indexed_is_told(lmdb, tars, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=r"no LMDB \(data.mdb\) and no uncompressed tars"):
+        index_hosted(tmp_path / "empty", tmp_path / "ref")
+    with pytest.raises(SourceError, match="name the official files"):
+        index_hosted(tars, tmp_path / "ref")
+    shutil.copytree(lmdb, tmp_path / "bare.lmdb", ignore=shutil.ignore_patterns("*.parquet"))
+    with pytest.raises(SourceError, match="no metadata"):
+        index_hosted(tmp_path / "bare.lmdb", tmp_path / "ref")
+    with tarfile.open(tmp_path / "empty" / "x.tar", "w:gz") as tar:
+        tar.add(lmdb / METADATA[0], "x")
+    with pytest.raises(SourceError, match="not an uncompressed tar"):
+        index_hosted(tmp_path / "empty", tmp_path / "ref", metadata_paths=[lmdb / METADATA[0]])
+
+
+def test_the_command_makes_a_root_that_the_other_commands_read(lmdb, tmp_path):
+    def run(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    made = run("index", lmdb, tmp_path / "ref")
+    assert f"indexed {NUM_PATCHES} patches (s2, s1, map) in 1 objects" in made
+    run("info", tmp_path / "ref")
+    run("verify", tmp_path / "ref")
+    assert f"{NUM_PATCHES} samples" in run("stream", tmp_path / "ref", "--batch-size", "8")
