@@ -18,6 +18,7 @@ from reben_cloud.cli.options import (
     WorkerIndexOption,
     WorkersTotalOption,
     executor,
+    exported_files,
     new_root,
     open_root,
     path,
@@ -144,11 +145,18 @@ def verify(
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every object of a root; exit 1 when anything is wrong."""
+    """Check every object of a root, or every file of an export; exit 1 when anything is wrong."""
+    from reben_cloud.checks.files import verify_files
     from reben_cloud.checks.verify import verify as check
     from reben_cloud.sources.recognise import open_source
 
     access = storage_options(endpoint_url)
+    if (files := exported_files(root)) is not None:
+        if against:
+            raise typer.BadParameter("--against compares a root; an export to files has checksums of its own")
+        report = verify_files(files, quick=quick, progress=bar)
+        typer.echo(report.to_json() if as_json else report.to_text())
+        raise typer.Exit(0 if report.ok else 1)
     source = (
         open_source(against, metadata_paths=metadata or (), storage_options=access)[0] if against else None
     )

@@ -19,14 +19,16 @@ import pyarrow.parquet as pq
 import xxhash
 
 from reben_cloud.bigearthnet.official import EXTRA_METADATA, OFFICIAL_SCHEMA
-from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.errors import ChecksumError, ConflictError, StorageError
 from reben_cloud.export.copying import Sink
+from reben_cloud.export.listing import read_listing
 from reben_cloud.export.plan import MANIFEST, afresh
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root import patches as metadata
 from reben_cloud.root.documents import EXPORTED_FILES, PATCHES, PATCHES_SEAL, WHOLE_BYTES
-from reben_cloud.root.manifest import EXPORT_FORMAT, to_bytes
+from reben_cloud.root.manifest import EXPORT_FORMAT, FORMAT_VERSION, SCHEMA, to_bytes
 
 if TYPE_CHECKING:
     from reben_cloud.root.selection import Selection
@@ -146,7 +148,7 @@ def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -
         **chosen.dataset.manifest,
         **facts,
         "format": EXPORT_FORMAT,
-        "version": 1,
+        **_described(chosen, facts["modalities"]),
         "num_patches": len(chosen),
         "products": sorted(pc.unique(table.column(layout.PRODUCT).cast(pa.string())).to_pylist()),
         "exported_groups": {
@@ -156,17 +158,27 @@ def write_manifest(partial: Path, chosen: Selection, facts: Mapping[str, Any]) -
         EXPORTED_FILES: {
             file.name: [file.stat().st_size, _sketch(file)]
             for file in sorted(partial.iterdir())
-            if file.name not in (_LOCK_FILE, MANIFEST)
+            if file.is_file() and file.name not in (_LOCK_FILE, MANIFEST)
         },
     }
     (partial / MANIFEST).write_bytes(to_bytes(manifest))
     _sync(partial / MANIFEST)
 
 
+def _described(chosen: Selection, modalities: Sequence[str]) -> dict[str, Any]:
+    """The version of the document and what tells the schema, which the first version has no word for: it is reBEN's."""
+    schema = chosen.dataset.schema.only(modalities)
+    is_rebens = {*modalities} <= {*REBEN.modality_names} and schema == REBEN.only(modalities)
+    if is_rebens or chosen.dataset.manifest["version"] == 1:
+        return {"version": 1}
+    return {"version": FORMAT_VERSION, SCHEMA: schema.to_json()}
+
+
 def find_damage(path: Path, manifest: Mapping[str, Any]) -> str | None:
     """What is wrong with the files of a finished export, as far as a glance tells; None when nothing is.
 
-    Sizes, and a sketch of the bytes. Every payload is compared by `reben-cloud verify`.
+    Sizes, and a sketch of the bytes; of the files of single patches, sizes. Every payload and file is compared
+    by `reben-cloud verify`.
     """
     for name, (nbytes, sketch) in manifest.get(EXPORTED_FILES, {}).items():
         try:
@@ -177,7 +189,11 @@ def find_damage(path: Path, manifest: Mapping[str, Any]) -> str | None:
             return f"{name} has {size:,} bytes, must have {nbytes:,}"
         if _sketch(path / name) != sketch:
             return f"{name} is not the file that was written, its checksum differs"
-    return None
+    try:
+        different = (file.difference(path, whole=False) for file in read_listing(path))
+        return next(filter(None, different), None)
+    except ChecksumError as error:
+        return str(error)
 
 
 def _sketch(file: Path) -> str:
