@@ -179,12 +179,16 @@ def _without_separator(option: str) -> str:
     return option[:-1].rstrip() if option.endswith((",", ";")) else option
 
 
+def _decimal(value: float) -> Decimal:
+    return Decimal(repr(float(value)))  # as it is written; NumPy's numbers are written otherwise
+
+
 def _mirrored(value: float) -> float:
-    return float(1 - Decimal(repr(value)))
+    return float(1 - _decimal(value))
 
 
 def _scaled(value: float, size: int, rounding: str) -> int:
-    return int((Decimal(repr(value)) * size).to_integral_value(rounding))
+    return int((_decimal(value) * size).to_integral_value(rounding))
 
 
 # -- words that give answers away ----------------------------------------------------------------------
