@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -24,17 +26,21 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.files import verify_files
+from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
 from reben_cloud.errors import ConflictError, InvalidPatchError, NotFoundError, SourceError, StorageError
 from reben_cloud.export.opened import find_exported_files
 from reben_cloud.export.pictures import PictureOptions
+from reben_cloud.root.patch import Patch
 from reben_cloud.root.patches import patch_infos
+from reben_cloud.schema import Modality, Schema
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from reben_cloud.views.recipes import MapColors, choose_recipes
 from reben_cloud.views.resize import resize
-from tests.test_other_schema import REEFS
+from tests.official import table_of
+from tests.test_other_schema import DEPTH, GROUND, NAMES, OPTICS, REEFS
 
 NUM_PATCHES = 120
 
@@ -364,6 +370,95 @@ def test_what_does_not_fit_a_geotiff_is_refused_by_name():
         GeotiffMaker(REBEN, per="pixel", cog=False)
     mixed = GeotiffMaker(REEFS.only(["optics", "ground"]), per="patch", cog=False)
     assert mixed.settings["files"][".tif"]["dtype"] == "int32"
+
+
+# -- a schema of one's own --------------------------------------------------------------------------------
+
+
+SHORES = Schema(
+    name="Shores",
+    modalities=(
+        Modality(name="s2", tensors=OPTICS.tensors, arrays=OPTICS.arrays),
+        Modality(name="s1", tensors=DEPTH.tensors, key_suffix="_depth"),
+        Modality(name="map", tensors=GROUND.tensors, key_suffix="_ground"),
+    ),
+    classes=replace(REEFS.classes, without_class=(70_007, 70_008)),
+    patch_m=600,
+    map_array="map",
+)
+"""What is called like reBEN's modalities, and is something else."""
+
+
+class Shores(SyntheticSource):
+    """Patches of that schema, with values that follow from their names."""
+
+    schema = SHORES
+
+    def names(self):
+        return dict.fromkeys(self.schema.modality_names)
+
+    def read(self, info, modalities):
+        payloads = {}
+        for name in modalities:
+            random = np.random.default_rng(list(f"{info.patch_id} {name}".encode()))
+            modality = self.schema.modality(name)
+            low, high = (70_000, 70_009) if name == "map" else (0, 250)
+            values = {
+                tensor.name: random.integers(low, high, tensor.shape).astype(tensor.storage)
+                for tensor in modality.tensors
+            }
+            payloads[name] = modality.encode(values)
+        return Patch(info=info, payloads=payloads)
+
+
+@pytest.fixture(scope="module")
+def shores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shores") / "root"
+    official = table_of(30, num_products=2)
+    labels = pa.array([sorted(NAMES)] * 30, official.schema.field("labels").type)
+    official = official.set_column(1, "labels", labels)
+    build(make_plan(Shores(30), official, open_store(folder)))
+    return folder
+
+
+def test_another_schema_goes_out_by_its_own_facts(shores, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    selection = rc.open(shores).search()
+
+    selection.export_png(tmp_path / "png", size=120)
+    selection.export_geotiff(tmp_path / "tif", per="patch", modalities=["s2", "map"])
+    with pytest.raises(ValueError, match="no recipe makes a picture of modality 's2' of Shores"):
+        selection.export_png(tmp_path / "x", pictures=["s2"])
+    with pytest.raises(ValueError, match="unknown picture 'true-color'"):
+        selection.export_png(tmp_path / "x", pictures=["true-color"])
+
+    source = Shores(30)
+    legend = json.loads((tmp_path / "png" / "map.legend.json").read_text())
+    assert [entry["codes"] for entry in legend["classes"]] == [[70_000 + n] for n in range(7)]
+    for info in patch_infos(selection.official()):
+        payloads = source.read(info, source.schema.modality_names).payloads
+        ground = source.schema.modality("map").decode(payloads["map"])["ground"]
+        (file,) = (tmp_path / "png" / "map").rglob(f"{info.patch_id}.png")
+        want = np.where(ground < 70_007, ground - 70_000, 255).repeat(2, 0).repeat(2, 1)
+        with Image.open(file) as image:
+            np.testing.assert_array_equal(np.array(image), want)
+        (file,) = (tmp_path / "tif").rglob(f"{info.patch_id}.tif")
+        with rasterio.open(file) as tif:
+            assert (tif.descriptions, tif.dtypes[0], tif.nodata) == (("near", "far", "ground"), "int32", 0)
+            np.testing.assert_array_equal(tif.read(3), ground)
+            assert tif.res == (10, 10)
+
+
+def test_an_lmdb_of_another_schema_is_opened_again(shores, tmp_path):
+    selection = rc.open(shores).search()
+    selection.export_lmdb(tmp_path / "out", modalities=["s2", "map"])
+
+    found = rc.open(tmp_path / "out")
+
+    assert found.schema == SHORES.only(["s2", "map"])
+    assert found.search().patch_ids == selection.patch_ids
+    assert selection.export_lmdb(tmp_path / "out", modalities=["s2", "map"]).num_fetched == 0
+    assert verify(found).ok, verify(found).problems
 
 
 # -- the folder ----------------------------------------------------------------------------------------

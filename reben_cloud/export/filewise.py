@@ -142,7 +142,7 @@ class FilesReport:
         texts = "" if self.num_texts is None else f"{self.num_texts:,} texts, "
         return (
             f"{self.path}: {self.num_patches:,} patches, {texts}{self.num_files:,} files, "
-            f"{self.nbytes / 1e9:,.2f} GB, {done}"
+            f"{self.nbytes / 1e6:,.1f} MB, {done}"
         )
 
 

@@ -91,7 +91,7 @@ class ExportedFiles(NamedTuple):
         for key, title in (("num_texts", "texts"), ("num_files", "files")):
             if key in said:
                 lines.append(f"  {title:<11}  {said[key]:,}")
-        lines.append(f"  size         {said['nbytes'] / 1e9:,.2f} GB")
+        lines.append(f"  data         {said['nbytes'] / 1e6:,.1f} MB")
         for name, value in said["settings"].items():
             text = ", ".join(value) if isinstance(value, dict) else str(value)
             if value is not None and name != "templates":
