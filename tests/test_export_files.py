@@ -188,8 +188,8 @@ def test_a_stretch_by_the_selection_takes_the_percentiles_of_all_and_says_so(bui
 
 
 def test_no_data_counts_in_no_percentile():
-    from reben_cloud.export.filewise import PatchPixels
     from reben_cloud.export.pictures import PictureMaker
+    from reben_cloud.export.pixels import PatchPixels
 
     vv = np.full((120, 120), np.nan, np.float32)
     vv[:60] = np.linspace(-20, -10, 7200, dtype=np.float32).reshape(60, 120)
@@ -567,7 +567,7 @@ def test_too_small_a_disk_is_told_by_the_first_files(built, tmp_path, monkeypatc
 
 
 def test_a_patch_whose_name_is_no_file_name_is_refused(built, tmp_path):
-    from reben_cloud.export.filewise import _Squares
+    from reben_cloud.export.pixels import Squares
 
     selection = rc.open(built).search(limit=1)
     table = selection.columns(["id", "reben:product", "proj:code", "proj:bbox"])
@@ -579,7 +579,7 @@ def test_a_patch_whose_name_is_no_file_name_is_refused(built, tmp_path):
             return table.set_column(0, "id", [["../../etc/passwd"]])
 
     with pytest.raises(InvalidPatchError, match="cannot be the name of a file"):
-        _Squares.of(Renamed(), ["s2"])
+        Squares.of(Renamed(), ["s2"])
 
 
 EXPORT = """

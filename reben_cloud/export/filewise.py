@@ -11,19 +11,18 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.errors import ChecksumError, InvalidPatchError, StorageError
+from reben_cloud.errors import ChecksumError, StorageError
 from reben_cloud.export.copying import Origin, Progress, open_origin
 from reben_cloud.export.folder import (
     partial_folder,
@@ -34,8 +33,7 @@ from reben_cloud.export.folder import (
 )
 from reben_cloud.export.job import Job, begin
 from reben_cloud.export.listing import LISTING, MadeFile, read_listing, write_listing
-from reben_cloud.files.clutter import is_clutter
-from reben_cloud.root import layout
+from reben_cloud.export.pixels import PatchPixels, Squares
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Array
 
@@ -46,29 +44,6 @@ PATCHES_AT_ONCE = 32
 
 _RECEIPTS = ".receipts"
 _SURVEY = ".survey"
-
-
-class PatchPixels(NamedTuple):
-    """A patch as a maker of files gets it."""
-
-    patch_id: str
-    """Its name."""
-    product: str
-    """Name of its product."""
-    epsg: int
-    """CRS of its square."""
-    left: float
-    """West edge, metres."""
-    top: float
-    """North edge, metres."""
-    names: Mapping[str, str]
-    """Modality -> the name by which the patch goes there."""
-    tensors: Mapping[str, Mapping[str, Array]]
-    """Modality -> tensor -> values, of the shape and dtype of the schema."""
-
-    def path(self, ending: str) -> str:
-        """``PRODUCT/PATCH`` and an ending."""
-        return f"{self.product}/{self.patch_id}{ending}"
 
 
 class EachPatch(Protocol):
@@ -207,7 +182,7 @@ class _Work:
         self.made: list[MadeFile] = []
         self._chosen = job.chosen
         self._origin: Origin | None = None
-        self._square = _Squares.of(job.chosen, maker.modalities)
+        self._square = Squares.of(job.chosen, maker.modalities)
 
     def survey(self) -> Mapping[str, Any]:
         """What the maker finds when it looks at all patches first; kept for a run that continues."""
@@ -312,53 +287,6 @@ class _Work:
                     tensors[position][modality.name] = modality.decode(payloads.read(inside))
         for position, patch in enumerate(patches.tolist()):
             yield self._square.patch(patch, tensors[position])
-
-
-class _Squares(NamedTuple):
-    """What is known of the patches besides their pixels, in the order of the table."""
-
-    patch_ids: list[str]
-    products: list[str]
-    codes: list[str]
-    bounds: list[list[float]]
-    names: dict[str, list[str]]
-
-    @classmethod
-    def of(cls, chosen: Selection, modalities: Sequence[str]) -> _Squares:
-        found = chosen.dataset.schema.only(modalities).modalities
-        keys = {modality.name: layout.column(modality.key_column) for modality in found}
-        columns = [layout.ID, layout.PRODUCT, "proj:code", "proj:bbox", *keys.values()]
-        table = chosen.columns(list(dict.fromkeys(columns)))
-
-        def texts(name: str) -> list[str]:
-            return [str(text) for text in table.column(name).cast(pa.string()).to_pylist()]
-
-        squares = cls(
-            texts(layout.ID),
-            texts(layout.PRODUCT),
-            texts("proj:code"),
-            table.column("proj:bbox").to_pylist(),
-            {name: texts(column) for name, column in keys.items()},
-        )
-        for name in {
-            *squares.patch_ids,
-            *squares.products,
-            *(n for ns in squares.names.values() for n in ns),
-        }:
-            if not name or is_clutter(name) or any(sign in name for sign in "/\\\0"):
-                raise InvalidPatchError(f"{name!r} cannot be the name of a file or folder; leave it out")
-        return squares
-
-    def patch(self, number: int, tensors: Mapping[str, Mapping[str, Array]]) -> PatchPixels:
-        return PatchPixels(
-            patch_id=self.patch_ids[number],
-            product=self.products[number],
-            epsg=int(self.codes[number].removeprefix("EPSG:")),
-            left=self.bounds[number][0],
-            top=self.bounds[number][3],
-            names={modality: names[number] for modality, names in self.names.items()},
-            tensors=tensors,
-        )
 
 
 def _pieces(origin: Origin, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from reben_cloud.bigearthnet.official_files import encode_official, has_official_files
 from reben_cloud.export.copying import Progress
-from reben_cloud.export.filewise import EachPatch, FilesReport, PatchPixels, export_files
+from reben_cloud.export.filewise import EachPatch, FilesReport, export_files
+from reben_cloud.export.pixels import PatchPixels
 from reben_cloud.export.plan import modalities_of
 from reben_cloud.formats.geotiff import DTYPES, encode_bands
 from reben_cloud.schema import Array, Schema, TensorSpec

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.about import Channel, Render
+from reben_cloud.about import Channel
 from reben_cloud.bigearthnet.texts import Flip as Flip
 from reben_cloud.export.copying import Progress
-from reben_cloud.export.filewise import EachPatch, FilesReport, PatchPixels, export_files
+from reben_cloud.export.filewise import EachPatch, FilesReport, export_files
+from reben_cloud.export.pixels import PatchPixels
+from reben_cloud.export.stretch import Counts, range_of, with_ranges
 from reben_cloud.schema import Array, Schema
 from reben_cloud.views.picture import encode_png, shade
 from reben_cloud.views.recipes import MapColors, Recipe, choose_recipes
@@ -32,9 +33,6 @@ Stretch = Literal["fixed", "patch", "selection"]
 
 MAX_SIZE_PX = 4096
 """Largest picture, pixels a side."""
-
-_BINS = 3_000
-"""Steps in which values that are not short integers are counted, from a span below the recipe's range to one above."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +206,7 @@ class PictureMaker:
             return {}
         renders = {r.name: r.render for r in self.recipes if r.render is not None}
         counts = {
-            name: [_Counts(self._spec(name, channel), channel) for channel in render.channels]
+            name: [Counts(self._spec(name, channel), channel) for channel in render.channels]
             for name, render in renders.items()
         }
 
@@ -248,12 +246,12 @@ class PictureMaker:
         render = recipe.render
         if self.options.stretch == "patch":
             ranges = [
-                _range(self._values(recipe.name, channel, patch), channel, self.options.percentiles)
+                range_of(self._values(recipe.name, channel, patch), channel, self.options.percentiles)
                 for channel in render.channels
             ]
-            render = _with_ranges(render, ranges)
+            render = with_ranges(render, ranges)
         elif self.options.stretch == "selection":
-            render = _with_ranges(render, survey["ranges"][recipe.name])
+            render = with_ranges(render, survey["ranges"][recipe.name])
         pixels = shade(tensors, render)
         pixels = resize(pixels, size or len(pixels), self.options.resampling)
         return encode_png(flipped(pixels, flip), is_smooth=True)
@@ -289,49 +287,3 @@ def flipped(pixels: NDArray[Any], flip: Flip | None) -> NDArray[Any]:
 def _is_data(values: Array, fill: float) -> NDArray[np.bool_]:
     there = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, np.bool_)
     return there if math.isnan(fill) else there & (values != fill)
-
-
-def _with_ranges(render: Render, ranges: Sequence[Sequence[float]]) -> Render:
-    red, green, blue = (
-        replace(channel, low=low, high=high)
-        for channel, (low, high) in zip(render.channels, ranges, strict=True)
-    )
-    return replace(render, channels=(red, green, blue))
-
-
-def _range(values: NDArray[Any], channel: Channel, percentiles: tuple[float, float]) -> list[float]:
-    """Black and brightest by the percentiles of values, (n,); those of the recipe where there are none."""
-    if not values.size:
-        return [channel.low, channel.high]
-    low, high = np.percentile(values.astype(np.float64), percentiles).tolist()
-    return [low, high if high > low else low + 1]
-
-
-class _Counts:
-    """How often each value of a channel is there: short integers exactly, others in steps."""
-
-    def __init__(self, dtype: np.dtype[Any], channel: Channel) -> None:
-        self._channel = channel
-        self._exact = dtype.kind in "iu" and dtype.itemsize <= 2
-        span = channel.high - channel.low
-        self._first = -(2**16) if self._exact else channel.low - span
-        self._step = 1.0 if self._exact else 3 * span / _BINS
-        self._num = 2**17 if self._exact else _BINS
-        self._total = np.zeros(self._num, np.int64)
-        self._lock = threading.Lock()
-
-    def add(self, values: NDArray[Any]) -> None:
-        """Count some values; what is beyond the bins is counted in the first or the last. Safe for many threads."""
-        at = np.floor((values.astype(np.float64) - self._first) / self._step)
-        bins, counts = np.unique(np.clip(at, 0, self._num - 1).astype(np.int64), return_counts=True)
-        with self._lock:
-            self._total[bins] += counts
-
-    def range(self, percentiles: tuple[float, float]) -> list[float]:
-        """Black and brightest: the lower ends of the bins that the percentiles fall in."""
-        rising = np.cumsum(self._total)
-        if not rising[-1]:
-            return [self._channel.low, self._channel.high]
-        at = [int(np.searchsorted(rising, rising[-1] * share / 100)) for share in percentiles]
-        low, high = (float(self._first + min(one, self._num - 1) * self._step) for one in at)
-        return [low, high if high > low else low + self._step]
