@@ -7,6 +7,7 @@ come out on every machine.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -62,8 +63,8 @@ def _taps(num: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     scale = num / size
     reach = max(scale, 1.0)
     centre = (np.arange(size) + 0.5) * scale - 0.5
-    first = np.ceil(centre - reach).astype(np.int64)
-    at = first[:, None] + np.arange(int(2 * reach) + 2)
+    first = np.floor(centre - reach).astype(np.int64) + 1
+    at = first[:, None] + np.arange(math.ceil(2 * reach))
     weights = np.clip(1 - np.abs(at - centre[:, None]) / reach, 0, None)
     weights[(at < 0) | (at >= num)] = 0
     return np.clip(at, 0, num - 1), weights / weights.sum(axis=1, keepdims=True)
