@@ -165,6 +165,8 @@ class About:
     """The values of the map's pixels."""
     renders: tuple[Render, ...] = ()
     """Pictures of a patch."""
+    further_renders: tuple[Render, ...] = ()
+    """Pictures of a patch that an export can make, and that pages and documents do not show."""
     thumbnail: Render | None = None
     """Picture of a product."""
 

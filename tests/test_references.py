@@ -1,6 +1,7 @@
 """Roots whose payloads lie in other people's objects: an LMDB, tars, opened where they are or indexed."""
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -261,6 +262,8 @@ def test_the_command_makes_a_root_that_the_other_commands_read(lmdb, tmp_path):
 
     made = run("index", lmdb, tmp_path / "ref")
     assert f"indexed {NUM_PATCHES} patches (s2, s1, map) in 1 objects" in made
+    told = CliRunner().invoke(app, ["index", str(lmdb), str(tmp_path / "ref"), "--json"])
+    assert json.loads(told.stdout)["num_patches"] == NUM_PATCHES
     run("info", tmp_path / "ref")
     run("verify", tmp_path / "ref")
     assert f"{NUM_PATCHES} samples" in run("stream", tmp_path / "ref", "--batch-size", "8")

@@ -52,6 +52,19 @@ TRUE_COLOR = Render(
 )
 """Red, green and blue reflectance."""
 
+FALSE_COLOR = Render(
+    name="false-color",
+    title="False colour",
+    caption="near infrared, red and green",
+    channels=(
+        # Vegetation reflects twice as much in the near infrared as anything does in the visible bands.
+        Channel(tensor="B08", high=2 * BRIGHTEST),
+        Channel(tensor="B04", high=BRIGHTEST),
+        Channel(tensor="B03", high=BRIGHTEST),
+    ),
+)
+"""Near infrared, red and green reflectance: vegetation is red."""
+
 RADAR = Render(
     name="radar",
     title="Sentinel-1",
@@ -160,6 +173,7 @@ ABOUT = About(
         for entry in CLC.values()
     ),
     renders=(TRUE_COLOR, RADAR),
+    further_renders=(FALSE_COLOR,),
     thumbnail=TRUE_COLOR,
 )
 """BigEarthNet v2.0."""

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
-    from reben_cloud.export import ExportReport, Progress
+    from reben_cloud.export import ExportReport, FilesReport, Progress
+    from reben_cloud.export.geotiffs import Per
+    from reben_cloud.export.pictures import Flip, Stretch
+    from reben_cloud.export.texts import Form
     from reben_cloud.root.dataset import Dataset
+    from reben_cloud.views.resize import Resampling
 
 
 _NO_CONDITION = frozenset(
@@ -289,6 +293,105 @@ class Selection:
             path,
             modalities=modalities,
             patches_per_file=patches_per_file,
+            update=update,
+            prune=prune,
+            threads=threads,
+            progress=progress,
+        )
+
+    def export_png(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pictures: Sequence[str] | None = None,
+        size: int | None = None,
+        resampling: Resampling = "bilinear",
+        stretch: Stretch = "fixed",
+        percentiles: tuple[float, float] = (2.0, 98.0),
+        flip: Flip | None = None,
+        update: bool = False,
+        prune: bool = False,
+        threads: int = 6,
+        progress: Progress | None = None,
+    ) -> FilesReport:
+        """Write pictures of the patches; arguments and errors are those of `export.export_png`."""
+        from reben_cloud.export import export_png
+
+        return export_png(
+            self,
+            path,
+            pictures=pictures,
+            size=size,
+            resampling=resampling,
+            stretch=stretch,
+            percentiles=percentiles,
+            flip=flip,
+            update=update,
+            prune=prune,
+            threads=threads,
+            progress=progress,
+        )
+
+    def export_geotiff(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        modalities: Sequence[str] | None = None,
+        per: Per = "array",
+        cog: bool = False,
+        update: bool = False,
+        prune: bool = False,
+        threads: int = 6,
+        progress: Progress | None = None,
+    ) -> FilesReport:
+        """Write the patches as GeoTIFFs; arguments and errors are those of `export.export_geotiff`."""
+        from reben_cloud.export import export_geotiff
+
+        return export_geotiff(
+            self,
+            path,
+            modalities=modalities,
+            per=per,
+            cog=cog,
+            update=update,
+            prune=prune,
+            threads=threads,
+            progress=progress,
+        )
+
+    def export_texts(
+        self,
+        path: str | os.PathLike[str],
+        texts: str | os.PathLike[str],
+        *,
+        form: Form = "jsonl",
+        pictures: Sequence[str] | None = None,
+        size: int | None = None,
+        resampling: Resampling = "bilinear",
+        stretch: Stretch = "fixed",
+        percentiles: tuple[float, float] = (2.0, 98.0),
+        flip: Flip | None = None,
+        without_answers: bool = False,
+        update: bool = False,
+        prune: bool = False,
+        threads: int = 6,
+        progress: Progress | None = None,
+    ) -> FilesReport:
+        """Write texts and the pictures they are about; arguments and errors are those of `export.export_texts`."""
+        from reben_cloud.export import export_texts
+
+        return export_texts(
+            self,
+            path,
+            texts,
+            form=form,
+            pictures=pictures,
+            size=size,
+            resampling=resampling,
+            stretch=stretch,
+            percentiles=percentiles,
+            flip=flip,
+            without_answers=without_answers,
             update=update,
             prune=prune,
             threads=threads,
