@@ -29,8 +29,10 @@ import pyarrow.parquet as pq
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.formats import parquet
 from reben_cloud.formats.tar import shard_bytes
 from reben_cloud.root import layout
+from reben_cloud.root.manifest import Manifest
 from reben_cloud.stream import RawLoader
 from tests.webserver import serve
 
@@ -68,7 +70,10 @@ def repeat_root(root: Path, target: Path, samples: int) -> Path:
     manifest["groups"] = {"train": {"num_samples": num_samples, "num_shards": copies * num_full}}
     digest = hashlib.sha256((target / "objects.parquet").read_bytes())
     manifest["objects_sha256"] = digest.hexdigest()
-    (target / "manifest.json").write_text(json.dumps(manifest))
+    with (target / "patches.parquet").open("r+b") as file:
+        parquet.add_chunk_sums(file)
+        manifest["patches_parquet"] = parquet.Seal.of(file).to_json()
+    (target / "manifest.json").write_bytes(Manifest(manifest).to_bytes())
     return target
 
 
