@@ -8,6 +8,7 @@ from typing import Any
 from reben_cloud.about import About, Channel, MapClass, Provider, Render, Work
 from reben_cloud.bigearthnet.bands import BANDS, MAP_UNLABELLED
 from reben_cloud.bigearthnet.labels import CLASSES, CLC
+from reben_cloud.bigearthnet.official import COUNTRIES
 from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN, S1
 from reben_cloud.schema import Schema
 
@@ -82,6 +83,7 @@ def _band_fields() -> dict[str, MappingProxyType[str, Any]]:
 
 ABOUT = About(
     id="reben",
+    collection="bigearthnet-v2",
     title="BigEarthNet v2.0 (reBEN)",
     description=DESCRIPTION,
     license=LICENSE,
@@ -143,6 +145,7 @@ ABOUT = About(
             "contains_cloud_or_shadow": "Cloud or shadow",
         }
     ),
+    countries=COUNTRIES,
     name_columns=("s1_name",),
     class_order=CLASSES,
     map_classes=tuple(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.metadata import given_metadata
+from reben_cloud.root.metadata import given_columns, given_metadata
 from reben_cloud.root.query import Query
 from reben_cloud.root.table import PatchTable
 
@@ -122,11 +122,12 @@ class Selection:
     def official(self) -> pa.Table:
         """The official metadata of the patches, in the official schema and order."""
         names = self.dataset.manifest.metadata_columns
-        return given_metadata(self.columns([layout.column(name) for name in names]), names)
+        return given_metadata(self.columns(given_columns(names)), names)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
-        given = map(layout.column, self.dataset.manifest.metadata_columns)
+        columns = given_columns(self.dataset.manifest.metadata_columns)
+        given = [name for name in columns if not name.startswith("proj:")]
         times = [name for name in (layout.DATETIME, layout.S1_DATETIME) if name in self.table.names]
         names = list(dict.fromkeys([*given, layout.PRODUCT, *times]))
         frame: pd.DataFrame = self.columns(names).to_pandas(
@@ -176,12 +177,14 @@ class Selection:
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, int]]:
-        """How many patches each label, country, split and month has; largest first."""
-        table = self.columns([layout.LABELS, layout.COUNTRY, layout.SPLIT, layout.DATETIME])
+        """How many patches each label, country (where the metadata have them), split and month has; largest first."""
+        has_countries = layout.COUNTRY in self.table.names
+        countries = [layout.COUNTRY] * has_countries
+        table = self.columns([layout.LABELS, *countries, layout.SPLIT, layout.DATETIME])
         months = pc.strftime(table.column(layout.DATETIME), "%Y-%m")
         return {
             "labels": _counts(pc.list_flatten(table.column(layout.LABELS))),
-            "countries": _counts(table.column(layout.COUNTRY)),
+            **({"countries": _counts(table.column(layout.COUNTRY))} if has_countries else {}),
             "splits": _counts(table.column(layout.SPLIT)),
             "months": dict(sorted(_counts(months).items())),
         }
