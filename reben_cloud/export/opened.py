@@ -134,13 +134,7 @@ class MadeRoot(Store):
         """As `Store.stat`."""
         if path != PATCHES:
             return super().stat(path)
-<<<<<<< HEAD
         return Stat(self._patches.nbytes, self._plan.fingerprint)
-||||||| f2d19ef
-        return Stat(self._patches.nbytes, super().stat("data.mdb").version)  # which it is made of
-=======
-        return Stat(self._patches.nbytes, hashlib.sha256(self._patches).hexdigest())
->>>>>>> a3
 
     def get(self, path: str, *, version: str | None = None) -> memoryview:
         """As `Store.get`."""
