@@ -24,6 +24,8 @@ from reben_cloud.root.references import RANGE_BYTES, plan_spans
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from reben_cloud.stream.readers.base import Counters
+from reben_cloud.stream.select import StoredSelection, open_reader
 from tests import official
 
 NUM_PATCHES = 40
@@ -187,6 +189,20 @@ def test_a_flipped_pixel_is_found_where_checksums_were_recorded(lmdb, tmp_path):
     assert len(verify(reference).problems) == 1
 
 
+@pytest.mark.parametrize("name", ["footer", "row group"])
+def test_a_damaged_table_is_a_finding(lmdb, tmp_path, name):
+    index_hosted(lmdb, tmp_path / "ref", checksums=True)
+    table = tmp_path / "ref" / "patches.parquet"
+    data = bytearray(table.read_bytes())
+    data[len(data) - 100 if name == "footer" else 1000] ^= 4
+    table.write_bytes(data)
+
+    report = verify(rc.open(tmp_path / "ref"))
+
+    assert any(problem.startswith("patches.parquet") for problem in report.problems)
+    assert not report.ok
+
+
 def test_the_lack_of_checksums_is_said_once(lmdb, tmp_path, caplog):
     shutil.copytree(lmdb, tmp_path / "BENv2.lmdb")
     index_hosted(tmp_path / "BENv2.lmdb", tmp_path / "ref")
@@ -267,3 +283,21 @@ def test_the_command_makes_a_root_that_the_other_commands_read(lmdb, tmp_path):
     run("info", tmp_path / "ref")
     run("verify", tmp_path / "ref")
     assert f"{NUM_PATCHES} samples" in run("stream", tmp_path / "ref", "--batch-size", "8")
+
+
+def test_few_patches_of_many_are_asked_for_together(lmdb, tmp_path):
+    index_hosted(lmdb, tmp_path / "ref")
+    dataset = rc.open(tmp_path / "ref")
+    chosen = dataset.search(sample=12)
+    reader = open_reader(
+        stored := StoredSelection.of(chosen, ["s2"]),
+        Counters(),
+        form="shards",
+        cache_dir=None,
+        cache_bytes=None,
+        keep=1,
+    )
+
+    assert stored.places.shards == [("stored", 0)]
+    assert stored.places.row.tolist() == list(range(12))
+    assert sum(len(positions) for positions, _ in reader.load(("s2",), np.arange(12))["s2"]) == 12

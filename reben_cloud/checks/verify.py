@@ -118,7 +118,7 @@ def verify(
     has_checksums = is_export(lmdb) if lmdb is not None else _has_checksums(dataset)
     if against is not None and not has_checksums:
         raise ValueError(
-            f"{lmdb} has no checksums to compare a source with; build a root from it, and verify that"
+            f"{lmdb or dataset.url} has no checksums to compare a source with; build a root from it, and verify that"
         )
     seen = _look(dataset, quick=quick)
     problems = seen.problems
@@ -194,7 +194,12 @@ def _look(dataset: Dataset, *, quick: bool) -> _Seen:
 
 def _has_checksums(dataset: Dataset) -> bool:
     """Whether a root knows the checksum of each payload; of a reference root they are recorded on request."""
-    columns = set(dataset.patch_table.names)
+    if dataset.manifest.references is None:
+        return True
+    try:
+        columns = set(dataset.patch_table.names)
+    except (NotFoundError, ChecksumError):  # which is among the problems
+        return False
     return all(layout.checksum_column(name) in columns for name in dataset.modalities)
 
 

@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from reben_cloud.formats.parquet import arrow_memory
+
 _FRAME = struct.Struct("<II")
 """Bytes and CRC-32 of what follows."""
 
@@ -37,7 +39,7 @@ class Kept:
             end = self._file.tell()
             while (frame := self._frame()) is not None:
                 try:
-                    batch = pa.ipc.open_stream(frame).read_next_batch()
+                    batch = pa.ipc.open_stream(arrow_memory(frame)).read_next_batch()
                 except pa.ArrowInvalid:
                     break
                 end = self._file.tell()

@@ -34,8 +34,8 @@ SPLITS = ("train", "validation", "test")
 GROUPS = ("train", "validation", "test", "train-extra", "validation-extra", "test-extra")
 """Names of the shard groups, in the order in which they are planned."""
 
-STORED_GROUP = "stored"
-"""The one group of the order ``stored``: neighbours of all splits lie together."""
+STORED = "stored"
+"""That order, and the name of its one group: neighbours of all splits lie together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +74,8 @@ def place(table: pa.Table, options: PlacementOptions, *, recommended_without: Se
     codes = products.indices.to_numpy()
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     zarr_row = np.arange(len(codes)) - starts[np.cumsum(np.diff(codes, prepend=-1) != 0) - 1]
-    stored = options.order == "stored"
-    names = (STORED_GROUP,) if stored else GROUPS
+    stored = options.order == STORED
+    names = (STORED,) if stored else GROUPS
     group = np.zeros(len(codes), np.int8) if stored else _groups(table, recommended_without)
     shard = np.empty(len(codes), np.int32)
     row = np.empty(len(codes), np.int32)
@@ -134,7 +134,7 @@ def group_sizes(placement: pa.Table) -> Mapping[str, int]:
     """Number of samples in each shard group that has any."""
     counts = pc.value_counts(pc.cast(placement.column(layout.SHARD_GROUP), pa.string()))
     found = {c["values"]: c["counts"] for c in counts.to_pylist()}
-    return {name: found[name] for name in (*GROUPS, STORED_GROUP) if name in found}
+    return {name: found[name] for name in (*GROUPS, STORED) if name in found}
 
 
 def _groups(table: pa.Table, recommended_without: Sequence[str]) -> NDArray[np.int8]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
 from reben_cloud.root import layout
-from reben_cloud.root.backing import Found, LmdbFolder, References
+from reben_cloud.root.backing import Found, LmdbFolder, References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.layout import PATCHES
-from reben_cloud.root.placement import check_places
+from reben_cloud.root.placement import STORED, check_places
 from reben_cloud.root.references import RemoteObjects
 from reben_cloud.root.references import check_places as check_references
 from reben_cloud.root.selection import Selection
@@ -118,6 +118,11 @@ class StoredSelection:
             name=f"{selection.dataset.url}/{PATCHES}",
         )
         order = np.lexsort((row, number, codes))
+        if manifest.order.kind == STORED and not isinstance(selection.dataset.backing, RootObjects):
+            # Nothing lies in shards, so the selection itself is cut into as large ones: what is read together
+            # is then as much for a few patches of each shard as for all.
+            codes, number, row = np.zeros_like(codes), np.empty_like(number), np.empty_like(row)
+            number[order], row[order] = np.divmod(np.arange(len(order)), manifest.shard_samples)
         keys, shard = np.unique((codes << 32 | number)[order], return_inverse=True)
         shards = [(names[key >> 32], key & 0xFFFFFFFF) for key in keys.tolist()]
         full = manifest.shard_samples

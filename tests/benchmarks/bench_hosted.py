@@ -1,0 +1,153 @@
+"""A hosted LMDB streamed through its index, beside bare range GETs of the same bytes and reading it from front to back.
+
+    python -m tests.benchmarks.bench_hosted [--patches 2000] [--chosen 1000] [--rounds 5]
+
+The hub is a process of its own on this machine. Medians of interleaved rounds: chosen patches (a seeded sample) by the
+loader, and by GETs of the same ranges with as many threads; all patches by the loader, and the same span of the file in
+pieces of 8 MiB; then the time from the start of an interpreter to the first batch of a search, with torch, and
+that of importing torch alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+import reben_cloud as rc
+from reben_cloud.build import build, make_plan
+from reben_cloud.hosted.publish import index_hosted
+from reben_cloud.root import layout
+from reben_cloud.root.references import plan_spans
+from reben_cloud.root.selection import Selection
+from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
+from reben_cloud.store import Store, open_store
+from reben_cloud.stream import RawLoader
+
+BATCH, PIECE_BYTES, CONNECTIONS = 64, 8 * 1024 * 1024, 32
+MODALITIES = ("s2", "s1")
+FIRST_BATCH = """
+import sys, torch
+import reben_cloud as rc
+from reben_cloud.torch import StreamLoader
+next(iter(StreamLoader(rc.open(sys.argv[1]).search(split="train", limit=64), batch_size=64)))
+"""
+
+
+def loaded(selection: Selection) -> Callable[[], int]:
+    """Bytes that an epoch reads."""
+
+    def epoch() -> int:
+        loader = RawLoader(selection, batch_size=BATCH, modalities=MODALITIES, fetch_threads=8)
+        for _ in loader:
+            pass
+        return loader.stats().bytes_read
+
+    return epoch
+
+
+def bare(store: Store, path: str, selection: Selection) -> Callable[[], int]:
+    """The ranges that the loader asks for, by as many connections, and nothing else done with them."""
+    spans = []
+    for name in MODALITIES:
+        _, offset, nbytes = layout.place_columns(name)
+        table = selection.columns([offset, nbytes])
+        starts = table.column(offset).to_numpy().astype(np.int64)
+        spans += plan_spans(starts, int(table.column(nbytes)[0].as_py()))
+
+    def epoch() -> int:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return sum(pool.map(lambda span: store.get_range(path, span.start, span.nbytes).nbytes, spans))
+
+    return epoch
+
+
+def front_to_back(store: Store, path: str) -> Callable[[], int]:
+    """The whole file in pieces."""
+    size = store.head(path)
+
+    def epoch() -> int:
+        with ThreadPoolExecutor(8) as pool:
+            pieces = pool.map(
+                lambda at: store.get_range(path, at, PIECE_BYTES).nbytes, range(0, size, PIECE_BYTES)
+            )
+            return sum(pieces)
+
+    return epoch
+
+
+def rates(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+    """Median MB/s of each way, interleaved."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            nbytes = way()
+            found[name].append(nbytes / 1e6 / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def seconds(code: str, *arguments: str) -> float:
+    """What an interpreter takes for some code."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def make_lmdb(folder: Path, num_patches: int) -> Path:
+    """An LMDB of synthetic patches, its metadata beside it."""
+    table = synthetic_metadata(num_patches)
+    build(make_plan(SyntheticSource(num_patches, MODALITIES), table, open_store(folder / "root")))
+    rc.open(folder / "root").search().export_lmdb(folder / "lmdb")
+    return folder / "lmdb"
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--patches", type=int, default=2000)
+    parser.add_argument("--chosen", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        lmdb = make_lmdb(Path(folder), options.patches)
+        command = [sys.executable, "-m", "tests.hub", str(lmdb / "data.mdb")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hub:
+            assert hub.stdout is not None
+            assert hub.stdin is not None
+            url = f"{hub.stdout.readline().strip()}/datasets/owner/name/resolve/main"
+            index_hosted(url, f"{folder}/index", metadata_paths=sorted(lmdb.glob("metadata*.parquet")))
+            dataset, store = rc.open(f"{folder}/index"), open_store(url)
+            chosen = dataset.search(sample=options.chosen)
+            found = rates({"loader": loaded(chosen), "bare": bare(store, "data.mdb", chosen)}, options.rounds)
+            print(
+                f"{options.chosen:,} chosen patches: {found['loader']:,.0f} MB/s, bare GETs {found['bare']:,.0f}: "
+                f"{found['loader'] / found['bare']:.2f}"
+            )
+            everything = {"loader": loaded(dataset.search()), "file": front_to_back(store, "data.mdb")}
+            found = rates(everything, options.rounds)
+            print(
+                f"all {options.patches:,} patches: {found['loader']:,.0f} MB/s, front to back {found['file']:,.0f}: "
+                f"{found['loader'] / found['file']:.2f}"
+            )
+            times: dict[str, list[float]] = {"torch": [], "first batch": []}
+            for _ in range(options.rounds):
+                times["torch"].append(seconds("import torch"))
+                times["first batch"].append(seconds(FIRST_BATCH, f"{folder}/index"))
+            torch, first = map(statistics.median, times.values())
+            print(
+                f"to the first batch: {first:.2f} s, importing torch alone {torch:.2f} s: {first - torch:+.2f} s"
+            )
+            hub.stdin.close()
+
+
+if __name__ == "__main__":
+    main()
