@@ -305,3 +305,13 @@ def test_seed_is_the_seed_of_a_sample_everywhere(root):
         for options in (("--seed", 3), ("--seed", 3, "--sample-seed", 4))
     ]
     assert all("5 samples" in text for text in streamed)
+
+
+def test_an_export_takes_its_dataset_as_an_option(root, tmp_path):
+    assert run("export", tmp_path / "one", "--source", root, "--limit", 3).exit_code == 0
+    assert run("export", root, tmp_path / "two", "--limit", 3).exit_code == 0
+    assert rc.open(tmp_path / "one").search().patch_ids == rc.open(tmp_path / "two").search().patch_ids
+    assert run("export", root, tmp_path / "x", "--source", root).exit_code == 2
+    alone = run("export", root)
+    assert alone.exit_code == 2
+    assert "name the new folder too" in alone.output

@@ -33,6 +33,8 @@ NOT_PATHS = {
     *(name for name, option in OPTIONS.items() if option.kind in ("text", "names")),
     *(
         "modality",
+        "picture",
+        "percentiles",
         "order",
         "form",
         "change",

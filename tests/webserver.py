@@ -36,6 +36,15 @@ class _Ranged(http.server.SimpleHTTPRequestHandler):
                 self.wfile.write(data)
                 start += len(data)
 
+    def end_headers(self) -> None:
+        path = self.translate_path(self.path)
+        if os.path.isfile(path):
+            status = os.stat(path)
+            self.send_header("ETag", f'"{status.st_size:x}-{status.st_mtime_ns:x}"')
+            if self.command == "GET":  # the other method sends it anyway
+                self.send_header("Last-Modified", self.date_time_string(status.st_mtime))
+        super().end_headers()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it has
         pass
 

@@ -13,6 +13,7 @@ from reben_cloud.cli.options import (
     ModalityOption,
     RootArgument,
     path,
+    path_or_url,
     search_options,
     select,
     usage,
@@ -40,8 +41,16 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
 @search_options
 def export(
     root: RootArgument,
-    dest: Annotated[Path, typer.Argument(help="The new folder.", show_default=False, parser=path)],
     query: Query,
+    dest: Annotated[
+        Path | None, typer.Argument(help="The new folder.", show_default=False, parser=path)
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="The dataset, as an option: DEST then comes alone.", show_default=False, parser=path_or_url
+        ),
+    ] = None,
     form: Annotated[
         Literal["lmdb", "safetensors", "geotiff", "png", "jsonl", "llava"],
         typer.Option("--format", help="What to write."),
@@ -120,6 +129,12 @@ def export(
     """Export what a search finds to a folder: for rico-hdl's readers, as files, with texts; run again, it continues."""
     from reben_cloud import export as exporting
 
+    if source is not None:
+        if dest is not None:
+            raise typer.BadParameter(f"give ROOT DEST, or --source ROOT and DEST, not {root} {dest} as well")
+        root, dest = source, path(root)
+    if dest is None:
+        raise typer.BadParameter(f"name the new folder too: reben-cloud export {root} DEST")
     asked = {
         "modality": modality,
         "map_size": map_size,

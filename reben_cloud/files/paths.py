@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-SCHEMES = ("file", "s3", "http", "https", "hf", "memory")
+SCHEMES = ("file", "s3", "gs", "az", "http", "https", "hf", "memory")
 """Schemes of the stores that `store.open_store` opens."""
 
 _ELSEWHERE = frozenset(
@@ -20,9 +20,7 @@ _ELSEWHERE = frozenset(
         "lmdb",
         "s3a",
         "s3n",
-        "gs",
         "gcs",
-        "az",
         "abfs",
         "abfss",
         "adl",

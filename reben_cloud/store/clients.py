@@ -1,4 +1,4 @@
-"""Clients of a process: obstore's for folders, S3 and memory, and what answers for the objects of each store."""
+"""Clients of a process: obstore's for folders, buckets and memory, and what answers for the objects of each store."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.store import HTTPStore, LocalStore, MemoryStore, S3Store
+from obstore import exceptions as obs_errors
+from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
 
 from reben_cloud.errors import ChangedError, ForkError, StorageError
 from reben_cloud.store.answers import Span, Stat, dated_version, is_strong
 from reben_cloud.store.budget import PROGRESS_BYTES, Budget
 from reben_cloud.store.s3 import aws_credentials, s3_config
+from reben_cloud.store.secrecy import scrub
 
 if TYPE_CHECKING:
     from reben_cloud.store.hub import Hub
@@ -66,6 +68,8 @@ def connect_obstore(url: str, storage_options: Mapping[str, Any], budget: Budget
         return HTTPStore.from_url(url, **_client_options(budget, http=parts.scheme == "http"))
     if parts.scheme == "hf":
         raise StorageError("the hub is read only, and by Store alone")
+    if parts.scheme in ("gs", "az"):
+        return _connect_cloud(parts.scheme, parts.netloc, parts.path.strip("/"), storage_options, budget)
     config: Any = s3_config(storage_options)
     profile = config.pop("profile", None)
     provider = None
@@ -80,6 +84,25 @@ def connect_obstore(url: str, storage_options: Mapping[str, Any], budget: Budget
         credential_provider=provider,
         **_client_options(budget, http=endpoint.startswith("http://")),
     )
+
+
+def _connect_cloud(
+    scheme: str, bucket: str, prefix: str, storage_options: Mapping[str, Any], budget: Budget
+) -> Any:
+    """A client of Google Cloud Storage or Azure Blob Storage; what is not given comes from their own variables.
+
+    Raises:
+        ValueError: If an option is none that obstore knows for that store.
+    """
+    # A command has one set of options for all its stores; the address of an S3 server is none of these.
+    config: Any = {name: value for name, value in storage_options.items() if name != "endpoint_url"}
+    endpoints = ("google_base_url", "base_url", "azure_storage_endpoint", "azure_endpoint", "endpoint")
+    http = any(str(config.get(name, "")).startswith("http://") for name in endpoints)
+    make = GCSStore if scheme == "gs" else AzureStore
+    try:
+        return make(bucket, prefix=prefix or None, config=config, **_client_options(budget, http=http))
+    except obs_errors.UnknownConfigurationKeyError as error:
+        raise ValueError(f"a storage option of {scheme}:// is not understood: {scrub(error)}") from error
 
 
 def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) -> tuple[WebClient, Hub | None]:

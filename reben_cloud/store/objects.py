@@ -41,12 +41,15 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     """A store for everything below `url`; nothing is contacted yet.
 
     Args:
-        url: A path, or a ``file://``, ``s3://bucket/prefix``, ``http(s)://`` (read-only),
+        url: A path, or a ``file://``, ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``,
+            ``http(s)://`` (read-only),
             ``hf://datasets/OWNER/NAME[@REVISION]/PATH`` (read-only) or ``memory://name`` URL.
         storage_options: For S3, in the words of fsspec (``key``, ``secret``, ``token``, ``anon``,
             ``profile``, ``endpoint_url``, ``client_kwargs``) or of obstore (``access_key_id``,
             ``secret_access_key``, ``region``, ``endpoint``, ``skip_signature``, ...). What is not
-            given comes from the usual ``AWS_*`` variables or profile. For ``hf://``: ``token`` and
+            given comes from the usual ``AWS_*`` variables or profile. For ``gs://`` and ``az://`` in the words of
+            obstore (``google_service_account``, ``azure_storage_account_name``, ...), else from their
+            ``GOOGLE_*`` and ``AZURE_*`` variables. For ``hf://``: ``token`` and
             ``endpoint``, else ``HF_TOKEN`` (or that of ``hf auth login``) and ``HF_ENDPOINT``. For both
             kinds of web servers: ``max_connections``, the requests that are on their way at once, 32.
 

@@ -1,0 +1,50 @@
+"""Google Cloud Storage and Azure: reads of a server on this machine that answers as both do for open buckets."""
+
+import pytest
+
+from reben_cloud.errors import StorageError
+from reben_cloud.store import Budget, Store, normalise_url
+from tests.webserver import serve
+
+DATA = bytes(range(256)) * 40
+SHORT = Budget(attempts=2, seconds=2.0, silence_s=1.0, request_s=2.0)
+
+
+@pytest.fixture
+def url(tmp_path):
+    (tmp_path / "bucket" / "a folder").mkdir(parents=True)
+    (tmp_path / "bucket" / "a folder" / "data.mdb").write_bytes(DATA)
+    with serve(tmp_path) as served:
+        yield served
+
+
+@pytest.fixture(params=["gs", "az"])
+def store(request, url):
+    options = {
+        "gs": {"google_base_url": url, "google_skip_signature": "true"},
+        "az": {
+            "azure_storage_endpoint": url,
+            "azure_storage_account_name": "account",
+            "azure_skip_signature": "true",
+        },
+    }[request.param]
+    return Store(normalise_url(f"{request.param}://bucket/a folder"), options, budget=SHORT)
+
+
+def test_objects_are_read_whole_and_by_ranges(store):
+    size, version = store.stat("data.mdb")
+
+    assert size == len(DATA)
+    assert bytes(store.get("data.mdb")) == DATA
+    assert bytes(store.get_range("data.mdb", 1000, 300)) == DATA[1000:1300]
+    found = store.get_ranges("data.mdb", [0, 5000], [10, 20], version=version)
+    assert list(map(bytes, found)) == [DATA[:10], DATA[5000:5020]]
+    with pytest.raises(FileNotFoundError, match="no such object"):
+        store.get("lost.mdb")
+
+
+def test_an_option_of_another_store_is_told(store):
+    wrong = Store(store.url, {**store.storage_options, "profil": "x"}, budget=SHORT)
+
+    with pytest.raises((ValueError, StorageError), match="profil"):
+        wrong.head("data.mdb")
