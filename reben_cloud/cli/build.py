@@ -176,7 +176,7 @@ def index(
         progress=bar,
     )
     if as_json:
-        show_json(manifest)
+        show_json(manifest.to_json())
         return
     objects = manifest["references"]
     size = sum(one["nbytes"] for one in objects)
@@ -204,12 +204,15 @@ def verify(
 ) -> None:
     """Check every object of a root; exit 1 when anything is wrong."""
     from reben_cloud.checks.verify import verify as check
+    from reben_cloud.hosted.opened import open_hosted_source
+    from reben_cloud.root.source import AnySource
     from reben_cloud.sources.recognise import open_source
 
-    access = storage_options(endpoint_url)
-    source = (
-        open_source(against, metadata_paths=metadata or (), storage_options=access)[0] if against else None
-    )
-    report = check(open_root(root, endpoint_url), quick=quick, deep=deep, against=source, progress=bar)
+    dataset, access = open_root(root, endpoint_url), storage_options(endpoint_url)
+    source: AnySource | None = None
+    if against:
+        source = open_hosted_source(against, access, wanted=dataset.selection)
+        source = source or open_source(against, metadata_paths=metadata or (), storage_options=access)[0]
+    report = check(dataset, quick=quick, deep=deep, against=source, progress=bar)
     typer.echo(report.to_json() if as_json else report.to_text())
     raise typer.Exit(0 if report.ok else 1)

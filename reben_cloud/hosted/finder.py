@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reben_cloud.errors import NotFoundError
+from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import replacing
 from reben_cloud.formats.lmdb_index import SCHEMA, RemoteLmdb
 from reben_cloud.hosted.lmdb import HostedLmdb
@@ -32,7 +33,7 @@ CACHE_VARIABLE = "REBEN_CACHE"
 def cache_folder() -> Path:
     """Where what was looked up in remote objects is kept: ``$REBEN_CACHE``, or ``reben_cloud`` in the user's cache."""
     if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named)
+        return local_path(named, CACHE_VARIABLE)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reben_cloud"
 
 
@@ -87,7 +88,7 @@ class LmdbFinder:
             absent = wanted.filter(pc.is_null(rows))
             raise NotFoundError(
                 f"{self.remote.url}: no record {absent[0].as_py().decode()!r} ({len(absent):,} such records): "
-                "the metadata name patches that it does not have; take the metadata of this LMDB (--metadata)"
+                "the metadata beside it name patches that are not in it; `reben-cloud index` makes a root of those that are"
             )
         starts = known.column("offset").take(rows).to_numpy().astype(np.int64)
         return Found(np.zeros(len(starts), np.int64), starts)

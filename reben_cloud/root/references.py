@@ -200,6 +200,9 @@ def check_places(
 
 
 def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, Any]:
-    """What a root's store was opened with, for objects of the same kind of store; nobody else is shown credentials."""
+    """What a root's store was opened with, where it may be meant for the objects; nobody else is shown credentials.
+
+    A root on this machine needs none itself; elsewhere, the objects must be in the same kind of store.
+    """
     same = all(one.url.partition("://")[0] == store.url.partition("://")[0] for one in objects)
-    return store.storage_options if same else {}
+    return store.storage_options if same or store.is_local else {}
