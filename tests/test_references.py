@@ -301,7 +301,9 @@ def test_an_interrupted_index_reads_no_further():
     assert told < 900
 
 
-@pytest.mark.parametrize("harm", ["cut at a header", "cut in a header", "no end", "damaged header"])
+@pytest.mark.parametrize(
+    "harm", ["cut at a header", "cut in a header", "no end", "damaged header", "another behind it"]
+)
 def test_a_tar_that_is_not_whole_is_refused(lmdb, tars, tmp_path, harm):
     (tmp_path / "tars").mkdir()
     whole = tars / "part-0.tar"
@@ -315,11 +317,13 @@ def test_a_tar_that_is_not_whole_is_refused(lmdb, tars, tmp_path, harm):
         del data[middle + 100 :]
     elif harm == "no end":
         del data[members[-1].offset_data + -(-members[-1].size // 512) * 512 :]
+    elif harm == "another behind it":
+        data += whole.read_bytes()
     else:
         data[middle + 10] ^= 1
     (tmp_path / "tars" / "a.tar").write_bytes(data)
 
-    with pytest.raises(SourceError, match=r"a\.tar: damaged or cut short at byte"):
+    with pytest.raises(SourceError, match=r"a\.tar: (damaged or cut short|more follows .*) at byte"):
         index_hosted(tmp_path / "tars", tmp_path / "ref", metadata_paths=[lmdb / name for name in METADATA])
 
 
@@ -330,6 +334,20 @@ def test_a_local_index_is_read_with_the_options_of_its_objects(tmp_path):
     assert references.options_for(open_store(tmp_path, options), objects) == options
     assert references.options_for(open_store("s3://other", options), objects) == options
     assert references.options_for(open_store("https://example.org/ref", options), objects) == {}
+
+
+@pytest.mark.parametrize("name", ["a b", "50%41", "a#b?c", "ü"])
+def test_names_that_a_url_escapes_are_found_again(lmdb, tars, tmp_path, name):
+    metadata = [lmdb / file for file in METADATA]
+    (tmp_path / "tars" / name).mkdir(parents=True)
+    shutil.copy(tars / "part-0.tar", tmp_path / "tars" / name / f"{name}.tar")
+    (tmp_path / "above").mkdir()
+    shutil.copytree(lmdb, tmp_path / "above" / name)
+
+    sources = tmp_path / "tars", tmp_path / "tars" / name / f"{name}.tar", tmp_path / "above"
+    for number, source in enumerate(sources):
+        index_hosted(source, tmp_path / f"ref{number}", metadata_paths=metadata)
+        assert verify(rc.open(tmp_path / f"ref{number}")).problems == ()
 
 
 def test_of_metadata_in_two_places_the_nearer_are_taken(lmdb, tmp_path):

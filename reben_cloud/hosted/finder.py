@@ -88,7 +88,7 @@ class LmdbFinder:
             absent = wanted.filter(pc.is_null(rows))
             raise NotFoundError(
                 f"{self.remote.url}: no record {absent[0].as_py().decode()!r} ({len(absent):,} such records): "
-                "the metadata beside it name patches that are not in it; `reben-cloud index` makes a root of those that are"
+                "the metadata beside it name patches that it lacks; `reben-cloud index` makes a root of those it has"
             )
         starts = known.column("offset").take(rows).to_numpy().astype(np.int64)
         return Found(np.zeros(len(starts), np.int64), starts)

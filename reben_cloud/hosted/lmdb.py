@@ -33,7 +33,7 @@ class HostedLmdb:
     @property
     def url(self) -> str:
         """The file."""
-        return f"{self.store.url}/{self.path}"
+        return self.store.child(self.path).url
 
     def describe(self) -> RemoteObject:
         """The file as it is now.

@@ -143,7 +143,7 @@ def index_tars(
 
 def _read_tar(store: Store, stop: threading.Event, path: str) -> tuple[RemoteObject, list[_Member]]:
     nbytes, version = store.stat(path)
-    remote = RemoteObject(url=f"{store.url}/{path}", nbytes=nbytes, version=version)
+    remote = RemoteObject(url=store.child(path).url, nbytes=nbytes, version=version)
     # Buffered, because a raw file may give less than it was asked for, which a tar would take for its end.
     blocks = io.BufferedReader(_Blocks(store, remote, path))
     try:
@@ -151,6 +151,9 @@ def _read_tar(store: Store, stop: threading.Event, path: str) -> tuple[RemoteObj
             members = list(_payloads_in(tar, blocks, stop))
             blocks.seek(tar.offset)
             end = blocks.read(tarfile.BLOCKSIZE)
+            more = not stop.is_set() and any(
+                any(rest) for rest in iter(partial(blocks.read, BLOCK_BYTES), b"")
+            )
     except tarfile.TarError as error:
         raise SourceError(
             f"{remote.url}: not an uncompressed tar ({error}); payloads in compressed archives cannot be read in place"
@@ -160,6 +163,11 @@ def _read_tar(store: Store, stop: threading.Event, path: str) -> tuple[RemoteObj
         raise SourceError(
             f"{remote.url}: damaged or cut short at byte {tar.offset:,} of {nbytes:,}: there is neither another member "
             "nor the end of the archive; copy it again"
+        )
+    if more:
+        raise SourceError(
+            f"{remote.url}: more follows the end of the archive at byte {tar.offset:,}, as when tars are put together "
+            "with `cat`; join them with `tar --concatenate`, or refer to them one by one"
         )
     return remote, members
 

@@ -157,11 +157,9 @@ class RemoteObjects:
             raise self._changed(number)
 
     def _open(self, number: int) -> tuple[Store, str]:
-        folder, _, name = self.objects[number].url.rpartition("/")
+        store, name = open_store(self.objects[number].url, self._storage_options).parent()
         with self._lock:
-            if folder not in self._stores:
-                self._stores[folder] = open_store(folder, self._storage_options)
-            return self._stores[folder], name
+            return self._stores.setdefault(store.url, store), name
 
     def _changed(self, number: int) -> ChangedError:
         return ChangedError(
