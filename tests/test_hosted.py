@@ -12,7 +12,7 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.build.request import open_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
-from reben_cloud.errors import ChangedError, NotFoundError, SourceError
+from reben_cloud.errors import ChangedError, NotFoundError, SourceError, StorageError
 from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -241,6 +241,27 @@ def test_metadata_are_not_looked_for_where_they_are_named(server, files, tmp_pat
     assert not [one.path for one in server.asked if "metadata" in one.path]
     with pytest.raises(SourceError, match="reben-cloud index URL ROOT --metadata FILE"):
         rc.open(URL)
+
+
+def test_a_password_in_the_url_opens_pixels_too_and_is_shown_nowhere(server, tmp_path):
+    server.token = "sesame"
+    url = f"{server.url}/datasets/owner/name/resolve/main/BENv2.lmdb"
+    secret = url.replace("http://", "http://user:sesame@")
+
+    dataset = rc.open(secret)
+
+    assert len(samples(pickle.loads(pickle.dumps(dataset.search(limit=5))))) == 5
+    dataset.search(limit=2).export_lmdb(tmp_path / "export")
+    assert verify(dataset).problems == ()
+    assert (
+        "sesame"
+        not in repr((dataset, dataset.store, dataset.backing))
+        + (tmp_path / "export" / "export.json").read_text()
+    )
+    # An index would have to keep it.
+    with pytest.raises(StorageError, match="an index keeps no user, password or query") as caught:
+        index_hosted(secret, tmp_path / "ref")
+    assert "sesame" not in str(caught.value)
 
 
 def test_other_metadata_than_those_beside_it_are_not_passed_over(server, files, tmp_path):

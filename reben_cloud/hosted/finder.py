@@ -23,6 +23,7 @@ from reben_cloud.formats.lmdb_index import SCHEMA, RemoteLmdb
 from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.root.backing import Found
 from reben_cloud.root.references import RemoteObject
+from reben_cloud.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ class LmdbFinder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(LmdbFinder, threads=self._threads), (self.hosted, self.remote)
+
+    @property
+    def place(self) -> tuple[Store, str]:
+        """Store and path of the file."""
+        return self.hosted.store, self.hosted.path
 
     @property
     def cache_file(self) -> Path:

@@ -26,7 +26,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build.plan import BuildPlan, is_root_of, make_plan, manifest_of
 from reben_cloud.build.publish import commit
 from reben_cloud.build.tasks import put
-from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.errors import ConflictError, SourceError, StorageError
 from reben_cloud.formats.lmdb_index import Estimate
 from reben_cloud.hosted.finder import cache_folder, name_of
 from reben_cloud.hosted.indexed import Index, IndexedSource, index_of
@@ -159,6 +159,14 @@ def index_hosted(
         remote = hosted.describe()
         if there is not None and there.references != (remote,):
             raise _conflict(root, "holds another dataset")
+        try:
+            if remote.url.startswith(("http://", "https://")):
+                RemoteObjects((remote,), storage_options).check_version(0)
+        except StorageError as error:
+            raise StorageError(
+                f"{error}; an index keeps no user, password or query of a URL, so what it refers to must be readable "
+                "without them"
+            ) from error
         pages = hosted.pages(remote, threads=threads)
         keep = cache_folder() / "index" / f"{name_of(remote)}.partial"
         total = pages.estimate().requests

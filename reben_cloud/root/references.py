@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,18 +103,24 @@ class RemoteObjects:
     Args:
         objects: The objects.
         storage_options: Credentials and endpoint of their stores.
+        place: Store and path of the only object, where more than its URL lets one in.
     """
 
     def __init__(
-        self, objects: Sequence[RemoteObject], storage_options: Mapping[str, Any] | None = None
+        self,
+        objects: Sequence[RemoteObject],
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        place: tuple[Store, str] | None = None,
     ) -> None:
         self.objects = tuple(objects)
+        self._place = place
         self._storage_options = dict(storage_options or {})
         self._stores: dict[str, Store] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.objects, self._storage_options)
+        return partial(type(self), place=self._place), (self.objects, self._storage_options)
 
     def read(self, number: int, spans: Sequence[Span]) -> list[memoryview]:
         """Ranges of an object, one request each, several at a time.
@@ -157,6 +164,8 @@ class RemoteObjects:
             raise self._changed(number)
 
     def _open(self, number: int) -> tuple[Store, str]:
+        if self._place is not None:
+            return self._place
         store, name = open_store(self.objects[number].url, self._storage_options).parent()
         with self._lock:
             return self._stores.setdefault(store.url, store), name
