@@ -118,7 +118,7 @@ def verify(
     has_checksums = is_export(lmdb) if lmdb is not None else _has_checksums(dataset)
     if against is not None and not has_checksums:
         raise ValueError(
-            f"{dataset.url} has no checksums to compare a source with; build a root from it, and verify that"
+            f"{lmdb or dataset.url} has no checksums to compare a source with; build a root from it, and verify that"
         )
     seen = _look(dataset, quick=quick)
     problems = seen.problems
