@@ -121,6 +121,8 @@ class About:
 
     id: str
     """Short name: letters, digits and ``-``."""
+    collection: str
+    """Id of the STAC Collection of its patches, and the Collection's folder in a root."""
     title: str
     """Title of the collection."""
     description: str
@@ -153,6 +155,8 @@ class About:
     """Modality -> STAC fields of an asset that holds it, e.g. ``sar:polarizations``."""
     columns: Mapping[str, str] = field(default_factory=_nothing)
     """Field of the metadata -> its title, where its own name does not say it well."""
+    countries: tuple[str, ...] = ()
+    """Names of all countries in which its patches lie, also those of which a root may have none."""
     name_columns: tuple[str, ...] = ()
     """Fields of the metadata that name what else belongs to a patch."""
     class_order: tuple[str, ...] = ()
@@ -161,6 +165,8 @@ class About:
     """The values of the map's pixels."""
     renders: tuple[Render, ...] = ()
     """Pictures of a patch."""
+    further_renders: tuple[Render, ...] = ()
+    """Pictures of a patch that an export can make, and that pages and documents do not show."""
     thumbnail: Render | None = None
     """Picture of a product."""
 
@@ -171,8 +177,12 @@ class About:
         held = ", ".join(modality.title or modality.name for modality in schema.modalities)
         return cls(
             id=slug,
+            # Not the short name alone: a dataset may be called Shards or Zarr, and a root has such folders.
+            collection=f"{slug}-patches",
             title=schema.name,
-            description=f"Patches of {schema.patch_m:g} m with {len(schema.classes)} classes: {held or 'metadata'}.",
+            description=schema.description
+            or f"Patches of {schema.patch_m:g} m with {len(schema.classes)} classes: {held or 'metadata'}.",
+            license=schema.license,
             card_name=schema.name,
             map_classes=_classes_of(schema) if schema.map_array else (),
         )

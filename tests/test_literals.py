@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from reben_cloud.bigearthnet.about import ABOUT
 from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.root import layout
@@ -26,13 +27,13 @@ PATHS = frozenset(
         layout.OBJECTS,
         layout.PATCHES,
         layout.CATALOG,
-        layout.COLLECTION,
+        layout.collection(ABOUT.collection),
         layout.JOURNAL,
     }
 )
 """Objects of a root whose paths are constants."""
 
-BEGINNINGS = (layout.PREFIX, f"{layout.SHARDS}/", "zarr/", "../../zarr/", f"{layout.COLLECTION_ID}/")
+BEGINNINGS = (layout.PREFIX, f"{layout.SHARDS}/", "zarr/", "../../zarr/", f"{ABOUT.collection}/")
 """How columns with the prefix begin, and other paths."""
 
 

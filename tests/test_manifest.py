@@ -54,7 +54,7 @@ def catalog_of():
     ).vouching_for(patches=SEAL, objects_sha256="ab" * 32)
 
 
-def export_of(root, modalities, kind="lmdb", settings=None):
+def export_of(root, modalities, kind="lmdb", settings=None, **more):
     return ExportManifest.of_root(
         root,
         kind=kind,
@@ -67,6 +67,7 @@ def export_of(root, modalities, kind="lmdb", settings=None):
         exported_groups={"train": 3},
         patches=SEAL,
         files={"patches.parquet": (1000, "f" * 16)},
+        more=more,
     )
 
 
@@ -77,6 +78,7 @@ KINDS = {
     "export": export_of(root_of(), ["s1"]),
     "export of another schema": export_of(root_of(COUNT), ["count"]),
     "safetensors": export_of(root_of(), ["map"], "safetensors", {"patches_per_file": 1000}),
+    "texts": export_of(root_of(), ["s2"], "jsonl", num_files=3, num_texts=9, left_out={"a flip": 1}),
 }
 
 
@@ -137,6 +139,11 @@ def test_an_export_says_what_it_has_of_its_root():
         root.fingerprint,
     )
     assert KINDS["safetensors"].patches_per_file == 1000
+    assert (manifest.num_files, manifest.num_texts) == (None, None)
+    assert (KINDS["texts"].num_files, KINDS["texts"].num_texts, KINDS["texts"]["left_out"]) == (
+        *(3, 9),
+        {"a flip": 1},
+    )
     assert KINDS["export of another schema"].schema == COUNT
 
 
@@ -247,6 +254,8 @@ WRONG_OF_EXPORT = {
     "identity": [None, "cd"],
     "nbytes": [None, -1],
     "kind": [None, 1, "safetensors"],
+    "num_files": [None, "3", -1],
+    "num_texts": [None, 1.5],
 }
 
 

@@ -194,6 +194,20 @@ def test_a_flipped_pixel_is_found_where_checksums_were_recorded(lmdb, tmp_path):
     assert len(verify(reference).problems) == 1
 
 
+@pytest.mark.parametrize("name", ["footer", "row group"])
+def test_a_damaged_table_is_a_finding(lmdb, tmp_path, name):
+    index_hosted(lmdb, tmp_path / "ref", checksums=True)
+    table = tmp_path / "ref" / "patches.parquet"
+    data = bytearray(table.read_bytes())
+    data[len(data) - 100 if name == "footer" else 1000] ^= 4
+    table.write_bytes(data)
+
+    report = verify(rc.open(tmp_path / "ref"))
+
+    assert any(problem.startswith("patches.parquet") for problem in report.problems)
+    assert not report.ok
+
+
 def test_the_lack_of_checksums_is_said_once(lmdb, tmp_path, caplog):
     shutil.copytree(lmdb, tmp_path / "BENv2.lmdb")
     index_hosted(tmp_path / "BENv2.lmdb", tmp_path / "ref")
@@ -387,6 +401,8 @@ def test_the_command_makes_a_root_that_the_other_commands_read(lmdb, tmp_path):
     assert document["references"][0]["nbytes"] == (lmdb / "data.mdb").stat().st_size
     made = run("index", lmdb, tmp_path / "ref")
     assert f"indexed {NUM_PATCHES} patches (s2, s1, map) in 1 objects" in made
+    told = CliRunner().invoke(app, ["index", str(lmdb), str(tmp_path / "ref"), "--json"])
+    assert json.loads(told.stdout)["num_patches"] == NUM_PATCHES
     run("info", tmp_path / "ref")
     run("verify", tmp_path / "ref")
     assert f"{NUM_PATCHES} samples" in run("stream", tmp_path / "ref", "--batch-size", "8")

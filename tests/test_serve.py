@@ -287,14 +287,15 @@ def test_footprints_hold_what_the_table_holds(client, dataset):
     data = client.get("/explore/footprints.bin").content
     n = len(dataset)
 
-    assert len(data) == n * (4 * 4 + 4 + 6)
+    assert len(data) == n * (4 * 4 + 4 + 2 + 3)
     west = np.frombuffer(data, "<i4", n)
     frame = dataset.search().to_pandas()
     np.testing.assert_array_equal(west, np.round(dataset.search().to_geopandas().bounds.minx * 1e7))
     labels = np.frombuffer(data, "<u4", n, 16 * n)
     for bit, label in enumerate(index["labels"]):
         np.testing.assert_array_equal(labels >> bit & 1, [label["name"] in row for row in frame.labels])
-    codes = np.frombuffer(data, "u1", 3 * n, 20 * n).reshape(3, n)
+    products = np.frombuffer(data, "<u2", n, 20 * n)
+    codes = [products, *np.frombuffer(data, "u1", 2 * n, 22 * n).reshape(2, n)]
     names = [[p["name"] for p in index["products"]], index["splits"], index["countries"]]
     for code, known, column in zip(codes, names, ("product", "split", "country"), strict=True):
         assert [known[c] for c in code] == frame[column].tolist()

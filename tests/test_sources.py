@@ -433,7 +433,7 @@ def test_sources_are_recognised(folders, root, shared, tmp_path):
         ("synthetic:x", "write synthetic:N with N patches"),
         ("synthetic:999999", "999,999 synthetic patches are wanted and 4,553 ids are known"),
         ("/no/such/folder", "/no/such/folder: no such folder; a source is"),
-        ("memory://nothing", "memory://nothing: no root and no archives"),
+        ("memory://nothing", "memory://nothing: no root, no archives"),
     ],
 )
 def test_what_is_no_source_gets_told_what_one_is(source, message):

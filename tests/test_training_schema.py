@@ -122,7 +122,7 @@ def test_a_set_of_which_a_root_has_a_part_names_what_is_missing():
 
 
 def test_a_band_of_two_modalities_is_named_with_its_modality():
-    before = replace(HEIGHT, name="before", arrays=())
+    before = replace(HEIGHT, name="before", key_suffix=".before", arrays=())
     both = replace(FIELDS, modalities=(before, *FIELDS.modalities))
 
     assert "dem" not in both.bands

@@ -8,6 +8,7 @@ from typing import Any
 from reben_cloud.about import About, Channel, MapClass, Provider, Render, Work
 from reben_cloud.bigearthnet.bands import BANDS, MAP_UNLABELLED
 from reben_cloud.bigearthnet.labels import CLASSES, CLC
+from reben_cloud.bigearthnet.official import COUNTRIES
 from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN, S1
 from reben_cloud.schema import Schema
 
@@ -51,6 +52,19 @@ TRUE_COLOR = Render(
 )
 """Red, green and blue reflectance."""
 
+FALSE_COLOR = Render(
+    name="false-color",
+    title="False colour",
+    caption="near infrared, red and green",
+    channels=(
+        # Vegetation reflects twice as much in the near infrared as anything does in the visible bands.
+        Channel(tensor="B08", high=2 * BRIGHTEST),
+        Channel(tensor="B04", high=BRIGHTEST),
+        Channel(tensor="B03", high=BRIGHTEST),
+    ),
+)
+"""Near infrared, red and green reflectance: vegetation is red."""
+
 RADAR = Render(
     name="radar",
     title="Sentinel-1",
@@ -82,6 +96,7 @@ def _band_fields() -> dict[str, MappingProxyType[str, Any]]:
 
 ABOUT = About(
     id="reben",
+    collection="bigearthnet-v2",
     title="BigEarthNet v2.0 (reBEN)",
     description=DESCRIPTION,
     license=LICENSE,
@@ -143,6 +158,7 @@ ABOUT = About(
             "contains_cloud_or_shadow": "Cloud or shadow",
         }
     ),
+    countries=COUNTRIES,
     name_columns=("s1_name",),
     class_order=CLASSES,
     map_classes=tuple(
@@ -157,6 +173,7 @@ ABOUT = About(
         for entry in CLC.values()
     ),
     renders=(TRUE_COLOR, RADAR),
+    further_renders=(FALSE_COLOR,),
     thumbnail=TRUE_COLOR,
 )
 """BigEarthNet v2.0."""

@@ -39,6 +39,7 @@ S2 = Modality(
     title="Sentinel-2 Level-2A",
     tensors=tuple(_band(band) for array in ("s2_10m", "s2_20m", "s2_60m") for band in ARRAYS[array]),
     arrays=tuple(_array(name) for name in ("s2_10m", "s2_20m", "s2_60m")),
+    key_suffix="",
     complete=True,
 )
 """Twelve bands in native resolution, uint16 digital numbers (reflectance x 10,000)."""
@@ -49,6 +50,7 @@ S1 = Modality(
     tensors=(_band("VV"), _band("VH")),
     arrays=(_array("s1"),),
     key_column="s1_name",
+    key_suffix="",
     falling=("VV", "VH"),
 )
 """Two polarizations, float32 decibel."""
@@ -90,3 +92,8 @@ REBEN = Schema(
     license="CDLA-Permissive-1.0",
 )
 """What every root of format version 1 holds, and what a build of the official data makes."""
+
+
+def whole(schema: Schema) -> Schema:
+    """The schema of the whole dataset, where a root holds a part of one that is known here; itself otherwise."""
+    return REBEN if schema.name == REBEN.name else schema

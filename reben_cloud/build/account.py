@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reben_cloud.bigearthnet.bands import MODALITIES
+from reben_cloud.bigearthnet.reben import whole
 from reben_cloud.build.plan import BuildPlan
 from reben_cloud.root.manifest import Manifest
 
@@ -15,12 +15,17 @@ from reben_cloud.root.manifest import Manifest
 def published(manifest: Manifest, url: str) -> str:
     """The last line of a build: where it is, how many patches, which modalities, and which not."""
     count, has = manifest.num_patches, manifest.modalities
-    lacking = "".join(f", no {modality}" for modality in MODALITIES if modality not in has)
+    lacking = "".join(f", no {modality}" for modality in _all_modalities(manifest) if modality not in has)
     return (
         f"published {count:,} patches at {url}: "
         + ", ".join(f"{modality} {count:,}" for modality in has)
         + lacking
     )
+
+
+def _all_modalities(manifest: Manifest) -> tuple[str, ...]:
+    """What the whole dataset has, of which a root may hold a part."""
+    return whole(manifest.schema).modality_names
 
 
 def rows_without_patches(plan: BuildPlan, official: pa.Table) -> pa.Array:
@@ -34,13 +39,13 @@ def account(manifest: Manifest, plan: BuildPlan, official: pa.Table) -> dict[str
 
     Returns:
         The manifest's entries and: ``url`` of the root; ``published``, patches of each modality; ``absent``, the
-        modalities that the root lacks; ``metadata_rows_without_patch``, how many rows of the metadata were not
-        published, as the source has nothing of them or a search left them out.
+        modalities of the whole dataset that the root lacks; ``metadata_rows_without_patch``, how many rows of the
+        metadata were not published, as the source has nothing of them or a search left them out.
     """
     return {
         **manifest.to_json(),
         "url": plan.store.url,
         "published": dict.fromkeys(manifest.modalities, manifest.num_patches),
-        "absent": [modality for modality in MODALITIES if modality not in manifest.modalities],
+        "absent": [name for name in _all_modalities(manifest) if name not in manifest.modalities],
         "metadata_rows_without_patch": len(rows_without_patches(plan, official)),
     }

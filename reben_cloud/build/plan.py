@@ -31,7 +31,7 @@ from reben_cloud.root.layout import JOURNAL as JOURNAL
 from reben_cloud.root.layout import MANIFEST as MANIFEST
 from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest import Manifest, ShardOrder, identity_of
-from reben_cloud.root.metadata import check_metadata, given_metadata
+from reben_cloud.root.metadata import SQUARE, check_metadata, given_columns, given_metadata, storable
 from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, place
 from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.schema import Modality, Schema
@@ -191,7 +191,8 @@ class BuildPlan:
     @cached_property
     def fingerprint(self) -> str:
         """Names what is built: the same plan ends in the same bytes."""
-        return fingerprint_of(self.table.select(list(self.given)), self.schema, self.options)
+        given = self.table.select(list(self.given)).sort_by("patch_id")
+        return fingerprint_of(given, self.schema, self.options)
 
     @cached_property
     def beginning(self) -> Mapping[str, Any]:
@@ -364,8 +365,8 @@ def make_plan(
         table = table.filter(pc.is_in(table.column("patch_id"), pa.array(only, pa.string()))).combine_chunks()
     if not table.num_rows:
         raise SourceError(f"{source.describe()}: no patch is left to build")
-    given = tuple(table.column_names)
-    table = source.described(table)
+    table = source.described(storable(table))
+    given = tuple(name for name in official.column_names if name not in SQUARE)
     check_metadata(table, schema)
     table = table.sort_by([("product", "ascending"), ("patch_id", "ascending")]).combine_chunks()
     options = options or PlacementOptions()
@@ -468,7 +469,7 @@ def is_root_of(fingerprint: str, manifest: Manifest, store: Store) -> bool:
     if manifest.fingerprint == fingerprint or manifest.has_digest:
         return manifest.fingerprint == fingerprint
     columns = manifest.metadata_columns
-    table = given_metadata(read_patches(store, manifest, [layout.column(name) for name in columns]), columns)
+    table = given_metadata(read_patches(store, manifest, given_columns(columns)), columns)
     return fingerprint_of(table, manifest.schema, options_of(manifest)) == fingerprint
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from reben_cloud import catalog
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.build.plan import (
     MANIFEST,
     BuildPlan,
@@ -68,7 +69,7 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Manifest:
         for path, data in product_objects(plan, product).items():
             written.append(put(plan.store, f"{layout.zarr_store(product)}/{path}", data))
     for product, data in _thumbnails(plan, receipts):
-        written.append(put(plan.store, layout.thumbnail(product), data))
+        written.append(put(plan.store, layout.thumbnail(about(plan.schema).collection, product), data))
     placement = plan.placement
     for modality in plan.modalities:
         placement = placement.append_column(

@@ -173,6 +173,10 @@ def _read(
                 f"--scratch, and {job.source.describe()} is read anew for what is missing"
             )
         patch = job.source.read(info, [m.name for m in modalities])
+        if patch.info != info:
+            raise SourceError(
+                f"{info.patch_id}: {job.source.describe()} gave another patch for it, {patch.info}"
+            )
         for modality in modalities:
             modality.check(patch.payloads[modality.name], name=info.patch_id)
         if job.spool is not None:
@@ -290,7 +294,7 @@ def check_falling(
         units = modality.specs[high].units or ""
         odd = np.flatnonzero(~(means[:, at] > means[:, at + 1]))
         first = infos[odd[0]]
-        name = getattr(first, modality.key_column)
+        name = first.name_in(modality.key_column)
         raise SourceError(
             f"{what}: mean {high} is {overall[at]:.2f} {units} and mean {low} {overall[at + 1]:.2f} {units} over "
             f"{len(infos)} patches; {high} must be above {low}, are the bands swapped? It is so in {odd.size} of the "

@@ -1,14 +1,14 @@
 """STAC documents: the static catalog of a root or of the metadata alone, and Items of patches.
 
     catalog.json
-    bigearthnet-v2/collection.json               the dataset; its tables as assets
-    bigearthnet-v2/croissant.json                the same as a GeoCroissant card
-    bigearthnet-v2/<product>/<product>.json      an Item per product; its Zarr group is an asset
-    bigearthnet-v2/<product>/thumbnail.png       where a picture can be made
-    bigearthnet-v2-shards/collection.json        roots only
-    bigearthnet-v2-shards/<x>/<x>.json           an Item per shard group and modality; shards are assets
+    <collection>/collection.json               the dataset; its tables as assets
+    <collection>/croissant.json                the same as a GeoCroissant card
+    <collection>/<product>/<product>.json      an Item per product; its Zarr group is an asset
+    <collection>/<product>/thumbnail.png       where a picture can be made
+    <collection>-shards/collection.json        roots only
+    <collection>-shards/<x>/<x>.json           an Item per shard group and modality; shards are assets
 
-The 549,488 patches are Items too, but of ``patches.parquet`` (`root.patches`): as files they would be
+Patches are Items too, but of ``patches.parquet`` (`root.patches`): as files those of BigEarthNet would be
 0.7 GB that nobody crawls. Everything is made from numbers in hand, and the same numbers give the
 same bytes. Nothing here reads or writes a store.
 """
@@ -71,7 +71,8 @@ def root_documents(
     for parent, _, items in catalog.walk():
         documents[_path(parent)] = _json(parent)
         documents.update((_path(item), _json(item)) for item in items)
-    documents[layout.CROISSANT] = _dump(croissant_card(summary, schema, facts, objects.get(layout.PATCHES)))
+    card = croissant_card(summary, schema, facts, objects.get(layout.PATCHES))
+    documents[layout.croissant(facts.collection)] = _dump(card)
     return documents
 
 

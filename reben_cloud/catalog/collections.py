@@ -30,7 +30,7 @@ def dataset_collection(
     )
     fields = {**_published(facts), "item_assets": {"zarr": group_definition(schema, facts)}}
     collection = pystac.Collection(
-        layout.COLLECTION_ID,
+        facts.collection,
         facts.description,
         _extent(summary),
         title=facts.title,
@@ -87,20 +87,22 @@ def _provider(one: Provider) -> pystac.Provider:
 
 
 def _summaries(table: pa.Table, summary: Summary, schema: Schema, facts: About) -> dict[str, Any]:
-    def distinct(name: str) -> list[str]:
-        return sorted(pc.unique(table.column(name).cast(pa.string())).to_pylist())
+    def distinct(name: str) -> dict[str, list[str]]:
+        if name not in table.column_names:
+            return {}
+        return {name: sorted(pc.unique(table.column(name).cast(pa.string())).to_pylist())}
 
     acquisition = {k: v if isinstance(v, list) else [v] for k, v in acquisition_fields(facts).items()}
     sizes = pixel_sizes(schema)
     return {
         "datetime": {"minimum": rfc3339(summary.interval[0]), "maximum": rfc3339(summary.interval[1])},
-        "platform": distinct("platform"),
+        **distinct("platform"),
         **acquisition,
         **({"gsd": sizes} if sizes else {}),
-        "proj:code": distinct("proj:code"),
-        "grid:code": distinct("grid:code"),
+        **distinct("proj:code"),
+        **distinct("grid:code"),
         layout.SPLIT: list(SPLITS),
-        layout.COUNTRY: distinct(layout.COUNTRY),
+        **distinct(layout.COUNTRY),
         layout.LABELS: list(facts.class_order or schema.classes.names),
     }
 
@@ -143,7 +145,7 @@ def shard_collection(
         objects: Path -> object, for the checksums of the shards.
     """
     collection = pystac.Collection(
-        layout.SHARDS_ID,
+        layout.shards_id(facts.collection),
         f"WebDataset shards of {schema.name}: each split shuffled once and cut into tar files of a few hundred "
         "samples, one tar a modality; equal numbers and rows are the same patch.",
         _extent(summary),

@@ -16,11 +16,12 @@ from reben_cloud.schema import Schema
 def croissant_card(summary: Summary, schema: Schema, facts: About, patches: Written | None) -> dict[str, Any]:
     """The dataset as a GeoCroissant card: the table as a file, its main columns as a record set."""
     west, south, east, north = summary.bbox
+    country = " country," * summary.has_countries
     file = {
         "@type": "cr:FileObject",
         "@id": layout.PATCHES,
         "name": layout.PATCHES,
-        "description": "Every patch: footprint, times, labels, split, country, and where its pixels lie.",
+        "description": f"Every patch: footprint, times, labels, split,{country} and where its pixels lie.",
         "contentUrl": f"../{layout.PATCHES}",
         "encodingFormat": "application/x-parquet",
     }
@@ -48,7 +49,7 @@ def croissant_card(summary: Summary, schema: Schema, facts: About, patches: Writ
                 "@id": "patches",
                 "name": "patches",
                 "description": "A record a patch.",
-                "field": [_field(*one) for one in _fields(facts)],
+                "field": [_field(*one) for one in _fields(summary, facts)],
             }
         ],
     }
@@ -76,7 +77,7 @@ def _resolution(schema: Schema) -> dict[str, Any]:
     return {"geocr:spatialResolution": value}
 
 
-def _fields(facts: About) -> list[tuple[str, str, str]]:
+def _fields(summary: Summary, facts: About) -> list[tuple[str, str, str]]:
     """Name, type and description of the main columns."""
     text, time = "sc:Text", "sc:DateTime"
     splits = f"{', '.join(SPLITS[:-1])} or {SPLITS[-1]}."
@@ -85,7 +86,7 @@ def _fields(facts: About) -> list[tuple[str, str, str]]:
         (layout.DATETIME, time, f"{facts.title_of('datetime')}, UTC."),
         (layout.LABELS, text, "Class names."),
         (layout.SPLIT, text, splits),
-        (layout.COUNTRY, text, "Country."),
+        *([(layout.COUNTRY, text, "Country.")] if summary.has_countries else []),
         *((layout.column(key), text, f"Name of the {facts.title_of(key)}.") for key in facts.name_columns),
         ("proj:code", text, "UTM zone as an EPSG code."),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.catalog.terms import extension
 from reben_cloud.root import layout
-from reben_cloud.root.metadata import rfc3339
+from reben_cloud.root.metadata import plain_value
 from reben_cloud.root.selection import Selection
 
 SQUARE = np.dtype([("head", "V13"), ("ring", "<f8", (5, 2))])
@@ -94,9 +93,7 @@ def wkb_rings(geometry: Any) -> NDArray[np.float64]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, datetime):
-        return rfc3339(value)
-    return f"{value:016x}" if layout.is_checksum_column(name) else value
+    return f"{value:016x}" if layout.is_checksum_column(name) else plain_value(value)
 
 
 def _absolute(link: Mapping[str, Any], url: str | None) -> dict[str, Any]:

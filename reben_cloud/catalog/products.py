@@ -43,6 +43,8 @@ class Summary:
             str(names[start]): (int(start), int(end - start)) for start, end in zip(starts, ends, strict=True)
         }
         """Product -> first row and number of rows."""
+        self.has_countries = layout.COUNTRY in table.column_names
+        """Whether the metadata say in which country a patch is."""
 
     @property
     def products(self) -> list[str]:
@@ -73,10 +75,10 @@ def product_item(
     lons, lats = zip(*ring, strict=True)
     properties = {
         "title": product,
-        "platform": rows.column("platform")[0].as_py(),
+        **_first(rows, "platform"),
         **acquisition_fields(facts),
         **_raster(rows, bounds, schema),
-        "grid:code": rows.column("grid:code")[0].as_py(),
+        **_first(rows, "grid:code"),
         **({} if facts.orbit is None else {"sat:relative_orbit": int(product[facts.orbit])}),
         **_counts_of(rows, facts.class_order or schema.classes.names),
     }
@@ -87,10 +89,10 @@ def product_item(
         rows.column(layout.DATETIME)[0].as_py(),
         properties,
     )
-    names = {"projection", "grid"} | ({"sat"} if facts.orbit is not None else set())
+    names = {"projection"} | (extensions_of(properties) & {"grid", "sat"})
     if has_pixels:
         names |= _add_group(item, product, rows.num_rows, schema, facts)
-    names |= _add_thumbnail(item, product, facts.thumbnail, objects)
+    names |= _add_thumbnail(item, product, facts, objects)
     item.stac_extensions = extensions(names, facts)
     return item
 
@@ -98,6 +100,11 @@ def product_item(
 def acquisition_fields(facts: About) -> dict[str, Any]:
     """Fields that every product has."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in facts.acquisition.items()}
+
+
+def _first(rows: pa.Table, name: str) -> dict[str, Any]:
+    """What all patches of a product share, where the metadata say it."""
+    return {name: rows.column(name)[0].as_py()} if name in rows.column_names else {}
 
 
 def _raster(rows: pa.Table, bounds: Sequence[float], schema: Schema) -> dict[str, Any]:
@@ -118,10 +125,10 @@ def _counts_of(rows: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
         layout.column("num_patches"): rows.num_rows,
         layout.column("split_counts"): _counts(rows.column(layout.SPLIT), SPLITS),
         layout.column("label_counts"): _counts(pc.list_flatten(rows.column(layout.LABELS)), classes),
-        layout.column("countries"): sorted(
-            pc.unique(pc.cast(rows.column(layout.COUNTRY), pa.string())).to_pylist()
-        ),
     }
+    if layout.COUNTRY in rows.column_names:
+        countries = pc.unique(pc.cast(rows.column(layout.COUNTRY), pa.string())).to_pylist()
+        found[layout.column("countries")] = sorted(countries)
     if layout.S1_DATETIME in rows.column_names:
         times = pc.min_max(rows.column(layout.S1_DATETIME)).as_py()
         if times["min"]:
@@ -179,10 +186,9 @@ def _render(render: Render, schema: Schema, bands: Sequence[str]) -> dict[str, A
     }
 
 
-def _add_thumbnail(
-    item: pystac.Item, product: str, render: Render | None, objects: Mapping[str, Written]
-) -> set[str]:
-    path = layout.thumbnail(product)
+def _add_thumbnail(item: pystac.Item, product: str, facts: About, objects: Mapping[str, Written]) -> set[str]:
+    render = facts.thumbnail
+    path = layout.thumbnail(facts.collection, product)
     if render is None or path not in objects:
         return set()
     href = f"./{path.rpartition('/')[2]}"

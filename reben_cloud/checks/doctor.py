@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from reben_cloud.checks.access import look_at_credentials, look_at_endpoint, try_reading, try_writing
+from reben_cloud.checks.files import look_at_files
 from reben_cloud.checks.finding import Finding
 from reben_cloud.checks.machine import look_at_resources, look_at_versions
 from reben_cloud.errors import RebenError
 from reben_cloud.export import find_damage
-from reben_cloud.export.opened import LmdbRoot, find_lmdb_root
+from reben_cloud.export.opened import LmdbRoot, find_exported_files, find_lmdb_root
 from reben_cloud.files.paths import split_scheme
 from reben_cloud.hosted.opened import is_hosted, open_hosted_root
 from reben_cloud.root.exported import ExportManifest
@@ -43,6 +44,9 @@ def diagnose(
     if root is None:
         return
     try:
+        if (files := find_exported_files(root)) is not None:
+            yield look_at_files(files)
+            return
         lmdb = find_lmdb_root(root)
     except RebenError as error:
         yield Finding(level="problem", subject="root", detail=str(error))

@@ -194,7 +194,12 @@ def _look(dataset: Dataset, *, quick: bool) -> _Seen:
 
 def _has_checksums(dataset: Dataset) -> bool:
     """Whether a root knows the checksum of each payload; of a reference root they are recorded on request."""
-    columns = set(dataset.patch_table.names)
+    if dataset.manifest.references is None:
+        return True
+    try:
+        columns = set(dataset.patch_table.names)
+    except (NotFoundError, ChecksumError):  # which is among the problems
+        return False
     return all(layout.checksum_column(name) in columns for name in dataset.modalities)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from reben_cloud.cli import bucket, build, data, prepare, serve, start, train
+from reben_cloud.cli import bucket, build, data, export, prepare, serve, start, train
 from reben_cloud.cli.options import Command
 from reben_cloud.errors import RebenError
 
@@ -35,7 +35,7 @@ for command in (
     prepare.prepare,
     train.train,
     train.evaluate,
-    data.export,
+    export.export,
     build.catalog,
     build.index,
     data.search,

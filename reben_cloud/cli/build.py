@@ -19,6 +19,7 @@ from reben_cloud.cli.options import (
     WorkerIndexOption,
     WorkersTotalOption,
     executor,
+    exported_files,
     new_root,
     open_root,
     path,
@@ -178,10 +179,10 @@ def index(
     if as_json:
         show_json(manifest.to_json())
         return
-    objects = manifest["references"]
-    size = sum(one["nbytes"] for one in objects)
+    objects = manifest.references or ()
+    size = sum(one.nbytes for one in objects)
     typer.echo(
-        f"indexed {manifest['num_patches']:,} patches ({', '.join(manifest['modalities'])}) in {len(objects):,} "
+        f"indexed {manifest.num_patches:,} patches ({', '.join(manifest.modalities)}) in {len(objects):,} "
         f"objects of {size / 1e9:,.2f} GB; the root is {open_root(dest, endpoint_url).url}"
     )
 
@@ -202,13 +203,21 @@ def verify(
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every object of a root; exit 1 when anything is wrong."""
+    """Check every object of a root, or every file of an export; exit 1 when anything is wrong."""
+    from reben_cloud.checks.files import verify_files
     from reben_cloud.checks.verify import verify as check
     from reben_cloud.hosted.opened import open_hosted_source
     from reben_cloud.root.source import AnySource
     from reben_cloud.sources.recognise import open_source
 
-    dataset, access = open_root(root, endpoint_url), storage_options(endpoint_url)
+    access = storage_options(endpoint_url)
+    if (files := exported_files(root)) is not None:
+        if against:
+            raise typer.BadParameter("--against compares a root; an export to files has checksums of its own")
+        report = verify_files(files, quick=quick, progress=bar)
+        typer.echo(report.to_json() if as_json else report.to_text())
+        raise typer.Exit(0 if report.ok else 1)
+    dataset = open_root(root, endpoint_url)
     source: AnySource | None = None
     if against:
         source = open_hosted_source(against, access, wanted=dataset.selection)

@@ -1,11 +1,10 @@
-"""Commands that read a root: what it holds, what a search finds, and that streamed or exported."""
+"""Commands that read a root: what it holds, what a search finds, and that streamed."""
 
 from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,13 +14,13 @@ from reben_cloud.cli.options import (
     JsonOption,
     ModalityOption,
     RootArgument,
+    exported_files,
     open_root,
-    path,
     search_options,
     select,
 )
 from reben_cloud.cli.output import show, show_json
-from reben_cloud.cli.progress import bar, rates
+from reben_cloud.cli.progress import rates
 from reben_cloud.root.query import Query
 
 if TYPE_CHECKING:
@@ -30,7 +29,13 @@ if TYPE_CHECKING:
 
 
 def info(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:
-    """Say what a root holds."""
+    """Say what a root or the folder of an export holds."""
+    if (files := exported_files(root)) is not None:
+        if as_json:
+            show_json(files.manifest.to_json())
+        else:
+            typer.echo(files.summary())
+        return
     dataset = open_root(root, endpoint_url)
     if as_json:
         show_json(dataset.manifest.to_json())
@@ -104,34 +109,3 @@ def _fastest_loader() -> type[RawLoader] | type[StreamLoader]:
     from reben_cloud.torch import StreamLoader
 
     return StreamLoader
-
-
-@search_options
-def export(
-    root: RootArgument,
-    dest: Annotated[Path, typer.Argument(help="The new folder.", show_default=False, parser=path)],
-    query: Query,
-    modality: ModalityOption = None,
-    form: Annotated[Literal["lmdb", "safetensors"], typer.Option("--format", help="What to write.")] = "lmdb",
-    map_size: Annotated[
-        int | None,
-        typer.Option(help="Map size that an LMDB is to name, bytes; its own by default.", show_default=False),
-    ] = None,
-    patches_per_file: Annotated[int, typer.Option(help="Patches in a safetensors file.")] = 1000,
-    update: Annotated[bool, typer.Option("--update", help="Add what an existing export lacks.")] = False,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Drop what is not selected from an existing export.")
-    ] = False,
-    endpoint_url: EndpointOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Export what a search finds to a folder, as an LMDB for rico-hdl's readers; run again, it continues."""
-    from reben_cloud.export import export_lmdb, export_safetensors
-
-    selection = select(root, query, endpoint_url)
-    options: Any = {"modalities": modality, "update": update, "prune": prune, "progress": bar}
-    if form == "lmdb":
-        report = export_lmdb(selection, dest, map_size=map_size, **options)
-    else:
-        report = export_safetensors(selection, dest, patches_per_file=patches_per_file, **options)
-    show(report, as_json)

@@ -23,6 +23,7 @@ from reben_cloud.root.query import OPTIONS, Query
 
 if TYPE_CHECKING:
     from reben_cloud.build import Executor
+    from reben_cloud.export.opened import ExportedFiles
     from reben_cloud.root.dataset import Dataset
     from reben_cloud.root.selection import Selection
 
@@ -144,6 +145,13 @@ def open_root(root: str, endpoint_url: str | None) -> Dataset:
     from reben_cloud.opening import open as open_dataset
 
     return open_dataset(root, storage_options(endpoint_url))
+
+
+def exported_files(folder: str) -> ExportedFiles | None:
+    """The export to files that a command names; None when it is a root, an LMDB, or nothing."""
+    from reben_cloud.export.opened import find_exported_files
+
+    return find_exported_files(folder)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """A selection as a folder on a local disk: an LMDB that rico-hdl's readers open, or safetensors files.
 
+GeoTIFFs, pictures and texts, which are made of payloads, have modules of their own here.
+
 Payloads are copied, never decoded, straight from the shards to the places where they are to lie
 (`formats.lmdb_pages`): in one pass, by several threads, without a temporary copy, and to the same
 bytes in whatever order they come. Nothing is remembered besides the unfinished file: a record is
@@ -9,31 +11,24 @@ fetched again. The folder gets its name when all is in it and on the disk.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reben_cloud.errors import ConflictError, NotFoundError
 from reben_cloud.export.copying import Progress as Progress
 from reben_cloud.export.copying import Sink, copy_from, fetch, find_missing, open_origin
-from reben_cloud.export.folder import (
-    check_room,
-    partial_folder,
-    put_in_place,
-    translated,
-    write_manifest,
-    write_tables,
-)
+from reben_cloud.export.filewise import FilesReport as FilesReport
+from reben_cloud.export.folder import check_room, partial_folder, translated
 from reben_cloud.export.folder import find_damage as find_damage
+from reben_cloud.export.geotiffs import export_geotiff as export_geotiff
+from reben_cloud.export.job import begin
+from reben_cloud.export.pictures import export_png as export_png
 from reben_cloud.export.plan import MANIFEST as MANIFEST
-from reben_cloud.export.plan import Records, existing, identity_of, modalities_of, reconcile
-from reben_cloud.files.paths import local_path
+from reben_cloud.export.plan import Records
+from reben_cloud.export.texts import export_texts as export_texts
 from reben_cloud.root.selection import Selection
-
-logger = logging.getLogger(__name__)
 
 
 def _quiet(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:  # noqa: ARG001
@@ -167,12 +162,6 @@ def export_safetensors(
     )
 
 
-_WAY_OUT = (
-    "export to a local folder and copy that to the store (such as `aws s3 cp --recursive`), "
-    "or build a root there with `reben-cloud build`"
-)
-
-
 def _export(
     selection: Selection,
     path: str | os.PathLike[str],
@@ -188,51 +177,32 @@ def _export(
 ) -> ExportReport:
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    path = Path(os.path.abspath(local_path(path, "the folder of an export", way_out=_WAY_OUT)))
-    selection.require_patches("nothing to export")
-    wanted = modalities_of(selection, modalities)
-    there = existing(path, selection, kind)
-    chosen, wanted, (added, dropped) = reconcile(selection, wanted, path, there, update=update, prune=prune)
-    if not len(chosen):
-        raise NotFoundError(
-            f"nothing to export: {path} has none of the selected patches, so nothing would be left"
-        )
-    identity = identity_of(chosen, wanted, kind, settings)
-    num_records = len(chosen) * len(wanted)
-    damage = None if there is None else find_damage(path, there)
-    if there is not None and there.identity == identity and damage is None:
+    job = begin(selection, path, modalities, kind=kind, settings=settings, update=update, prune=prune)
+    num_records = len(job.chosen) * len(job.modalities)
+    if job.is_done and job.there is not None:
         return ExportReport(
-            path=str(path),
-            num_patches=len(chosen),
+            path=str(job.path),
+            num_patches=len(job.chosen),
             num_records=num_records,
             num_fetched=0,
-            nbytes=there.nbytes,
+            nbytes=job.there.nbytes,
             changed=False,
         )
-    if there is not None and there.identity != identity and not (update or prune):
-        raise ConflictError(
-            f"{path} holds another export of this root ({there.num_patches:,} patches, "
-            f"{', '.join(there.modalities)}); add what is selected with --update, drop what is not with --prune"
+    with partial_folder(job.path, job.identity) as partial, translated(job.path):
+        earlier = job.path if job.there is not None and kind == "lmdb" else None
+        nbytes, num_fetched = _copy(
+            job.chosen, job.modalities, partial, earlier, make_sink, threads, progress
         )
-    if damage is not None:
-        logger.warning("%s is damaged and made again: %s", path, damage)
-    with partial_folder(path, identity) as partial, translated(path):
-        earlier = path if there is not None and kind == "lmdb" else None
-        nbytes, num_fetched = _copy(chosen, wanted, partial, earlier, make_sink, threads, progress)
-        write_tables(partial, chosen, wanted)
-        write_manifest(
-            partial, chosen, wanted, kind=kind, settings=settings, identity=identity, nbytes=nbytes
-        )
-        put_in_place(partial, path)
+        job.finish(partial, nbytes=nbytes)
     return ExportReport(
-        path=str(path),
-        num_patches=len(chosen),
+        path=str(job.path),
+        num_patches=len(job.chosen),
         num_records=num_records,
         num_fetched=num_fetched,
         nbytes=nbytes,
         changed=True,
-        num_added=added,
-        num_dropped=dropped,
+        num_added=job.num_added,
+        num_dropped=job.num_dropped,
     )
 
 

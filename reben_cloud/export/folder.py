@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from reben_cloud.bigearthnet.official import EXTRA_METADATA, OFFICIAL_SCHEMA
-from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.errors import ChecksumError, ConflictError, StorageError
 from reben_cloud.export.copying import Sink
+from reben_cloud.export.listing import read_listing
 from reben_cloud.export.plan import MANIFEST, afresh
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout, patches_file
@@ -144,7 +145,8 @@ def write_manifest(
     settings: Mapping[str, object],
     identity: str,
     nbytes: int,
-) -> None:
+    more: Mapping[str, object],
+) -> ExportManifest:
     """What the root says of itself, as far as it holds for the export; the order of streaming follows from it."""
     table = chosen.columns([layout.PRODUCT, layout.SHARD_GROUP])
     counts = pc.value_counts(table.column(layout.SHARD_GROUP).cast(pa.string())).to_pylist()
@@ -164,17 +166,20 @@ def write_manifest(
         files={
             file.name: (file.stat().st_size, _sketch(file))
             for file in sorted(partial.iterdir())
-            if file.name not in (_LOCK_FILE, MANIFEST)
+            if file.is_file() and file.name not in (_LOCK_FILE, MANIFEST)
         },
+        more=more,
     )
     (partial / MANIFEST).write_bytes(manifest.to_bytes())
     _sync(partial / MANIFEST)
+    return manifest
 
 
 def find_damage(path: Path, manifest: ExportManifest) -> str | None:
     """What is wrong with the files of a finished export, as far as a glance tells; None when nothing is.
 
-    Sizes, and a sketch of the bytes. Every payload is compared by `reben-cloud verify`.
+    Sizes, and a sketch of the bytes; of the files of single patches, sizes. Every payload and file is compared
+    by `reben-cloud verify`.
     """
     for name, (nbytes, sketch) in manifest.files.items():
         try:
@@ -185,7 +190,11 @@ def find_damage(path: Path, manifest: ExportManifest) -> str | None:
             return f"{name} has {size:,} bytes, must have {nbytes:,}"
         if _sketch(path / name) != sketch:
             return f"{name} is not the file that was written, its checksum differs"
-    return None
+    try:
+        different = (file.difference(path, whole=False) for file in read_listing(path))
+        return next(filter(None, different), None)
+    except ChecksumError as error:
+        return str(error)
 
 
 def _sketch(file: Path) -> str:

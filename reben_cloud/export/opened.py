@@ -24,6 +24,7 @@ from reben_cloud.export import MANIFEST as EXPORT
 from reben_cloud.export.plan import read_manifest
 from reben_cloud.files.paths import local_path, split_scheme
 from reben_cloud.root.backing import LmdbFolder
+from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table
@@ -75,6 +76,47 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
     return None
 
 
+class ExportedFiles(NamedTuple):
+    """The folder of an export that is not opened like a root: pictures, GeoTIFFs, texts, safetensors."""
+
+    folder: Path
+    """The folder."""
+    manifest: ExportManifest
+    """What it says of itself."""
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        said = self.manifest
+        whole = sum(group.num_samples for group in said.groups.values())
+        of = f"{said.num_patches:,} of the {whole:,} patches of root {said.fingerprint}"
+        lines = [f"{self.folder}: an export to {said.kind} of {of}"]
+        lines += [f"  modalities   {', '.join(said.modalities)}"]
+        for title, count in (("texts", said.num_texts), ("files", said.num_files)):
+            if count is not None:
+                lines.append(f"  {title:<11}  {count:,}")
+        lines.append(f"  data         {said.nbytes / 1e6:,.1f} MB")
+        for name, value in said.settings.items():
+            text = ", ".join(value) if isinstance(value, dict) else str(value)
+            if value is not None and name != "templates":
+                lines.append(f"  {name.replace('_', ' '):<11}  {text}")
+        return "\n".join(lines)
+
+
+def find_exported_files(url: str | os.PathLike[str]) -> ExportedFiles | None:
+    """The export at a path or URL that is not opened like a root; None when it is something else.
+
+    Raises:
+        SourceError: If the manifest of an export is damaged.
+        RebenError: If a newer version has exported it.
+    """
+    text = os.fspath(url)
+    folder = None if text.startswith(SCHEME) else _local_folder(text)
+    if folder is None or (folder / MANIFEST).exists() or not is_export(folder):
+        return None
+    manifest = read_manifest(folder)
+    return None if manifest.kind == "lmdb" else ExportedFiles(folder, manifest)
+
+
 def is_export(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder is an export, which knows the checksums of its payloads."""
     return (Path(folder) / EXPORT).exists()
@@ -88,10 +130,15 @@ def _open_export(folder: Path) -> LmdbRoot:
     manifest = read_manifest(folder)
     if manifest.kind != "lmdb":
         raise NotFoundError(
-            f"{folder} is an export to {manifest.kind}, which is not searched or streamed; "
-            "build a root from it (reben-cloud build)"
+            f"{folder} is an export to {manifest.kind}, which is not searched or streamed; `reben-cloud info` "
+            f"says what is in it{_way_back(manifest)}"
         )
     return LmdbRoot(open_store(folder), manifest, LmdbFolder(path=str(folder)))
+
+
+def _way_back(manifest: ExportManifest) -> str:
+    has_pixels = manifest.kind == "safetensors" or manifest.settings.get("per") == "band"
+    return ", and `reben-cloud build` makes a root of it" if has_pixels else ""
 
 
 class MadeRoot(Store):

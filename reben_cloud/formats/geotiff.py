@@ -1,4 +1,4 @@
-"""Pixels -> GeoTIFF files of the official profile, in the official folders.
+"""Pixels -> GeoTIFF files: of the official profile, in the official folders; or several bands in one file.
 
 The profile (read from the published files): classic little-endian TIFF, one image directory before
 the pixels, strips; S2 uint16 and nodata 0, uncompressed; S1 float32, no nodata, uncompressed; maps
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,72 @@ def encode_map(codes: NDArray[np.uint16], *, epsg: int, left: float, top: float)
     return b"".join([header, *strips])
 
 
-@functools.lru_cache(maxsize=32)
-def _template(size: int, dtype: str, epsg: int, pixel_m: int, *, compressed: bool) -> bytes:
-    """The file of an all-ones image at the marked place, as GDAL writes it."""
+DTYPES = frozenset(
+    ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+)
+"""NumPy dtypes of pixels that GDAL can write."""
+
+
+def encode_bands(
+    pixels: NDArray[Any],
+    *,
+    epsg: int,
+    left: float,
+    top: float,
+    pixel_m: float,
+    names: Sequence[str],
+    units: Sequence[str | None],
+    nodata: float | None,
+    cog: bool,
+) -> bytes:
+    """The file of several bands of a patch, compressed without loss (deflate, with a predictor).
+
+    Args:
+        pixels: (band, size, size), of one of `DTYPES`.
+        epsg: CRS.
+        left: West edge, metres.
+        top: North edge, metres.
+        pixel_m: Size of a pixel, metres.
+        names: Name of each band, its description.
+        units: Units of each band; None where there are none.
+        nodata: Value that stands for no data; None where none is declared.
+        cog: Write a cloud-optimised file: tiled, header first, GDAL's COG layout.
+    """
+    rasterio, from_origin = _rasterio()
+    count, size, _ = pixels.shape
+    options: dict[str, Any] = {"compress": "deflate"}
+    predictor = 3 if pixels.dtype.kind == "f" else 2 if pixels.dtype.itemsize <= 4 else 1
+    if cog:
+        # One tile, where the patch is small enough: GDAL takes multiples of 16 from 128 on.
+        block = min(512, max(128, -(-size // 16) * 16))
+        kind = {1: "NO", 2: "STANDARD", 3: "FLOATING_POINT"}[predictor]
+        options |= {"driver": "COG", "blocksize": block, "predictor": kind}
+    else:
+        options |= {"driver": "GTiff", "predictor": predictor, "interleave": "band"}
+    with rasterio.MemoryFile() as memory:
+        with memory.open(
+            height=size, width=size, count=count, dtype=pixels.dtype.name, crs=f"EPSG:{epsg}",
+            transform=from_origin(left, top, pixel_m, pixel_m), nodata=nodata, **options,
+        ) as file:  # fmt: skip
+            file.write(pixels)
+            file.descriptions = tuple(names)
+            file.units = tuple(unit or "" for unit in units)
+        return bytes(memory.read())
+
+
+def _rasterio() -> tuple[Any, Any]:
     try:
         import rasterio
         from rasterio.transform import from_origin
     except ImportError as error:
         raise missing_extra("rasterio", "geo") from error
+    return rasterio, from_origin
+
+
+@functools.lru_cache(maxsize=32)
+def _template(size: int, dtype: str, epsg: int, pixel_m: int, *, compressed: bool) -> bytes:
+    """The file of an all-ones image at the marked place, as GDAL writes it."""
+    rasterio, from_origin = _rasterio()
     options: dict[str, Any] = {"nodata": 0} if dtype == "uint16" else {}
     if compressed:
         options |= {"compress": "deflate", "predictor": 2}

@@ -32,6 +32,7 @@ from reben_cloud.formats.lmdb_format import (
     parse_nodes,
 )
 from reben_cloud.formats.lmdb_kept import Kept
+from reben_cloud.formats.parquet import arrow_memory
 from reben_cloud.schema import Buffer
 
 Read = Callable[[int, int], Buffer]
@@ -395,7 +396,9 @@ def _batch(parts: Sequence[Nodes]) -> pa.RecordBatch:
     data = np.concatenate([p.key_data for p in parts])
     sizes = np.concatenate([np.diff(p.key_ends, prepend=0) for p in parts])
     ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    keys = pa.Array.from_buffers(pa.binary(), len(sizes), [None, pa.py_buffer(ends), pa.py_buffer(data)])
+    keys = pa.Array.from_buffers(
+        pa.binary(), len(sizes), [None, arrow_memory(ends.data.cast("B")), arrow_memory(data.data)]
+    )
     offsets = pa.array(np.concatenate([p.offsets for p in parts]))
     lengths = pa.array(np.concatenate([p.lengths for p in parts]))
     return pa.record_batch([keys, offsets, lengths], schema=SCHEMA)

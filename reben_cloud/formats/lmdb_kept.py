@@ -14,6 +14,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from reben_cloud.files.whole import locked
+from reben_cloud.formats.parquet import arrow_memory
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Kept:
             end = self._file.tell()
             while (frame := self._frame()) is not None:
                 try:
-                    batch = pa.ipc.open_stream(frame).read_next_batch()
+                    batch = pa.ipc.open_stream(arrow_memory(frame)).read_next_batch()
                 except pa.ArrowInvalid:
                     break
                 end = self._file.tell()

@@ -2,7 +2,9 @@
 
 LMDB itself must be given the values in the order in which they are to lie, or it scatters them.
 With the layout known first, values are written to their places as they arrive, in any order and by
-many threads, and the file is the same whatever the order was. Format: LMDB 0.9's ``mdb.c``
+many threads, and the file is the same whatever the order was. A
+value of less than half a page, which LMDB itself puts inside the tree, has a page of its own too: every
+value is where arithmetic says, and LMDB reads either. Format: LMDB 0.9's ``mdb.c``
 (``MDB_page``, ``MDB_node``, ``MDB_meta``), data version 1, pages of 4,096 bytes, little-endian.
 """
 
@@ -37,8 +39,8 @@ PAGE_BYTES = 4096
 VALUE_OFFSET = OVERFLOW.size
 """Bytes of page header before a value, which lies on pages of its own."""
 
-MIN_VALUE_BYTES = PAGE_BYTES // 2
-"""Smaller values would lie inside the tree, which this module does not write."""
+MAX_KEY_BYTES = 511
+"""Longest key that LMDB takes unless it was compiled for another one."""
 
 MAP_SIZE_OFFSETS = (32, PAGE_BYTES + 32)
 """Where both meta pages keep the map size, a little-endian uint64."""
@@ -132,20 +134,24 @@ def plan_pages(keys: Sequence[bytes] | NDArray[np.bytes_], sizes: NDArray[np.int
 
     Args:
         keys: Distinct keys, rising in byte order.
-        sizes: Bytes of each value, shape (n,), at least `MIN_VALUE_BYTES` each.
+        sizes: Bytes of each value, shape (n,).
 
     Raises:
-        ValueError: If there is no record, the keys do not rise, or a value is too small.
+        ValueError: If there is no record, or the keys do not rise, or are not keys of LMDB.
     """
     keys = np.asarray(keys)  # keys are text: that NumPy takes no zero bytes at the end is no loss
     if not len(keys):
         raise ValueError("an LMDB file without records is not laid out")
-    if bool((keys[:-1] >= keys[1:]).any()):
-        raise ValueError("keys must be distinct and rise in byte order")
-    if int(sizes.min()) < MIN_VALUE_BYTES:
-        raise ValueError(f"values must have at least {MIN_VALUE_BYTES} bytes, got {int(sizes.min())}")
+    wrong = np.flatnonzero(keys[:-1] >= keys[1:])
+    if wrong.size:
+        raise ValueError(f"keys must be distinct and rise in byte order, {keys[wrong[0] + 1]!r} does not")
+    lengths = np.char.str_len(keys)
+    if not (int(lengths.min()) >= 1 and int(lengths.max()) <= MAX_KEY_BYTES):
+        raise ValueError(
+            f"a key of LMDB has 1 to {MAX_KEY_BYTES} bytes, these have {int(lengths.min())} to {int(lengths.max())}"
+        )
     pages = -(-(VALUE_OFFSET + sizes) // PAGE_BYTES)
-    longest = int(np.char.str_len(keys).max()) + 1
+    longest = int(lengths.max()) + 1
     room = PAGE_BYTES - PAGE.size
     levels = [_share(len(keys), room // (_LEAF_NODE.size + longest + 8 + 2))]
     while len(levels[-1]) > 1:

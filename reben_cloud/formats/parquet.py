@@ -66,6 +66,35 @@ def read_table(
             return table if columns is None else table.select(list(columns))
 
 
+def read_footer(source: str | os.PathLike[str], *, name: str) -> pq.FileMetaData:
+    """The footer of a local parquet file; raises as `read_table`."""
+    with _translated(name), pa.OSFile(os.fspath(source)) as opened:
+        return pq.read_metadata(opened)
+
+
+def iter_row_groups(
+    source: str | os.PathLike[str], columns: Sequence[str] | None, *, name: str
+) -> Iterator[pa.Table]:
+    """Columns of a large local parquet file, a row group at a time; raises as `read_table`.
+
+    Args:
+        source: The file.
+        columns: Names of the columns, in the order asked for; all by default.
+        name: What to call it in an error.
+    """
+    with _translated(name):
+        opened = pa.OSFile(os.fspath(source))
+    with opened:
+        with _translated(name):
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
+        with file:
+            for group in range(file.num_row_groups):
+                with _translated(name):
+                    table = file.read_row_group(group, None if columns is None else list(columns))
+                    table = table if columns is None else table.select(list(columns))
+                yield table
+
+
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     """What Arrow says of damaged bytes (it knows no one type for it) as a ChecksumError."""

@@ -151,7 +151,10 @@ def decode_shard(
     out = np.empty((len(rows), *array.shape), array.dtype)
     for position, row in enumerate(rows.tolist()):
         start, size = chunk_range(index, row, name=name or array.name)
-        decode_chunk(data[start : start + size], out[position], name=f"{name or array.name}: patch {row}")
+        # With "...", a patch that is a single value is a view too.
+        decode_chunk(
+            data[start : start + size], out[position, ...], name=f"{name or array.name}: patch {row}"
+        )
     return out
 
 

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reben_cloud.errors import NotFoundError
+from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import replacing
+from reben_cloud.formats import parquet
 from reben_cloud.formats.lmdb_index import SCHEMA, RemoteLmdb
 from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.root.backing import Found
@@ -106,10 +107,10 @@ class LmdbFinder:
 
     def _load(self) -> pa.Table:
         try:
-            return pq.read_table(self.cache_file, schema=SCHEMA, page_checksum_verification=True)
+            return parquet.read_table(self.cache_file, SCHEMA.names, name=str(self.cache_file)).cast(SCHEMA)
         except FileNotFoundError:
             pass
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ChecksumError, pa.ArrowException) as error:
             logger.warning("%s: damaged, looked up anew (%s)", self.cache_file, error)
         return SCHEMA.empty_table()
 

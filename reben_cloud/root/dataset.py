@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reben_cloud.bigearthnet.official import COUNTRIES
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.exported import ExportManifest
@@ -61,7 +61,7 @@ class Dataset:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What every patch has: of ``s2``, ``s1``, ``map``."""
+        """Names of what every patch has."""
         return self.manifest.modalities
 
     @property
@@ -71,8 +71,8 @@ class Dataset:
 
     @property
     def countries(self) -> list[str]:
-        """Names that a search by country may use: the ten of reBEN and those of this root."""
-        return sorted({*COUNTRIES, *self.manifest.countries})
+        """Names that a search by country may use: those of the whole dataset and those of this root."""
+        return sorted({*about(self.schema).countries, *self.manifest.countries})
 
     @property
     def former_fingerprint(self) -> str | None:

@@ -45,8 +45,12 @@ class ExportManifest(Manifest):
         exported_groups: Mapping[str, int],
         patches: Seal,
         files: Mapping[str, tuple[int, str]],
+        more: Mapping[str, object],
     ) -> ExportManifest:
-        """What an export of a root, or of another export of it, is to say of itself; see the attributes."""
+        """What an export of a root, or of another export of it, is to say of itself; see the attributes.
+
+        `more` is what else its form says: `num_files` and `num_texts`, and what only people read.
+        """
         schema = root.schema.only(modalities)
         facts = {
             "kind": kind,
@@ -63,6 +67,7 @@ class ExportManifest(Manifest):
             "exported_groups": dict(exported_groups),
             "patches_parquet": patches.to_json(),
             "files": {name: list(facts) for name, facts in files.items()},
+            **more,
         }
         # An export has its payloads, wherever the root's lie.
         document = {key: value for key, value in root.items() if key != "references"}
@@ -70,7 +75,7 @@ class ExportManifest(Manifest):
 
     @property
     def kind(self) -> str:
-        """Form of the export: ``lmdb`` or ``safetensors``."""
+        """Form of the export: ``lmdb``, ``safetensors``, ``geotiff``, ``png``, ``jsonl`` or ``llava``."""
         return str(self._document["kind"])
 
     @property
@@ -95,13 +100,26 @@ class ExportManifest(Manifest):
 
     @property
     def files(self) -> dict[str, tuple[int, str]]:
-        """Each file by name: size in bytes, and its xxh3 (of a large file, of parts of it), 16 hex digits."""
+        """Each file by name: size in bytes, and its xxh3 (of a large file, of parts of it), 16 hex digits.
+
+        Files of single patches are not among them, but the table that lists them.
+        """
         return {name: (nbytes, xxh3) for name, (nbytes, xxh3) in self._document["files"].items()}
 
     @property
     def patches_per_file(self) -> int:
         """Patches in a file, but for the last; 0 where the form has no such files."""
         return int(self._document["settings"].get("patches_per_file", 0))
+
+    @property
+    def num_files(self) -> int | None:
+        """Files made of single patches; None where the form has no such files."""
+        return self._document.get("num_files")
+
+    @property
+    def num_texts(self) -> int | None:
+        """Texts; None where the form has none."""
+        return self._document.get("num_texts")
 
     def _check(self) -> None:
         document = self._document
@@ -131,6 +149,9 @@ class ExportManifest(Manifest):
             raise InvalidManifestError(
                 f"its patches_per_file cannot be {settings.get('patches_per_file')!r:.80}"
             )
+        for key in ("num_files", "num_texts"):
+            if key in document and not is_int(document[key], 0):
+                raise InvalidManifestError(f"its {key} cannot be {document[key]!r:.80}")
 
     def _check_stored(self) -> None:
         """Nothing more: an export is made whole."""

@@ -19,18 +19,6 @@ PATCHES = "patches.parquet"
 CATALOG = "catalog.json"
 """STAC Catalog."""
 
-COLLECTION_ID = "bigearthnet-v2"
-"""Id of the STAC Collection that every patch and product belongs to, and its folder."""
-
-COLLECTION = f"{COLLECTION_ID}/collection.json"
-"""STAC Collection."""
-
-CROISSANT = f"{COLLECTION_ID}/croissant.json"
-"""The dataset as a GeoCroissant card."""
-
-SHARDS_ID = f"{COLLECTION_ID}-shards"
-"""Id of the STAC Collection of the training shards, and its folder."""
-
 SHARDS = "shards"
 """Folder of the tar shards."""
 
@@ -44,14 +32,24 @@ ZARR_METADATA = "zarr.json"
 """Name of the metadata document of a Zarr store, and of each of its arrays."""
 
 
-def product_item(product: str) -> str:
-    """STAC Item of a product."""
-    return f"{COLLECTION_ID}/{product}/{product}.json"
+def collection(collection_id: str) -> str:
+    """STAC Collection that every patch and product belongs to, in the folder of its id."""
+    return f"{collection_id}/collection.json"
 
 
-def thumbnail(product: str) -> str:
-    """Picture of a product, beside its Item."""
-    return f"{COLLECTION_ID}/{product}/thumbnail.png"
+def croissant(collection_id: str) -> str:
+    """The dataset as a GeoCroissant card, beside its Collection."""
+    return f"{collection_id}/croissant.json"
+
+
+def shards_id(collection_id: str) -> str:
+    """Id of the STAC Collection of the training shards, and its folder."""
+    return f"{collection_id}-shards"
+
+
+def thumbnail(collection_id: str, product: str) -> str:
+    """Picture of a product, beside its STAC Item."""
+    return f"{collection_id}/{product}/thumbnail.png"
 
 
 def shards_of(group: str, modality: str) -> str:
@@ -102,6 +100,9 @@ SHARD_GROUP = "reben:shard_group"
 SHARD = "reben:shard"
 SHARD_ROW = "reben:shard_row"
 
+STAC = (DATETIME, "platform", "constellation", "grid:code")
+"""Metadata whose columns have STAC's own names."""
+
 PLACEMENT = (ZARR_ROW, SHARD_GROUP, SHARD, SHARD_ROW)
 """Columns that say where a patch is in a root."""
 
@@ -115,8 +116,10 @@ OTHER_NAMES = (f"{PREFIX}s1_name", f"{PREFIX}s2v1_name")
 
 
 def column(field: str) -> str:
-    """Column of a metadata field: ``patch_id`` is the Item's ``id``, any other has the prefix."""
-    return ID if field == "patch_id" else f"{PREFIX}{field}"
+    """Column of a metadata field: ``patch_id`` is the Item's ``id``, some are STAC's, others have the prefix."""
+    if field == "patch_id":
+        return ID
+    return field if field in STAC else f"{PREFIX}{field}"
 
 
 def field(column: str) -> str:

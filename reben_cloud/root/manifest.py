@@ -298,4 +298,8 @@ class Manifest(Mapping[str, Any]):
 def identity_of(schema: Schema) -> object:
     """What a fingerprint says of a schema: reBEN's, which the first version had no word for, by its modalities."""
     names = list(schema.modality_names)
-    return names if schema.modalities == REBEN.only(names).modalities else schema.to_json()
+    if not set(names) <= set(REBEN.modality_names):
+        return schema.to_json()
+    known = REBEN.only(names)
+    ours = schema.modalities, schema.classes, schema.patch_m
+    return names if ours == (known.modalities, known.classes, known.patch_m) else schema.to_json()

@@ -6,19 +6,19 @@ What a payload is, is told by the schema. This module knows nothing of files, st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reben_cloud.schema import Modality
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchInfo:
-    """What the official metadata says of one patch."""
+    """What the metadata say of one patch; what only BigEarthNet's say is empty elsewhere."""
 
     patch_id: str
-    """Name of the patch: 50 characters, indices padded with zeros."""
+    """Name of the patch."""
     labels: tuple[str, ...]
-    """Class names, sorted, 1 to 19 of them."""
+    """Class names."""
     split: str
     """``train``, ``validation`` or ``test``."""
     country: str = ""
@@ -31,6 +31,12 @@ class PatchInfo:
     """Listed by the authors as covered by seasonal snow."""
     contains_cloud_or_shadow: bool = False
     """Listed by the authors as covered by cloud or cloud shadow."""
+    more: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Metadata column -> value, of the columns beyond these."""
+
+    def name_in(self, column: str) -> str:
+        """What a metadata column calls the patch, or what belongs to it."""
+        return str(self.more[column] if column in self.more else getattr(self, column))
 
     @property
     def recommended(self) -> bool:
@@ -40,7 +46,7 @@ class PatchInfo:
 
 def key_of(modality: Modality, info: PatchInfo) -> str:
     """Key in an LMDB of a patch's payload."""
-    return f"{getattr(info, modality.key_column)}{modality.key_suffix}"
+    return f"{info.name_in(modality.key_column)}{modality.key_suffix}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

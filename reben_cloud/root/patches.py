@@ -6,14 +6,15 @@ in a root from the caller (`placement`). How the table becomes a file is in `pat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from reben_cloud.bigearthnet.about import REBEN_EXTENSION
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.root import layout
-from reben_cloud.root.metadata import PLACE, STAC
+from reben_cloud.root.metadata import PLACE, SQUARE
 from reben_cloud.root.squares import by_place, lonlat_squares, wkb_polygons
 from reben_cloud.schema import Schema
 
@@ -56,8 +57,12 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
     west, east = lonlat[:, :, 0].min(axis=1), lonlat[:, :, 0].max(axis=1)
     south, north = lonlat[:, :, 1].min(axis=1), lonlat[:, :, 1].max(axis=1)
     columns: dict[str, Any] = {}
-    given = [name for name in metadata.column_names if name not in (*_FIRST, *PLACE)]
-    for name in (*_FIRST, *(n for n in given if n not in STAC), *(n for n in given if n in STAC)):
+    given = [name for name in metadata.column_names if name not in (*_FIRST, *PLACE, *SQUARE)]
+    for name in (
+        *_FIRST,
+        *(n for n in given if n not in layout.STAC),
+        *(n for n in given if n in layout.STAC),
+    ):
         if name == "bbox":
             columns[layout.BBOX] = pa.StructArray.from_arrays(
                 [pa.array(v) for v in (west, south, east, north)], ["xmin", "ymin", "xmax", "ymax"]
@@ -65,9 +70,7 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
         elif name in metadata.column_names:
             column = metadata.column(name).combine_chunks()
             few = name in _FEW and not pa.types.is_dictionary(column.type)
-            columns[name if name in STAC else layout.column(name)] = (
-                column.dictionary_encode() if few else column
-            )
+            columns[layout.column(name)] = column.dictionary_encode() if few else column
     shape = _pixels(schema)
     columns |= {
         "proj:code": pa.array(np.char.add("EPSG:", epsg.astype(str)).tolist()).dictionary_encode(),
@@ -76,8 +79,8 @@ def patches_table(metadata: pa.Table, schema: Schema, placement: pa.Table | None
             pa.array(np.stack([minx, miny, maxx, maxy], axis=1).astype(np.float64).ravel()), 4
         ),
         "stac_version": _constant("1.1.0", count),
-        "stac_extensions": _repeated(pa.array(EXTENSIONS), count),
-        "collection": _constant(layout.COLLECTION_ID, count),
+        "stac_extensions": _repeated(pa.array(_extensions(schema, metadata.column_names)), count),
+        "collection": _constant(about(schema).collection, count),
         layout.LINKS: _links(count, schema),
         layout.GEOMETRY: wkb_polygons(lonlat),
     }
@@ -108,12 +111,13 @@ def _pixels(schema: Schema) -> int:
     return round(schema.patch_m / min(sizes, default=schema.patch_m))
 
 
-EXTENSIONS = (
-    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/grid/v1.1.0/schema.json",
-    REBEN_EXTENSION,
-)
-"""Extensions that a patch's Item declares."""
+def _extensions(schema: Schema, metadata: Sequence[str]) -> list[str]:
+    """Extensions that a patch's Item declares: one whose fields it lacks would make it invalid."""
+    found = ["https://stac-extensions.github.io/projection/v2.0.0/schema.json"]
+    if "grid:code" in metadata:
+        found.append("https://stac-extensions.github.io/grid/v1.1.0/schema.json")
+    own = about(schema).extension
+    return found if own is None else [*found, own]
 
 
 def _constant(value: str, count: int) -> Column:
@@ -133,7 +137,7 @@ def _repeated(rows: Column, count: int) -> Column:
 def _links(count: int, schema: Schema) -> Column:
     collection = {
         "rel": "collection",
-        "href": f"./{layout.COLLECTION}",
+        "href": f"./{layout.collection(about(schema).collection)}",
         "type": "application/json",
         "title": schema.name,
     }

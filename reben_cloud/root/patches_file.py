@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root.metadata import rfc3339
@@ -61,10 +62,11 @@ def patches_writer(out: Any, columns: pa.Schema, extents: pa.Table, schema: Sche
         },
     }
     times = pc.min_max(extents.column("datetime")).as_py()
+    collection_id = about(schema).collection
     collection = {
         "type": "Collection",
         "stac_version": "1.1.0",
-        "id": layout.COLLECTION_ID,
+        "id": collection_id,
         "description": schema.description or schema.name,
         "license": schema.license,
         "extent": {
@@ -73,7 +75,7 @@ def patches_writer(out: Any, columns: pa.Schema, extents: pa.Table, schema: Sche
         },
         "links": [],
     }
-    stac = {"version": "1.1.0", "collections": {layout.COLLECTION_ID: collection}}
+    stac = {"version": "1.1.0", "collections": {collection_id: collection}}
     return pq.ParquetWriter(
         out,
         columns.with_metadata({"geo": json.dumps(geo), "stac-geoparquet": json.dumps(stac)}),

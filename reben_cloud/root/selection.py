@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.metadata import given_metadata
+from reben_cloud.root.metadata import given_columns, given_metadata
 from reben_cloud.root.query import Query
 from reben_cloud.root.table import PatchTable
 
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
-    from reben_cloud.export import ExportReport, Progress
+    from reben_cloud.export import ExportReport, FilesReport, Progress
+    from reben_cloud.export.geotiffs import Per
+    from reben_cloud.export.pictures import Flip, Stretch
+    from reben_cloud.export.texts import Form
     from reben_cloud.root.dataset import Dataset
+    from reben_cloud.views.resize import Resampling
 
 
 _NO_CONDITION = frozenset(
@@ -122,11 +126,12 @@ class Selection:
     def official(self) -> pa.Table:
         """The official metadata of the patches, in the official schema and order."""
         names = self.dataset.manifest.metadata_columns
-        return given_metadata(self.columns([layout.column(name) for name in names]), names)
+        return given_metadata(self.columns(given_columns(names)), names)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a patch: the official columns, product, and both acquisition times (UTC)."""
-        given = map(layout.column, self.dataset.manifest.metadata_columns)
+        columns = given_columns(self.dataset.manifest.metadata_columns)
+        given = [name for name in columns if not name.startswith("proj:")]
         times = [name for name in (layout.DATETIME, layout.S1_DATETIME) if name in self.table.names]
         names = list(dict.fromkeys([*given, layout.PRODUCT, *times]))
         frame: pd.DataFrame = self.columns(names).to_pandas(
@@ -176,12 +181,14 @@ class Selection:
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, int]]:
-        """How many patches each label, country, split and month has; largest first."""
-        table = self.columns([layout.LABELS, layout.COUNTRY, layout.SPLIT, layout.DATETIME])
+        """How many patches each label, country (where the metadata have them), split and month has; largest first."""
+        has_countries = layout.COUNTRY in self.table.names
+        countries = [layout.COUNTRY] * has_countries
+        table = self.columns([layout.LABELS, *countries, layout.SPLIT, layout.DATETIME])
         months = pc.strftime(table.column(layout.DATETIME), "%Y-%m")
         return {
             "labels": _counts(pc.list_flatten(table.column(layout.LABELS))),
-            "countries": _counts(table.column(layout.COUNTRY)),
+            **({"countries": _counts(table.column(layout.COUNTRY))} if has_countries else {}),
             "splits": _counts(table.column(layout.SPLIT)),
             "months": dict(sorted(_counts(months).items())),
         }
@@ -286,6 +293,105 @@ class Selection:
             path,
             modalities=modalities,
             patches_per_file=patches_per_file,
+            update=update,
+            prune=prune,
+            threads=threads,
+            progress=progress,
+        )
+
+    def export_png(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pictures: Sequence[str] | None = None,
+        size: int | None = None,
+        resampling: Resampling = "bilinear",
+        stretch: Stretch = "fixed",
+        percentiles: tuple[float, float] = (2.0, 98.0),
+        flip: Flip | None = None,
+        update: bool = False,
+        prune: bool = False,
+        threads: int = 6,
+        progress: Progress | None = None,
+    ) -> FilesReport:
+        """Write pictures of the patches; arguments and errors are those of `export.export_png`."""
+        from reben_cloud.export import export_png
+
+        return export_png(
+            self,
+            path,
+            pictures=pictures,
+            size=size,
+            resampling=resampling,
+            stretch=stretch,
+            percentiles=percentiles,
+            flip=flip,
+            update=update,
+            prune=prune,
+            threads=threads,
+            progress=progress,
+        )
+
+    def export_geotiff(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        modalities: Sequence[str] | None = None,
+        per: Per = "array",
+        cog: bool = False,
+        update: bool = False,
+        prune: bool = False,
+        threads: int = 6,
+        progress: Progress | None = None,
+    ) -> FilesReport:
+        """Write the patches as GeoTIFFs; arguments and errors are those of `export.export_geotiff`."""
+        from reben_cloud.export import export_geotiff
+
+        return export_geotiff(
+            self,
+            path,
+            modalities=modalities,
+            per=per,
+            cog=cog,
+            update=update,
+            prune=prune,
+            threads=threads,
+            progress=progress,
+        )
+
+    def export_texts(
+        self,
+        path: str | os.PathLike[str],
+        texts: str | os.PathLike[str],
+        *,
+        form: Form = "jsonl",
+        pictures: Sequence[str] | None = None,
+        size: int | None = None,
+        resampling: Resampling = "bilinear",
+        stretch: Stretch = "fixed",
+        percentiles: tuple[float, float] = (2.0, 98.0),
+        flip: Flip | None = None,
+        without_answers: bool = False,
+        update: bool = False,
+        prune: bool = False,
+        threads: int = 6,
+        progress: Progress | None = None,
+    ) -> FilesReport:
+        """Write texts and the pictures they are about; arguments and errors are those of `export.export_texts`."""
+        from reben_cloud.export import export_texts
+
+        return export_texts(
+            self,
+            path,
+            texts,
+            form=form,
+            pictures=pictures,
+            size=size,
+            resampling=resampling,
+            stretch=stretch,
+            percentiles=percentiles,
+            flip=flip,
+            without_answers=without_answers,
             update=update,
             prune=prune,
             threads=threads,

@@ -41,8 +41,8 @@ class Modality(PickledAsMade):
     """The batch arrays that the tensors fill, each tensor exactly one; by default one array a tensor."""
     key_column: str = "patch_id"
     """Column of the metadata from which the key in an LMDB is made."""
-    key_suffix: str = ""
-    """What follows the column's value in that key."""
+    key_suffix: str = ".{name}"
+    """What follows the column's value in that key, different for each modality; ``{name}`` is the modality's name."""
     title: str = ""
     """What it is, for people."""
     complete: bool = False
@@ -57,6 +57,7 @@ class Modality(PickledAsMade):
             )
         if not _COLUMN.fullmatch(self.key_column):
             raise ValueError(f"modality {self.name}: {self.key_column!r} is not a valid column name")
+        object.__setattr__(self, "key_suffix", self.key_suffix.replace("{name}", self.name))
         tensors = tuple(self.tensors)
         object.__setattr__(self, "falling", tuple(self.falling))
         names = [tensor.name for tensor in tensors]

@@ -86,6 +86,7 @@ class Schema(PickledAsMade):
             ("modalities", [m.name for m in self.modalities]),
             ("batch arrays", [a.name for a in self._arrays()]),
             ("Zarr arrays", [a.zarr_name for a in self._arrays()]),
+            ("keys in an LMDB", [f"{m.key_column} + {m.key_suffix!r}" for m in self.modalities]),
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"the {what} of a schema need different names, got {', '.join(names)}")
@@ -94,8 +95,15 @@ class Schema(PickledAsMade):
                 f"{sorted(taken)[0]!r} is what every batch or store holds; name the array or axis differently"
             )
         lengths: dict[str, int] = {}
+        stacks: dict[str, tuple[str, ...]] = {}
         for modality in self.modalities:
             for array in modality.arrays:
+                if array.stacked and stacks.setdefault(array.dims[0], array.tensors) != array.tensors:
+                    # The axis has one list of names in a store.
+                    raise ValueError(
+                        f"axis {array.dims[0]} is {', '.join(stacks[array.dims[0]])}, and "
+                        f"{', '.join(array.tensors)} in array {array.name}; name one of them differently"
+                    )
                 for dim, length in zip(array.dims, modality.shape_of(array), strict=True):
                     if lengths.setdefault(dim, length) != length:
                         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.labels import CLASSES
 from reben_cloud.root import layout
 from reben_cloud.root.arrow import ints_array, mask_of, names_array, valid_of, values_of
 from reben_cloud.root.dataset import Dataset
@@ -62,15 +61,17 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
     conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
     conditions += _in_times(times)
     conditions += _one_of("split", query.split, SPLITS)
+    if query.country is not None:
+        _require(dataset, [layout.COUNTRY])
     conditions += _one_of("country", query.country, dataset.countries)
     conditions += _one_of("product", query.product, dataset.products)
-    conditions += _with_labels(query.labels, np.logical_or, "labels")
-    conditions += _with_labels(query.labels_all, np.logical_and, "labels_all")
-    conditions += _flagged(
-        parse_flag(query.snow, "snow"),
-        parse_flag(query.cloud, "cloud"),
-        parse_flag(query.recommended, "recommended"),
-    )
+    classes = dataset.schema.classes.names
+    conditions += _with_labels(query.labels, np.logical_or, "labels", classes)
+    conditions += _with_labels(query.labels_all, np.logical_and, "labels_all", classes)
+    conditions += _flagged("contains_seasonal_snow", parse_flag(query.snow, "snow"))
+    conditions += _flagged("contains_cloud_or_shadow", parse_flag(query.cloud, "cloud"))
+    without = dataset.schema.recommended_without
+    conditions += _recommended(without, parse_flag(query.recommended, "recommended"))
     if query.season is not None:
         chosen = parse_known(query.season, "season", SEASONS)
         months = ints_array(np.array([m for season in chosen for m in SEASONS[season]]))
@@ -80,6 +81,7 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
     ids_order = _ids_order(query)
 
     table = dataset.patch_table
+    _require(dataset, [column for condition in conditions for column in condition.columns])
     groups = _prune(table, boxes, times["datetime"])
     asked = None
     if query.ids is not None:
@@ -139,26 +141,40 @@ def _one_of(name: str, value: str | Iterable[str] | None, known: Iterable[str]) 
     return [Condition((layout.column(name),), lambda values: pc.is_in(pc.cast(values, pa.string()), names))]
 
 
-def _flagged(snow: bool | None, cloud: bool | None, recommended: bool | None) -> list[Condition]:
-    columns = (layout.column("contains_seasonal_snow"), layout.column("contains_cloud_or_shadow"))
-    found = [
-        Condition((column,), partial(_is, flag))
-        for column, flag in zip(columns, (snow, cloud), strict=True)
-        if flag is not None
+def _require(dataset: Dataset, columns: Sequence[str]) -> None:
+    """Refuse a condition on what the metadata of this dataset do not have."""
+    for column in columns:
+        if column not in dataset.patch_table.names:
+            raise ValueError(
+                f"the metadata of {dataset.url} say nothing of {layout.field(column)}, so nothing is found by it"
+            )
+
+
+def _flagged(name: str, flag: bool | None) -> list[Condition]:
+    return [] if flag is None else [Condition((layout.column(name),), partial(_is, flag))]
+
+
+def _recommended(without: Sequence[str], flag: bool | None) -> list[Condition]:
+    """Patches with none of the flags, or those with any."""
+    if flag is None:
+        return []
+    if not without:  # then all patches are recommended
+        return [] if flag else [Condition((layout.ID,), lambda ids: np.zeros(len(ids), bool))]
+    return [
+        Condition(tuple(map(layout.column, without)), lambda *flags: _is(not flag, reduce(pc.or_, flags)))
     ]
-    if recommended is not None:
-        found.append(Condition(columns, lambda s, c: _is(not recommended, pc.or_(s, c))))
-    return found
 
 
 def _is(flag: bool, column: Any) -> NDArray[np.bool_]:
     return mask_of(column if flag else pc.invert(column))
 
 
-def _with_labels(names: str | Iterable[str] | None, combine: np.ufunc, argument: str) -> list[Condition]:
+def _with_labels(
+    names: str | Iterable[str] | None, combine: np.ufunc, argument: str, classes: Sequence[str]
+) -> list[Condition]:
     if names is None:
         return []
-    chosen = parse_known(names, argument, CLASSES)
+    chosen = parse_known(names, argument, classes)
 
     def fits(column: Any) -> NDArray[np.bool_]:
         masks = [combine.reduce([_holds(chunk, name) for name in chosen]) for chunk in column.chunks]
@@ -248,7 +264,7 @@ def _micros(interval: Interval) -> tuple[int | None, int | None]:
 
 
 def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Column and direction of each ``NAME`` or ``-NAME``, without or with ``reben:`` before it."""
+    """Column and direction of each ``NAME`` or ``-NAME``, without or with the prefix before it."""
     nested = {field.name for field in table.schema if pa.types.is_nested(field.type)}
     keys = []
     for name in names:

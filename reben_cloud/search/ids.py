@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from reben_cloud.errors import NotFoundError
+from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.files.paths import local_path
+from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root.arrow import mask_of, names_array, values_of
 from reben_cloud.root.dataset import Dataset
@@ -41,7 +41,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[str]:
         with file.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET)) == _PARQUET
         names = _from_parquet(file) if is_parquet else _from_text(file)
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, ChecksumError, pa.ArrowInvalid) as error:
         raise ValueError(f"ids: {file} cannot be read: {error}") from error
     if not names:
         raise ValueError(f"ids: {file} lists no id; write one per line, or a CSV or parquet with patch_id")
@@ -106,11 +106,13 @@ def _look_up(dataset: Dataset, column: str, names: Sequence[str]) -> Ints:
 
 
 def _from_parquet(file: Path) -> list[str]:
-    with pq.ParquetFile(file) as reader:
-        column = reader.read([_column(file, reader.schema_arrow.names)]).column(0)
-    # First, as a table of texts names a patch many times.
-    names = pc.unique(column).cast(pa.string())
-    return [name for name in names.to_pylist() if name is not None]
+    name = os.fspath(file)
+    column = _column(file, parquet.read_footer(file, name=name).schema.to_arrow_schema().names)
+    names: dict[str, None] = {}
+    for part in parquet.iter_row_groups(file, [column], name=name):
+        # First, as a table of texts names a patch many times.
+        names |= dict.fromkeys(pc.unique(part.column(0)).cast(pa.string()).to_pylist())
+    return [found for found in names if found is not None]
 
 
 def _from_text(file: Path) -> list[str]:

@@ -53,10 +53,18 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
 
 def _table(selection: Selection, max_rows: int) -> str:
     part = Selection(selection.dataset, selection.table, selection.rows[:max_rows])
-    rows = part.columns([layout.ID, layout.DATETIME, layout.SPLIT, layout.COUNTRY, layout.LABELS]).to_pylist()
+    countries = [layout.COUNTRY] * (layout.COUNTRY in part.table.names)
+    rows = part.columns([layout.ID, layout.DATETIME, layout.SPLIT, *countries, layout.LABELS]).to_pylist()
     lines = [
-        f"{row[layout.ID]}  {rfc3339(row[layout.DATETIME])}  {row[layout.SPLIT]:10}  {row[layout.COUNTRY]:11}  "
-        f"{'; '.join(row[layout.LABELS])}"
+        "  ".join(
+            [
+                row[layout.ID],
+                rfc3339(row[layout.DATETIME]),
+                f"{row[layout.SPLIT]:10}",
+                *(f"{row[name]:11}" for name in countries),
+                "; ".join(row[layout.LABELS]),
+            ]
+        )
         for row in rows
     ]
     if len(selection) > len(rows):

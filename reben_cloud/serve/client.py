@@ -13,6 +13,7 @@ from stac_fastapi.types.core import BaseCoreClient
 from stac_fastapi.types.errors import InvalidQueryParameter, NotFoundError
 from stac_fastapi.types.requests import get_base_url
 
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.catalog import add_storage, patch_items
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
@@ -45,7 +46,7 @@ class Client(BaseCoreClient):
                 "rel": "child",
                 "type": "application/json",
                 "title": self.title,
-                "href": f"{get_base_url(kwargs['request'])}collections/{layout.COLLECTION_ID}",
+                "href": f"{get_base_url(kwargs['request'])}collections/{self._collection_id}",
             }
         )
         return page
@@ -62,12 +63,12 @@ class Client(BaseCoreClient):
 
     def get_collection(self, collection_id: str, **kwargs: Any) -> Any:
         """The collection, if it is that one."""
-        _check_collection(collection_id)
+        self._check_collection(collection_id)
         return self._collection(kwargs["request"])
 
     def get_item(self, item_id: str, collection_id: str, **kwargs: Any) -> Any:
         """The Item of a patch."""
-        _check_collection(collection_id)
+        self._check_collection(collection_id)
         found = self.dataset.search(ids=known_ids(self.dataset, item_id))
         if not len(found):
             raise NotFoundError(f"no such patch: {item_id}")
@@ -83,7 +84,7 @@ class Client(BaseCoreClient):
         **kwargs: Any,
     ) -> Any:
         """A page of the collection's Items."""
-        _check_collection(collection_id)
+        self._check_collection(collection_id)
         request: Request = kwargs["request"]
         query = {"bbox": bbox and list(bbox), "datetime": datetime}
         return self._page(query, request, limit=limit, token=token, fields=None, body=None)
@@ -151,7 +152,7 @@ class Client(BaseCoreClient):
     # -- what the routes share -----------------------------------------------------------------------
 
     def _links(self, request: Request) -> Links:
-        return Links(get_base_url(request), self.title)
+        return Links(get_base_url(request), self.title, self._collection_id)
 
     def _page(
         self,
@@ -192,13 +193,15 @@ class Client(BaseCoreClient):
         return self.dataset.url
 
     def _collection(self, request: Request) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(bytes(self.dataset.store.get(layout.COLLECTION)))
+        document: dict[str, Any] = json.loads(
+            bytes(self.dataset.store.get(layout.collection(self._collection_id)))
+        )
         kept = {"license", "cite-as", "about"}
         document["links"] = [
             *self._links(request).of_collection(),
             *(link for link in document["links"] if link["rel"] in kept),
         ]
-        here = posixpath.dirname(layout.COLLECTION)
+        here = self._collection_id
         for asset in document.get("assets", {}).values():
             path = posixpath.normpath(posixpath.join(here, asset["href"]))
             asset["href"] = f"{self._assets_url(request)}/{path}"
@@ -207,10 +210,13 @@ class Client(BaseCoreClient):
             add_storage(document, document, where)
         return document
 
+    @property
+    def _collection_id(self) -> str:
+        return about(self.dataset.schema).collection
 
-def _check_collection(collection_id: str) -> None:
-    if collection_id != layout.COLLECTION_ID:
-        raise NotFoundError(f"no such collection: {collection_id}")
+    def _check_collection(self, collection_id: str) -> None:
+        if collection_id != self._collection_id:
+            raise NotFoundError(f"no such collection: {collection_id}")
 
 
 def _parsed(text: str, what: str) -> Any:

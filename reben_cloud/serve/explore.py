@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from reben_cloud.bigearthnet import grid
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
@@ -41,7 +40,7 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
     footprints = gzip.compress(_footprints(dataset, index), 1, mtime=0)
     folder = files("reben_cloud.serve").joinpath("page")
     pages = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
-    outlines = files("reben_cloud.bigearthnet").joinpath("data", "ne_110m_ten_countries.geojson").read_bytes()
+    outlines = _outlines(dataset)
 
     @app.get("/explore/index.json", include_in_schema=False)
     def send_index() -> dict[str, Any]:
@@ -51,6 +50,14 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
     def send_footprints() -> Response:
         return Response(
             footprints, media_type="application/octet-stream", headers={"Content-Encoding": "gzip"}
+        )
+
+    @app.get("/explore/rows/{row}", include_in_schema=False)
+    def send_row(row: int) -> dict[str, Any]:
+        if not 0 <= row < len(dataset):
+            raise HTTPException(404, f"no such row: {row}")
+        return describe(
+            dataset, dataset.patch_table.take(np.array([row]), [layout.ID]).column(layout.ID)[0].as_py()
         )
 
     @app.get("/explore/patches/{patch_id}", include_in_schema=False)
@@ -101,10 +108,7 @@ def _index(dataset: Dataset) -> dict[str, Any]:
         "url": dataset.url,
         "num_patches": len(dataset),
         "modalities": list(dataset.modalities),
-        "products": [
-            {"name": name, "time": rfc3339(grid.sensing_time(name)), "axes": _axes(name)}
-            for name in dataset.products
-        ],
+        "products": _products(dataset),
         "splits": list(SPLITS),
         "flags": [
             about(dataset.schema).title_of(name).lower() for name in dataset.schema.recommended_without
@@ -114,25 +118,59 @@ def _index(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _axes(product: str) -> list[list[float]]:
-    """Longitude and latitude of the tile's upper-left, upper-right, lower-left and lower-right corners."""
+def _outlines(dataset: Dataset) -> bytes:
+    """Outlines of countries to draw below the patches, GeoJSON; none where the dataset names no countries."""
+    if not about(dataset.schema).countries:
+        return b'{"type": "FeatureCollection", "features": []}'
+    return files("reben_cloud.bigearthnet").joinpath("data", "ne_110m_ten_countries.geojson").read_bytes()
+
+
+def _products(dataset: Dataset) -> list[dict[str, Any]]:
+    """Name, first time, corners and size of each product.
+
+    ``axes`` are longitude and latitude of the upper-left, upper-right, lower-left and lower-right corner of
+    the box of its patches, in its own projection; ``size`` says how many patches fit along its width and height.
+    """
     from pyproj import Transformer
 
-    epsg, left, top = grid.tile_corner(grid.parse_patch_id(f"{product}_00_00").square)
-    side = grid.PATCH_M * grid.PATCHES_PER_SIDE
-    to_lonlat = Transformer.from_crs(epsg, 4326, always_xy=True)
-    corners = [(left, top), (left + side, top), (left, top - side), (left + side, top - side)]
-    return [list(to_lonlat.transform(x, y)) for x, y in corners]
+    columns = [layout.PRODUCT, layout.DATETIME, "proj:code", "proj:bbox"]
+    table = dataset.selection.columns(columns)
+    codes = _codes(table.column(layout.PRODUCT), dataset.products)
+    boxes = np.asarray(table.column("proj:bbox").combine_chunks().flatten()).reshape(-1, 4)
+    count = len(dataset.products)
+    lower, upper = np.full((count, 2), np.inf), np.full((count, 2), -np.inf)
+    np.minimum.at(lower, codes, boxes[:, :2])
+    np.maximum.at(upper, codes, boxes[:, 2:])
+    first = np.unique(codes, return_index=True)[1]
+    projections = table.column("proj:code").take(pa.array(first)).to_pylist()
+    times = pa.table({"code": codes, "time": table.column(layout.DATETIME)}).group_by("code")
+    starts = times.aggregate([("time", "min")]).sort_by("code").column("time_min").to_pylist()
+    found = []
+    for number, name in enumerate(dataset.products):
+        (west, south), (east, north) = lower[number].tolist(), upper[number].tolist()
+        to_lonlat = Transformer.from_crs(projections[number], 4326, always_xy=True)
+        corners = [(west, north), (east, north), (west, south), (east, south)]
+        sides = (east - west, north - south)
+        found.append(
+            {
+                "name": name,
+                "time": rfc3339(starts[number]),
+                "axes": [list(to_lonlat.transform(x, y)) for x, y in corners],
+                "size": [side / dataset.schema.patch_m for side in sides],
+            }
+        )
+    return found
 
 
 def _footprints(dataset: Dataset, index: dict[str, Any]) -> bytes:
     """One column after the other, a value per patch, in the order in which the page takes them.
 
     West, south, east, north (int32, 1e-7 degrees), labels (as many uint32 columns as the classes need:
-    bit i of column k is class 32 k + i), product, split, country, flags (bit i: column i of those that
-    make a patch not recommended), x and y in the tile (uint8).
+    bit i of column k is class 32 k + i), product (uint16), split, country (0 where the metadata have none),
+    flags (uint8; bit i: column i of those that make a patch not recommended).
     """
-    names = [layout.ID, layout.BBOX, layout.LABELS, layout.PRODUCT, layout.SPLIT, layout.COUNTRY]
+    has_countries = layout.COUNTRY in dataset.patch_table.names
+    names = [layout.BBOX, layout.LABELS, layout.PRODUCT, layout.SPLIT, *[layout.COUNTRY] * has_countries]
     flags = [layout.column(name) for name in dataset.schema.recommended_without]
     table = dataset.search().columns([*names, *flags])
     bbox = table.column(layout.BBOX).combine_chunks()
@@ -140,18 +178,16 @@ def _footprints(dataset: Dataset, index: dict[str, Any]) -> bytes:
         np.round(bbox.field(side).to_numpy() * 1e7).astype("<i4") for side in ("xmin", "ymin", "xmax", "ymax")
     ]
     words = _label_words(table.column(layout.LABELS).combine_chunks(), dataset.schema.classes.names)
-    codes = [
-        _codes(table.column(layout.PRODUCT), [p["name"] for p in index["products"]]),
-        _codes(table.column(layout.SPLIT), index["splits"]),
-        _codes(table.column(layout.COUNTRY), index["countries"]),
-    ]
+    product = _codes(table.column(layout.PRODUCT), dataset.products).astype("<u2")
+    split = _codes(table.column(layout.SPLIT), index["splits"]).astype(np.uint8)
+    country = np.zeros(len(table), np.uint8)
+    if has_countries:
+        country = _codes(table.column(layout.COUNTRY), index["countries"]).astype(np.uint8)
     flagged = np.zeros(len(table), np.uint8)
     for bit, name in enumerate(flags):
         # Beyond eight the page needs to know only that there is one.
         flagged |= table.column(name).to_numpy().astype(np.uint8) << min(bit, 7)
-    x, y = grid.grid_positions(table.column(layout.ID).to_pylist())
-    small = [*codes, flagged, x.astype(np.uint8), y.astype(np.uint8)]
-    return b"".join(column.tobytes() for column in [*sides, *words, *small])
+    return b"".join(column.tobytes() for column in [*sides, *words, product, split, country, flagged])
 
 
 def _label_words(column: Any, names: Sequence[str]) -> NDArray[np.uint32]:
@@ -163,6 +199,6 @@ def _label_words(column: Any, names: Sequence[str]) -> NDArray[np.uint32]:
     return words
 
 
-def _codes(column: Any, names: list[str]) -> NDArray[np.uint8]:
+def _codes(column: Any, names: Sequence[str]) -> NDArray[np.int64]:
     found = pc.index_in(pc.cast(column, pa.string()), pa.array(names))
-    return np.asarray(found.to_numpy()).astype(np.uint8)
+    return np.asarray(found.to_numpy()).astype(np.int64)

@@ -9,8 +9,6 @@ from urllib.parse import urlencode
 from fastapi import Request
 from stac_fastapi.types.errors import InvalidQueryParameter
 
-from reben_cloud.root.layout import COLLECTION_ID
-
 GEOJSON = "application/geo+json"
 QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"
 
@@ -26,10 +24,10 @@ _TITLES = {
 class Links:
     """Makes the links of the answers to one request."""
 
-    def __init__(self, base: str, title: str) -> None:
-        """Takes the server's URL with a slash at the end, and the title of the dataset."""
+    def __init__(self, base: str, title: str, collection: str) -> None:
+        """Takes the server's URL with a slash at the end, title and id of the collection."""
         self.base, self.title = base, title
-        self.collection_url = f"{base}collections/{COLLECTION_ID}"
+        self.collection_url = f"{base}collections/{collection}"
 
     def link(self, rel: str, href: str, kind: str = "application/json") -> dict[str, Any]:
         """One link."""

@@ -47,7 +47,7 @@ def _facts(row: dict[str, Any], schema: Schema, facts: About) -> list[tuple[str,
     flags = [n for n in schema.recommended_without if row[layout.column(n)]]
     return [
         ("split", row[layout.SPLIT]),
-        ("country", row[layout.COUNTRY]),
+        *([("country", row[layout.COUNTRY])] if layout.COUNTRY in row else []),
         *((facts.title_of(name), rfc3339(row[column])) for name, column in times if row.get(column)),
         *((facts.title_of(name), row[layout.column(name)]) for name in facts.name_columns),
         ("flags", ", ".join(facts.title_of(name).lower() for name in flags) or "none"),

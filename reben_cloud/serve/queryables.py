@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attr
@@ -40,15 +41,15 @@ class Queryables(BaseFiltersClient):
 
 
 def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Name -> what values it has."""
+    """Name -> what values it has; of a column that the dataset's table lacks, nothing."""
     schema = dataset.schema
     facts = about(schema)
-    classes = list(facts.class_order or schema.classes.names)
+    table = dataset.patch_table
 
-    def of(field: str, kind: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def of(field: str, kind: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {layout.column(field): {"title": facts.title_of(field), **kind}}
 
-    return {
+    known = {
         **of("patch_id", _TEXT),
         "collection": {"title": "Collection", **_TEXT},
         layout.GEOMETRY: {"title": "Footprint", "$ref": "https://geojson.org/schema/Polygon.json"},
@@ -56,15 +57,36 @@ def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
         "platform": {"title": facts.title_of("platform"), "enum": _distinct(dataset, "platform")},
         "grid:code": {"title": "MGRS square", **_TEXT},
         "proj:code": {"title": "UTM zone", **_TEXT},
-        **of("labels", {"type": "array", "items": {"enum": classes}}),
+        **of("labels", {"type": "array", "items": {"enum": list(facts.class_order or schema.classes.names)}}),
         **of("split", {"enum": list(SPLITS)}),
         **of("country", {"enum": dataset.countries}),
         **of("product", _TEXT),
         **of("s1_datetime", _TIME),
-        **{k: v for field in facts.name_columns for k, v in of(field, _TEXT).items()},
-        **{k: v for field in schema.recommended_without for k, v in of(field, _FLAG).items()},
     }
+    for field in dataset.manifest.metadata_columns:
+        column = layout.column(field)
+        if column in table.names and column not in known and (kind := _kind(table.schema.field(column).type)):
+            known |= of(field, kind)
+    return {name: value for name, value in known.items() if name in table.names}
+
+
+def _kind(dtype: pa.DataType) -> dict[str, Any] | None:
+    """JSON schema of a column's values; None for what a filter cannot compare."""
+    if pa.types.is_dictionary(dtype):
+        dtype = dtype.value_type
+    for fits, kind in (
+        (pa.types.is_boolean, _FLAG),
+        (pa.types.is_integer, {"type": "integer"}),
+        (pa.types.is_floating, {"type": "number"}),
+        (pa.types.is_timestamp, _TIME),
+        (pa.types.is_string, _TEXT),
+    ):
+        if fits(dtype):
+            return kind
+    return None
 
 
 def _distinct(dataset: Dataset, name: str) -> list[str]:
+    if name not in dataset.patch_table.names:
+        return []
     return sorted(pc.unique(dataset.selection.column(name).cast(pa.string())).to_pylist())

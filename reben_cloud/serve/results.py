@@ -18,8 +18,8 @@ from fastapi import HTTPException
 from numpy.typing import NDArray
 from stac_fastapi.types.errors import InvalidQueryParameter
 
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.layout import COLLECTION_ID
 from reben_cloud.search import known_ids
 
 MAX_SEARCH_S = 20.0
@@ -68,7 +68,7 @@ class Results:
         if query.get("bbox") and query.get("intersects"):
             raise InvalidQueryParameter("give bbox or intersects, not both")
         collections = query.pop("collections", None)
-        if collections and COLLECTION_ID not in collections:
+        if collections and about(self.dataset.schema).collection not in collections:
             return np.empty(0, np.int64)
         if "ids" in query:
             query["ids"] = known_ids(self.dataset, query["ids"])  # an Item has no other name

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -19,6 +19,10 @@ from reben_cloud.root.documents import check_exported
 from reben_cloud.root.source import AnySource, StreamedSource
 from reben_cloud.sources.survey import Part
 from reben_cloud.store import Store, open_store
+
+if TYPE_CHECKING:
+    from reben_cloud.sources.exports import ExportSource
+    from reben_cloud.sources.roots import RootSource
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +44,8 @@ def open_source(
 
     Args:
         source: A folder (or an ``s3://`` or ``http(s)://`` prefix) with the official archives; one
-            archive; a root; a folder with a rico-hdl LMDB or the official GeoTIFF folders at or
-            below it; or ``synthetic:N``.
+            archive; a root; the folder of an export; a folder with a rico-hdl LMDB or the official GeoTIFF
+            folders at or below it; or ``synthetic:N``.
         metadata_paths: The metadata parquet files; by default those found in or beside `source`.
         modalities: What is wanted of ``s2``, ``s1`` and ``map``; by default all that is there.
         storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
@@ -59,14 +63,17 @@ def open_source(
     text = os.fspath(source)
     store = None if text.startswith(SYNTHETIC) else open_store(text, storage_options)
     if store is not None and (store.local_path() is None or os.path.isdir(store.local_path() or "")):
+        from reben_cloud.sources.exports import open_export
         from reben_cloud.sources.roots import open_root
 
-        root = open_root(store)
-        if root is not None:
-            has = root[0].schema.modality_names
+        ours: tuple[RootSource | ExportSource, pa.Table] | None = open_root(store)
+        if ours is None and (folder := store.local_path()) is not None:
+            ours = open_export(folder)
+        if ours is not None:
+            has = ours[0].schema.modality_names
             if lacking := [m for m in modalities or () if m not in has]:
-                raise _lacks(root[0].describe(), lacking, has)
-            return replace(root[0], schema=root[0].schema.only(modalities or has)), root[1]
+                raise _lacks(ours[0].describe(), lacking, has)
+            return replace(ours[0], schema=ours[0].schema.only(modalities or has)), ours[1]
     only = REBEN.only(modalities or ()).modality_names
     if text.startswith(SYNTHETIC):
         from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
@@ -120,17 +127,11 @@ def _find_local(path: Path, only: tuple[str, ...]) -> AnySource:
     from reben_cloud.sources import survey
     from reben_cloud.sources.archives import ArchiveSource
     from reben_cloud.sources.folders import FolderSource
-    from reben_cloud.sources.parts import SafetensorsSource, is_safetensors
 
     if not path.exists():
         raise SourceError(
             f"{path}: no such folder; a source is a folder, an s3:// or http(s):// URL, or synthetic:N"
         )
-    if is_safetensors(path):
-        exported = SafetensorsSource(os.fspath(path), only)
-        if lacking := [m for m in only if m not in exported.names()]:
-            raise _lacks(exported.describe(), lacking, SafetensorsSource(os.fspath(path)).names())
-        return exported
     parts = _parts_of(
         survey.survey(path) if path.is_dir() else [survey.archive(path.name, os.fspath(path))], path
     )

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
@@ -31,7 +30,7 @@ from reben_cloud.root.documents import (
 )
 from reben_cloud.root.layout import MANIFEST, PATCHES
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.root.metadata import described_columns, described_metadata
+from reben_cloud.root.metadata import described_columns, described_metadata, with_columns_of
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.root.placement import check_places
 from reben_cloud.root.references import RemoteObjects, Span, options_for
@@ -58,12 +57,7 @@ class RootSource:
 
     def described(self, metadata: pa.Table) -> pa.Table:
         """The metadata with times and places from the root's own table."""
-        rows = pc.index_in(metadata.column("patch_id"), self.metadata.column("patch_id").combine_chunks())
-        found = self.metadata.take(rows)
-        for name in found.column_names:
-            if name not in metadata.column_names:
-                metadata = metadata.append_column(name, found.column(name))
-        return metadata
+        return with_columns_of(metadata, self.metadata)
 
     @property
     def is_remote(self) -> bool:

@@ -39,6 +39,7 @@ class Origin(NamedTuple):
     port: int
 
 
+@functools.lru_cache(1024)  # one URL is asked thousands of times
 def origin_of(url: str) -> Origin:
     """The server of a URL.
 
@@ -214,6 +215,7 @@ class Connections:
             raise
 
 
+@functools.lru_cache(1024)
 def _target(url: str) -> str:
     """The path and query of a URL; a redirect may have characters in them that a request line must not."""
     parts = urlsplit(url)

@@ -7,6 +7,7 @@ reads every other store, would ask the hub before each range, and does not tell 
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -74,7 +75,8 @@ class WebClient:
     """
 
     def __init__(self, connections: Connections, locate: Callable[[str], Location]) -> None:
-        self._connections, self._locate = connections, locate
+        self._connections = connections
+        self._locate = functools.lru_cache(_MAX_ROUTES)(locate)
         self._routes: dict[str, _Route] = {}
         self._questions: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()

@@ -118,14 +118,38 @@ def thumbnail(
     return encode_png(cells.transpose(0, 2, 1, 3, 4).reshape(height, width, 4))
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG of 8-bit pixels, (y, x, 3) red, green, blue, or (y, x, 4) with opacity."""
-    height, width, channels = pixels.shape
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
+def encode_png(pixels: NDArray[np.uint8], *, is_smooth: bool = False) -> bytes:
+    """A PNG of 8-bit pixels.
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    Args:
+        pixels: (y, x, 3) red, green, blue, or (y, x, 4) with opacity.
+        is_smooth: Store differences between lines: half the bytes where neighbours are alike.
+    """
+    return _png(pixels, {3: 2, 4: 6}[pixels.shape[2]], b"", is_smooth=is_smooth)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
-    body = zlib.compress(lines.tobytes(), 6)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+def encode_palette_png(numbers: NDArray[np.uint8], colors: NDArray[np.uint8]) -> bytes:
+    """A PNG whose pixels are numbers of colours: people see the colours, programs read the numbers.
+
+    Args:
+        numbers: (y, x).
+        colors: Red, green and blue of each number, (n, 3), n from 1 to 256.
+    """
+    return _png(numbers[..., None], 3, _chunk(b"PLTE", colors.tobytes()))
+
+
+def _png(pixels: NDArray[np.uint8], kind: int, palette: bytes, *, is_smooth: bool = False) -> bytes:
+    height, width = pixels.shape[:2]
+    values = pixels.reshape(height, -1)
+    if is_smooth:
+        values = np.concatenate(
+            [values[:1], values[1:] - values[:-1]]
+        )  # modulo 256, as PNG's filter "up" has it
+    lines = np.concatenate([np.full((height, 1), 2 * is_smooth, np.uint8), values], axis=1)
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
+    body = _chunk(b"IDAT", zlib.compress(lines.tobytes(), 6))
+    return b"\x89PNG\r\n\x1a\n" + header + palette + body + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -86,7 +86,9 @@ def write_layout(folder, keys, values):
 def test_lmdb_reads_changes_and_copies_a_laid_out_file(tmp_path, count):
     draw = random.Random(count)
     keys = sorted(f"S2A_{n:06d}_".encode() + b"x" * draw.randint(1, 53) for n in range(count))
-    values = [n.to_bytes(4, "little") * draw.choice([513, 700, 1020, 1021, 2050]) for n in range(count)]
+    values = [
+        n.to_bytes(4, "little") * draw.choice([1, 21, 513, 700, 1020, 1021, 2050]) for n in range(count)
+    ]
 
     layout = write_layout(tmp_path / "db", keys, values)
 
@@ -117,7 +119,8 @@ def test_lmdb_reads_changes_and_copies_a_laid_out_file(tmp_path, count):
         pytest.param([], [], "without records", id="none"),
         pytest.param([b"b", b"a"], [4096, 4096], "must be distinct and rise", id="order"),
         pytest.param([b"a", b"a"], [4096, 4096], "must be distinct and rise", id="twice"),
-        pytest.param([b"a"], [100], "at least 2048 bytes", id="small"),
+        pytest.param([b""], [100], "1 to 511 bytes, these have 0", id="empty key"),
+        pytest.param([b"a" * 512], [100], "1 to 511 bytes, these have 512 to 512", id="long key"),
     ],
 )
 def test_a_layout_refuses(keys, sizes, match):

@@ -29,7 +29,8 @@ async function load() {
   const take = (Kind) => { const part = new Kind(buffer, at, n); at += n * Kind.BYTES_PER_ELEMENT; return part; };
   data = { n, west: take(Int32Array), south: take(Int32Array), east: take(Int32Array), north: take(Int32Array) };
   data.labels = Array.from({ length: Math.ceil(index.labels.length / 32) }, () => take(Uint32Array));
-  for (const name of ["product", "split", "country", "flags", "x", "y"]) data[name] = take(Uint8Array);
+  data.product = take(Uint16Array);
+  for (const name of ["split", "country", "flags"]) data[name] = take(Uint8Array);
   data.cx = new Float64Array(n);
   data.cy = new Float64Array(n);
   for (let i = 0; i < n; i++) {
@@ -40,9 +41,9 @@ async function load() {
     const [a, b, c, d] = product.axes.map(([lon, lat]) => [toX(lon), mercator(lat)]);
     Object.assign(product, {
       ring: [a, b, d, c],
-      // A patch's edges eastward and southward, one 91st of the tile's.
-      u: [(b[0] - a[0]) / 91, (b[1] - a[1]) / 91],
-      v: [(c[0] - a[0]) / 91, (c[1] - a[1]) / 91],
+      // A patch's edges eastward and southward.
+      u: [(b[0] - a[0]) / product.size[0], (b[1] - a[1]) / product.size[0]],
+      v: [(c[0] - a[0]) / product.size[1], (c[1] - a[1]) / product.size[1]],
       day: product.time.slice(0, 10),
       count: 0, total: 0, first: -1,
     });
@@ -122,7 +123,7 @@ function apply() {
   const { n, west, south, east, north, labels, product, split, country, flags } = data;
   const box = filter.area && filter.area.map((v) => Math.round(v * 1e7));
   const wanted = labels.map((_, word) => bits([...filter.labels].filter((i) => i >> 5 === word).map((i) => i & 31)));
-  const splits = bits(filter.splits), countries = bits(filter.countries);
+  const splits = bits(filter.splits), countries = filter.countries;
   const late = index.products.map((p) => (filter.from && p.day < filter.from) || (filter.to && p.day > filter.to) ? TIME : 0);
   const months = index.products.map((p) => p.day.slice(0, 7));
   const counts = { labels: new Array(index.labels.length).fill(0), splits: new Array(index.splits.length).fill(0), countries: new Array(index.countries.length).fill(0), products: new Array(index.products.length).fill(0) };
@@ -133,7 +134,7 @@ function apply() {
     if (box && (west[i] > box[2] || east[i] < box[0] || south[i] > box[3] || north[i] < box[1])) fails |= AREA;
     if (filter.labels.size && !labels.some((word, w) => word[i] & wanted[w])) fails |= LABELS;
     if (splits && !((splits >> split[i]) & 1)) fails |= SPLIT;
-    if (countries && !((countries >> country[i]) & 1)) fails |= COUNTRY;
+    if (countries.size && !countries.has(country[i])) fails |= COUNTRY;
     if (filter.recommended && flags[i]) fails |= QUALITY;
     hits[i] = fails ? 0 : 1;
     if (!fails) { matched++; index.products[product[i]].count++; }
@@ -479,11 +480,9 @@ function click(px, py) {
 
 // -- one patch -------------------------------------------------------------------------------------
 
-const idOf = (i) => `${index.products[data.product[i]].name}_${String(data.x[i]).padStart(2, "0")}_${String(data.y[i]).padStart(2, "0")}`;
-
 async function show(i) {
   chosen = i;
-  const id = idOf(i), patch = await fetch(`/explore/patches/${id}`).then((r) => r.json());
+  const patch = await fetch(`/explore/rows/${i}`).then((r) => r.json()), id = patch.id;
   if (chosen !== i) return;
   const element = (tag, text, color) => {
     const node = document.createElement(tag);

@@ -124,8 +124,9 @@ class ZarrReader:
                 requests=1 + len(chunks), bytes_read=tail.nbytes + sum(c.nbytes for c in chunks)
             )
             out = np.empty((len(rows), *array.shape), array.dtype)
-            for row, chunk, pixels in zip(rows.tolist(), chunks, out, strict=True):
-                zarr.decode_chunk(chunk, pixels, name=f"{name}: patch {row}")
+            for position, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
+                # With "...", a patch that is a single value is a view too.
+                zarr.decode_chunk(chunk, out[position, ...], name=f"{name}: patch {row}")
             return out
 
         return persistently(attempt, self._counters)
