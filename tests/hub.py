@@ -6,6 +6,7 @@ told to, what servers do at their worst: URLs that expire, throttling, answers t
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.server
@@ -161,7 +162,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def hub(self) -> None:
         hub, parts = self.server.hub, urlsplit(self.path)
-        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+        basic = base64.b64encode(f"user:{hub.token}".encode()).decode()
+        if hub.token and self.headers.get("Authorization") not in (f"Bearer {hub.token}", f"Basic {basic}"):
             return self.answer(
                 401, **{"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such repository"}
             )

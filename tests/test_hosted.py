@@ -1,5 +1,6 @@
 """An LMDB on a hub, opened by its URL: searched before any index, looked up as it is used, with a hub at its worst."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.build.request import open_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
-from reben_cloud.errors import ChangedError, NotFoundError, SourceError
+from reben_cloud.errors import ChangedError, NotFoundError, SourceError, StorageError
 from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -200,15 +201,66 @@ def test_what_is_wrong_is_told(server, files, lmdb):
         rc.open(URL).search()
 
 
-def test_the_commands_take_the_url(server, tmp_path):
-    def run(*arguments):
-        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.output
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
+
+def test_the_commands_take_the_url(server, tmp_path):
     assert f"{NUM_PATCHES} patches" in run("info", URL)
     run("export", URL, tmp_path / "export", "--limit", "4")
     run("build", URL, tmp_path / "part", "--limit", "4")
     assert len(rc.open(tmp_path / "part")) == len(rc.open(tmp_path / "export")) == 4
     run("index", URL, tmp_path / "ref")
     assert "4 samples" in run("stream", tmp_path / "ref", "--limit", "4", "--batch-size", "4")
+    assert "compared with rico-hdl LMDB hf://" in run("verify", tmp_path / "part", "--against", URL)
+    assert f"is a hosted LMDB of {NUM_PATCHES} patches (s2, s1)" in run("doctor", URL)
+
+
+def test_another_process_opens_the_commit_that_this_one_opened(server, files):
+    selection = rc.open(URL).search(split="train")
+    before = selection.patch_ids
+    sent = pickle.dumps(selection)
+    server.commit({name: data for name, data in files.items() if name != METADATA[1]})
+
+    received = pickle.loads(sent)
+
+    assert received.patch_ids == before
+    assert len(samples(received)) == len(before)
+
+
+def test_metadata_are_not_looked_for_where_they_are_named(server, files, tmp_path):
+    """As of a bucket that answers 403 to whoever asks for what is not there."""
+    server.commit({"BENv2.lmdb/data.mdb": files["BENv2.lmdb/data.mdb"]})
+    url = f"{server.url}/datasets/owner/name/resolve/main/BENv2.lmdb/data.mdb"
+
+    index_hosted(url, tmp_path / "ref", metadata_paths=[files[name] for name in METADATA])
+
+    assert len(rc.open(tmp_path / "ref")) == NUM_PATCHES
+    assert not [one.path for one in server.asked if "metadata" in one.path]
+    with pytest.raises(SourceError, match="reben-cloud index URL ROOT --metadata FILE"):
+        rc.open(URL)
+
+
+def test_a_password_in_the_url_opens_pixels_too_and_is_shown_nowhere(server, tmp_path):
+    server.token = "sesame"
+    url = f"{server.url}/datasets/owner/name/resolve/main/BENv2.lmdb"
+    secret = url.replace("http://", "http://user:sesame@")
+
+    dataset = rc.open(secret)
+
+    assert len(samples(pickle.loads(pickle.dumps(dataset.search(limit=5))))) == 5
+    dataset.search(limit=2).export_lmdb(tmp_path / "export")
+    assert verify(dataset).problems == ()
+    said = repr((dataset, dataset.store, dataset.backing))
+    assert "sesame" not in said + (tmp_path / "export" / "export.json").read_text()
+    # An index would have to keep it.
+    with pytest.raises(StorageError, match="an index keeps no user, password or query") as caught:
+        index_hosted(secret, tmp_path / "ref")
+    assert "sesame" not in str(caught.value)
+
+
+def test_other_metadata_than_those_beside_it_are_not_passed_over(server, files, tmp_path):
+    with pytest.raises(ValueError, match="to take others, index it with them"):
+        open_plan(URL, tmp_path / "part", only=rc.open(URL).search(), metadata_paths=[files[METADATA[0]]])

@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import tarfile
+import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from reben_cloud.build.request import open_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
 from reben_cloud.errors import ChangedError, ChecksumError, ConflictError, NotFoundError, SourceError
+from reben_cloud.hosted import publish
 from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.root import references
 from reben_cloud.root.references import RANGE_BYTES, plan_spans
@@ -131,6 +134,8 @@ def test_nothing_is_copied(reference):
         reference.open_zarr(reference.products[0])
     with pytest.raises(ValueError, match="refers to payloads elsewhere and has no Zarr stores"):
         RawLoader(reference.search(), form="zarr")
+    with pytest.raises(NotFoundError, match="has no Zarr stores"):
+        reference.search(limit=2).to_xarray()
 
 
 def test_neighbours_come_in_one_request(lmdb, tmp_path):
@@ -255,6 +260,120 @@ def test_a_second_index_is_the_same_root_and_another_is_refused(lmdb, tmp_path):
         index_hosted(lmdb, tmp_path / "ref", modalities=["s2"])
 
 
+def test_checksums_that_are_asked_for_are_there_or_it_is_told(lmdb, tmp_path):
+    index_hosted(lmdb, tmp_path / "bare")
+    with pytest.raises(ConflictError, match="was indexed without checksums"):
+        index_hosted(lmdb, tmp_path / "bare", checksums=True)
+
+    first = index_hosted(lmdb, tmp_path / "summed", checksums=True)
+    assert index_hosted(lmdb, tmp_path / "summed") == first
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_read(root, lmdb, tmp_path):
+    index_hosted(lmdb, tmp_path / "ref")
+
+    def progress(_items, _total, what):
+        pytest.fail(f"{what} were read")
+
+    with pytest.raises(ValueError, match="unknown modality 's3'"):
+        index_hosted(lmdb, tmp_path / "new", modalities=["s3"], progress=progress)
+    with pytest.raises(ConflictError, match="holds another dataset"):
+        index_hosted(lmdb, root.store.local_path(), progress=progress)
+    shutil.copytree(lmdb, tmp_path / "copy.lmdb")
+    with pytest.raises(ConflictError, match="holds another dataset"):
+        index_hosted(tmp_path / "copy.lmdb", tmp_path / "ref", progress=progress)
+
+
+def test_an_index_that_could_not_be_published_is_kept(lmdb, tmp_path):
+    wrong = official.table_of(NUM_PATCHES + 8).slice(NUM_PATCHES)
+    pq.write_table(wrong, tmp_path / "metadata.parquet")
+    kept = tmp_path / "cache" / "index"
+
+    with pytest.raises(SourceError):
+        index_hosted(lmdb, tmp_path / "ref", metadata_paths=[tmp_path / "metadata.parquet"])
+    assert len(list(kept.iterdir())) == 1
+
+    index_hosted(lmdb, tmp_path / "ref")
+    assert list(kept.iterdir()) == []
+
+
+def test_an_interrupted_index_reads_no_further():
+    told = 0
+
+    def work(tell):
+        nonlocal told
+        for told in range(1_000):
+            tell(told, 1_000)
+            time.sleep(0.005)
+
+    def progress(items, _total, _what):
+        yield next(items)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish._told(work, progress, 1_000, "pages")
+    assert told < 900
+
+
+@pytest.mark.parametrize(
+    "harm", ["cut at a header", "cut in a header", "no end", "damaged header", "another behind it"]
+)
+def test_a_tar_that_is_not_whole_is_refused(lmdb, tars, tmp_path, harm):
+    (tmp_path / "tars").mkdir()
+    whole = tars / "part-0.tar"
+    with tarfile.open(whole) as tar:
+        members = tar.getmembers()
+    data = bytearray(whole.read_bytes())
+    middle = members[len(members) // 2].offset
+    if harm == "cut at a header":
+        del data[middle:]
+    elif harm == "cut in a header":
+        del data[middle + 100 :]
+    elif harm == "no end":
+        del data[members[-1].offset_data + -(-members[-1].size // 512) * 512 :]
+    elif harm == "another behind it":
+        data += whole.read_bytes()
+    else:
+        data[middle + 10] ^= 1
+    (tmp_path / "tars" / "a.tar").write_bytes(data)
+
+    with pytest.raises(SourceError, match=r"a\.tar: (damaged or cut short|more follows .*) at byte"):
+        index_hosted(tmp_path / "tars", tmp_path / "ref", metadata_paths=[lmdb / name for name in METADATA])
+
+
+def test_a_local_index_is_read_with_the_options_of_its_objects(tmp_path):
+    objects = [references.RemoteObject(url="s3://bucket/data.mdb", nbytes=1, version="1")]
+    options = {"key": "k", "secret": "s"}
+
+    assert references.options_for(open_store(tmp_path, options), objects) == options
+    assert references.options_for(open_store("s3://other", options), objects) == options
+    assert references.options_for(open_store("https://example.org/ref", options), objects) == {}
+
+
+@pytest.mark.parametrize("name", ["a b", "50%41", "a#b?c", "ü"])
+def test_names_that_a_url_escapes_are_found_again(lmdb, tars, tmp_path, name):
+    metadata = [lmdb / file for file in METADATA]
+    (tmp_path / "tars" / name).mkdir(parents=True)
+    shutil.copy(tars / "part-0.tar", tmp_path / "tars" / name / f"{name}.tar")
+    (tmp_path / "above").mkdir()
+    shutil.copytree(lmdb, tmp_path / "above" / name)
+
+    sources = tmp_path / "tars", tmp_path / "tars" / name / f"{name}.tar", tmp_path / "above"
+    for number, source in enumerate(sources):
+        index_hosted(source, tmp_path / f"ref{number}", metadata_paths=metadata)
+        assert verify(rc.open(tmp_path / f"ref{number}")).problems == ()
+
+
+def test_of_metadata_in_two_places_the_nearer_are_taken(lmdb, tmp_path):
+    shutil.copytree(lmdb, tmp_path / "data" / "x.lmdb")
+    for name in METADATA:
+        shutil.copy(lmdb / name, tmp_path / "data" / name)
+
+    for number, url in enumerate(["data", "data/x.lmdb", "data/x.lmdb/data.mdb"]):
+        index_hosted(tmp_path / url, tmp_path / f"ref{number}")
+        assert len(rc.open(tmp_path / f"ref{number}")) == NUM_PATCHES
+
+
 def test_what_cannot_be_indexed_is_told(lmdb, tars, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=r"no LMDB \(data.mdb\) and no uncompressed tars"):
@@ -276,6 +395,10 @@ def test_the_command_makes_a_root_that_the_other_commands_read(lmdb, tmp_path):
         assert result.exit_code == 0, result.output
         return result.output
 
+    document = json.loads(
+        CliRunner().invoke(app, ["index", str(lmdb), str(tmp_path / "ref"), "--json"]).stdout
+    )
+    assert document["references"][0]["nbytes"] == (lmdb / "data.mdb").stat().st_size
     made = run("index", lmdb, tmp_path / "ref")
     assert f"indexed {NUM_PATCHES} patches (s2, s1, map) in 1 objects" in made
     told = CliRunner().invoke(app, ["index", str(lmdb), str(tmp_path / "ref"), "--json"])

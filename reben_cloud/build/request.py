@@ -51,13 +51,18 @@ def open_plan(
     Raises:
         NotFoundError: If `only` is empty.
         SourceError: If the source is not recognised, or as `make_plan`.
-        ValueError: If a modality is unknown.
+        ValueError: If a modality is unknown, or metadata files are named for a hosted LMDB.
     """
     if only is not None:
         only.require_patches("nothing to build")
     hosted = None if only is None else only.dataset.backing
     found: AnySource
     if only is not None and isinstance(hosted, References) and hosted.finder is not None:
+        if metadata_paths:
+            raise ValueError(
+                f"{only.dataset.url} is opened with the metadata beside it; to take others, index it with them "
+                "(reben-cloud index URL ROOT --metadata FILE) and build from the index"
+            )
         found, official = FoundSource(hosted, only.dataset.modalities), only.official()
     else:
         found, official = open_source(

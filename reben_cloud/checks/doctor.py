@@ -18,6 +18,7 @@ from reben_cloud.errors import RebenError
 from reben_cloud.export import find_damage
 from reben_cloud.export.opened import LmdbRoot, find_exported_files, find_lmdb_root
 from reben_cloud.files.paths import split_scheme
+from reben_cloud.hosted.opened import is_hosted, open_hosted_root
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.store import open_store
 
@@ -60,7 +61,16 @@ def diagnose(
         yield from reached
         if any(finding.level == "problem" for finding in reached):
             return
-    yield from try_reading(store)
+    try:
+        hosted = open_hosted_root(root, storage_options) if is_hosted(root, storage_options) else None
+    except RebenError as error:
+        yield Finding(level="problem", subject="root", detail=str(error))
+        return
+    if hosted is None:
+        yield from try_reading(store)
+    else:  # pages of it have been read, so it answers ranges
+        detail = f"{hosted.url} is a hosted LMDB of {len(hosted):,} patches ({', '.join(hosted.modalities)})"
+        yield Finding(level="ok", subject="root", detail=detail)
     if try_write:
         yield from try_writing(store)
 

@@ -11,7 +11,6 @@ from reben_cloud.checks.objects import Check
 from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
 from reben_cloud.root.backing import References
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.references import RemoteObjects
 from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.select import StoredSelection, open_reader
 
@@ -21,7 +20,8 @@ PAYLOADS_PER_CHECK = 256
 
 def check_versions(backing: References) -> list[str]:
     """Whether every object is the one that was indexed."""
-    objects, found = RemoteObjects(backing.objects, backing.storage_options), []
+    objects = backing.reader()
+    found = []
     for number in range(len(backing.objects)):
         try:
             objects.check_version(number)

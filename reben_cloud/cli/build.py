@@ -206,6 +206,8 @@ def verify(
     """Check every object of a root, or every file of an export; exit 1 when anything is wrong."""
     from reben_cloud.checks.files import verify_files
     from reben_cloud.checks.verify import verify as check
+    from reben_cloud.hosted.opened import open_hosted_source
+    from reben_cloud.root.source import AnySource
     from reben_cloud.sources.recognise import open_source
 
     access = storage_options(endpoint_url)
@@ -215,9 +217,11 @@ def verify(
         report = verify_files(files, quick=quick, progress=bar)
         typer.echo(report.to_json() if as_json else report.to_text())
         raise typer.Exit(0 if report.ok else 1)
-    source = (
-        open_source(against, metadata_paths=metadata or (), storage_options=access)[0] if against else None
-    )
-    report = check(open_root(root, endpoint_url), quick=quick, deep=deep, against=source, progress=bar)
+    dataset = open_root(root, endpoint_url)
+    source: AnySource | None = None
+    if against:
+        source = open_hosted_source(against, access, wanted=dataset.selection)
+        source = source or open_source(against, metadata_paths=metadata or (), storage_options=access)[0]
+    report = check(dataset, quick=quick, deep=deep, against=source, progress=bar)
     typer.echo(report.to_json() if as_json else report.to_text())
     raise typer.Exit(0 if report.ok else 1)

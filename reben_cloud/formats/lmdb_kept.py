@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
+from reben_cloud.files.whole import locked
 from reben_cloud.formats.parquet import arrow_memory
+
+logger = logging.getLogger(__name__)
 
 _FRAME = struct.Struct("<II")
 """Bytes and CRC-32 of what follows."""
@@ -18,6 +24,8 @@ _FRAME = struct.Struct("<II")
 
 class Kept:
     """Batches in the order in which they were added; what was torn at the end is left out and written over.
+
+    A file that cannot be written, or that another process is writing, keeps nothing; that is logged and no error.
 
     Args:
         path: The file; None keeps nothing.
@@ -27,8 +35,15 @@ class Kept:
     def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
         self._identity = identity.encode()
         self._file: BinaryIO | None = None
+        self._lock = ExitStack()
         if path is not None:
-            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+            try:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                # Two that write one file would mix their batches.
+                handle = self._lock.enter_context(locked(path))
+                self._file = os.fdopen(os.dup(handle), "r+b")
+            except OSError as error:
+                logger.warning("what is found is not kept for the next time (%s)", error)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """What was kept by an earlier process; to be read to its end before anything is added."""
@@ -45,7 +60,10 @@ class Kept:
                 end = self._file.tell()
                 yield batch
         self._file.seek(end)
-        self._file.truncate()
+        try:
+            self._file.truncate()
+        except OSError as error:
+            self._give_up(error)
         if end == 0:
             self._write(self._identity)
 
@@ -59,13 +77,23 @@ class Kept:
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        with self._lock, suppress(OSError):
+            if self._file is not None:
+                self._file.close()
 
     def _write(self, data: bytes) -> None:
-        assert self._file is not None
-        self._file.write(_FRAME.pack(len(data), zlib.crc32(data)) + data)
-        self._file.flush()  # to the system, which outlives the process
+        if self._file is None:
+            return
+        try:
+            self._file.write(_FRAME.pack(len(data), zlib.crc32(data)) + data)
+            self._file.flush()  # to the system, which outlives the process
+        except OSError as error:  # what was torn is left out by the next process
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        logger.warning("what is found from here on is not kept for the next time (%s)", error)
+        self.close()
+        self._file = None
 
     def _frame(self) -> bytes | None:
         """The next one that is whole."""

@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reben_cloud.errors import ChecksumError, NotFoundError
+from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import replacing
 from reben_cloud.formats import parquet
 from reben_cloud.formats.lmdb_index import SCHEMA, RemoteLmdb
 from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.root.backing import Found
 from reben_cloud.root.references import RemoteObject
+from reben_cloud.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ CACHE_VARIABLE = "REBEN_CACHE"
 def cache_folder() -> Path:
     """Where what was looked up in remote objects is kept: ``$REBEN_CACHE``, or ``reben_cloud`` in the user's cache."""
     if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named)
+        return local_path(named, CACHE_VARIABLE)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reben_cloud"
 
 
@@ -59,6 +61,11 @@ class LmdbFinder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(LmdbFinder, threads=self._threads), (self.hosted, self.remote)
+
+    @property
+    def place(self) -> tuple[Store, str]:
+        """Store and path of the file."""
+        return self.hosted.store, self.hosted.path
 
     @property
     def cache_file(self) -> Path:
@@ -88,7 +95,7 @@ class LmdbFinder:
             absent = wanted.filter(pc.is_null(rows))
             raise NotFoundError(
                 f"{self.remote.url}: no record {absent[0].as_py().decode()!r} ({len(absent):,} such records): "
-                "the metadata name patches that it does not have; take the metadata of this LMDB (--metadata)"
+                "the metadata beside it name patches that it lacks; `reben-cloud index` makes a root of those it has"
             )
         starts = known.column("offset").take(rows).to_numpy().astype(np.int64)
         return Found(np.zeros(len(starts), np.int64), starts)

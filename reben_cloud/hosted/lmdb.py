@@ -29,13 +29,11 @@ class HostedLmdb:
     """Where the LMDB lies."""
     path: str
     """Its file, below the store."""
-    metadata: tuple[tuple[Store, str], ...]
-    """The metadata files that were found with it."""
 
     @property
     def url(self) -> str:
         """The file."""
-        return f"{self.store.url}/{self.path}"
+        return self.store.child(self.path).url
 
     def describe(self) -> RemoteObject:
         """The file as it is now.
@@ -58,20 +56,23 @@ class HostedLmdb:
         return RemoteLmdb(read, remote.nbytes, threads=threads, name=remote.url)
 
     def read_metadata(self, paths: Sequence[str | os.PathLike[str]] = ()) -> pa.Table:
-        """The official metadata: from these files, or from those beside the LMDB.
+        """The official metadata: from these files, or from those in the LMDB's folder, or in the one above.
 
         Raises:
             SourceError: If there are none, or they are not the official ones.
         """
         if paths:
             return official.read_official(paths)
-        if not self.metadata:
+        # Looked for only when they are needed: not every server lets its folders be listed, or says what is not there.
+        found = _metadata_near(self.store)
+        if not found:
             raise SourceError(
-                f"{self.url}: no metadata*.parquet in or beside it; name the official metadata files (--metadata)"
+                f"{self.url}: no metadata*.parquet in or beside it; index it with the official files "
+                "(reben-cloud index URL ROOT --metadata FILE) and use the index"
             )
         with tempfile.TemporaryDirectory() as folder:
             copies = []
-            for number, (store, name) in enumerate(self.metadata):
+            for number, (store, name) in enumerate(found):
                 copies.append(Path(folder) / f"{number}-{os.path.basename(name)}")
                 copies[-1].write_bytes(store.get(name))
             return official.read_official(copies)
@@ -87,17 +88,15 @@ def find_hosted(store: Store) -> HostedLmdb | None:
     store = store.pinned()
     above, name = store.parent()
     if name == DATA:
-        folder, lmdb_name = above, DATA
-        return HostedLmdb(store=folder, path=lmdb_name, metadata=_metadata_near(folder))
+        return HostedLmdb(store=above, path=DATA)
     if store.exists(DATA):
-        return HostedLmdb(store=store, path=DATA, metadata=_metadata_near(store))
-    names = _listed(store)
-    found = [n for n in names if n.rpartition("/")[2] == DATA and n.count("/") <= 1]
+        return HostedLmdb(store=store, path=DATA)
+    found = [n for n in _listed(store) if n.rpartition("/")[2] == DATA and n.count("/") <= 1]
     if len(found) > 1:
         raise SourceError(f"{store.url} holds several LMDBs, name one: {', '.join(sorted(found))}")
     if not found:
         return None
-    return HostedLmdb(store=store, path=found[0], metadata=_metadata_in(store, names))
+    return HostedLmdb(store=store.child(found[0].rpartition("/")[0]), path=DATA)
 
 
 def _metadata_near(folder: Store) -> tuple[tuple[Store, str], ...]:
@@ -113,6 +112,9 @@ def _metadata_near(folder: Store) -> tuple[tuple[Store, str], ...]:
 
 def _listed(store: Store) -> list[str]:
     """What lies in a folder. A web server lists nothing: the names that an LMDB and its metadata most often have."""
+    if (folder := store.local_path()) is not None:
+        # Not all that lies below: above an LMDB there may be a whole disk.
+        return [p.relative_to(folder).as_posix() for pattern in ("*", "*/*") for p in folder.glob(pattern)]
     if not store.url.startswith(("http://", "https://")):
         return [path for path, _ in store.list()]
     return [name for name in (DATA, "metadata.parquet", official.EXTRA_METADATA) if store.exists(name)]

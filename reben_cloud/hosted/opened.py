@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +18,9 @@ from reben_cloud.root.backing import References
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layout import MANIFEST
 from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.root.selection import Selection
 from reben_cloud.sources.found import FoundSource
-from reben_cloud.store import open_store
+from reben_cloud.store import Store, open_store
 
 
 class HostedRoot(MadeRoot):
@@ -29,10 +31,18 @@ class HostedRoot(MadeRoot):
         storage_options: Credentials and endpoint.
     """
 
+    def __getstate__(self) -> dict[str, object]:
+        # What a branch names may be another dataset by the time another process opens it.
+        return {**super().__getstate__(), "url": self._pinned._address}
+
+    @cached_property
+    def _pinned(self) -> Store:
+        return open_store(self._address, self.storage_options).pinned()
+
     @cached_property
     def hosted(self) -> HostedLmdb | None:
         """The LMDB; None if there is none."""
-        return find_hosted(open_store(self._address, self.storage_options))
+        return find_hosted(self._pinned)
 
     @cached_property
     def backing(self) -> References:
@@ -77,6 +87,23 @@ def is_hosted(url: str, storage_options: Mapping[str, Any] | None) -> bool:
     if url.startswith("synthetic:") or (store := open_store(url, storage_options)).is_local:
         return False
     return not store.exists(MANIFEST) and find_hosted(store) is not None
+
+
+def open_hosted_source(
+    url: str, storage_options: Mapping[str, Any] | None, *, wanted: Selection
+) -> FoundSource | None:
+    """The LMDB hosted at a URL as a source of some patches, which are looked up together; None if there is none.
+
+    One of them that it lacks is told when it is read. Raises as `open_hosted_root`.
+    """
+    dataset = open_hosted_root(url, storage_options) if is_hosted(url, storage_options) else None
+    if dataset is None:
+        return None
+    assert isinstance(dataset.backing, References)
+    source = FoundSource(dataset.backing, dataset.modalities)
+    with suppress(NotFoundError):
+        source.look_up(wanted.official(), source.held)
+    return source
 
 
 def _held(backing: References, keys: Mapping[str, str]) -> tuple[str, ...]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,11 @@ import xxhash
 
 from reben_cloud import catalog
 from reben_cloud.bigearthnet.official import read_official
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build.plan import BuildPlan, is_root_of, make_plan, manifest_of
 from reben_cloud.build.publish import commit
 from reben_cloud.build.tasks import put
-from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.errors import ConflictError, SourceError, StorageError
 from reben_cloud.formats.lmdb_index import Estimate
 from reben_cloud.hosted.finder import cache_folder, name_of
 from reben_cloud.hosted.indexed import Index, IndexedSource, index_of
@@ -38,6 +41,7 @@ from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.references import RemoteObjects, plan_spans
+from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import Modality
 from reben_cloud.store import Store, open_store
 
@@ -73,7 +77,7 @@ def publish_references(
         The manifest.
 
     Raises:
-        ConflictError: If the store holds another dataset.
+        ConflictError: If the store holds another dataset, or the same without the checksums that are wanted.
         SourceError: If the metadata and the index do not fit, or a payload is not one.
         StorageError: If a store fails.
     """
@@ -86,9 +90,12 @@ def publish_references(
     )
     there = read_manifest(store)
     if there is not None:
-        if is_root_of(plan.fingerprint, there, store) and there.references == index.objects:
-            return there
-        raise ConflictError(f"{store.url} holds another dataset; a root never changes, take an empty place")
+        if not (is_root_of(plan.fingerprint, there, store) and there.references == index.objects):
+            raise _conflict(store, "holds another dataset")
+        columns = PatchTable(store, there).names
+        if checksums and any(layout.checksum_column(m.name) not in columns for m in plan.schema.modalities):
+            raise _conflict(store, "was indexed without checksums")
+        return there
     placement = plan.placement.drop_columns([layout.ZARR_ROW])
     places = {m.name: _places(plan, index, m) for m in plan.schema.modalities}
     for name, columns in places.items():
@@ -137,22 +144,36 @@ def index_hosted(
 
     Raises:
         SourceError: If there is neither, or the metadata do not fit.
-        ConflictError: If `dest` holds another dataset.
+        ConflictError: If `dest` holds another dataset, or the same without the checksums that are wanted.
+        ValueError: If a modality is unknown.
         StorageError: If a store fails.
     """
-    store = open_store(url, storage_options)
+    REBEN.only(modalities or ())  # a typo is told before anything is read
+    store, root = open_store(url, storage_options), open_store(dest, storage_options)
+    there = read_manifest(root)
+    if there is not None and there.references is None:
+        raise _conflict(root, "holds another dataset")
+    keep: Path | None = None
     if (hosted := find_hosted(store)) is not None:
         official = hosted.read_metadata(metadata_paths)
         remote = hosted.describe()
+        if there is not None and there.references != (remote,):
+            raise _conflict(root, "holds another dataset")
+        try:
+            if remote.url.startswith(("http://", "https://")):
+                RemoteObjects((remote,), storage_options).check_version(0)
+        except StorageError as error:
+            raise StorageError(
+                f"{error}; an index keeps no user, password or query of a URL, so what it refers to must be readable "
+                "without them"
+            ) from error
         pages = hosted.pages(remote, threads=threads)
         keep = cache_folder() / "index" / f"{name_of(remote)}.partial"
-        keep.parent.mkdir(parents=True, exist_ok=True)
         total = pages.estimate().requests
         table = _told(
             lambda tell: pages.index(keep=keep, progress=tell), progress, total, "pages of the LMDB"
         )
         index = index_of(remote, table)
-        keep.unlink(missing_ok=True)
     elif tars := list_tars(store):
         if not metadata_paths:
             raise SourceError(
@@ -163,15 +184,19 @@ def index_hosted(
         index = index_tars(place, tars, official, threads=threads, progress=progress)
     else:
         raise SourceError(f"{store.url}: no LMDB (data.mdb) and no uncompressed tars there to refer to")
-    return publish_references(
+    manifest = publish_references(
         index,
         official,
-        open_store(dest, storage_options),
+        root,
         modalities=modalities,
         checksums=checksums,
         storage_options=storage_options,
         progress=progress,
     )
+    if keep is not None:  # not before: what cannot be published is not read again when its cause is mended
+        with suppress(OSError):
+            keep.unlink()
+    return manifest
 
 
 def estimate_hosted(
@@ -187,6 +212,12 @@ def _told(
 ) -> pa.Table:
     """The result of work that tells how far it is, shown as the progress of an iterable."""
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def tell(done: int, _all: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        told.put(done)
 
     def steps(future: Future[pa.Table]) -> Iterator[int]:
         shown = 0
@@ -197,10 +228,21 @@ def _told(
                     yield shown
 
     with ThreadPoolExecutor(1, "reben-index") as pool:
-        future = pool.submit(work, lambda done, _all: told.put(done))
-        for _ in progress(steps(future), total, what):
-            pass
-        return future.result()
+        future = pool.submit(work, tell)
+        try:
+            for _ in progress(steps(future), total, what):
+                pass
+            return future.result()
+        finally:
+            stop.set()  # or else Ctrl-C would wait until all is read
+
+
+class _Stopped(Exception):  # noqa: N818 - it ends a thread whose result nobody waits for
+    """Whoever wanted the result is gone."""
+
+
+def _conflict(store: Store, what: str) -> ConflictError:
+    return ConflictError(f"{store.url} {what}; a root never changes, take an empty place")
 
 
 def _places(plan: BuildPlan, index: Index, modality: Modality) -> pa.Table:

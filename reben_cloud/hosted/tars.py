@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -34,8 +35,9 @@ class _Member(NamedTuple):
 class _Blocks(io.RawIOBase):
     """An object as a file, read block by block; the last one is kept."""
 
-    def __init__(self, store: Store, path: str, nbytes: int) -> None:
-        self._store, self._path, self._nbytes = store, path, nbytes
+    def __init__(self, store: Store, remote: RemoteObject, path: str) -> None:
+        self._store, self._path = store, path
+        self._nbytes, self._version = remote.nbytes, remote.version
         self._at, self._first, self._block = 0, 0, memoryview(b"")
 
     def seekable(self) -> bool:
@@ -57,7 +59,8 @@ class _Blocks(io.RawIOBase):
             return 0
         if not self._first <= self._at < self._first + self._block.nbytes:
             length = min(BLOCK_BYTES, self._nbytes - self._at)
-            self._block, self._first = self._store.get_range(self._path, self._at, length), self._at
+            self._block = self._store.get_range(self._path, self._at, length, version=self._version)
+            self._first = self._at
         here = self._block[self._at - self._first :][: len(buffer)]
         buffer[: here.nbytes] = here
         self._at += here.nbytes
@@ -94,14 +97,19 @@ def index_tars(
 
     Raises:
         SourceError: If one is compressed, cut short or no tar, a patch comes twice, or there is no payload at all.
+        ChangedError: If one is written to meanwhile.
         StorageError: If the store fails.
     """
     objects, found = [], []
+    stop = threading.Event()
     with ThreadPoolExecutor(threads, "reben-index") as pool:
-        read = pool.map(partial(_read_tar, store), paths)
-        for number, (remote, members) in enumerate(progress(read, len(paths), "tars")):
-            objects.append(remote)
-            found += [(number, member) for member in members]
+        read = pool.map(partial(_read_tar, store, stop), paths)
+        try:
+            for number, (remote, members) in enumerate(progress(read, len(paths), "tars")):
+                objects.append(remote)
+                found += [(number, member) for member in members]
+        finally:
+            stop.set()  # an error, or Ctrl-C, does not wait until all tars are read
     places = {}
     for modality in REBEN.modalities:
         mine = [(number, member) for number, member in found if member.modality == modality.name]
@@ -133,25 +141,46 @@ def index_tars(
     return Index(objects=tuple(objects), places=places)
 
 
-def _read_tar(store: Store, path: str) -> tuple[RemoteObject, list[_Member]]:
+def _read_tar(store: Store, stop: threading.Event, path: str) -> tuple[RemoteObject, list[_Member]]:
     nbytes, version = store.stat(path)
-    remote = RemoteObject(url=f"{store.url}/{path}", nbytes=nbytes, version=version)
+    remote = RemoteObject(url=store.child(path).url, nbytes=nbytes, version=version)
     # Buffered, because a raw file may give less than it was asked for, which a tar would take for its end.
-    blocks = io.BufferedReader(_Blocks(store, path, nbytes))
+    blocks = io.BufferedReader(_Blocks(store, remote, path))
     try:
         with tarfile.open(fileobj=blocks, mode="r:") as tar:
-            return remote, list(_payloads_in(tar, blocks))
+            members = list(_payloads_in(tar, blocks, stop))
+            blocks.seek(tar.offset)
+            end = blocks.read(tarfile.BLOCKSIZE)
+            more = not stop.is_set() and any(
+                any(rest) for rest in iter(partial(blocks.read, BLOCK_BYTES), b"")
+            )
     except tarfile.TarError as error:
         raise SourceError(
             f"{remote.url}: not an uncompressed tar ({error}); payloads in compressed archives cannot be read in place"
         ) from error
+    # `tarfile` takes a header that it does not understand, and half of one, for the end.
+    if not stop.is_set() and end != bytes(tarfile.BLOCKSIZE):
+        raise SourceError(
+            f"{remote.url}: damaged or cut short at byte {tar.offset:,} of {nbytes:,}: there is neither another member "
+            "nor the end of the archive; copy it again"
+        )
+    if more:
+        raise SourceError(
+            f"{remote.url}: more follows the end of the archive at byte {tar.offset:,}, as when tars are put together "
+            "with `cat`; join them with `tar --concatenate`, or refer to them one by one"
+        )
+    return remote, members
 
 
-def _payloads_in(tar: tarfile.TarFile, blocks: io.BufferedReader[_Blocks]) -> Iterator[_Member]:
+def _payloads_in(
+    tar: tarfile.TarFile, blocks: io.BufferedReader[_Blocks], stop: threading.Event
+) -> Iterator[_Member]:
     by_size = {modality.payload_bytes: modality for modality in REBEN.modalities}
     for member in tar:
+        if stop.is_set():
+            return
         modality = by_size.get(member.size)
-        if not member.isfile() or modality is None:
+        if modality is None or not member.isfile() or member.issparse():
             continue
         at = blocks.tell()
         blocks.seek(member.offset_data)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from reben_cloud.root.references import RemoteObject
+from reben_cloud.root.references import RemoteObject, RemoteObjects
 from reben_cloud.sampling import Ints
+from reben_cloud.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,11 @@ class Found(NamedTuple):
 
 
 class Finder(Protocol):
-    """Finds payloads of which no table says where they lie."""
+    """Finds payloads of which no table says where they lie, in one object."""
+
+    @property
+    def place(self) -> tuple[Store, str]:
+        """Store and path of that object, with what lets one in, which its URL does not have."""
 
     def find(self, keys: Sequence[str]) -> Found:
         """Where the payloads with these LMDB keys lie.
@@ -67,6 +72,11 @@ class References:
     """Credentials and endpoint of their stores."""
     finder: Finder | None = None
     """Looks places up; None where the table of patches has them."""
+
+    def reader(self) -> RemoteObjects:
+        """What reads the objects; nothing is contacted yet."""
+        place = None if self.finder is None else self.finder.place
+        return RemoteObjects(self.objects, self.storage_options, place=place)
 
     def former_fingerprint(self) -> None:
         """The first version knew no references."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,18 +103,24 @@ class RemoteObjects:
     Args:
         objects: The objects.
         storage_options: Credentials and endpoint of their stores.
+        place: Store and path of the only object, where more than its URL lets one in.
     """
 
     def __init__(
-        self, objects: Sequence[RemoteObject], storage_options: Mapping[str, Any] | None = None
+        self,
+        objects: Sequence[RemoteObject],
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        place: tuple[Store, str] | None = None,
     ) -> None:
         self.objects = tuple(objects)
+        self._place = place
         self._storage_options = dict(storage_options or {})
         self._stores: dict[str, Store] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.objects, self._storage_options)
+        return partial(type(self), place=self._place), (self.objects, self._storage_options)
 
     def read(self, number: int, spans: Sequence[Span]) -> list[memoryview]:
         """Ranges of an object, one request each, several at a time.
@@ -157,11 +164,11 @@ class RemoteObjects:
             raise self._changed(number)
 
     def _open(self, number: int) -> tuple[Store, str]:
-        folder, _, name = self.objects[number].url.rpartition("/")
+        if self._place is not None:
+            return self._place
+        store, name = open_store(self.objects[number].url, self._storage_options).parent()
         with self._lock:
-            if folder not in self._stores:
-                self._stores[folder] = open_store(folder, self._storage_options)
-            return self._stores[folder], name
+            return self._stores.setdefault(store.url, store), name
 
     def _changed(self, number: int) -> ChangedError:
         return ChangedError(
@@ -200,6 +207,9 @@ def check_places(
 
 
 def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, Any]:
-    """What a root's store was opened with, for objects of the same kind of store; nobody else is shown credentials."""
+    """What a root's store was opened with, where it may be meant for the objects; nobody else is shown credentials.
+
+    A root on this machine needs none itself; elsewhere, the objects must be in the same kind of store.
+    """
     same = all(one.url.partition("://")[0] == store.url.partition("://")[0] for one in objects)
-    return store.storage_options if same else {}
+    return store.storage_options if same or store.is_local else {}

@@ -96,5 +96,5 @@ class FoundSource(Official):
     def _remote(self) -> RemoteObjects:
         with self._lock:
             if not self._objects:
-                self._objects.append(RemoteObjects(self.backing.objects, self.backing.storage_options))
+                self._objects.append(self.backing.reader())
             return self._objects[0]

@@ -178,7 +178,7 @@ class Hub:
         if isinstance(error, hub_errors.RevisionNotFoundError):
             return StorageError(f"{name} has no revision {self.address.revision!r}")
         if isinstance(error, hub_errors.RepositoryNotFoundError):
-            return StorageError(f"there is no {name}, or it is private; {self._advice}")
+            return StorageError(f"{name} is not there, or it is private; {self._advice}")
         if isinstance(error, hub_errors.OfflineModeIsEnabled):
             return StorageError(
                 f"the hub may not be asked: HF_HUB_OFFLINE is set; name a commit ({mask(str(error))})"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 import obstore
@@ -357,12 +357,13 @@ class Store:
         return place
 
     def child(self, prefix: str) -> Store:
-        """The store of everything below the folder `prefix`."""
-        parts = urlsplit(self._address) if self._is_http else None
-        if parts is None:
-            address = f"{self._address}/{prefix.strip('/')}"
-        else:  # a query, which may be what lets one in, stays at the end
-            address = parts._replace(path=f"{parts.path.rstrip('/')}/{prefix.strip('/')}").geturl()
+        """The store of everything below the folder `prefix`; its `url` is also that of an object of this name."""
+        name = prefix.strip("/")
+        if self._is_http:  # a query, which may be what lets one in, stays at the end
+            parts = urlsplit(self._address)
+            address = parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl()
+        else:
+            address = f"{self._address}/{quote(name) if self.is_local else name}"
         return Store(address, self.storage_options, budget=self.budget)
 
     def parent(self) -> tuple[Store, str]:
@@ -371,7 +372,8 @@ class Store:
         if self._is_http:
             parts = urlsplit(self._address)
             address = parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]).geturl()
-        return Store(address, self.storage_options, budget=self.budget), name
+        is_quoted = self._is_http or self.is_local
+        return Store(address, self.storage_options, budget=self.budget), unquote(name) if is_quoted else name
 
     def pinned(self) -> Store:
         """The same store at the commit that its revision names now, where it has revisions (``hf://``); else itself.

@@ -20,7 +20,6 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.placement import STORED, check_places
-from reben_cloud.root.references import RemoteObjects
 from reben_cloud.root.references import check_places as check_references
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
@@ -196,7 +195,7 @@ def open_reader(
                 f"{dataset.url} refers to payloads elsewhere and has no Zarr stores; leave form out"
             )
         return ReferenceReader(
-            RemoteObjects(dataset.backing.objects, dataset.backing.storage_options),
+            dataset.backing.reader(),
             {m.name: _references(stored, dataset.backing, m) for m in stored.modalities},
             stored.places.ids,
             stored.modalities,

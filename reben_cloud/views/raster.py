@@ -30,8 +30,8 @@ MAX_XARRAY = 1_000
 """Most patches of `stack_patches`: 0.3 GB in memory, and as many chunks of each array for Dask."""
 
 
-def open_product(dataset: Dataset, product: str) -> xr.Dataset:
-    """A product's Zarr store; see `Dataset.open_zarr`."""
+def _require_zarr(dataset: Dataset) -> None:
+    """Raise NotFoundError where a dataset has payloads and no Zarr stores."""
     if not isinstance(dataset.backing, RootObjects):
         what = (
             "is an LMDB"
@@ -42,6 +42,11 @@ def open_product(dataset: Dataset, product: str) -> xr.Dataset:
             f"{dataset.url} {what} and has no Zarr stores: open single patches (Dataset.open_patch), or make a root of "
             "the patches you want (reben-cloud build)"
         )
+
+
+def open_product(dataset: Dataset, product: str) -> xr.Dataset:
+    """A product's Zarr store; see `Dataset.open_zarr`."""
+    _require_zarr(dataset)
     if product not in dataset.products:
         raise NotFoundError(
             f"{dataset.url} has no product {product!r}; `Dataset.products` lists its {len(dataset.products)}"
@@ -103,6 +108,7 @@ def stack_patches(selection: Selection, bands: str | Iterable[str] | None) -> xr
         )
     selection.require_patches("nothing to stack")
     dataset = selection.dataset
+    _require_zarr(dataset)  # before its column is asked for, which only a root with Zarr stores has
     table = selection.columns([layout.ID, layout.PRODUCT, layout.ZARR_ROW, layout.LABELS])
     products = [str(name) for name in table.column(layout.PRODUCT).to_pylist()]
     stacks = {product: open_product(dataset, product) for product in sorted(set(products))}

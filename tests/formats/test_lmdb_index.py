@@ -18,6 +18,7 @@ import pytest
 from hypothesis import strategies as st
 
 from reben_cloud.errors import RebenError, SourceError, StorageError
+from reben_cloud.files.whole import locked
 from reben_cloud.formats import lmdb_index
 from reben_cloud.formats.lmdb_index import RemoteLmdb, estimate, index, lookup, plan_requests
 from reben_cloud.store import Store
@@ -466,3 +467,17 @@ def test_through_a_hub(overflowing):
 
     assert found.equals(index(Ranges(data), len(data)))
     assert isinstance(found, pa.Table)
+
+
+@pytest.mark.parametrize("place", ["held", "in the way/kept", "/dev/full", "."])
+def test_where_nothing_can_be_kept_the_index_is_made_all_the_same(tmp_path, overflowing, caplog, place):
+    data, _ = overflowing
+    (tmp_path / "in the way").write_bytes(b"a file, no folder")
+
+    with locked(tmp_path / "held"):
+        found = index(Ranges(data), len(data), keep=tmp_path / place)
+
+    assert found.equals(index(Ranges(data), len(data)))
+    assert "not kept for the next time" in caplog.text
+    if place == "held":
+        assert (tmp_path / place).read_bytes() == b""
