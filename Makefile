@@ -9,8 +9,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Imported by the tests, but its own requirements contradict ours (it wants numpy 1 and a Python before 3.12);
 # its readers do not mind.
 NO_DEPS := configilm
-# No S3 server, no browser, and nothing that takes more than about five seconds; a process per core, each with whole files.
-QUICK := -n auto --dist loadfile -m "not slow and not s3 and not browser"
+# A process per core, each with whole files.
+PARALLEL := -n auto --dist loadfile
+# No S3 server, no browser, and nothing that takes more than about five seconds.
+QUICK := $(PARALLEL) -m "not slow and not s3 and not browser"
 
 .PHONY: demo quick test lint types docs coverage system floors pythons clean
 
@@ -18,7 +20,7 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/reben-cloud demo
 
 test: $(VENV)/.test-installed system lint types
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST_ARGS)
 
 # Installs no torch; the tests that need it run where it is installed already.
 quick: $(VENV)/.quick-installed
