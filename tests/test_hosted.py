@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,15 +15,15 @@ from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
 from reben_cloud.errors import ChangedError, NotFoundError, SourceError, StorageError
 from reben_cloud.hosted.publish import index_hosted
+from reben_cloud.sources.recognise import OFFICIAL_METADATA
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from reben_cloud.stream import RawLoader
-from tests import hub, official
+from tests import batches, hub, official
+from tests.batches import assert_same
 
 pytest.importorskip("huggingface_hub")
 
 NUM_PATCHES = 60
-METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def lmdb(root, tmp_path_factory):
 @pytest.fixture
 def files(lmdb):
     found = {"BENv2.lmdb/data.mdb": lmdb / "data.mdb", "BENv2.lmdb/lock.mdb": b""}
-    return found | {name: lmdb / name for name in METADATA}
+    return found | {name: lmdb / name for name in OFFICIAL_METADATA}
 
 
 @pytest.fixture
@@ -58,20 +59,7 @@ def server(files, tmp_path, monkeypatch):
 URL = "hf://datasets/owner/name"
 
 
-def samples(selection, **options):
-    found, ids = {}, selection.patch_ids
-    for batch in RawLoader(selection, batch_size=7, modalities=["s2", "s1"], **options):
-        for row, at in enumerate(batch["index"]):
-            assert ids[at] not in found
-            found[ids[at]] = {n: batch[n][row].copy() for n in batch if n not in ("index", "valid")}
-    return found
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for patch_id, arrays in left.items():
-        for name, values in arrays.items():
-            np.testing.assert_array_equal(values, right[patch_id][name])
+samples = partial(batches.samples, modalities=["s2", "s1"])
 
 
 def test_one_line_opens_searches_and_streams_it(server, root):
@@ -152,7 +140,7 @@ def test_a_commit_is_pinned_and_a_file_that_changed_is_refused(server, files, tm
 
 def test_an_object_without_commits_that_changes_is_refused(server, files, tmp_path):
     url = f"{server.url}/datasets/owner/name/resolve/main/BENv2.lmdb"
-    index_hosted(url, tmp_path / "ref", metadata_paths=[files[name] for name in METADATA])
+    index_hosted(url, tmp_path / "ref", metadata_paths=[files[name] for name in OFFICIAL_METADATA])
     reference = rc.open(tmp_path / "ref")
     assert len(samples(reference.search(limit=5))) == 5
     shutil.copy(files["BENv2.lmdb/data.mdb"], tmp_path / "other.mdb")
@@ -222,7 +210,7 @@ def test_another_process_opens_the_commit_that_this_one_opened(server, files):
     selection = rc.open(URL).search(split="train")
     before = selection.patch_ids
     sent = pickle.dumps(selection)
-    server.commit({name: data for name, data in files.items() if name != METADATA[1]})
+    server.commit({name: data for name, data in files.items() if name != OFFICIAL_METADATA[1]})
 
     received = pickle.loads(sent)
 
@@ -235,7 +223,7 @@ def test_metadata_are_not_looked_for_where_they_are_named(server, files, tmp_pat
     server.commit({"BENv2.lmdb/data.mdb": files["BENv2.lmdb/data.mdb"]})
     url = f"{server.url}/datasets/owner/name/resolve/main/BENv2.lmdb/data.mdb"
 
-    index_hosted(url, tmp_path / "ref", metadata_paths=[files[name] for name in METADATA])
+    index_hosted(url, tmp_path / "ref", metadata_paths=[files[name] for name in OFFICIAL_METADATA])
 
     assert len(rc.open(tmp_path / "ref")) == NUM_PATCHES
     assert not [one.path for one in server.asked if "metadata" in one.path]
@@ -263,4 +251,6 @@ def test_a_password_in_the_url_opens_pixels_too_and_is_shown_nowhere(server, tmp
 
 def test_other_metadata_than_those_beside_it_are_not_passed_over(server, files, tmp_path):
     with pytest.raises(ValueError, match="to take others, index it with them"):
-        open_plan(URL, tmp_path / "part", only=rc.open(URL).search(), metadata_paths=[files[METADATA[0]]])
+        open_plan(
+            URL, tmp_path / "part", only=rc.open(URL).search(), metadata_paths=[files[OFFICIAL_METADATA[0]]]
+        )

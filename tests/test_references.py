@@ -24,15 +24,16 @@ from reben_cloud.hosted import publish
 from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.root import references
 from reben_cloud.root.references import RANGE_BYTES, plan_spans
+from reben_cloud.sources.recognise import OFFICIAL_METADATA
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.readers.base import Counters
 from reben_cloud.stream.select import StoredSelection, open_reader
-from tests import official
+from tests import batches, official
+from tests.batches import assert_same
 
 NUM_PATCHES = 40
-METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -75,27 +76,14 @@ def tars(root, tmp_path_factory):
 
 
 def samples(dataset, **options):
-    """Patch id -> its arrays, as a loader gives them."""
-    selection, found = dataset.search(), {}
-    ids = selection.patch_ids
-    for batch in RawLoader(selection, batch_size=7, **options):
-        for row, at in enumerate(batch["index"]):
-            assert ids[at] not in found
-            found[ids[at]] = {n: batch[n][row].copy() for n in batch if n not in ("index", "valid")}
-    return found
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for patch_id, arrays in left.items():
-        for name, values in arrays.items():
-            np.testing.assert_array_equal(values, right[patch_id][name])
+    """Patch id -> its arrays, of the whole dataset."""
+    return batches.samples(dataset.search(), **options)
 
 
 @pytest.fixture(params=["lmdb", "lmdb with checksums", "tars"])
 def reference(request, lmdb, tars, tmp_path):
     if request.param == "tars":
-        index_hosted(tars, tmp_path / "ref", metadata_paths=[lmdb / name for name in METADATA])
+        index_hosted(tars, tmp_path / "ref", metadata_paths=[lmdb / name for name in OFFICIAL_METADATA])
     else:
         index_hosted(lmdb, tmp_path / "ref", checksums=request.param != "lmdb")
     return rc.open(tmp_path / "ref")
@@ -338,7 +326,9 @@ def test_a_tar_that_is_not_whole_is_refused(lmdb, tars, tmp_path, harm):
     (tmp_path / "tars" / "a.tar").write_bytes(data)
 
     with pytest.raises(SourceError, match=r"a\.tar: (damaged or cut short|more follows .*) at byte"):
-        index_hosted(tmp_path / "tars", tmp_path / "ref", metadata_paths=[lmdb / name for name in METADATA])
+        index_hosted(
+            tmp_path / "tars", tmp_path / "ref", metadata_paths=[lmdb / name for name in OFFICIAL_METADATA]
+        )
 
 
 def test_a_local_index_is_read_with_the_options_of_its_objects(tmp_path):
@@ -352,7 +342,7 @@ def test_a_local_index_is_read_with_the_options_of_its_objects(tmp_path):
 
 @pytest.mark.parametrize("name", ["a b", "50%41", "a#b?c", "ü"])
 def test_names_that_a_url_escapes_are_found_again(lmdb, tars, tmp_path, name):
-    metadata = [lmdb / file for file in METADATA]
+    metadata = [lmdb / file for file in OFFICIAL_METADATA]
     (tmp_path / "tars" / name).mkdir(parents=True)
     shutil.copy(tars / "part-0.tar", tmp_path / "tars" / name / f"{name}.tar")
     (tmp_path / "above").mkdir()
@@ -366,7 +356,7 @@ def test_names_that_a_url_escapes_are_found_again(lmdb, tars, tmp_path, name):
 
 def test_of_metadata_in_two_places_the_nearer_are_taken(lmdb, tmp_path):
     shutil.copytree(lmdb, tmp_path / "data" / "x.lmdb")
-    for name in METADATA:
+    for name in OFFICIAL_METADATA:
         shutil.copy(lmdb / name, tmp_path / "data" / name)
 
     for number, url in enumerate(["data", "data/x.lmdb", "data/x.lmdb/data.mdb"]):
@@ -384,9 +374,9 @@ def test_what_cannot_be_indexed_is_told(lmdb, tars, tmp_path):
     with pytest.raises(SourceError, match="no metadata"):
         index_hosted(tmp_path / "bare.lmdb", tmp_path / "ref")
     with tarfile.open(tmp_path / "empty" / "x.tar", "w:gz") as tar:
-        tar.add(lmdb / METADATA[0], "x")
+        tar.add(lmdb / OFFICIAL_METADATA[0], "x")
     with pytest.raises(SourceError, match="not an uncompressed tar"):
-        index_hosted(tmp_path / "empty", tmp_path / "ref", metadata_paths=[lmdb / METADATA[0]])
+        index_hosted(tmp_path / "empty", tmp_path / "ref", metadata_paths=[lmdb / OFFICIAL_METADATA[0]])
 
 
 def test_the_command_makes_a_root_that_the_other_commands_read(lmdb, tmp_path):
