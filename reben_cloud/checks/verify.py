@@ -173,12 +173,11 @@ class _Seen:
 
 
 def _look(dataset: Dataset, *, quick: bool) -> _Seen:
-    elsewhere = dataset.backing if isinstance(dataset.backing, References) else None
-    changed = [] if elsewhere is None else check_versions(elsewhere)
-    if (
-        elsewhere is not None and elsewhere.finder is not None
-    ):  # opened where it lies: nobody has listed anything
-        return _Seen(objects=Objects([]), sizes=[], problems=changed, readable=True)
+    changed: list[str] = []
+    if isinstance(dataset.backing, References):
+        changed = check_versions(dataset.backing)
+        if dataset.backing.finder is not None:  # opened where it lies: nobody has listed anything
+            return _Seen(objects=Objects([]), sizes=[], problems=changed, readable=True)
     if not isinstance(dataset.backing, LmdbFolder):
         objects, problems = listed_objects(dataset)
         problems = [*changed, *check_manifest(dataset), *problems, *check_presence(dataset, objects)]

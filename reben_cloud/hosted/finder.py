@@ -9,12 +9,13 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.files.paths import local_path
@@ -22,8 +23,7 @@ from reben_cloud.files.whole import replacing
 from reben_cloud.formats import parquet
 from reben_cloud.formats.lmdb_index import SCHEMA, RemoteLmdb
 from reben_cloud.hosted.lmdb import HostedLmdb
-from reben_cloud.root.backing import Found
-from reben_cloud.root.references import RemoteObject
+from reben_cloud.root.references import Found, RemoteObject
 from reben_cloud.store import Store
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,27 @@ def name_of(remote: RemoteObject) -> str:
     return hashlib.sha256(f"{remote.url}\n{remote.version}".encode()).hexdigest()[:24]
 
 
+class _Known(NamedTuple):
+    """Places that were looked up, by rising keys: they are found one at a time while a build reads."""
+
+    table: pa.Table
+    keys: NDArray[np.bytes_]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> _Known:
+        table = table.sort_by("key")
+        keys = np.array(table.column("key").to_pylist(), np.bytes_)
+        return cls(table, keys, table.column("offset").to_numpy())
+
+    def find(self, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The row of each key, and whether it is there."""
+        rows = np.searchsorted(self.keys, wanted)
+        is_there = rows < len(self.keys)
+        is_there[is_there] = self.keys[rows[is_there]] == wanted[is_there]
+        return rows, is_there
+
+
 class LmdbFinder:
     """Looks the places of records up in a remote LMDB, and keeps them in the cache folder for the next time.
 
@@ -56,7 +77,7 @@ class LmdbFinder:
     def __init__(self, hosted: HostedLmdb, remote: RemoteObject, *, threads: int = 16) -> None:
         self.hosted, self.remote, self._threads = hosted, remote, threads
         self._lock = threading.Lock()
-        self._known: pa.Table | None = None
+        self._known: _Known | None = None
         self._opened: RemoteLmdb | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -79,26 +100,26 @@ class LmdbFinder:
             NotFoundError: If one is not there.
             SourceError: If the LMDB is damaged.
         """
-        wanted = pa.array([key.encode() for key in keys], pa.binary())
+        wanted = np.array([key.encode() for key in keys], np.bytes_)
         with self._lock:
-            known = self._load() if self._known is None else self._known
-            rows = pc.index_in(wanted, known.column("key").combine_chunks())
-            if rows.null_count:
-                missing = pc.unique(wanted.filter(pc.is_null(rows)))
-                found = self._pages().lookup(missing.to_pylist())
-                there = found.filter(pc.is_valid(found.column("offset")))
-                known = pa.concat_tables([known, there]).combine_chunks()
-                rows = pc.index_in(wanted, known.column("key").combine_chunks())
-                self._keep(known)
+            known = self._known or _Known.of(self._load())
+            rows, is_there = known.find(wanted)
+            if not is_there.all():
+                missing = np.unique(wanted[~is_there]).tolist()
+                found = self._pages().lookup(missing)
+                known = _Known.of(
+                    pa.concat_tables([known.table, found.filter(pc.is_valid(found.column("offset")))])
+                )
+                rows, is_there = known.find(wanted)
+                self._keep(known.table)
             self._known = known
-        if rows.null_count:
-            absent = wanted.filter(pc.is_null(rows))
+        if not is_there.all():
+            absent = wanted[~is_there]
             raise NotFoundError(
-                f"{self.remote.url}: no record {absent[0].as_py().decode()!r} ({len(absent):,} such records): "
+                f"{self.remote.url}: no record {absent[0].decode()!r} ({len(absent):,} such records): "
                 "the metadata beside it name patches that it lacks; `reben-cloud index` makes a root of those it has"
             )
-        starts = known.column("offset").take(rows).to_numpy().astype(np.int64)
-        return Found(np.zeros(len(starts), np.int64), starts)
+        return Found(np.zeros(len(rows), np.int64), known.starts[rows])
 
     def _pages(self) -> RemoteLmdb:
         if self._opened is None:

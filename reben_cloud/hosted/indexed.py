@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.bigearthnet.reben import MAP, REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.root.patch import PatchInfo
 from reben_cloud.root.references import RemoteObject
 from reben_cloud.sources import Official
 
-MAP_SUFFIX = "_reference_map"
+MAP_SUFFIX = MAP.key_suffix
 """What rico-hdl adds to a patch id for the key of its map."""
 
 _S2, _S1 = r"^S2[A-D]_MSIL2A_.*_\d\d_\d\d$", r"^S1[A-D]_IW_GRDH_"

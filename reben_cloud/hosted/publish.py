@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ from reben_cloud.build.plan import BuildPlan, is_root_of, make_plan, manifest_of
 from reben_cloud.build.publish import commit
 from reben_cloud.build.tasks import put
 from reben_cloud.errors import ConflictError, SourceError, StorageError
+from reben_cloud.export.copying import Progress
 from reben_cloud.formats.lmdb_index import Estimate
 from reben_cloud.hosted.finder import cache_folder, name_of
 from reben_cloud.hosted.indexed import Index, IndexedSource, index_of
@@ -44,9 +45,6 @@ from reben_cloud.root.references import RemoteObjects, plan_spans
 from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import Modality
 from reben_cloud.store import Store, open_store
-
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
-"""Called with an iterable, its length and what it is; gives the items on."""
 
 CHECKSUM_BYTES = 64 * 1024 * 1024
 """About how much is read between two signs of life while checksums are recorded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,15 +15,13 @@ import pyarrow.compute as pc
 
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
+from reben_cloud.export.copying import Progress
 from reben_cloud.hosted.indexed import MAP_SUFFIX, Index
 from reben_cloud.root.references import RemoteObject
 from reben_cloud.store import Store
 
 BLOCK_BYTES = 4 * 1024 * 1024
 """What is read at once: members are nearer to each other than another request would be worth."""
-
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
-"""Called with an iterable, its length and what it is; gives the items on."""
 
 
 class _Member(NamedTuple):

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from reben_cloud.root.references import RemoteObject, RemoteObjects
-from reben_cloud.sampling import Ints
+from reben_cloud.root.references import Found, RemoteObject, RemoteObjects
 from reben_cloud.store import Store
 
 
@@ -35,15 +34,6 @@ class LmdbFolder:
     def former_fingerprint(self) -> str | None:
         """What the first version called this LMDB, if it is one that has no tables of its own; takes seconds."""
         return None if self.compute_former is None else self.compute_former()
-
-
-class Found(NamedTuple):
-    """Where payloads lie in the objects of a reference root."""
-
-    object: Ints
-    """Number of the object that holds each payload, shape (n,)."""
-    start: Ints
-    """Its first byte there, shape (n,)."""
 
 
 class Finder(Protocol):

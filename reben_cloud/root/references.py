@@ -13,10 +13,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChangedError, ChecksumError, NotFoundError
+from reben_cloud.root import layout
 from reben_cloud.sampling import Ints
+from reben_cloud.schema import Buffer, Modality
 from reben_cloud.store import Store, open_store
 
 REQUEST_BYTES = 256 * 1024
@@ -56,6 +60,15 @@ class RemoteObject:
         if not isinstance(nbytes, int) or isinstance(nbytes, bool) or not 0 < nbytes < 2**63:
             raise ValueError(f"{url}: it cannot have {nbytes!r} bytes")
         return cls(url=url, nbytes=nbytes, version=version)
+
+
+class Found(NamedTuple):
+    """Where payloads lie in the objects of a reference root."""
+
+    object: Ints
+    """Number of the object that holds each payload, shape (n,)."""
+    start: Ints
+    """Its first byte there, shape (n,)."""
 
 
 class Span(NamedTuple):
@@ -147,6 +160,34 @@ class RemoteObjects:
                 )
         return found
 
+    def check_payload(
+        self,
+        payload: Buffer,
+        modality: Modality,
+        *,
+        number: int,
+        start: int,
+        checksum: int | None,
+        patch_id: str,
+    ) -> None:
+        """See that what was read at byte `start` of an object is the payload of a patch.
+
+        Raises:
+            ChangedError: If it is not, because the object was written again.
+            ChecksumError: If it is not for another reason.
+        """
+        if payload[: len(modality.payload_header)] != modality.payload_header:
+            cause = "its header is another"
+        elif checksum is not None and xxhash.xxh3_64_intdigest(payload) != checksum:
+            cause = "its xxh3 differs"
+        else:
+            return
+        self.check_version(number)  # the likelier cause, and the better message
+        raise ChecksumError(
+            f"{self.objects[number].url}: what lies at byte {start:,} is not the {modality.name} payload of "
+            f"{patch_id} ({cause}); the object or its index is damaged, index it again (reben-cloud index)"
+        )
+
     def check_version(self, number: int) -> None:
         """See that an object is the one that was indexed.
 
@@ -204,6 +245,28 @@ def check_places(
         at = int(outside[0])
         return f"byte {start[at]:,} of an object of {sizes[number[at]]:,} bytes for a payload of {nbytes:,}"
     return None
+
+
+def places_in(table: pa.Table, modality: Modality, objects: Sequence[RemoteObject], *, name: str) -> Found:
+    """The places of a modality's payloads that a table of patches names, row by row.
+
+    Args:
+        table: With the columns `layout.place_columns`.
+        modality: The modality.
+        objects: The objects that the manifest names.
+        name: What the table is called in messages.
+
+    Raises:
+        ChecksumError: If one would not be inside its object, or has another size than the schema says.
+    """
+    number, start, nbytes = (
+        table.column(column).to_numpy().astype(np.int64) for column in layout.place_columns(modality.name)
+    )
+    wrong = check_places(objects, number, start, modality.payload_bytes)
+    if wrong or (nbytes != modality.payload_bytes).any():
+        wrong = wrong or f"{modality.name} payloads of another size than {modality.payload_bytes:,} bytes"
+        raise ChecksumError(f"{name}: names {wrong}; the root is damaged, index it again (reben-cloud index)")
+    return Found(number, start)
 
 
 def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from reben_cloud.root.references import RemoteObjects, Span
 from reben_cloud.sources import Official
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FoundSource(Official):
     """The records of a hosted LMDB."""
 
@@ -26,11 +26,6 @@ class FoundSource(Official):
     """Modalities that it has."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Nothing is looked for beside it."""
-    _objects: list[RemoteObjects] = field(default_factory=list, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.backing, self.held, self.left_out)
 
     @property
     def kind(self) -> str:
@@ -88,13 +83,11 @@ class FoundSource(Official):
             found = self.finder.find([key])
             span = Span(int(found.start[0]), modality.payload_bytes, np.zeros(1, np.int64))
             number = int(found.object[0])
-            payload = bytes(self._remote().read(number, [span])[0])
+            payload = bytes(self._remote.read(number, [span])[0])
             modality.check(payload, name=f"{self.backing.objects[number].url}: record {key!r}")
             payloads[modality.name] = payload
         return Patch(info=info, payloads=payloads)
 
+    @cached_property
     def _remote(self) -> RemoteObjects:
-        with self._lock:
-            if not self._objects:
-                self._objects.append(self.backing.reader())
-            return self._objects[0]
+        return self.backing.reader()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.bigearthnet.reben import MAP, REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import lmdb
 from reben_cloud.root.patch import Patch, PatchInfo, key_of
@@ -17,7 +17,7 @@ from reben_cloud.store import file_version
 
 logger = logging.getLogger(__name__)
 
-_MAP_SUFFIX = b"_reference_map"
+_MAP_SUFFIX = MAP.key_suffix.encode()
 _MODALITY = {f"S{sensor}{satellite}_".encode(): f"s{sensor}" for sensor in (1, 2) for satellite in "ABCD"}
 _V1_UNDERSCORES = 4  # S2A_MSIL2A_20170613T101031_87_48; of v2 it is seven
 _CHECKED_RECORDS = 256

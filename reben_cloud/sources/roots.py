@@ -29,12 +29,10 @@ from reben_cloud.root.documents import (
     read_patches,
 )
 from reben_cloud.root.layout import MANIFEST, PATCHES
-from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.metadata import described_columns, described_metadata, with_columns_of
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.root.placement import check_places
-from reben_cloud.root.references import RemoteObjects, Span, options_for
-from reben_cloud.root.references import check_places as check_references
+from reben_cloud.root.references import Found, RemoteObjects, Span, options_for, places_in
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
 
@@ -113,15 +111,11 @@ class RootSource:
         number, start = (int(column[at]) for column in places.references[modality.name])
         span = Span(start, modality.payload_bytes, np.zeros(1, np.int64))
         payload = bytes(places.objects.read(number, [span])[0])
-        sums, url = places.xxh3.get(modality.name), places.objects.objects[number].url
-        if not payload.startswith(modality.payload_header) or (
-            sums is not None and xxhash.xxh3_64_intdigest(payload) != int(sums[at])
-        ):
-            places.objects.check_version(number)
-            raise ChecksumError(
-                f"{url}: what lies at byte {start:,} is not the {modality.name} payload of {patch_id}; the object or "
-                "its index is damaged, index it again (reben-cloud index)"
-            )
+        sums = places.xxh3.get(modality.name)
+        checksum = None if sums is None else int(sums[at])
+        places.objects.check_payload(
+            payload, modality, number=number, start=start, checksum=checksum, patch_id=patch_id
+        )
         return payload
 
     def _payload(self, path: str, start: int, nbytes: int, checksum: int, what: str) -> bytes:
@@ -157,7 +151,7 @@ class _Places(NamedTuple):
     xxh3: Mapping[str, NDArray[np.uint64]]
     objects: RemoteObjects | None
     """What a reference root refers to; None for one that has its payloads."""
-    references: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+    references: Mapping[str, Found]
     """Modality -> object and first byte of each payload there."""
 
     def find(self, patch_id: str, url: str) -> int:
@@ -177,21 +171,23 @@ def _places(_url: str, store: Store) -> _Places:
     there = set(open_patches(store, manifest).schema.names)
     summed = [m for m in modalities if remote is None or layout.checksum_column(m) in there]
     sums = [layout.checksum_column(m) for m in summed]
-    referred = [] if remote is None else [(m, layout.place_columns(m)) for m in modalities]
+    referred = () if remote is None else modalities
+    name = f"{store.url}/{PATCHES}"
     table = read_patches(
         store,
         manifest,
         [
             *(layout.ID, layout.SHARD_GROUP, layout.SHARD, layout.SHARD_ROW),
-            *(column for _, columns in referred for column in columns),
+            *(column for m in referred for column in layout.place_columns(m)),
             *sums,
         ],
     )
     ids = np.array(table.column(layout.ID).to_pylist(), np.bytes_)
     order = np.argsort(ids)
+    by_id = table.take(pa.array(order))
     groups = table.column(layout.SHARD_GROUP).cast(pa.string()).to_numpy()
     shards, rows = table.column(layout.SHARD).to_numpy(), table.column(layout.SHARD_ROW).to_numpy()
-    check_places(manifest, groups=groups, shards=shards, rows=rows, name=f"{store.url}/{PATCHES}")
+    check_places(manifest, groups=groups, shards=shards, rows=rows, name=name)
     return _Places(
         ids[order],
         groups[order],
@@ -199,22 +195,5 @@ def _places(_url: str, store: Store) -> _Places:
         rows[order],
         {m: table.column(c).to_numpy()[order] for m, c in zip(summed, sums, strict=True)},
         None if remote is None else RemoteObjects(remote, options_for(store, remote)),
-        {m: _places_in_objects(store, manifest, table, m, order) for m, _ in referred},
+        {m: places_in(by_id, manifest.schema.modality(m), remote or (), name=name) for m in referred},
     )
-
-
-def _places_in_objects(
-    store: Store, manifest: Manifest, table: pa.Table, modality: str, order: NDArray[np.int64]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Object and first byte of each payload of a modality, within their bounds."""
-    number, start, nbytes = (
-        table.column(column).to_numpy().astype(np.int64)[order] for column in layout.place_columns(modality)
-    )
-    expected = manifest.schema.modality(modality).payload_bytes
-    wrong = check_references(manifest.references or (), number, start, expected)
-    if wrong or (nbytes != expected).any():
-        raise ChecksumError(
-            f"{store.url}/{PATCHES}: names {wrong or 'a payload of another size'}; the root is damaged, "
-            "index it again (reben-cloud index)"
-        )
-    return number, start

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
 from reben_cloud.root import layout
-from reben_cloud.root.backing import Found, LmdbFolder, References, RootObjects
+from reben_cloud.root.backing import LmdbFolder, References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.placement import STORED, check_places
+from reben_cloud.root.references import Found, places_in
 from reben_cloud.root.references import check_places as check_references
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
@@ -242,24 +243,13 @@ def _references(stored: StoredSelection, backing: References, modality: Modality
     Raises:
         ChecksumError: If one would not be inside its object, or has another size than the schema says.
     """
-    if backing.finder is not None:
-        found = backing.finder.find(stored.keys(modality))
-    else:
-        names = layout.place_columns(modality.name)
-        table = stored.selection.columns(list(names)).take(pa.array(stored.index))
-        number, start, nbytes = (table.column(name).to_numpy().astype(np.int64) for name in names)
-        if (wrong := np.flatnonzero(nbytes != modality.payload_bytes)).size:
-            raise ChecksumError(
-                f"{stored.selection.dataset.url}/{PATCHES}: gives a payload of {modality.name} {nbytes[wrong[0]]:,} "
-                f"bytes, which has {modality.payload_bytes:,}; the root is damaged, `reben-cloud verify` says what "
-                "else is"
-            )
-        found = Found(number, start)
-    if wrong_place := check_references(backing.objects, found.object, found.start, modality.payload_bytes):
-        raise ChecksumError(
-            f"{stored.selection.dataset.url}/{PATCHES}: names {wrong_place}; the root is damaged, index it again "
-            "(reben-cloud index)"
-        )
+    name = f"{stored.selection.dataset.url}/{PATCHES}"
+    if backing.finder is None:
+        table: pa.Table = stored.selection.columns(list(layout.place_columns(modality.name)))
+        return places_in(table.take(pa.array(stored.index)), modality, backing.objects, name=name)
+    found = backing.finder.find(stored.keys(modality))
+    if wrong := check_references(backing.objects, found.object, found.start, modality.payload_bytes):
+        raise ChecksumError(f"{name}: names {wrong}; the root is damaged, index it again (reben-cloud index)")
     return found
 
 

@@ -8,14 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.errors import ChecksumError
-from reben_cloud.root.backing import Found
-from reben_cloud.root.references import RemoteObjects, Span, plan_spans
+from reben_cloud.root.references import Found, RemoteObjects, Span, plan_spans
 from reben_cloud.sampling import Ints
-from reben_cloud.schema import Buffer, Modality
+from reben_cloud.schema import Modality
 from reben_cloud.stream.payloads import InMemory, Part, Payloads
 from reben_cloud.stream.readers.base import Counters, persistently
 
@@ -77,7 +74,7 @@ class ReferenceReader:
     def _read(
         self, modality: Modality, number: int, spans: Sequence[Span], stored: Ints, starts: Ints
     ) -> list[tuple[Ints, InMemory]]:
-        answers = self._objects.read(number, spans)
+        answers, sums = self._objects.read(number, spans), self._checksums.get(modality.name)
         self._counters.add(requests=len(spans), bytes_read=sum(data.nbytes for data in answers))
         found = []
         for span, data in zip(spans, answers, strict=True):
@@ -88,25 +85,17 @@ class ReferenceReader:
                 name=self._objects.objects[number].url,
             )
             for inside, member in enumerate(span.members.tolist()):
-                self._check(modality, number, int(stored[member]), payloads.read(inside))
+                sample = int(stored[member])
+                self._objects.check_payload(
+                    payloads.read(inside),
+                    modality,
+                    number=number,
+                    start=int(starts[member]),
+                    checksum=None if sums is None else int(sums[sample]),
+                    patch_id=self._ids[sample].decode(),
+                )
             found.append((span.members, payloads))
         return found
-
-    def _check(self, modality: Modality, number: int, sample: int, payload: Buffer) -> None:
-        header, sums = modality.payload_header, self._checksums.get(modality.name)
-        if payload[: len(header)] != header:
-            cause = "its header is another"
-        elif sums is not None and xxhash.xxh3_64_intdigest(payload) != sums[sample]:
-            cause = "its xxh3 differs"
-        else:
-            return
-        self._objects.check_version(number)  # the likelier cause, and the better message
-        start = int(self._places[modality.name].start[sample])
-        raise ChecksumError(
-            f"{self._objects.objects[number].url}: what lies at byte {start:,} is not the {modality.name} payload of "
-            f"{self._ids[sample].decode()} ({cause}); the object or its index is damaged, index it again "
-            "(reben-cloud index)"
-        )
 
 
 @functools.cache
