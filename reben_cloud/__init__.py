@@ -22,8 +22,10 @@ from reben_cloud.errors import (
 
 if TYPE_CHECKING:
     from reben_cloud import grid
-    from reben_cloud.opening import open
+    from reben_cloud.layers import write_layer
+    from reben_cloud.opening import open, open_layer
     from reben_cloud.root.dataset import Dataset
+    from reben_cloud.root.layers import Layer
     from reben_cloud.root.query import Query
     from reben_cloud.root.selection import Selection
 
@@ -36,6 +38,7 @@ __all__ = [
     "Dataset",
     "ForkError",
     "InvalidPatchError",
+    "Layer",
     "MissingExtraError",
     "NotFoundError",
     "Query",
@@ -45,13 +48,18 @@ __all__ = [
     "StorageError",
     "grid",
     "open",
+    "open_layer",
+    "write_layer",
 ]
 
 _HOMES = {
     "Dataset": "reben_cloud.root.dataset",
+    "Layer": "reben_cloud.root.layers",
     "Query": "reben_cloud.root.query",
     "Selection": "reben_cloud.root.selection",
     "open": "reben_cloud.opening",
+    "open_layer": "reben_cloud.opening",
+    "write_layer": "reben_cloud.layers",
 }
 """Public name -> the module it is loaded from; the errors cost nothing and are there at once."""
 

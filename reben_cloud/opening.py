@@ -1,36 +1,72 @@
-"""Open what a path or URL names: a published root, or the folder of an LMDB that is read like one."""
+"""Open what a path or URL names: a published root, or the folder of an LMDB that is read like one; and layers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root.backing import Backing, References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_manifest
-from reben_cloud.root.layout import MANIFEST
+from reben_cloud.root.layers import Layer, read_layer_manifest
+from reben_cloud.root.layout import LAYER_MANIFEST, MANIFEST
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.references import options_for
 from reben_cloud.store import Store, open_store
 
 
-def open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Dataset:
+def open(
+    url: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    layers: Sequence[str | os.PathLike[str] | Layer] = (),
+) -> Dataset:
     """Open a published root, or a local folder with an exported (or rico-hdl's own) LMDB.
 
     Args:
         url: Path or URL of the root: a folder, ``file://``, ``s3://bucket/prefix``, ``https://``; or
             the folder of an LMDB, also as ``lmdb://PATH``.
         storage_options: Credentials and endpoint, as in `store.open_store`.
+        layers: What is to stand beside it: paths or URLs of layers, to which `storage_options` go as well, or
+            layers from `open_layer`, which have their own.
 
     Raises:
-        NotFoundError: If there is no manifest, so no published dataset.
+        NotFoundError: If there is no manifest, so no published dataset, or no layer.
         ChecksumError: If the manifest is damaged, or not that of a root.
+        ConflictError: If a layer was made for another root.
         SourceError: If an LMDB has no metadata beside it, or not the one of its patches.
         RebenError: If a newer version has written it.
         StorageError: If the store cannot be reached or refuses.
     """
+    dataset = _open(url, storage_options)
+    found = [one if isinstance(one, Layer) else open_layer(one, storage_options) for one in layers]
+    return dataset.with_layers(*found) if found else dataset
+
+
+def open_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Layer:
+    """Open a layer, to be handed to `open` or to `Dataset.with_layers`.
+
+    Args:
+        url: Path or URL of the layer.
+        storage_options: Credentials and endpoint, as in `store.open_store`.
+
+    Raises:
+        NotFoundError: If there is no published layer.
+        ChecksumError: If what it says of itself is damaged.
+        RebenError: If a newer version has written it.
+        StorageError: If the store cannot be reached or refuses.
+    """
+    store = open_store(url, storage_options)
+    if (manifest := read_layer_manifest(store)) is None:
+        raise NotFoundError(
+            f"{store.url} has no {LAYER_MANIFEST}, so no layer is published there; check the URL, or finish writing it"
+        )
+    return Layer(store, manifest)
+
+
+def _open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Dataset:
     store = None if os.fspath(url).startswith("lmdb://") else open_store(url, storage_options)
     if store is not None and (manifest := read_manifest(store)) is not None:
         return Dataset(store, manifest, backing=_backing(store, manifest))

@@ -40,10 +40,20 @@ def mask_of(column: Any) -> NDArray[np.bool_]:
     return _joined(bits) & valid_of(column)
 
 
-def ints_array(values: NDArray[np.int64]) -> pa.Array[Any]:
-    """An int64 array of these numbers."""
+def ints_array(values: NDArray[np.int64], *, valid: NDArray[np.bool_] | None = None) -> pa.Array[Any]:
+    """An int64 array of these numbers, null where they are not valid."""
     data = np.ascontiguousarray(values, np.int64)
-    return pa.Array.from_buffers(pa.int64(), len(data), [None, arrow_memory(data.data)])
+    bits = None if valid is None else _packed(valid)
+    return pa.Array.from_buffers(pa.int64(), len(data), [bits, arrow_memory(data.data)])
+
+
+def bools_array(values: NDArray[np.bool_]) -> pa.Array[Any]:
+    """A boolean array of these values."""
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, _packed(values)])
+
+
+def _packed(values: NDArray[np.bool_]) -> pa.Buffer:
+    return arrow_memory(np.packbits(values, bitorder="little").data)
 
 
 def names_array(names: Iterable[str]) -> pa.Array[Any]:

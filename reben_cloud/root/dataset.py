@@ -16,6 +16,7 @@ from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.layers import Layer, with_layers
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.objects import Objects
 from reben_cloud.root.query import Balance, GeoInterface, Names, Query, When
@@ -34,13 +35,21 @@ class Dataset:
     Opening reads the manifest only; everything else is read when it is asked for.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, *, backing: Backing | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        backing: Backing | None = None,
+        layers: Sequence[Layer] = (),
+    ) -> None:
         self.store = store
         """Where its objects lie."""
         self.manifest = manifest
         """What the root says of itself (``manifest.json``), or the export (``export.json``)."""
         self.backing: Backing = RootObjects() if backing is None else backing
         """What payloads are read from: the objects of the root, by default."""
+        self._layers = tuple(layers)
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -56,13 +65,36 @@ class Dataset:
 
     @cached_property
     def schema(self) -> Schema:
-        """What every patch has: modalities, classes, size."""
-        return self.manifest.schema
+        """What every patch has: modalities, those of layers last, classes, size."""
+        return with_layers(self.manifest.schema, self._layers)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Names of what every patch has."""
-        return self.manifest.modalities
+        """Names of what every patch has, and of array layers."""
+        return self.schema.modality_names if self._layers else self.manifest.modalities
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Layers that stand beside the root, by name."""
+        return {layer.name: layer for layer in self._layers}
+
+    def with_layers(self, *layers: Layer) -> Dataset:
+        """The same dataset with these layers beside it, after those that it has.
+
+        Raises:
+            ConflictError: If one was made for another root.
+            ValueError: If a name is taken: by another layer, a modality, or an array of a batch.
+        """
+        for layer in layers:
+            layer.check_root(self.manifest, url=self.url)
+        found = Dataset(self.store, self.manifest, backing=self.backing, layers=(*self._layers, *layers))
+        names = [*self.manifest.modalities, *(layer.name for layer in found._layers)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"{self.url} has two things named {twice[0]!r}; layers and modalities need different names"
+            )
+        _ = found.schema  # refuses arrays of one name
+        return found
 
     @property
     def products(self) -> list[str]:
@@ -82,7 +114,7 @@ class Dataset:
     @cached_property
     def patch_table(self) -> PatchTable:
         """The table of all patches, read as far as it is asked for."""
-        return PatchTable(self.store, self.manifest)
+        return PatchTable(self.store, self.manifest, self._layers)
 
     @cached_property
     def selection(self) -> Selection:
@@ -234,6 +266,7 @@ class Dataset:
                 f"  order        {self.manifest.order.kind}, seed {self.manifest.order.seed}",
                 f"  made from    {self.manifest.created_from}",
                 f"  fingerprint  {self.manifest.fingerprint}",
+                *(f"  layer        {layer.summary()}" for layer in self._layers),
             ]
         )
 

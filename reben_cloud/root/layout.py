@@ -10,8 +10,17 @@ MANIFEST = "manifest.json"
 EXPORT_MANIFEST = "export.json"
 """What an export says of itself: the manifest of the root that it came from, and what differs."""
 
+LAYER_MANIFEST = "layer.json"
+"""The commit point of a layer, and what it says of itself."""
+
 OBJECTS = "objects.parquet"
 """List of all objects with their checksums."""
+
+ROWS = "rows.parquet"
+"""Table of a layer: of the patches that it has, or of its rows."""
+
+INDEX = "index.parquet"
+"""Table of a layer with several rows a patch: which rows are whose."""
 
 PATCHES = "patches.parquet"
 """Table of all patches, a STAC Item per row."""
@@ -149,3 +158,13 @@ def is_checksum_column(name: str) -> bool:
 def modalities_with_checksums(names: Iterable[str]) -> list[str]:
     """The modalities of whose payloads the columns `names` hold checksums."""
     return [name.removeprefix(PREFIX).removesuffix(_CHECKSUM) for name in names if is_checksum_column(name)]
+
+
+def present_column(layer: str) -> str:
+    """Column that says whether a layer has anything for a patch."""
+    return joined_column(layer, "present")
+
+
+def joined_column(layer: str, name: str) -> str:
+    """Column of a table layer, as a column of the patches."""
+    return f"{layer}:{name}"

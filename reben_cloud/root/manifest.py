@@ -7,28 +7,25 @@ exactly that version's keys. What an export says of itself is the same and more:
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.errors import RebenError
 from reben_cloud.formats.parquet import Seal
-from reben_cloud.root.digest import DIGEST, is_intact, sealed
+from reben_cloud.root.digest import sealed
 from reben_cloud.root.manifest_checks import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest_checks import InvalidManifestError as InvalidManifestError
 from reben_cloud.root.manifest_checks import (
     check_entries,
     check_groups,
-    is_int,
     references_of,
     schema_of,
 )
 from reben_cloud.root.references import RemoteObject
+from reben_cloud.root.sealed import SealedDocument
 from reben_cloud.schema import Schema
 
 
@@ -53,83 +50,15 @@ class ShardOrder:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Manifest(Mapping[str, Any]):
-    """What a root says of itself. Attributes have types; each key of the document can be asked for as well.
+class Manifest(SealedDocument):
+    """What a root says of itself.
 
-    It is a mapping over its JSON form, so that what stands in the file can be looked up without knowing this class:
-    ``manifest["groups"]["train"]["num_samples"]``. What is looked up is a copy: nothing changes a manifest. Two are
-    equal when they say the same.
-
-    Args:
-        document: The JSON form.
-
-    Raises:
-        InvalidManifestError: If a key is missing or wrong, or two contradict each other.
+    Attributes have types; each key of the document can be asked for as well, such as
+    ``manifest["groups"]["train"]["num_samples"]``.
     """
 
-    _document: Mapping[str, Any]
-
     FORMAT: ClassVar[str] = "reben_cloud root"
-    """Names the document."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_document", copy.deepcopy(dict(self._document)))
-        self._check()
-
-    def __getitem__(self, key: str) -> Any:
-        return copy.deepcopy(self._document[key])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._document)
-
-    def __len__(self) -> int:
-        """Number of keys."""
-        return len(self._document)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._document!r})"
-
-    # -- reading and writing -----------------------------------------------------------------------
-
-    @classmethod
-    def from_bytes(cls, text: bytes | memoryview, *, where: str) -> Self:
-        """A stored document, checked.
-
-        Args:
-            text: What was read.
-            where: The root or the folder, for the message about its version.
-
-        Raises:
-            InvalidManifestError: If it is damaged or not of this kind; says what is wrong with it.
-            RebenError: If a newer version has written it.
-        """
-        try:
-            document = json.loads(bytes(text))
-        except ValueError as error:
-            raise InvalidManifestError(f"it is not JSON ({error})") from error
-        if not isinstance(document, dict) or document.get("format") != cls.FORMAT:
-            raise InvalidManifestError(f"its format is not {cls.FORMAT!r}")
-        version, damaged = document.get("version"), DIGEST in document and not is_intact(document)
-        if is_int(version, FORMAT_VERSION + 1):
-            # Said before anything else: a newer version may take its digest of other things.
-            hint = ", or copy it again if nothing newer made it: it does not have its own digest" * damaged
-            raise RebenError(
-                f"{where} has format version {version}, this reben_cloud reads up to {FORMAT_VERSION}; "
-                f"upgrade it{hint}"
-            )
-        if damaged:
-            raise InvalidManifestError("it does not have its own digest")
-        found = cls(document)
-        found._check_stored()
-        return found
-
-    def to_bytes(self) -> bytes:
-        """The document as it is stored, sealed with its digest."""
-        return json.dumps(sealed(self._document), indent=2).encode()
-
-    def to_json(self) -> dict[str, Any]:
-        """A copy of the JSON form."""
-        return copy.deepcopy(dict(self._document))
+    VERSION: ClassVar[int] = FORMAT_VERSION
 
     @classmethod
     def of(
@@ -183,16 +112,6 @@ class Manifest(Mapping[str, Any]):
         return Manifest(sealed({**self._document, "references": [one.to_json() for one in objects]}))
 
     # -- what it says ------------------------------------------------------------------------------
-
-    @property
-    def version(self) -> int:
-        """Version of the format, in [1, `FORMAT_VERSION`]."""
-        return int(self._document["version"])
-
-    @property
-    def has_digest(self) -> bool:
-        """Whether it carries its own digest; the first version's do not."""
-        return DIGEST in self._document
 
     @property
     def created_from(self) -> str:
@@ -277,7 +196,6 @@ class Manifest(Mapping[str, Any]):
     # -- checks ------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        """See that each key is one of this kind of document, and that they agree."""
         check_entries(self._document)
         if not self.modalities:
             if self._document["groups"]:
@@ -290,7 +208,6 @@ class Manifest(Mapping[str, Any]):
             )
 
     def _check_stored(self) -> None:
-        """See to what a stored document has, and one before that may lack."""
         if self.objects_sha256 is None:
             raise InvalidManifestError("its objects_sha256 cannot be None")
 

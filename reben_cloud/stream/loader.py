@@ -37,7 +37,8 @@ class RawLoader:
     [B, 4, 120, 120], ``s2_20m`` [B, 6, 60, 60], ``s2_60m`` [B, 2, 20, 20] uint16, ``s1``
     [B, 2, 120, 120] float32 dB with VV first, ``map`` [B, 120, 120] uint16), ``labels`` [B, 19]
     float32 in alphabetical class order, ``index`` [B] int64 (position in the selection) and
-    ``valid`` [B] bool. Rows that are not valid are padding: zeros, with index -1.
+    ``valid`` [B] bool. Rows that are not valid are padding: zeros, with index -1. An array layer adds its
+    arrays and ``<name>_present`` [B] bool: where that is False they hold fill values.
 
     A batch stays as it is for as long as anything refers to it or to a view of it; then its memory is used
     again. Keep what you like (it costs memory), but do not keep bare addresses.
@@ -47,7 +48,7 @@ class RawLoader:
 
     Args:
         selection: What to stream (`Dataset.search`).
-        modalities: Of ``s2``, ``s1``, ``map``; by default all that the dataset has.
+        modalities: Of ``s2``, ``s1``, ``map``, and the names of array layers; by default all that the dataset has.
         batch_size: Samples in a batch of this rank.
         seed: Seed of the order.
         epoch: Number of the first epoch.
@@ -152,6 +153,7 @@ class RawLoader:
             "labels": SampleArray((rows, stored.labels.shape[1]), np.dtype(np.float32)),
             "index": SampleArray((rows,), np.dtype(np.int64)),
             "valid": SampleArray((rows,), np.dtype(np.bool_)),
+            **{f"{name}_present": SampleArray((rows,), np.dtype(np.bool_)) for name in stored.present},
         }
         self._buffers = (
             buffers(specs) if buffers else LentBatches(partial(_make_arrays, specs), keep=in_memory)

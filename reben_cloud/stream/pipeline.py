@@ -181,6 +181,8 @@ class Pipeline:
         arrays["labels"][:num_valid] = self._stored.labels[stored]
         arrays["index"][:num_valid] = self._stored.index[stored]
         arrays["valid"][:num_valid] = True
+        for name, present in self._stored.present.items():
+            arrays[f"{name}_present"][:num_valid] = present[stored]
         if num_valid < len(arrays["index"]):
             for name in arrays:
                 arrays[name][num_valid:] = 0

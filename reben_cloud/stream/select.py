@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
-from reben_cloud.root import layout
+from reben_cloud.root import layers, layout
+from reben_cloud.root.arrow import mask_of, values_of
 from reben_cloud.root.backing import LmdbFolder, References, RootObjects
-from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_objects
+from reben_cloud.root.layers import Layer
 from reben_cloud.root.layout import PATCHES
+from reben_cloud.root.objects import Objects
 from reben_cloud.root.placement import STORED, check_places
 from reben_cloud.root.references import Found, places_in
 from reben_cloud.root.references import check_places as check_references
@@ -26,7 +28,7 @@ from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.cache import ShardCache
-from reben_cloud.stream.readers.base import Counters, Places, Reader
+from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
 from reben_cloud.stream.readers.shards import ShardReader
@@ -52,6 +54,8 @@ class StoredSelection:
     """Multi-hot labels in the order of the schema's classes, shape (n, num_classes)."""
     places: Places
     """Where they lie in the shards; the order of an epoch follows from it, whatever form is read."""
+    present: Mapping[str, NDArray[np.bool_]]
+    """Layer among the modalities -> whether it has more than fill values for each sample, shape (n,)."""
 
     @property
     def digest(self) -> int:
@@ -74,7 +78,7 @@ class StoredSelection:
                 f"a selection is streamed, not a {type(selection).__name__}: pass `dataset.search()` for all of it"
             )
         manifest = selection.dataset.manifest
-        there = manifest.modalities
+        there = selection.dataset.modalities
         if not there:
             raise ValueError(
                 f"{selection.dataset.url} has metadata and no pixels, so there is nothing to stream; "
@@ -92,6 +96,7 @@ class StoredSelection:
         # One call: a lazy selection reads its columns together.
         # Only a root has checksums of its payloads for sure; an LMDB of rico-hdl has none.
         summed = [m.name for m in wanted if layout.checksum_column(m.name) in selection.table.names]
+        partial = [m.name for m in wanted if layout.present_column(m.name) in selection.table.names]
         table = selection.columns(
             [
                 layout.ID,
@@ -100,6 +105,7 @@ class StoredSelection:
                 layout.SHARD_ROW,
                 layout.LABELS,
                 *map(layout.checksum_column, summed),
+                *map(layout.present_column, partial),
             ]
         )
         group = _combined(table.column(layout.SHARD_GROUP).cast(pa.string())).dictionary_encode()
@@ -134,6 +140,7 @@ class StoredSelection:
             fingerprint=manifest.fingerprint,
             index=order,
             labels=schema.classes.encode(table.column(layout.LABELS))[order],
+            present={name: mask_of(table.column(layout.present_column(name)))[order] for name in partial},
             places=Places(
                 shard=shard.astype(np.int64),
                 row=row[order],
@@ -174,7 +181,7 @@ def open_reader(
     cache_bytes: int | None,
     keep: int,
 ) -> Reader:
-    """The reader of the form in which the samples are wanted.
+    """The reader of the form in which the samples are wanted; array layers are read from their shards.
 
     Raises:
         ValueError: If `form` is unknown, or a cache is asked for where there is none.
@@ -182,11 +189,41 @@ def open_reader(
     dataset = stored.selection.dataset
     if cache_dir is not None:
         cache_dir = local_path(cache_dir, "cache_dir")
+    if form not in get_args(Form):
+        raise ValueError(f"form must be 'shards' or 'zarr', got {form!r}")
+    if cache_bytes is not None and cache_dir is None:
+        raise ValueError("cache_bytes bounds the files in cache_dir, which is not given")
+    cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
+    own = tuple(m for m in stored.modalities if m.name not in dataset.layers)
+    readers: list[Reader] = (
+        [_open_own(stored, own, counters, form=form, cache=cache, keep=keep)] if own else []
+    )
+    for modality in stored.modalities:
+        if (layer := dataset.layers.get(modality.name)) is not None:
+            places = _places_of(stored, layer)
+            objects = _shard_objects(layer.read_objects())
+            readers.append(
+                ShardReader(layer.store, places, objects, (modality,), counters, cache=cache, keep=keep)
+            )
+    return readers[0] if len(readers) == 1 else Together(readers)
+
+
+def _open_own(
+    stored: StoredSelection,
+    modalities: tuple[Modality, ...],
+    counters: Counters,
+    *,
+    form: Form,
+    cache: ShardCache | None,
+    keep: int,
+) -> Reader:
+    """What reads modalities of the dataset itself."""
+    dataset = stored.selection.dataset
     if isinstance(dataset.backing, LmdbFolder):
         return LmdbReader(
             dataset.backing.path,
-            {m.name: stored.keys(m) for m in stored.modalities},
-            stored.modalities,
+            {m.name: stored.keys(m) for m in modalities},
+            modalities,
             stored.places.checksums,
             counters,
         )
@@ -197,9 +234,9 @@ def open_reader(
             )
         return ReferenceReader(
             dataset.backing.reader(),
-            {m.name: _references(stored, dataset.backing, m) for m in stored.modalities},
+            {m.name: _references(stored, dataset.backing, m) for m in modalities},
             stored.places.ids,
-            stored.modalities,
+            modalities,
             stored.places.checksums,
             counters,
         )
@@ -218,22 +255,38 @@ def open_reader(
             rows,
             stored.places.ids,
             sizes,
-            stored.modalities,
+            modalities,
             counters,
         )
-    if form != "shards":
-        raise ValueError(f"form must be 'shards' or 'zarr', got {form!r}")
-    if cache_bytes is not None and cache_dir is None:
-        raise ValueError("cache_bytes bounds the files in cache_dir, which is not given")
-    cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
-    return ShardReader(
-        dataset.store,
-        stored.places,
-        _shard_objects(dataset),
-        stored.modalities,
-        counters,
-        cache=cache,
-        keep=keep,
+    objects = _shard_objects(read_objects(dataset.store, dataset.manifest))
+    return ShardReader(dataset.store, stored.places, objects, modalities, counters, cache=cache, keep=keep)
+
+
+def _places_of(stored: StoredSelection, layer: Layer) -> Places:
+    """Where the samples lie in the shards of an array layer, in stored order.
+
+    Raises:
+        ChecksumError: If one would lie outside of its shard, or the layer has nothing at all for it.
+    """
+    selection, name = stored.selection, f"{layer.url}/{layout.ROWS}"
+    columns = [layers.GROUP, layers.SHARD, layers.SHARD_ROW]
+    table = selection.table.joined[layer.name].take(selection.rows[stored.index], columns)
+    if any(table.column(column).null_count for column in columns):
+        raise ChecksumError(f"{name}: lacks patches of {selection.dataset.url}; the layer is damaged")
+    group = _combined(table.column(layers.GROUP).cast(pa.string())).dictionary_encode()
+    names, codes = group.dictionary.to_pylist(), group.indices.to_numpy().astype(np.int64)
+    number, row = (values_of(table.column(c)).astype(np.int64) for c in columns[1:])
+    if number.size and not 0 <= number.min() <= number.max() < 1 << 32:
+        raise ChecksumError(f"{name}: names shards {number.min()} to {number.max()}; the layer is damaged")
+    keys, shard = np.unique(codes << 32 | number, return_inverse=True)
+    shards = [(names[key >> 32], key & 0xFFFFFFFF) for key in keys.tolist()]
+    return Places(
+        shard=shard.astype(np.int64),
+        row=row,
+        shards=shards,
+        num_samples=np.array([layer.manifest.samples_in(*one) for one in shards], np.int64),
+        ids=stored.places.ids,
+        checksums=stored.places.checksums,
     )
 
 
@@ -253,7 +306,6 @@ def _references(stored: StoredSelection, backing: References, modality: Modality
     return found
 
 
-def _shard_objects(dataset: Dataset) -> dict[str, tuple[int, int]]:
+def _shard_objects(listed: Objects) -> dict[str, tuple[int, int]]:
     """Path of each shard -> (bytes, xxh3-64)."""
-    listed = read_objects(dataset.store, dataset.manifest).items()
-    return {path: (one.nbytes, one.xxh3) for path, one in listed if one.xxh3 is not None}
+    return {path: (one.nbytes, one.xxh3) for path, one in listed.items() if one.xxh3 is not None}

@@ -64,6 +64,19 @@ class Reader(Protocol):
         """The payloads of these sources, of the samples at these stored positions, brought near."""
 
 
+class Together:
+    """Several readers of the same samples as one; their sources have different names."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self.copies = {name: copies for reader in readers for name, copies in reader.copies.items()}
+        self.parts = tuple(part for reader in readers for part in reader.parts)
+        self._reader_of = {part: reader for reader in readers for part in reader.parts}
+
+    def load(self, part: tuple[str, ...], stored: Ints) -> Part:
+        """The payloads of these sources, by the reader whose they are."""
+        return self._reader_of[part].load(part, stored)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Places:
     """Where the selected samples lie, in stored order."""

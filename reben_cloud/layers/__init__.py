@@ -1,0 +1,5 @@
+"""Data that others have for the patches of a root, beside it: writing layers. Reading them is `root.layers`' matter."""
+
+from reben_cloud.layers.write import write_layer
+
+__all__ = ["write_layer"]

@@ -1,0 +1,98 @@
+"""The tables of a layer, and the document that makes it one: how they are encoded, and put last."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.formats import parquet
+from reben_cloud.formats.parquet import Seal
+from reben_cloud.root import layout
+from reben_cloud.root.layer_manifest import LayerManifest
+from reben_cloud.root.layers import Layer, read_layer_manifest
+from reben_cloud.root.objects import WrittenObject
+from reben_cloud.store import Store
+
+JOURNAL = f"{layout.JOURNAL}/layer"
+"""Folder of what a layer's making leaves while it is not done: not part of the layer."""
+
+PLAN = f"{JOURNAL}/plan.json"
+"""What the making began with."""
+
+
+def encode_table(tables: Iterable[pa.Table], schema: pa.Schema, *, row_group_rows: int) -> tuple[bytes, Seal]:
+    """The bytes of a sealed parquet with these tables on end, and its seal; same in, same out."""
+    out = io.BytesIO()
+    text = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    with pq.ParquetWriter(
+        out, schema, compression="zstd", write_page_checksum=True, use_dictionary=text
+    ) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=row_group_rows)
+    parquet.add_chunk_sums(out)
+    return out.getvalue(), Seal.of(out)
+
+
+def claim(store: Store, beginning: Mapping[str, Any], text: bytes) -> Layer | None:
+    """Make a place this layer's, or find that it is; the layer if it is finished already.
+
+    Args:
+        store: Where the layer is to be.
+        beginning: What ``layer.json`` will say, as far as it is known before anything is read.
+        text: The same as it is stored, sealed.
+
+    Raises:
+        ConflictError: If something else is published or being made there.
+    """
+    there = read_layer_manifest(store)
+    if there is not None:
+        if all(there[key] == value for key, value in beginning.items()):
+            return Layer(store, there)
+        differ = next(key for key, value in beginning.items() if there[key] != value)
+        raise ConflictError(
+            f"{store.url} has a layer already, with another {differ}; a layer never changes: write into a new place, or "
+            "remove this one first (reben-cloud layer remove)"
+        )
+    paths = [path for path, _ in store.list()]
+    if paths and not any(path.startswith(f"{JOURNAL}/") for path in paths):
+        raise ConflictError(
+            f"{store.url} is not empty: it holds {min(paths)}; a layer has a folder or prefix of its own"
+        )
+    try:
+        store.put(PLAN, text, create=True)
+    except FileExistsError:
+        if bytes(store.get(PLAN)) != text:
+            raise ConflictError(
+                f"{store.url}: another layer was begun there, or this one of something else; remove all that is in it, "
+                "and write again"
+            ) from None
+    return None
+
+
+def commit(store: Store, manifest: LayerManifest, written: Sequence[WrittenObject]) -> Layer:
+    """Put ``layer.json``, once all objects are there.
+
+    Raises:
+        StorageError: If one is not.
+        ConflictError: If another process has published there meanwhile.
+    """
+    sizes = dict(store.list())
+    for one in written:
+        if sizes.get(one.path) != one.nbytes:
+            raise StorageError(
+                f"{store.url}/{one.path}: was written with {one.nbytes:,} bytes, the store now lists "
+                f"{sizes.get(one.path, 'nothing')}; does something else write here? Write the layer again"
+            )
+    text = manifest.to_bytes()
+    try:
+        store.put(layout.LAYER_MANIFEST, text, create=True)
+    except FileExistsError:
+        # Our own put, repeated after its answer was lost, says so too.
+        if bytes(store.get(layout.LAYER_MANIFEST)) != text:
+            raise ConflictError(f"{store.url} was published by another process meanwhile") from None
+    return Layer(store, manifest)

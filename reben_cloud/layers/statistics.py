@@ -1,0 +1,87 @@
+"""Statistics of what a layer holds, gathered in parts that are put together in one order: the same for good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moments:
+    """Count, mean and spread of some values."""
+
+    count: int = 0
+    """How many they are."""
+    mean: float = 0.0
+    """Their mean."""
+    squares: float = 0.0
+    """Sum of the squared differences from the mean."""
+    least: float = math.inf
+    """The smallest."""
+    most: float = -math.inf
+    """The largest."""
+
+    @classmethod
+    def of(cls, values: NDArray[Any], *, fill: float | None) -> Moments:
+        """Those of an array, but for values that are not finite and those that stand for no data."""
+        wide = values.astype(np.float64).reshape(-1)
+        there = np.isfinite(wide)
+        if fill is not None:
+            there &= wide != fill
+        wide = wide[there]
+        if not wide.size:
+            return cls()
+        mean = float(wide.mean())
+        return cls(
+            count=wide.size,
+            mean=mean,
+            squares=float(((wide - mean) ** 2).sum()),
+            least=float(wide.min()),
+            most=float(wide.max()),
+        )
+
+    def and_those(self, other: Moments) -> Moments:
+        """Those of both together (Chan, Golub and LeVeque 1979)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        apart = other.mean - self.mean
+        return Moments(
+            count=count,
+            mean=self.mean + apart * other.count / count,
+            squares=self.squares + other.squares + apart**2 * self.count * other.count / count,
+            least=min(self.least, other.least),
+            most=max(self.most, other.most),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a receipt."""
+        return asdict(self) if self.count else {}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Moments:
+        """What `to_json` wrote."""
+        return cls(**value)
+
+    def summary(self) -> dict[str, float]:
+        """As it stands in ``layer.json``."""
+        return {
+            "mean": self.mean,
+            "std": math.sqrt(self.squares / self.count),
+            "min": self.least,
+            "max": self.most,
+            "count": self.count,
+        }
+
+
+def summed(parts: Iterable[Mapping[str, Moments]], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Name -> statistics of all parts together; names without any value are left out."""
+    total = dict.fromkeys(names, Moments())
+    for part in parts:
+        total = {name: moments.and_those(part.get(name, Moments())) for name, moments in total.items()}
+    return {name: moments.summary() for name, moments in total.items() if moments.count}

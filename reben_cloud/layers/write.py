@@ -1,0 +1,415 @@
+"""`write_layer`: arrays of patches, in whatever order they come, become an array layer of a root.
+
+Arrays are kept in a scratch folder as they come, one file of fixed-size records, and shards are cut from it. A killed
+run loses nothing of either: written again, it asks only for what is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from reben_cloud.build import Progress, silent
+from reben_cloud.build.lease import Lease
+from reben_cloud.build.spool import Spool
+from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.formats import tar
+from reben_cloud.layers import publish
+from reben_cloud.layers.describe import layer_schema
+from reben_cloud.layers.statistics import Moments, summed
+from reben_cloud.root import layers, layout
+from reben_cloud.root.arrow import bools_array
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.digest import is_intact, sealed
+from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.layer_manifest import PATCH_ID, LayerManifest
+from reben_cloud.root.layers import Layer
+from reben_cloud.root.objects import Objects, WrittenObject
+from reben_cloud.root.patches_file import ROW_GROUP_ROWS
+from reben_cloud.schema import ArraySpec, Modality, Schema, TensorSpec
+from reben_cloud.store import Store, open_store
+
+Values = Mapping[str, NDArray[Any]] | NDArray[Any]
+"""Arrays of a patch by tensor, or the one array of a layer of one tensor."""
+
+Patches = Iterable[tuple[str, Values]]
+"""Patch ids and what a layer has for them, in any order."""
+
+
+def write_layer(
+    dest: str | os.PathLike[str],
+    ds: Dataset,
+    *,
+    name: str,
+    tensors: TensorSpec | Sequence[TensorSpec],
+    patches: Patches | Callable[[Sequence[str]], Patches],
+    arrays: Sequence[ArraySpec] = (),
+    title: str = "",
+    is_map: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    allow_missing: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    threads: int = 2,
+    progress: Progress = silent,
+) -> Layer:
+    """Write an array layer of a root, or finish writing it.
+
+    Args:
+        dest: Path or URL of the layer; the root itself is left as it is.
+        ds: The whole root that the layer is for.
+        name: Name of the layer: what `Dataset.modalities` and the batches call it.
+        tensors: What every patch has: names, shapes, dtypes, fill values.
+        patches: Pairs of a patch id and its arrays, each patch at most once, in any order. Or a function that gives
+            such pairs for the ids that it is asked for: after a killed run, those that are not there yet.
+        arrays: Batch arrays that the tensors fill; by default one with the layer's name where they are of one shape
+            and dtype, and else one each.
+        title: What it is, for people.
+        is_map: Whether its pixels are codes of the dataset's classes, so that it can be trained on.
+        provenance: What it is made from, and how: plain JSON that ``layer.json`` keeps. A run that finds a layer, or an
+            unfinished one, takes it for its own if this and all of the above are the same.
+        allow_missing: How many ids may be in no patch of the root before that is an error; they are left out.
+        storage_options: Credentials and endpoint of `dest`.
+        scratch: Folder for arrays that are not in a shard yet; one below the temporary folder by default. It needs room
+            for all of them.
+        threads: Shards that are written at a time.
+        progress: Wraps what comes one by one.
+
+    Returns:
+        The layer, for `Dataset.with_layers`.
+
+    Raises:
+        ConflictError: If something else is there, or `ds` is a part of a root.
+        SourceError: If an id is in no patch, or comes twice.
+        InvalidPatchError: If arrays are not of the shapes and dtypes of `tensors`.
+        StorageError: If the store or the scratch disk fails.
+        ValueError: If a name is taken.
+    """
+    specs = (tensors,) if isinstance(tensors, TensorSpec) else tuple(tensors)
+    schema = layer_schema(ds, name, specs, arrays=arrays, title=title, is_map=is_map)
+    if isinstance(ds.manifest, ExportManifest):
+        raise ConflictError(
+            f"{ds.url} is an export of a root; a layer is made for the whole root, and serves its exports as well"
+        )
+    work = _Work(
+        store=open_store(dest, storage_options),
+        ds=ds,
+        schema=schema,
+        title=title,
+        provenance=dict(provenance or {}),
+        scratch=Path(scratch) if scratch is not None else Path(tempfile.gettempdir()) / "reben_cloud",
+    )
+    done = publish.claim(work.store, work.beginning, work.plan)
+    if done is not None:
+        return done
+    with Lease(work.store, f"{publish.JOURNAL}/lease.json") as held:
+        receipts = {
+            number: found for number in range(len(work.shards)) if (found := work.read_receipt(number))
+        }
+        left = [number for number in range(len(work.shards)) if number not in receipts]
+        if left:
+            work.spool.prepare()
+            work.collect(patches, left, allow_missing=allow_missing, progress=progress)
+            held.check()
+            with ThreadPoolExecutor(threads) as pool:
+                for receipt in progress(pool.map(work.write_shard, left), len(left), "shards"):
+                    receipts[receipt.number] = receipt
+                    held.check()
+        layer = work.commit([receipts[number] for number in range(len(work.shards))])
+    work.spool.delete()
+    return layer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Receipt:
+    """What was written of a shard."""
+
+    number: int
+    """Which one."""
+    written: WrittenObject
+    """The shard."""
+    payloads: tuple[int, ...]
+    """The xxh3-64 of each payload, in row order."""
+    present: tuple[bool, ...]
+    """Whether each is more than fill values."""
+    moments: Mapping[str, Mapping[str, Any]]
+    """Tensor -> `Moments` of what is there, as JSON."""
+
+    def to_bytes(self) -> bytes:
+        """As it is stored, sealed."""
+        return json.dumps(sealed(asdict(self)), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, text: bytes | memoryview) -> _Receipt | None:
+        """A stored receipt; None if it is damaged."""
+        try:
+            value = json.loads(bytes(text))
+            if not is_intact(value):
+                return None
+            return cls(
+                number=value["number"],
+                written=WrittenObject(**value["written"]),
+                payloads=tuple(value["payloads"]),
+                present=tuple(value["present"]),
+                moments=value["moments"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """One layer in the making."""
+
+    store: Store
+    ds: Dataset
+    schema: Schema
+    title: str
+    provenance: Mapping[str, Any]
+    scratch: Path
+
+    @property
+    def modality(self) -> Modality:
+        """What the layer holds."""
+        return self.schema.modalities[0]
+
+    @cached_property
+    def beginning(self) -> Mapping[str, Any]:
+        """What ``layer.json`` will say, as far as it is known now."""
+        plain = {
+            "name": self.modality.name,
+            "title": self.title,
+            "schema": self.schema.to_json(),
+            "fingerprint": self.ds.manifest.fingerprint,
+            "provenance": dict(self.provenance),
+        }
+        return json.loads(json.dumps(plain))  # type: ignore[no-any-return]
+
+    @property
+    def plan(self) -> bytes:
+        """The same as it is stored while the layer is not done."""
+        return json.dumps(sealed(self.beginning), indent=2).encode()
+
+    @cached_property
+    def patches(self) -> pa.Table:
+        """Id, split and place of every patch, in the order of the root's table."""
+        columns = [layout.ID, layout.SPLIT, layout.SHARD_GROUP, layout.SHARD, layout.SHARD_ROW]
+        return self.ds.selection.columns(columns)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Id of every patch, in that order."""
+        return self.patches.column(layout.ID).to_pylist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def shards(self) -> list[tuple[str, int, NDArray[np.int64]]]:
+        """(Group, number, row of each of its patches in the table, in the order of the shard) of every shard."""
+        group = self.patches.column(layout.SHARD_GROUP).cast(pa.string()).combine_chunks().dictionary_encode()
+        names, codes = group.dictionary.to_pylist(), group.indices.to_numpy()
+        number = self.patches.column(layout.SHARD).to_numpy()
+        row = self.patches.column(layout.SHARD_ROW).to_numpy()
+        order = np.lexsort((row, number, codes))
+        cuts = np.flatnonzero((np.diff(codes[order]) != 0) | (np.diff(number[order]) != 0)) + 1
+        return [(names[codes[part[0]]], int(number[part[0]]), part) for part in np.split(order, cuts)]
+
+    @cached_property
+    def spool(self) -> Spool:
+        """Arrays that have come and are in no shard yet."""
+        name = hashlib.sha256(self.plan + self.store.url.encode()).hexdigest()[:16]
+        return Spool(
+            folder=str(self.scratch / f"layer-{name}"),
+            num_rows=len(self.ids),
+            sizes={self.modality.name: self.modality.payload_bytes},
+        )
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def collect(
+        self,
+        patches: Patches | Callable[[Sequence[str]], Patches],
+        left: Sequence[int],
+        *,
+        allow_missing: int,
+        progress: Progress,
+    ) -> None:
+        """Keep what comes for patches of the shards that are left."""
+        name, modality = self.modality.name, self.modality
+        wanted = np.zeros(len(self.ids), np.bool_)
+        for number in left:
+            wanted[self.shards[number][2]] = True
+        wanted &= ~self.spool.held(name)
+        row_of = {patch_id: row for row, patch_id in enumerate(self.ids)}
+        if callable(patches):
+            patches = patches([self.ids[row] for row in np.flatnonzero(wanted).tolist()])
+        seen, unknown = np.zeros(len(self.ids), np.bool_), list[str]()
+        for patch_id, values in progress(patches, int(wanted.sum()), "patches"):
+            row = row_of.get(patch_id)
+            if row is None:
+                unknown.append(str(patch_id))
+                if len(unknown) > allow_missing:
+                    raise SourceError(
+                        f"{name}: {unknown[0]} is no patch of {self.ds.url}, so there is nothing to attach it to"
+                        + (f" (nor are {len(unknown) - 1} others)" if len(unknown) > 1 else "")
+                        + "; allow_missing (--allow-missing) says how many such ids may be left out"
+                    )
+                continue
+            if seen[row]:
+                raise SourceError(f"{name}: {patch_id} comes twice; a patch has its arrays once")
+            seen[row] = True
+            if wanted[row]:
+                tensors = values if isinstance(values, Mapping) else {modality.tensors[0].name: values}
+                self.spool.write(name, row, modality.encode(tensors, name=f"{name} of {patch_id}"))
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def receipt_path(self, number: int) -> str:
+        """Where the receipt of a shard lies."""
+        return f"{publish.JOURNAL}/{number:06d}.json"
+
+    def read_receipt(self, number: int) -> _Receipt | None:
+        """The receipt of a shard whose object is there, None if it is not done."""
+        try:
+            found = _Receipt.from_bytes(self.store.get(self.receipt_path(number)))
+            if found is None or found.number != number:
+                return None
+            is_right = hashlib.sha256(self.store.get(found.written.path)).hexdigest() == found.written.sha256
+        except FileNotFoundError:
+            return None
+        return found if is_right else None
+
+    def write_shard(self, number: int) -> _Receipt:
+        """Write one shard, and what it was."""
+        group, shard, rows = self.shards[number]
+        modality = self.modality
+        fill = _fill_payload(modality)
+        sums: list[int] = []
+        present: list[bool] = []
+        moments: list[dict[str, Moments]] = []
+
+        def samples() -> Iterator[tuple[str, bytes, Mapping[str, object]]]:
+            for row in rows.tolist():
+                payload = self.spool.read(modality.name, row)
+                present.append(payload is not None)
+                if payload is not None and self._counts(row):
+                    moments.append(_moments(modality, payload))
+                payload = fill if payload is None else payload
+                sums.append(xxhash.xxh3_64_intdigest(payload))
+                yield self.ids[row], payload, {"patch_id": self.ids[row], "present": present[-1]}
+
+        data = tar.encode_shard(modality, samples(), num_samples=len(rows))
+        path = layout.shard(group, modality.name, shard)
+        self.store.put(path, data)
+        names = [tensor.name for tensor in modality.tensors]
+        totals = {name: [part[name] for part in moments if name in part] for name in names}
+        receipt = _Receipt(
+            number=number,
+            written=WrittenObject.of(path, data, is_shard=True),
+            payloads=tuple(sums),
+            present=tuple(present),
+            moments={name: _together(parts).to_json() for name, parts in totals.items()},
+        )
+        self.store.put(self.receipt_path(number), receipt.to_bytes())
+        return receipt
+
+    @cached_property
+    def _in_train(self) -> NDArray[np.bool_]:
+        split = self.patches.column(layout.SPLIT).cast(pa.string())
+        return np.array([name == "train" for name in split.to_pylist()], np.bool_)
+
+    def _counts(self, row: int) -> bool:
+        """Whether a patch counts in the statistics: those for training, or all where none is."""
+        return bool(self._in_train[row]) or not self._in_train.any()
+
+    def commit(self, receipts: Sequence[_Receipt]) -> Layer:
+        """Put both tables and ``layer.json``."""
+        count, modality = len(self.ids), self.modality
+        columns = {
+            name: np.zeros(count, dtype)
+            for name, dtype in (
+                ("sum", np.uint64),
+                ("shard", np.int32),
+                ("row", np.int32),
+                ("present", np.bool_),
+            )
+        }
+        groups = np.empty(count, object)
+        for receipt, (group, number, rows) in zip(receipts, self.shards, strict=True):
+            columns["sum"][rows] = receipt.payloads
+            columns["present"][rows] = receipt.present
+            columns["shard"][rows], columns["row"][rows] = number, np.arange(len(rows))
+            groups[rows] = group
+        table = pa.table(
+            {
+                PATCH_ID: pa.array(self.ids),
+                layers.PRESENT: bools_array(columns["present"]),
+                layers.XXH3: pa.array(columns["sum"]),
+                layers.GROUP: pa.array(groups.tolist()).dictionary_encode(),
+                layers.SHARD: pa.array(columns["shard"]),
+                layers.SHARD_ROW: pa.array(columns["row"]),
+            }
+        )
+        rows_bytes, seal = publish.encode_table([table], table.schema, row_group_rows=ROW_GROUP_ROWS)
+        self.store.put(layout.ROWS, rows_bytes)
+        written = [receipt.written for receipt in receipts] + [WrittenObject.of(layout.ROWS, rows_bytes)]
+        objects = Objects(written).encode()
+        self.store.put(layout.OBJECTS, objects)
+        sizes: dict[str, int] = {}
+        for group, _, rows in self.shards:
+            sizes[group] = sizes.get(group, 0) + len(rows)
+        names = [tensor.name for tensor in modality.tensors if _is_measured(tensor)]
+        parts = ({n: Moments.from_json(m) for n, m in receipt.moments.items()} for receipt in receipts)
+        manifest = LayerManifest.of(
+            kind="array",
+            name=modality.name,
+            title=self.title,
+            fingerprint=self.ds.manifest.fingerprint,
+            num_patches=count,
+            coverage=int(columns["present"].sum()),
+            num_rows=count,
+            rows=seal,
+            schema=self.schema,
+            group_sizes=sizes,
+            shard_samples=max(len(rows) for _, _, rows in self.shards),
+            statistics=summed(parts, names),
+            provenance=self.provenance,
+            objects_sha256=hashlib.sha256(objects).hexdigest(),
+        )
+        return publish.commit(self.store, manifest, written)
+
+
+def _fill_payload(modality: Modality) -> bytes:
+    """The payload of a patch for which there is nothing."""
+    return modality.encode({t.name: np.full(t.shape, t.fill, t.storage) for t in modality.tensors})
+
+
+def _is_measured(tensor: TensorSpec) -> bool:
+    """Whether mean and spread of a tensor mean something: not those of bits that NumPy cannot read as numbers."""
+    return tensor.dtype != "bool" and (tensor.storage.kind == "f" or "float" not in tensor.dtype)
+
+
+def _moments(modality: Modality, payload: bytes) -> dict[str, Moments]:
+    return {
+        tensor.name: Moments.of(modality.decode(payload)[tensor.name], fill=tensor.fill)
+        for tensor in modality.tensors
+        if _is_measured(tensor)
+    }
+
+
+def _together(parts: Iterable[Moments]) -> Moments:
+    found = Moments()
+    for part in parts:
+        found = found.and_those(part)
+    return found

@@ -1,0 +1,112 @@
+"""A parquet table of a store, read by row group and column, no byte twice. This module knows nothing of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from reben_cloud.formats.parquet import ChunkReader
+from reben_cloud.root.arrow import ints_array
+from reben_cloud.root.documents import again
+from reben_cloud.store import Store
+
+
+class GroupedTable:
+    """A table whose columns are read by row group, and kept.
+
+    Args:
+        store: Where it lies.
+        path: Its path in the store.
+    """
+
+    def __init__(self, store: Store, path: str) -> None:
+        self.store = store
+        """Where the file is."""
+        self.path = path
+        """Its path there."""
+        self._columns: dict[tuple[int, str], pa.ChunkedArray[Any]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_reader", "schema")}
+        return {**state, "_columns": {}}
+
+    def _open(self) -> ChunkReader:
+        """The file, compared with what vouches for it."""
+        raise NotImplementedError
+
+    @cached_property
+    def _reader(self) -> ChunkReader:
+        return self._open()
+
+    @cached_property
+    def group_starts(self) -> NDArray[np.int64]:
+        """First row of each row group, and the number of rows; int64 (num_row_groups + 1,)."""
+        meta = self._reader.metadata
+        sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return int(self.group_starts[-1])
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+        return self._reader.schema
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.schema.names)
+
+    def read(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Columns of some row groups, in order.
+
+        Raises:
+            KeyError: If there is no such column.
+            ChecksumError: If what was read is not what was written.
+        """
+        for name in columns:
+            if name not in self.schema.names:
+                text = f"{self.store.url}/{self.path} has no column {name!r}; it has {', '.join(self.names)}"
+                raise KeyError(text)
+        wanted = [g for g in groups if any((g, c) not in self._columns for c in columns)]
+        missing = [c for c in columns if any((g, c) not in self._columns for g in groups)]
+        if wanted:
+            self._columns |= self._fetch(wanted, missing)
+        chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
+        return pa.table({n: pa.chunked_array(c, self.schema.field(n).type) for n, c in chunks.items()})
+
+    def _fetch(
+        self, groups: Sequence[int], columns: Sequence[str]
+    ) -> dict[tuple[int, str], pa.ChunkedArray[Any]]:
+        """Columns of row groups, each by (row group, name)."""
+        found = again(self.store, self.path, lambda: self._reader.read(groups, columns))
+        return {(g, c): part.column(c) for g, part in zip(groups, found, strict=True) for c in columns}
+
+    def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Columns of some rows, in the rows' order."""
+        group_of = np.searchsorted(self.group_starts, rows, side="right") - 1
+        groups = np.unique(group_of)
+        table = self.read(groups.tolist(), columns)
+        sizes = np.diff(self.group_starts)[groups]
+        first = np.cumsum(sizes) - sizes
+        where = np.searchsorted(groups, group_of)
+        local = rows - self.group_starts[group_of] + first[where]
+        if len(local) == table.num_rows and bool((np.diff(local) == 1).all()):
+            return table
+        return table.take(ints_array(local))
+
+    def parts(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of rising rows, a row group at a time; what is read for that is not kept."""
+        for mine in np.split(rows, np.searchsorted(rows, self.group_starts[1:-1])):
+            if len(mine):
+                kept = dict(self._columns)
+                yield self.take(mine, columns)
+                self._columns = kept
