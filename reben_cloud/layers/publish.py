@@ -55,8 +55,8 @@ def claim(store: Store, beginning: Mapping[str, Any], text: bytes) -> Layer | No
             return Layer(store, there)
         differ = next(key for key, value in beginning.items() if there[key] != value)
         raise ConflictError(
-            f"{store.url} has a layer already, with another {differ}; a layer never changes: write into a new place, or "
-            "remove this one first (reben-cloud layer remove)"
+            f"{store.url} has a layer already, with another {differ}; a layer never changes: write into a new place, "
+            "or remove this one first (reben-cloud layer remove)"
         )
     paths = [path for path, _ in store.list()]
     if paths and not any(path.startswith(f"{JOURNAL}/") for path in paths):

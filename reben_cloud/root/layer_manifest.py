@@ -26,6 +26,12 @@ RESERVED_NAMES = frozenset({"reben", "grid", "proj", "eo", "sar", "sat", "table"
 """Names that no layer has: its columns would look like those of a root or of STAC's extensions."""
 
 
+_KEYS = {
+    "kind", "name", "title", "fingerprint", "num_patches", "coverage", "num_rows", "schema", "groups",
+    "shard_samples", "statistics", "provenance", "rows_parquet", "index_parquet", "objects_sha256", "digest",
+}  # fmt: skip
+
+
 class LayerManifest(SealedDocument):
     """What a layer says of itself. Attributes have types; each key of the document can be asked for as well."""
 
@@ -156,11 +162,7 @@ class LayerManifest(SealedDocument):
         document = self._document
         if not is_int(document.get("version"), 1):
             raise InvalidManifestError(f"its version is {document.get('version')!r}")
-        lacking = {
-            "kind", "name", "title", "fingerprint", "num_patches", "coverage", "num_rows", "schema", "groups", "shard_samples", "statistics",
-            "provenance",
-            "rows_parquet", "index_parquet", "objects_sha256", "digest",
-        } - document.keys()  # fmt: skip
+        lacking = _KEYS - document.keys()
         if lacking:
             raise InvalidManifestError(f"it has no {min(lacking)}")
         is_array = document["kind"] == "array"
