@@ -336,29 +336,21 @@ class _Work:
     def commit(self, receipts: Sequence[_Receipt]) -> Layer:
         """Put both tables and ``layer.json``."""
         count, modality = len(self.ids), self.modality
-        columns = {
-            name: np.zeros(count, dtype)
-            for name, dtype in (
-                ("sum", np.uint64),
-                ("shard", np.int32),
-                ("row", np.int32),
-                ("present", np.bool_),
-            )
-        }
+        sums, present = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
+        shard, shard_row = np.zeros(count, np.int32), np.zeros(count, np.int32)
         groups = np.empty(count, object)
         for receipt, (group, number, rows) in zip(receipts, self.shards, strict=True):
-            columns["sum"][rows] = receipt.payloads
-            columns["present"][rows] = receipt.present
-            columns["shard"][rows], columns["row"][rows] = number, np.arange(len(rows))
+            sums[rows], present[rows] = receipt.payloads, receipt.present
+            shard[rows], shard_row[rows] = number, np.arange(len(rows))
             groups[rows] = group
         table = pa.table(
             {
                 PATCH_ID: pa.array(self.ids),
-                layers.PRESENT: bools_array(columns["present"]),
-                layers.XXH3: pa.array(columns["sum"]),
+                layers.PRESENT: bools_array(present),
+                layers.XXH3: pa.array(sums),
                 layers.GROUP: pa.array(groups.tolist()).dictionary_encode(),
-                layers.SHARD: pa.array(columns["shard"]),
-                layers.SHARD_ROW: pa.array(columns["row"]),
+                layers.SHARD: pa.array(shard),
+                layers.SHARD_ROW: pa.array(shard_row),
             }
         )
         rows_bytes, seal = publish.encode_table([table], table.schema, row_group_rows=ROW_GROUP_ROWS)
@@ -377,7 +369,7 @@ class _Work:
             title=self.title,
             fingerprint=self.ds.manifest.fingerprint,
             num_patches=count,
-            coverage=int(columns["present"].sum()),
+            coverage=int(present.sum()),
             num_rows=count,
             rows=seal,
             schema=self.schema,
