@@ -92,16 +92,17 @@ class GroupedTable:
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in the rows' order."""
-        group_of = np.searchsorted(self.group_starts, rows, side="right") - 1
-        groups = np.unique(group_of)
-        table = self.read(groups.tolist(), columns)
-        sizes = np.diff(self.group_starts)[groups]
-        first = np.cumsum(sizes) - sizes
-        where = np.searchsorted(groups, group_of)
-        local = rows - self.group_starts[group_of] + first[where]
+        groups, local = self._places(rows)
+        table = self.read(groups, columns)
         if len(local) == table.num_rows and bool((np.diff(local) == 1).all()):
             return table
         return table.take(ints_array(local))
+
+    def take_once(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Columns of some rows, in the rows' order; what is read for that is not kept. May be called in any thread."""
+        groups, local = self._places(rows)
+        found = again(self.store, self.path, lambda: self._reader.read(groups, columns))
+        return pa.concat_tables(found).select(list(columns)).take(ints_array(local))
 
     def parts(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Columns of rising rows, a row group at a time; what is read for that is not kept."""
@@ -110,3 +111,12 @@ class GroupedTable:
                 kept = dict(self._columns)
                 yield self.take(mine, columns)
                 self._columns = kept
+
+    def _places(self, rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+        """The row groups that hold some rows, and where each row is in these on end."""
+        group_of = np.searchsorted(self.group_starts, rows, side="right") - 1
+        groups = np.unique(group_of)
+        sizes = np.diff(self.group_starts)[groups]
+        first = np.cumsum(sizes) - sizes
+        local = rows - self.group_starts[group_of] + first[np.searchsorted(groups, group_of)]
+        return groups.tolist(), local
