@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reben_cloud.bigearthnet.about import about
+from reben_cloud.bigearthnet.inputs import BandStatistics
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.exported import ExportManifest
@@ -77,6 +78,20 @@ class Dataset:
     def layers(self) -> Mapping[str, Layer]:
         """Layers that stand beside the root, by name."""
         return {layer.name: layer for layer in self._layers}
+
+    @cached_property
+    def band_statistics(self) -> Mapping[str, BandStatistics]:
+        """What normalises the bands of layers, by name of the band, for `ModelInput` and recipes.
+
+        Mean and standard deviation over the patches of split train; a band without spread has none.
+        """
+        return {
+            name: BandStatistics(mean=found["mean"], std=found["std"])
+            for name, place in self.schema.bands.items()
+            if (layer := self.layers.get(place.modality)) is not None
+            and (found := layer.manifest.statistics.get(place.tensor.name)) is not None
+            and found["std"] > 0
+        }
 
     def with_layers(self, *layers: Layer) -> Dataset:
         """The same dataset with these layers beside it, after those that it has.
