@@ -1,4 +1,4 @@
-"""Ranks over arrays: the nearest rows against a plain sort in float64."""
+"""Ranks over arrays: the nearest rows against a plain sort in float64, suspects against the mistakes that were made."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reben_cloud.ranking.nearest import nearest
+from reben_cloud.ranking.suspects import suspects
 
 DTYPES = (np.float16, np.float32, np.int8)
 METRICS = ("cosine", "dot", "l2")
@@ -237,3 +238,149 @@ def test_wrong_arguments_of_nearest(arguments, error, message):
 
     with pytest.raises(error, match=message):
         nearest(given_as.pop("vectors"), given_as.pop("query"), given_as.pop("k"), **given_as)
+
+
+def noisy_labels(seed=0, num=3000, num_classes=6):
+    """Labels of which some were turned, which ones, and probabilities that know the truth fairly well."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(np.linspace(-3, 1, num_classes), 2, (num, num_classes))
+    true = rng.random((num, num_classes)) < 1 / (1 + np.exp(-2 * logits))
+    turned = rng.random((num, num_classes)) < np.where(true, 0.1, 0.01)
+    return true ^ turned, turned, 1 / (1 + np.exp(-2 * logits))
+
+
+def average_precision(found):
+    """Mean of the precision at each that is found; `found` in ranked order."""
+    hits = np.flatnonzero(found)
+    return (np.arange(1, len(hits) + 1) / (hits + 1)).mean()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_turned_labels_are_found_better_than_by_the_probability_of_the_label(seed):
+    labels, turned, probabilities = noisy_labels(seed)
+
+    found = suspects(labels, probabilities)
+    patches = suspects(labels, probabilities, by="patch")
+
+    by_probability = np.argsort(np.where(labels, probabilities, 1 - probabilities).ravel(), kind="stable")
+    ours = average_precision(turned[found.rows, found.classes])
+    assert ours > 1.05 * average_precision(turned.ravel()[by_probability])
+    assert ours > 10 * turned.mean()
+    least = np.where(labels, probabilities, 1 - probabilities).min(axis=1)
+    assert average_precision(turned.any(axis=1)[patches.rows]) > average_precision(
+        turned.any(axis=1)[np.argsort(least, kind="stable")]
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_every_label_is_ranked_once_and_shown_as_it_is(dtype):
+    labels, _, probabilities = noisy_labels()
+    probabilities = probabilities.astype(dtype)
+
+    found = suspects(labels, probabilities)
+
+    assert len(found) == labels.size
+    assert len(set(zip(found.rows.tolist(), found.classes.tolist(), strict=True))) == labels.size
+    np.testing.assert_array_equal(found.given, labels[found.rows, found.classes])
+    np.testing.assert_array_equal(found.probabilities, probabilities[found.rows, found.classes])
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.scores[0] <= 1
+    assert found.scores[-1] >= 0
+
+
+@pytest.mark.parametrize("by", ["label", "patch"])
+@pytest.mark.parametrize("limit", [1, 7, 500, 10**9])
+def test_a_limit_is_the_beginning_of_the_whole_ranking(by, limit):
+    labels, _, probabilities = noisy_labels()
+    probabilities = probabilities.round(1)  # many equal scores
+
+    found, whole = suspects(labels, probabilities, by=by, limit=limit), suspects(labels, probabilities, by=by)
+
+    assert len(found) == min(limit, len(whole))
+    for name in ("rows", "classes", "given", "probabilities", "scores"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[:limit])
+    equal = np.diff(whole.scores) == 0
+    assert equal.any()
+    places = whole.rows * labels.shape[1] + (whole.classes if by == "label" else 0)
+    assert (np.diff(places)[equal] > 0).all()
+
+
+def test_within_a_class_the_model_alone_decides():
+    """Given labels come by rising, absent ones by falling probability."""
+    labels, _, probabilities = noisy_labels()
+    probabilities = probabilities.clip(1e-6, 1 - 1e-6)  # beyond 2**-24 they count as equal
+
+    found = suspects(labels, probabilities)
+
+    for number in range(labels.shape[1]):
+        for given_as, sign in ((True, 1), (False, -1)):
+            these = (found.classes == number) & (found.given == given_as)
+            assert (np.diff(sign * found.probabilities[these]) >= 0).all()
+
+
+def test_a_patch_is_ranked_by_all_its_labels_and_shows_the_likeliest():
+    labels, _, probabilities = noisy_labels(num=400)
+
+    found, patches = suspects(labels, probabilities), suspects(labels, probabilities, by="patch")
+
+    scores = np.zeros(labels.shape)
+    scores[found.rows, found.classes] = found.scores
+    expected = 1 - np.prod(1 - scores, axis=1)
+    assert sorted(patches.rows.tolist()) == list(range(400))
+    np.testing.assert_allclose(patches.scores, expected[patches.rows], rtol=1e-9)
+    np.testing.assert_array_equal(patches.classes, scores.argmax(axis=1)[patches.rows])
+
+
+def test_a_class_of_all_or_of_none_is_not_ranked():
+    labels, _, probabilities = noisy_labels()
+    labels[:, 1], labels[:, 4] = False, True
+    kept = [0, 2, 3, 5]
+
+    found, expected = suspects(labels, probabilities), suspects(labels[:, kept], probabilities[:, kept])
+
+    np.testing.assert_array_equal(found.classes, np.array(kept)[expected.classes])
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    for by in ("label", "patch"):
+        assert len(suspects(labels[:, [1, 4]], probabilities[:, [1, 4]], by=by)) == 0
+        assert len(suspects(labels[:0], probabilities[:0], by=by)) == 0
+
+
+def test_probabilities_of_zero_and_one_are_ranked():
+    labels = np.array([[True], [True], [False], [False]])
+
+    found = suspects(labels, np.array([[0.0], [1.0], [0.0], [1.0]], np.float32))
+
+    assert set(found.rows[:2].tolist()) == {0, 3}
+    assert np.isfinite(found.scores).all()
+
+
+YES = np.ones((3, 2), bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        pytest.param(
+            {"labels": YES.astype(int)}, TypeError, "labels must be boolean, got int64", id="numbers"
+        ),
+        pytest.param({"probabilities": YES}, TypeError, "must be floats, got bool", id="not floats"),
+        pytest.param({"labels": YES[:2]}, ValueError, r"got \(2, 2\) and \(3, 2\)", id="rows"),
+        pytest.param({"labels": YES[0], "probabilities": np.ones(2)}, ValueError, r"got \(2,\)", id="flat"),
+        pytest.param({"by": "class"}, ValueError, "label, patch, got 'class'", id="by"),
+        pytest.param({"limit": 0}, ValueError, "limit must be at least 1, got 0", id="limit"),
+        *(
+            pytest.param(
+                {"probabilities": np.array([[0, 1], [1, value], [2, 0]])},
+                ValueError,
+                f"class 1 in row 1 must be in .* got {value}; .* sigmoid",
+                id=str(value),
+            )
+            for value in (np.nan, np.inf, -0.1, 1.1)
+        ),
+    ],
+)
+def test_wrong_arguments_of_suspects(arguments, error, message):
+    given_as = {"labels": YES, "probabilities": np.full((3, 2), 0.5)} | arguments
+
+    with pytest.raises(error, match=message):
+        suspects(given_as.pop("labels"), given_as.pop("probabilities"), **given_as)
