@@ -101,8 +101,12 @@ class GroupedTable:
     def take_once(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in the rows' order; what is read for that is not kept. May be called in any thread."""
         groups, local = self._places(rows)
+        return self.read_once(groups, columns).take(ints_array(local))
+
+    def read_once(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Columns of some row groups, in order; what is read is not kept. May be called in any thread."""
         found = again(self.store, self.path, lambda: self._reader.read(groups, columns))
-        return pa.concat_tables(found).select(list(columns)).take(ints_array(local))
+        return pa.concat_tables(found).select(list(columns))
 
     def parts(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Columns of rising rows, a row group at a time; what is read for that is not kept."""

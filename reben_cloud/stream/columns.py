@@ -226,16 +226,16 @@ class BatchColumns:
 
 def is_number(kind: pa.DataType) -> bool:
     """Whether a column of this type is an array of numbers."""
-    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def is_vector(kind: pa.DataType) -> bool:
     """Whether a column of this type is lists of as many numbers each, such as an embedding."""
-    return pa.types.is_fixed_size_list(kind) and is_number(kind.value_type)
+    return bool(pa.types.is_fixed_size_list(kind)) and is_number(kind.value_type)
 
 
 def _has_nan(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind.value_type if is_vector(kind) else kind)
+    return bool(pa.types.is_floating(kind.value_type if is_vector(kind) else kind))
 
 
 def _numbers(column: pa.ChunkedArray[Any]) -> NDArray[Any]:
