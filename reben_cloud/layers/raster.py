@@ -173,33 +173,37 @@ class RasterSource:
 
     def _warp(self, cut: Cut, square: Square, out: NDArray[Any]) -> NDArray[np.bool_]:
         """Fill `out` (band, y, x) with the pixels of a square; returns which of them have values, (band, y, x)."""
-        rasterio = import_rasterio()
-        options: dict[str, Any] = {}
-        if self.nodata is not None:
-            options = {"src_nodata": self.nodata, "nodata": self.nodata}
-        elif rasterio.enums.ColorInterp.alpha not in cut.dataset.colorinterp:
-            options = {"add_alpha": True}  # says what is beside the raster, and honours its mask
+        nodata = {} if self.nodata is None else {"src_nodata": self.nodata, "nodata": self.nodata}
+        valid = np.ones(out.shape, np.bool_)
         try:
-            with rasterio.vrt.WarpedVRT(
-                cut.dataset,
-                crs=rasterio.CRS.from_epsg(square.epsg),
-                transform=rasterio.transform.from_origin(square.left, square.top, self.pixel_m, self.pixel_m),
-                width=self.size,
-                height=self.size,
-                resampling=rasterio.enums.Resampling[self.resampling],
-                **options,
-            ) as view:
+            with self._view(cut, square, **nodata) as view:
                 view.read(cut.bands, out=out)
-                valid = np.ones(out.shape, np.bool_)
-                if self.nodata is None:
+            if self.nodata is None and not cut.is_whole:
+                # A view of its own: GDAL computes other values where there is a mask to compute as well.
+                alpha = import_rasterio().enums.ColorInterp.alpha
+                has_mask = alpha in cut.dataset.colorinterp
+                with self._view(cut, square, **({} if has_mask else {"add_alpha": True})) as view:
                     valid &= view.read(view.count) != 0
-        except rasterio.errors.RasterioError as error:
+        except import_rasterio().errors.RasterioError as error:
             raise unreadable(self.path, error) from error
         if out.dtype.kind == "f":
             valid &= ~np.isnan(out)
         if self.nodata is not None:
             valid &= out != out.dtype.type(self.nodata)
         return valid
+
+    def _view(self, cut: Cut, square: Square, **options: Any) -> Any:
+        """What GDAL makes of a raster on the grid of a square."""
+        rasterio = import_rasterio()
+        return rasterio.vrt.WarpedVRT(
+            cut.dataset,
+            crs=rasterio.CRS.from_epsg(square.epsg),
+            transform=rasterio.transform.from_origin(square.left, square.top, self.pixel_m, self.pixel_m),
+            width=self.size,
+            height=self.size,
+            resampling=rasterio.enums.Resampling[self.resampling],
+            **options,
+        )
 
 
 def open_raster(
@@ -223,7 +227,8 @@ def open_raster(
         bands: Names of the bands to take, in this order: their descriptions in the file where all have one, or
             ``"1"``, ``"2"``, …; in a Zarr store variables, or the labels along the third dimension of the only
             variable. By default all.
-        nodata: Value that stands for none, where the raster does not say, or says it wrongly.
+        nodata: Value that stands for none, where the raster does not say, or says it wrongly. Gaps between the tiles
+            of a VRT that says none are zeros to GDAL, and values here; gdalbuildvrt -addalpha marks them.
         partial: Keep squares that the raster covers in a part only, with `RasterSource.fill` where it has no
             values; without, such a square counts as absent. Integers need `nodata` for it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from reben_cloud.errors import SourceError, missing_extra
 from reben_cloud.layers.squares import Square
+
+_KERNEL_PX = 4
+"""Pixels beside a place that an interpolation may look at; Lanczos looks at 3."""
 
 if TYPE_CHECKING:
     from rasterio.crs import CRS
@@ -66,6 +70,8 @@ class Cut(NamedTuple):
     """As GDAL has it."""
     bands: tuple[int, ...]
     """Numbers of the wanted bands in it."""
+    is_whole: bool
+    """Whether it covers all of the squares and has no mask: every pixel has a value, if it is not nodata."""
 
 
 class Raster(Protocol):
@@ -153,8 +159,49 @@ class _GdalRaster:
             shifted=_shifted(file),
         )
 
-    def around(self, _: Sequence[Square], wanted: Wanted) -> AbstractContextManager[Cut | None]:
-        return nullcontext(Cut(self._dataset, wanted.bands))
+    def around(self, squares: Sequence[Square], wanted: Wanted) -> AbstractContextManager[Cut | None]:
+        file = self._dataset
+        window = window_of(squares, wanted, file.crs, file.transform)
+        if window is None:
+            return nullcontext(Cut(file, wanted.bands, is_whole=False))
+        rows, columns = window
+        if rows.start >= file.height or rows.stop <= 0 or columns.start >= file.width or columns.stop <= 0:
+            return nullcontext(None)
+        is_inside = (
+            rows.start >= 0 <= columns.start and rows.stop <= file.height and columns.stop <= file.width
+        )
+        no_mask = (import_rasterio().enums.MaskFlags.all_valid,)
+        is_whole = is_inside and all(tuple(file.mask_flag_enums[n - 1]) == no_mask for n in wanted.bands)
+        return nullcontext(Cut(file, wanted.bands, is_whole))
+
+
+def window_of(
+    squares: Sequence[Square], wanted: Wanted, crs: CRS, transform: Affine
+) -> tuple[slice, slice] | None:
+    """Rows and columns of a raster that squares of one CRS need, also beyond its edges.
+
+    None where the raster's CRS has no such places.
+    """
+    rasterio = import_rasterio()
+    west, east = min(s.left for s in squares), max(s.left for s in squares) + wanted.side_m
+    south, north = min(s.top for s in squares) - wanted.side_m, max(s.top for s in squares)
+    mine = rasterio.CRS.from_epsg(squares[0].epsg)
+    try:
+        bounds = rasterio.warp.transform_bounds(mine, crs, west, south, east, north)
+    except rasterio.errors.RasterioError:
+        return None
+    if not all(map(math.isfinite, bounds)):
+        return None
+    (c0, r0), (c1, r1) = (
+        (~transform) @ corner for corner in ((bounds[0], bounds[3]), (bounds[2], bounds[1]))
+    )
+    # Kernels are as much wider as the pixels to be made are larger than the raster's.
+    ratio = wanted.pixel_m * max(abs(c1 - c0) / (east - west), abs(r1 - r0) / (north - south))
+    more = _KERNEL_PX * max(1.0, ratio) + 1
+    rows, columns = (
+        slice(math.floor(min(a, b) - more), math.ceil(max(a, b) + more)) for a, b in ((r0, r1), (c0, c1))
+    )
+    return rows, columns
 
 
 def _shifted(file: DatasetReader) -> str | None:

@@ -7,7 +7,6 @@ from the coordinates, which must be evenly spaced pixel centres, from ``spatial:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,15 @@ import numpy as np
 import xarray as xr
 
 from reben_cloud.errors import SourceError
-from reben_cloud.layers.raster_files import BandFacts, Cut, Raster, RasterFacts, Wanted, import_rasterio
+from reben_cloud.layers.raster_files import (
+    BandFacts,
+    Cut,
+    Raster,
+    RasterFacts,
+    Wanted,
+    import_rasterio,
+    window_of,
+)
 from reben_cloud.layers.squares import Square
 
 if TYPE_CHECKING:
@@ -26,8 +33,6 @@ if TYPE_CHECKING:
 
 _MARKERS = ("zarr.json", ".zgroup", ".zmetadata")
 _AXES = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("northing", "easting"))
-_KERNEL_PX = 4
-"""Pixels beside a place that an interpolation may look at; Lanczos looks at 3."""
 
 
 def is_zarr(path: str) -> bool:
@@ -80,7 +85,15 @@ class _ZarrRaster:
     @contextmanager
     def around(self, squares: Sequence[Square], wanted: Wanted) -> Iterator[Cut | None]:
         rasterio = import_rasterio()
-        rows, columns = self._window(squares, wanted)
+        assert self.facts.crs is not None
+        assert self.facts.transform is not None
+        window = window_of(squares, wanted, self.facts.crs, self.facts.transform)
+        if window is None:
+            yield None
+            return
+        rows, columns = (
+            slice(max(0, wish.start), min(n, wish.stop)) for wish, n in zip(window, self._shape, strict=True)
+        )
         if rows.start >= rows.stop or columns.start >= columns.stop:
             yield None
             return
@@ -92,7 +105,6 @@ class _ZarrRaster:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise SourceError(f"{self._path}: cannot be read ({str(error).splitlines()[0]})") from error
         pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-        assert self.facts.transform is not None
         transform = self.facts.transform @ rasterio.Affine.translation(columns.start, rows.start)
         with rasterio.MemoryFile() as memory:
             with memory.open(
@@ -101,29 +113,7 @@ class _ZarrRaster:
             ) as file:  # fmt: skip
                 file.write(pixels)
             with memory.open() as file:
-                yield Cut(file, tuple(range(1, len(pixels) + 1)))
-
-    def _window(self, squares: Sequence[Square], wanted: Wanted) -> tuple[slice, slice]:
-        """Rows and columns that the squares, all of one CRS, need; empty where they lie beside the raster."""
-        rasterio = import_rasterio()
-        west, east = min(s.left for s in squares), max(s.left for s in squares) + wanted.side_m
-        south, north = min(s.top for s in squares) - wanted.side_m, max(s.top for s in squares)
-        crs = rasterio.CRS.from_epsg(squares[0].epsg)
-        try:
-            bounds = rasterio.warp.transform_bounds(crs, self.facts.crs, west, south, east, north)
-        except rasterio.errors.RasterioError:
-            return slice(0, 0), slice(0, 0)  # where the raster's CRS has no places
-        assert self.facts.transform is not None
-        back = ~self.facts.transform
-        (c0, r0), (c1, r1) = back @ (bounds[0], bounds[3]), back @ (bounds[2], bounds[1])
-        # Kernels are as much wider as the pixels to be made are larger than the raster's.
-        ratio = wanted.pixel_m * max(abs(c1 - c0) / (east - west), abs(r1 - r0) / (north - south))
-        more = _KERNEL_PX * max(1.0, ratio) + 1
-        rows, columns = (
-            slice(max(0, math.floor(min(a, b) - more)), min(n, math.ceil(max(a, b) + more)))
-            for a, b, n in ((r0, r1, self._shape[0]), (c0, c1, self._shape[1]))
-        )
-        return rows, columns
+                yield Cut(file, tuple(range(1, len(pixels) + 1)), is_whole=(rows, columns) == window)
 
 
 def _spatial_axes(path: str, stack: xr.Dataset) -> tuple[str, str]:

@@ -106,7 +106,9 @@ def test_blocks_of_the_whole_collection_are_neighbours(official_files):
 
 
 def test_squares_are_three_columns_of_one_length():
-    with pytest.raises(ValueError, match=r"three columns of one length, got shapes \(2,\), \(1,\) and \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"three columns of one length, got shapes \(2,\), \(1,\) and \(2,\)"
+    ):
         Squares(epsg=[1, 2], left=[1], top=[1, 2], side_m=1200)
     with pytest.raises(ValueError, match="must be above 0 m, got 0"):
         Squares(epsg=[1], left=[1], top=[1], side_m=0)
@@ -119,14 +121,14 @@ def test_squares_are_three_columns_of_one_length():
 
 @pytest.fixture(scope="module")
 def continent(official_files):
-    """The squares of two patches of each of the 115 products."""
+    """The square of a patch of each of the 115 products."""
     ids = pq.read_table(official_files[0], columns=["patch_id"]).column(0)
     products = pc.utf8_slice_codeunits(ids, 0, -6).combine_chunks().dictionary_encode()
     code = products.indices.to_numpy()
     names = ids.to_pylist()
     rows = [np.flatnonzero(code == n) for n in range(len(products.dictionary))]
     assert len(rows) == 115
-    return Squares.of_patches([names[row] for mine in rows for row in (mine[len(mine) // 3], mine[-1])])
+    return Squares.of_patches([names[mine[len(mine) // 3]] for mine in rows])
 
 
 def tile_width(lat):
@@ -171,13 +173,15 @@ def vrt(degrees, resampling):
     return (
         f'<VRTDataset rasterXSize="{(east - west) * 120}" rasterYSize="{(north - south) * 120}"><SRS>EPSG:4326</SRS>'
         f"<GeoTransform>{west}, {1 / 120!r}, 0, {north}, 0, {-1 / 120!r}</GeoTransform>"
-        f'<VRTRasterBand dataType="Float32" band="1"><NoDataValue>-32768</NoDataValue>{"".join(sources)}</VRTRasterBand>'
-        "</VRTDataset>"
+        f'<VRTRasterBand dataType="Float32" band="1"><NoDataValue>-32768</NoDataValue>'
+        f"{''.join(sources)}</VRTRasterBand></VRTDataset>"
     )
 
 
-@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic", "average"])
-@pytest.mark.parametrize("pixel_m", [10, 60])
+@pytest.mark.parametrize(
+    ("resampling", "pixel_m"),
+    [("nearest", 10), ("bilinear", 10), ("cubic", 10), ("average", 60), ("cubic", 400)],
+)
 def test_a_mosaic_over_all_products_is_what_rasterio_makes_of_it_patch_by_patch(
     mosaic, continent, resampling, pixel_m
 ):
@@ -195,7 +199,9 @@ def test_a_mosaic_over_all_products_is_what_rasterio_makes_of_it_patch_by_patch(
 def test_a_mosaic_shows_what_its_tiles_were_made_of(mosaic, continent):
     found = open_raster(mosaic / "bilinear.vrt", resampling="bilinear", pixel_m=20).sample(continent)
 
-    errors = np.stack([pixels[0] - expected(continent[n], 20, height) for n, pixels in enumerate(found.pixels)])
+    errors = np.stack(
+        [pixels[0] - expected(continent[n], 20, height) for n, pixels in enumerate(found.pixels)]
+    )
     assert np.median(np.abs(errors)) < 0.01
     # GDAL brings each tile to the mosaic's pixels by itself: at its east and west edges half a wide pixel is repeated.
     assert np.abs(errors).max() < 1.0
@@ -259,13 +265,15 @@ def test_every_grid_and_resampling_is_what_rasterio_makes_of_it(tmp_path, name, 
     crs, transform = GRIDS[name]
     path = write(tmp_path / "noise.tif", noise(dtype), transform, crs=crs)
 
+    some = Squares(epsg=HERE.epsg[[0, 7]], left=HERE.left[[0, 7]], top=HERE.top[[0, 7]], side_m=1200)
+
     for resampling in RESAMPLINGS:
         for pixel_m in (10, 120):
-            found = open_raster(path, resampling=resampling, pixel_m=pixel_m).sample(HERE)
+            found = open_raster(path, resampling=resampling, pixel_m=pixel_m).sample(some)
             assert found.present.all()
             assert found.pixels.dtype == dtype
-            for row in (0, 7, 15):
-                want = warped(path, HERE[row], resampling=resampling, pixel_m=pixel_m)
+            for row in range(2):
+                want = warped(path, some[row], resampling=resampling, pixel_m=pixel_m)
                 np.testing.assert_array_equal(found.pixels[row], want, err_msg=f"{resampling} {pixel_m}")
 
 
@@ -414,9 +422,7 @@ def with_hole(path, kind):
 def test_a_hole_is_seen_however_it_is_said(tmp_path, kind, resampling):
     path = with_hole(tmp_path / "hole.tif", kind)
 
-    source = open_raster(
-        path, resampling=resampling, pixel_m=10, nodata=255 if kind == "given" else None
-    )
+    source = open_raster(path, resampling=resampling, pixel_m=10, nodata=255 if kind == "given" else None)
     found = source.sample(HERE)
 
     assert source.bands == ("1",)
@@ -426,7 +432,9 @@ def test_a_hole_is_seen_however_it_is_said(tmp_path, kind, resampling):
 
 def test_a_raster_that_has_nothing_is_refused(tmp_path):
     empty = open_raster(
-        write(tmp_path / "empty.tif", np.full((300, 300), -1, np.int16), nodata=-1), resampling="nearest", pixel_m=10
+        write(tmp_path / "empty.tif", np.full((300, 300), -1, np.int16), nodata=-1),
+        resampling="nearest",
+        pixel_m=10,
     )
     found = empty.sample(HERE)
 
@@ -492,7 +500,7 @@ def test_scaled_values_are_refused(tmp_path):
     with rasterio.open(path, "r+") as file:
         file.scales = (0.1,)
 
-    with pytest.raises(SourceError, match="band 1 has a scale or an offset .* -unscale"):
+    with pytest.raises(SourceError, match=r"band 1 has a scale or an offset.* -unscale"):
         open_raster(path, resampling="bilinear", pixel_m=10)
 
 
@@ -501,7 +509,7 @@ def test_what_is_no_raster_is_refused(tmp_path):
 
     with pytest.raises(SourceError, match=r"text.tif: cannot be read \(.*not recognized"):
         open_raster(tmp_path / "text.tif", resampling="bilinear", pixel_m=10)
-    with pytest.raises(FileNotFoundError, match="none.tif: no such raster"):
+    with pytest.raises(FileNotFoundError, match=r"none.tif: no such raster"):
         open_raster(tmp_path / "none.tif", resampling="bilinear", pixel_m=10)
 
 
@@ -527,6 +535,175 @@ def test_squares_of_another_size_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="opened for squares of 600 m, these have 1200 m"):
         source.sample(HERE)
+
+
+# -- Zarr ---------------------------------------------------------------------------------------------
+
+
+def zarr_of(path, tiff, *, form="CF", dtype=None, encoding=None, **attrs):
+    """The raster of a GeoTIFF as a Zarr store, its place said in one of the ways there are."""
+    with rasterio.open(tiff) as file:
+        pixels, transform, crs, names = (
+            file.read(),
+            file.transform,
+            pyproj.CRS(file.crs.to_wkt()),
+            file.descriptions,
+        )
+    pixels = pixels if dtype is None else pixels.astype(dtype)
+    y = transform.f + transform.e * (np.arange(pixels.shape[1]) + 0.5)
+    x = transform.c + transform.a * (np.arange(pixels.shape[2]) + 0.5)
+    reference = {"spatial_ref": ((), 0, crs.to_cf())}
+    options = {}
+    match form:
+        case "CF":
+            stack = xr.Dataset({"height": (("y", "x"), pixels[0], attrs)}, {"y": y, "x": x, **reference})
+            stack["height"].attrs["grid_mapping"] = "spatial_ref"
+        case "CF without WKT":
+            said = {key: value for key, value in crs.to_cf().items() if key != "crs_wkt"}
+            stack = xr.Dataset(
+                {"height": (("lat", "lon"), pixels[0], attrs)}, {"lat": y, "lon": x, "crs": ((), 0, said)}
+            )
+            stack["height"].attrs["grid_mapping"] = "crs"
+        case "south up, Zarr 2":
+            stack = xr.Dataset(
+                {"height": (("latitude", "longitude"), pixels[0, ::-1], attrs)},
+                {"latitude": y[::-1], "longitude": x, **reference},
+            )
+            options = {"zarr_format": 2}
+        case "proj and spatial":
+            place = {
+                "proj:code": f"EPSG:{crs.to_epsg()}",
+                "spatial:transform": list(transform)[:6],
+                "spatial:dimensions": ["v", "u"],
+            }
+            stack = xr.Dataset({"height": (("v", "u"), pixels[0], attrs)}, attrs=place)
+        case "GeoTransform":
+            said = {"spatial_ref": crs.to_wkt(), "GeoTransform": " ".join(map(repr, transform.to_gdal()))}
+            stack = xr.Dataset({"height": (("y", "x"), pixels[0], attrs)}, {"spatial_ref": ((), 0, said)})
+        case "variables":
+            stack = xr.Dataset(
+                {name: (("y", "x"), plane, attrs) for name, plane in zip(names, pixels, strict=True)},
+                {"y": y, "x": x, **reference},
+            )
+        case "planes":
+            stack = xr.Dataset(
+                {"all": (("band", "y", "x"), pixels, attrs)},
+                {"y": y, "x": x, "band": np.array(names, object), **reference},
+            )
+    stack.to_zarr(path, encoding=encoding, **options)
+    return path
+
+
+FORMS = ("CF", "CF without WKT", "south up, Zarr 2", "proj and spatial", "GeoTransform")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_zarr_store_gives_what_the_same_geotiff_gives(tmp_path, form):
+    tiff = write(tmp_path / "noise.tif", noise())
+    path = zarr_of(tmp_path / "noise.zarr", tiff, form=form)
+
+    for resampling, pixel_m in [
+        ("nearest", 10),
+        ("bilinear", 10),
+        ("average", 10),
+        ("cubic", 400),
+        ("lanczos", 400),
+    ]:
+        options = {"resampling": resampling, "pixel_m": pixel_m}
+        source, want = open_raster(path, **options), open_raster(tiff, **options).sample(HERE)
+
+        assert source.bands == ("height",)
+        found = source.sample(HERE)
+
+        np.testing.assert_array_equal(found.present, want.present)
+        # A window's place is a sum, which rounds otherwise than the raster's own.
+        np.testing.assert_allclose(found.pixels, want.pixels, rtol=2e-5, err_msg=f"{resampling} {pixel_m}")
+
+
+@pytest.mark.parametrize("form", ["variables", "planes"])
+def test_bands_of_a_zarr_store_are_variables_or_planes(tmp_path, form):
+    tiff = write(tmp_path / "many.tif", np.stack([noise("int16", seed=n) for n in range(3)]))
+    with rasterio.open(tiff, "r+") as file:
+        file.descriptions = ("slope", "aspect", "height")
+    path = zarr_of(tmp_path / "many.zarr", tiff, form=form)
+    options = {"resampling": "nearest", "pixel_m": 10}
+
+    found = open_raster(path, bands=["height", "slope"], **options).sample(HERE)
+
+    assert sorted(open_raster(path, **options).bands) == ["aspect", "height", "slope"]
+    want = open_raster(tiff, bands=["height", "slope"], **options).sample(HERE)
+    np.testing.assert_array_equal(found.pixels, want.pixels)
+
+
+def test_a_zarr_store_covers_what_it_covers(tmp_path):
+    lon, _ = pyproj.Transformer.from_crs(EPSG, 4326, always_xy=True).transform(LEFT + 1800, TOP)
+    tiff = write(
+        tmp_path / "half.tif", noise("int16"), from_origin(lon - 0.25, LAT + 0.1, 1 / 1200, 1 / 1200)
+    )
+    hole = with_hole(tmp_path / "hole.tif", "nodata")
+    options = {"resampling": "bilinear", "pixel_m": 10}
+
+    half = open_raster(zarr_of(tmp_path / "half.zarr", tiff), **options)
+    holed = open_raster(zarr_of(tmp_path / "hole.zarr", hole, _FillValue=np.uint8(255)), **options)
+
+    assert half.sample(HERE).present.tolist() == (HERE.left == LEFT).tolist()
+    assert half.sample(FAR).present.tolist() == [False, False, False]
+    assert (holed.nodata, holed.sample(HERE).present.tolist()) == (255, [False] + [True] * 15)
+
+
+def test_a_store_of_other_byte_order_is_read(tmp_path):
+    tiff = write(tmp_path / "noise.tif", noise("int16"))
+    path = zarr_of(tmp_path / "big.zarr", tiff, dtype=">i2", form="south up, Zarr 2")
+    options = {"resampling": "nearest", "pixel_m": 10}
+
+    np.testing.assert_array_equal(
+        open_raster(path, **options).sample(HERE).pixels, open_raster(tiff, **options).sample(HERE).pixels
+    )
+
+
+def uneven(stack):
+    x = stack.x.to_numpy().copy()
+    x[100:] += 0.0001
+    return stack.assign_coords(x=x)
+
+
+BAD_STORES = {
+    "no CRS": (lambda s: s.drop_vars("spatial_ref"), "says no CRS"),
+    "a CRS of nobody": (
+        lambda s: s.assign_coords(spatial_ref=((), 0, {"crs_wkt": "EPSG:1"})),
+        "none that PROJ knows",
+    ),
+    "no place": (lambda s: s.drop_vars(["x", "y"]), "does not say where its pixels are"),
+    "uneven": (uneven, "the coordinates along x are not evenly spaced"),
+    "one column": (lambda s: s.isel(x=[0]), "x has 1 coordinate"),
+    "no image": (lambda s: s.rename(y="time"), "none of its dimensions .* are those of an image"),
+    "four dimensions": (lambda s: s.expand_dims(["a", "b"]), "must have images"),
+    "scaled": (lambda s: s.assign(height=s.height.assign_attrs(scale_factor=0.1)), "band height has a scale"),
+    "a flag": (lambda s: s.assign(height=s.height > 3), "values are bool"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STORES)
+def test_a_zarr_store_without_a_clear_place_or_value_is_refused(tmp_path, case):
+    change, message = BAD_STORES[case]
+    good = zarr_of(tmp_path / "good.zarr", write(tmp_path / "noise.tif", noise()))
+    with xr.open_zarr(good) as stack:
+        changed = change(stack.load())
+    for variable in changed.variables.values():
+        variable.encoding.clear()
+    changed.drop_encoding().to_zarr(tmp_path / "bad.zarr")
+
+    with pytest.raises(SourceError, match=message) as caught:
+        open_raster(tmp_path / "bad.zarr", resampling="nearest", pixel_m=10)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_zarr_store_is_refused(tmp_path):
+    (tmp_path / "empty.zarr").mkdir()
+
+    with pytest.raises(SourceError, match=r"empty.zarr: not a Zarr store that xarray reads"):
+        open_raster(tmp_path / "empty.zarr", resampling="nearest", pixel_m=10)
 
 
 def test_a_file_url_is_a_path(tmp_path):
