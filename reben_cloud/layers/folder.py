@@ -157,10 +157,10 @@ def _list(folder: Path) -> tuple[dict[str, str], int]:
                 stem, ending = os.path.splitext(entry.name)
                 if is_clutter(entry.name):
                     continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif ending.lower() in _ENDINGS:
+                if ending.lower() in _ENDINGS:
                     stems[entry.name] = stem
+                elif entry.is_dir():
+                    folders.append(entry.name)
                 else:
                     num_others += 1
     except (FileNotFoundError, NotADirectoryError) as error:
