@@ -37,7 +37,7 @@ _AXES = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("northing", "ea
 
 def is_zarr(path: str) -> bool:
     """Whether a path or URL is a Zarr store: by its files, or where they cannot be looked for, by its name."""
-    return path.rstrip("/").endswith(".zarr") or any(Path(path, name).is_file() for name in _MARKERS)
+    return Path(path).suffix[1:] == "zarr" or any(Path(path, name).is_file() for name in _MARKERS)
 
 
 @contextmanager
