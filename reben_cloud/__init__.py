@@ -22,7 +22,7 @@ from reben_cloud.errors import (
 
 if TYPE_CHECKING:
     from reben_cloud import grid
-    from reben_cloud.layers import write_layer
+    from reben_cloud.layers import write_layer, write_table
     from reben_cloud.opening import open, open_layer
     from reben_cloud.root.dataset import Dataset
     from reben_cloud.root.layers import Layer
@@ -50,6 +50,7 @@ __all__ = [
     "open",
     "open_layer",
     "write_layer",
+    "write_table",
 ]
 
 _HOMES = {
@@ -60,6 +61,7 @@ _HOMES = {
     "open": "reben_cloud.opening",
     "open_layer": "reben_cloud.opening",
     "write_layer": "reben_cloud.layers",
+    "write_table": "reben_cloud.layers",
 }
 """Public name -> the module it is loaded from; the errors cost nothing and are there at once."""
 

@@ -95,6 +95,38 @@ def iter_row_groups(
                 yield table
 
 
+def iter_batches(
+    source: str | os.PathLike[str],
+    columns: Sequence[str],
+    *,
+    batch_rows: int,
+    name: str,
+    as_codes: Sequence[str] = (),
+) -> Iterator[pa.RecordBatch]:
+    """Columns of a local parquet file, however large its row groups, some rows at a time; raises as `read_table`.
+
+    Args:
+        source: The file.
+        columns: Names of the columns, in the order asked for.
+        batch_rows: Most rows of a batch.
+        name: What to call it in an error.
+        as_codes: Columns of strings that are to come as dictionaries.
+    """
+    with _translated(name):
+        opened = pa.OSFile(os.fspath(source))
+    with opened:
+        with _translated(name):
+            file = pq.ParquetFile(opened, page_checksum_verification=True, read_dictionary=list(as_codes))
+        with file:
+            batches = file.iter_batches(batch_rows, columns=list(columns))
+            while True:
+                with _translated(name):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch.select(list(columns))
+
+
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     """What Arrow says of damaged bytes (it knows no one type for it) as a ChecksumError."""

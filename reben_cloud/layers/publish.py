@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,6 @@ from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
 from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.root.layers import Layer, read_layer_manifest
-from reben_cloud.root.objects import WrittenObject
 from reben_cloud.store import Store
 
 JOURNAL = f"{layout.JOURNAL}/layer"
@@ -36,6 +36,33 @@ def encode_table(tables: Iterable[pa.Table], schema: pa.Schema, *, row_group_row
             writer.write_table(table, row_group_size=row_group_rows)
     parquet.add_chunk_sums(out)
     return out.getvalue(), Seal.of(out)
+
+
+def write_groups(
+    path: Path, groups: Iterable[pa.Table], schema: pa.Schema, *, of_few: Sequence[str], statistics: bool
+) -> Seal:
+    """Write a sealed parquet, a row group for each of these tables, holding one of them at a time; its seal.
+
+    Args:
+        path: The file to be.
+        groups: The row groups.
+        schema: Their columns.
+        of_few: Columns that have few different values in a row group.
+        statistics: Whether the smallest and largest value of each column of a row group are kept.
+    """
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        write_page_checksum=True,
+        use_dictionary=list(of_few),
+        write_statistics=statistics,
+    ) as writer:
+        for table in groups:
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+    with path.open("r+b") as file:
+        parquet.add_chunk_sums(file)
+        return Seal.of(file)
 
 
 def claim(store: Store, beginning: Mapping[str, Any], text: bytes) -> Layer | None:
@@ -74,19 +101,24 @@ def claim(store: Store, beginning: Mapping[str, Any], text: bytes) -> Layer | No
     return None
 
 
-def commit(store: Store, manifest: LayerManifest, written: Sequence[WrittenObject]) -> Layer:
+def commit(store: Store, manifest: LayerManifest, written: Mapping[str, int]) -> Layer:
     """Put ``layer.json``, once all objects are there.
+
+    Args:
+        store: Where the layer is.
+        manifest: What it says of itself.
+        written: Path -> size in bytes of each object.
 
     Raises:
         StorageError: If one is not.
         ConflictError: If another process has published there meanwhile.
     """
     sizes = dict(store.list())
-    for one in written:
-        if sizes.get(one.path) != one.nbytes:
+    for path, nbytes in written.items():
+        if sizes.get(path) != nbytes:
             raise StorageError(
-                f"{store.url}/{one.path}: was written with {one.nbytes:,} bytes, the store now lists "
-                f"{sizes.get(one.path, 'nothing')}; does something else write here? Write the layer again"
+                f"{store.url}/{path}: was written with {nbytes:,} bytes, the store now lists "
+                f"{sizes.get(path, 'nothing')}; does something else write here? Write the layer again"
             )
     text = manifest.to_bytes()
     try:

@@ -379,7 +379,7 @@ class _Work:
             provenance=self.provenance,
             objects_sha256=hashlib.sha256(objects).hexdigest(),
         )
-        return publish.commit(self.store, manifest, written)
+        return publish.commit(self.store, manifest, {one.path: one.nbytes for one in written})
 
 
 def _fill_payload(modality: Modality) -> bytes:

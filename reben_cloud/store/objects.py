@@ -236,6 +236,20 @@ class Store:
             _make_folder(folder)
         self._try("write", path, lambda: obstore.put(self.client, path, data, mode=mode, use_multipart=False))
 
+    def put_file(self, path: str, file: Path) -> None:
+        """Write an object as a whole, atomically, from a local file that need not fit into memory.
+
+        Args:
+            path: Where to; what is there is replaced.
+            file: The file.
+
+        Raises:
+            StorageError: As `get`.
+        """
+        if (folder := self.local_path()) is not None:
+            _make_folder(folder)
+        self._try("write", path, lambda: obstore.put(self.client, path, file))
+
     def delete(self, path: str) -> None:
         """Delete an object; on S3 also quiet when there is none."""
         self._try("delete", path, lambda: obstore.delete(self.client, path))
