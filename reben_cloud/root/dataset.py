@@ -6,7 +6,7 @@ What stands higher in the house (search, views) is called by late imports, in me
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -281,9 +281,15 @@ class Dataset:
                 f"  order        {self.manifest.order.kind}, seed {self.manifest.order.seed}",
                 f"  made from    {self.manifest.created_from}",
                 f"  fingerprint  {self.manifest.fingerprint}",
-                *(f"  layer        {layer.summary()}" for layer in self._layers),
+                *(f"  layer        {text}" for text in self._layer_lines()),
             ]
         )
+
+    def _layer_lines(self) -> Iterator[str]:
+        """A line for each layer that is in an export, and for each that stands beside it."""
+        if isinstance(self.manifest, ExportManifest):
+            yield from self.manifest.layer_lines()
+        yield from (layer.summary() for layer in self._layers)
 
     def open_zarr(self, product: str) -> xr.Dataset:
         """A product's Zarr store as a lazy xarray Dataset.

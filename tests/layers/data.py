@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from reben_cloud.schema import TensorSpec
 
+NUM_PATCHES = 60
+"""Patches of the root in `conftest`."""
+
 ELEVATION = TensorSpec(name="dem", shape=(120, 120), dtype="int16", units="m", fill=-9999, pixel_m=10)
 EMBEDDING = TensorSpec(name="vector", shape=(24,), dtype="float16")
 
