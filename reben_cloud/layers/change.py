@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from reben_cloud.build import Progress, silent
 from reben_cloud.errors import NotFoundError
 from reben_cloud.layers.publish import JOURNAL
 from reben_cloud.layers.read import iter_payloads
+from reben_cloud.layers.table import write_table
 from reben_cloud.layers.write import Values, write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.arrow import names_array
@@ -51,7 +53,19 @@ def rebase_layer(
     manifest, modality = layer.manifest, layer.modality
     provenance = {**manifest.provenance, "rebased_from": manifest.fingerprint}
     if modality is None:
-        raise NotImplementedError
+        return write_table(
+            dest,
+            ds,
+            name=layer.name,
+            table=_batches(layer),
+            key="patch_id",
+            many=manifest.kind == "many",
+            title=manifest.title,
+            provenance=provenance,
+            allow_missing=manifest.num_patches,
+            storage_options=storage_options,
+            progress=progress,
+        )
     there = set(ds.selection.patch_ids)
     table = layer.rows
     ids = table.read(range(len(table.group_starts) - 1), [PATCH_ID]).column(PATCH_ID)
@@ -77,6 +91,13 @@ def rebase_layer(
         scratch=scratch,
         progress=progress,
     )
+
+
+def _batches(layer: Layer) -> Iterator[pa.RecordBatch]:
+    """The rows of a table layer, a row group at a time."""
+    table = layer.rows
+    for group in range(len(table.group_starts) - 1):
+        yield from table.read_once([group], table.names).to_batches()
 
 
 def remove_layer(store: Store) -> int:
