@@ -12,6 +12,7 @@ from reben_cloud.cli.options import (
     DaskOption,
     EndpointOption,
     JsonOption,
+    LayerOption,
     MetadataOption,
     ModalityOption,
     NewRootArgument,
@@ -20,6 +21,7 @@ from reben_cloud.cli.options import (
     WorkersTotalOption,
     executor,
     exported_files,
+    find_layer,
     new_root,
     open_root,
     path,
@@ -200,12 +202,23 @@ def verify(
         ),
     ] = None,
     metadata: MetadataOption = None,
+    layer: LayerOption = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--root",
+            help="Compare a layer with the root that it is for.",
+            show_default=False,
+            parser=path_or_url,
+        ),
+    ] = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every object of a root, or every file of an export; exit 1 when anything is wrong."""
+    """Check every object of a root or a layer, or every file of an export; exit 1 when anything is wrong."""
     from reben_cloud.checks.files import verify_files
     from reben_cloud.checks.verify import verify as check
+    from reben_cloud.checks.verify import verify_layer
     from reben_cloud.hosted.opened import open_hosted_source
     from reben_cloud.root.source import AnySource
     from reben_cloud.sources.recognise import open_source
@@ -217,7 +230,16 @@ def verify(
         report = verify_files(files, quick=quick, progress=bar)
         typer.echo(report.to_json() if as_json else report.to_text())
         raise typer.Exit(0 if report.ok else 1)
-    dataset = open_root(root, endpoint_url)
+    if not layer and (alone := find_layer(root, endpoint_url)) is not None:
+        if against:
+            raise typer.BadParameter("--against compares a root; a layer is compared with its root (--root)")
+        compared = None if beside is None else open_root(beside, endpoint_url)
+        report = verify_layer(alone, root=compared, quick=quick, deep=deep, progress=bar)
+        typer.echo(report.to_json() if as_json else report.to_text())
+        raise typer.Exit(0 if report.ok else 1)
+    if beside is not None:
+        raise typer.BadParameter(f"{root} is not a layer; --root is what a layer is compared with")
+    dataset = open_root(root, endpoint_url, layer)
     source: AnySource | None = None
     if against:
         source = open_hosted_source(against, access, wanted=dataset.selection)

@@ -111,6 +111,10 @@ class Dataset:
         _ = found.schema  # refuses arrays of one name
         return found
 
+    def without_layers(self) -> Dataset:
+        """The same dataset with nothing beside it."""
+        return Dataset(self.store, self.manifest, backing=self.backing)
+
     @property
     def products(self) -> list[str]:
         """Names of the products, sorted."""

@@ -3,8 +3,8 @@
 Its ``patches.parquet`` has the metadata and the checksum of every payload. An LMDB export of the official
 data is also what rico-hdl makes, and is read as that (`sources.lmdb`), unless a layer is in it.
 
-An array layer that is there for every patch is a modality more. A root cannot say that patches lack something, and has no
-tables of others: other layers are left out, which has to be wanted.
+An array layer that is there for every patch is a modality more. A root cannot say that patches lack something, and has
+no tables of others: other layers are left out, which has to be wanted.
 """
 
 from __future__ import annotations
