@@ -94,6 +94,7 @@ class Store:
         self.budget = budget or BUDGET
         """What a call may cost."""
         self._client: Any = None
+        self._writers: dict[Budget, Any] = {}
         self._web: tuple[WebClient, Hub | None] | None = None
         self._askers: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -125,12 +126,13 @@ class Store:
         """
         return self._read(path, None, version=version)
 
-    def get_into(self, path: str, buffer: memoryview) -> int:
+    def get_into(self, path: str, buffer: memoryview, *, tries: Tries | None = None) -> int:
         """Fill a buffer with the object that should fit it: no memory of its own, so faster than `get`.
 
         Args:
             path: The object.
             buffer: Bytes that may be written.
+            tries: Attempts and time that count already.
 
         Returns:
             Size of the object as it came, bytes; when it is not that of the buffer, what is in the buffer
@@ -143,7 +145,7 @@ class Store:
             size = nbytes
             return buffer if nbytes == buffer.nbytes else None
 
-        self._fill(path, None, place)
+        self._fill(path, None, place, tries=tries)
         return size
 
     def get_range(self, path: str, start: int, length: int, *, version: str | None = None) -> memoryview:
@@ -221,6 +223,8 @@ class Store:
     def put(self, path: str, data: bytes | memoryview, *, create: bool = False) -> None:
         """Write an object as a whole, atomically.
 
+        A remote store has the longer for it the larger it is; see `Budget.write_bytes_per_s`.
+
         Args:
             path: Where to.
             data: Its bytes.
@@ -234,7 +238,14 @@ class Store:
         mode: Any = "create" if create else "overwrite"
         if (folder := self.local_path()) is not None:
             _make_folder(folder)
-        self._try("write", path, lambda: obstore.put(self.client, path, data, mode=mode, use_multipart=False))
+        budget = self.budget.for_write(memoryview(data).nbytes)
+        client = self._writing(budget)
+        self._try(
+            "write",
+            path,
+            lambda: obstore.put(client(), path, data, mode=mode, use_multipart=False),
+            budget,
+        )
 
     def put_file(self, path: str, file: Path) -> None:
         """Write an object as a whole, atomically, from a local file that need not fit into memory.
@@ -256,8 +267,8 @@ class Store:
 
     # -- attempts --------------------------------------------------------------------------------
 
-    def _try(self, verb: str, path: str, call: Callable[[], T]) -> T:
-        tries = Tries(self.budget)
+    def _try(self, verb: str, path: str, call: Callable[[], T], budget: Budget | None = None) -> T:
+        tries = Tries(budget or self.budget)
         while True:
             try:
                 return call()
@@ -429,6 +440,20 @@ class Store:
         if self._client is None:
             self._client = connect_obstore(self._address, self.storage_options, self.budget)
         return self._client
+
+    def _writing(self, budget: Budget) -> Callable[[], Any]:
+        """Gives the client for a write of this budget; a client has its times for good, so others have their own."""
+
+        def client() -> Any:
+            if budget == self.budget or not self._is_remote:
+                return self.client
+            check_process(self.url)
+            with self._lock:
+                if budget not in self._writers:
+                    self._writers[budget] = connect_obstore(self._address, self.storage_options, budget)
+                return self._writers[budget]
+
+        return client
 
     @property
     def _answering(self) -> Client:
