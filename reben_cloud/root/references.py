@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,8 +136,15 @@ class RemoteObjects:
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), place=self._place), (self.objects, self._storage_options)
 
-    def read(self, number: int, spans: Sequence[Span]) -> list[memoryview]:
+    def read(
+        self, number: int, spans: Sequence[Span], memory: NDArray[np.uint8] | None = None
+    ) -> list[memoryview]:
         """Ranges of an object, one request each, several at a time.
+
+        Args:
+            number: The object.
+            spans: The ranges.
+            memory: Where they are put one after the other; fresh memory by default.
 
         Raises:
             NotFoundError: If the object is gone.
@@ -145,18 +153,22 @@ class RemoteObjects:
             StorageError: If its store fails or refuses.
         """
         remote, (store, path) = self.objects[number], self._open(number)
+        stops = list(accumulate(span.nbytes for span in spans))
+        if memory is None:
+            memory = np.empty(stops[-1] if stops else 0, np.uint8)
+        found = [
+            memory[stop - span.nbytes : stop].data for span, stop in zip(spans, stops, strict=True)
+        ]
         try:
-            found = store.get_ranges(
-                path, [span.start for span in spans], [span.nbytes for span in spans], version=remote.version
-            )
+            came = store.get_ranges_into(path, [span.start for span in spans], found, version=remote.version)
         except FileNotFoundError as error:
             raise self._gone(number) from error
         except ChangedError as error:
             raise self._changed(number) from error
-        for span, data in zip(spans, found, strict=True):
-            if data.nbytes != span.nbytes:
+        for span, nbytes in zip(spans, came, strict=True):
+            if nbytes != span.nbytes:
                 raise ChecksumError(
-                    f"{remote.url}: asked for {span.nbytes:,} bytes at {span.start:,}, got {data.nbytes:,}"
+                    f"{remote.url}: asked for {span.nbytes:,} bytes at {span.start:,}, got {nbytes:,}"
                 )
         return found
 
