@@ -156,9 +156,7 @@ class RemoteObjects:
         stops = list(accumulate(span.nbytes for span in spans))
         if memory is None:
             memory = np.empty(stops[-1] if stops else 0, np.uint8)
-        found = [
-            memory[stop - span.nbytes : stop].data for span, stop in zip(spans, stops, strict=True)
-        ]
+        found = [memory[stop - span.nbytes : stop].data for span, stop in zip(spans, stops, strict=True)]
         try:
             came = store.get_ranges_into(path, [span.start for span in spans], found, version=remote.version)
         except FileNotFoundError as error:
@@ -188,7 +186,8 @@ class RemoteObjects:
             ChangedError: If it is not, because the object was written again.
             ChecksumError: If it is not for another reason.
         """
-        if payload[: len(modality.payload_header)] != modality.payload_header:
+        # As bytes: a memoryview compares item by item.
+        if bytes(payload[: len(modality.payload_header)]) != modality.payload_header:
             cause = "its header is another"
         elif checksum is not None and xxhash.xxh3_64_intdigest(payload) != checksum:
             cause = "its xxh3 differs"

@@ -174,7 +174,7 @@ class Store:
     def get_ranges_into(
         self, path: str, starts: Sequence[int], buffers: Sequence[memoryview], *, version: str | None = None
     ) -> list[int]:
-        """Fill each buffer with the bytes of one object from its start on, concurrently: `get_ranges` without memory of its own.
+        """`get_ranges` into memory of the caller: each buffer is filled from its start in the object on.
 
         Args:
             path: The object.
