@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.errors import ChangedError, ChecksumError, NotFoundError
+from reben_cloud.errors import ChangedError, ChecksumError, NotFoundError, StorageError
 from reben_cloud.root import layout
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Buffer, Modality
@@ -284,6 +284,24 @@ def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, A
     """What a root's store was opened with, where it may be meant for the objects; nobody else is shown credentials.
 
     A root on this machine needs none itself; elsewhere, the objects must be in the same kind of store.
+
+    Raises:
+        StorageError: As `require_reachable`.
     """
+    require_reachable(store, objects)
     same = all(one.url.partition("://")[0] == store.url.partition("://")[0] for one in objects)
     return store.storage_options if same or store.is_local else {}
+
+
+def require_reachable(store: Store, objects: Sequence[RemoteObject]) -> None:
+    """See that a root elsewhere refers to nothing on this machine, which whoever wrote it has no business to name.
+
+    Raises:
+        StorageError: If it does.
+    """
+    here = [one.url for one in objects if one.url.startswith(("file://", "memory://"))]
+    if here and not store.url.startswith(("file://", "memory://")):
+        raise StorageError(
+            f"{store.url} refers to {here[0]}, which lies on the machine of whoever reads it: a root elsewhere may not "
+            "name files; index the data where others can reach it, or keep the root on this machine"
+        )

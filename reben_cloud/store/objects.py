@@ -245,6 +245,24 @@ class Store:
             except (obs_errors.BaseError, OSError) as error:
                 self._again(tries, error, "list", prefix)
 
+    def look(self, prefix: str = "") -> tuple[Sequence[str], Sequence[str]]:
+        """Paths of the objects and of the folders right in the folder `prefix`, sorted; not all that lies below them.
+
+        None is no error. A web server is asked as WebDAV has it, which few answer. Raises StorageError as `get`.
+        """
+        if self._hub is not None:
+            hub = self._hub
+            files, folders = self._try("list", prefix, lambda: hub.look(prefix))
+        elif self.is_local and not os.path.isdir(self.local_path(prefix) or ""):
+            return [], []
+        else:
+            found = self._try(
+                "list", prefix, lambda: obstore.list_with_delimiter(self.client, prefix or None)
+            )
+            files = [meta["path"] for meta in found["objects"]]
+            folders = found["common_prefixes"]
+        return sorted(files), sorted(folder.rstrip("/") for folder in folders)
+
     # -- writing ---------------------------------------------------------------------------------
 
     def put(self, path: str, data: bytes | memoryview, *, create: bool = False) -> None:
