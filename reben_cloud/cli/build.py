@@ -73,12 +73,13 @@ def build(
 ) -> None:
     """Build a root from a source of patches, or from what a search finds in a root; run again, it continues."""
     from reben_cloud import build as building
-    from reben_cloud.hosted.opened import is_hosted
+    from reben_cloud.hosted.opened import open_if_hosted
     from reben_cloud.root.placement import PlacementOptions
 
     # What is hosted is found by opening it; whatever else a source can be is recognised.
-    to_search = query or is_hosted(source, storage_options(endpoint_url))
-    chosen = select(source, query, endpoint_url) if to_search else None
+    hosted = None if query else open_if_hosted(source, storage_options(endpoint_url))
+    everything = None if hosted is None else hosted.search()
+    chosen = select(source, query, endpoint_url) if query else everything
     plan, official = building.open_plan(
         source,
         root,
@@ -158,16 +159,15 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Make a root of payloads that are hosted already; nothing but the index of them is copied."""
-    from reben_cloud.hosted.publish import estimate_hosted, index_hosted
+    from reben_cloud.hosted.publish import Cost, estimate_hosted, index_hosted
 
-    cost = estimate_hosted(url, storage_options(endpoint_url))
-    if cost is not None:
-        typer.echo(
-            f"{cost.entries:,} records; reading {cost.nbytes / 1e6:,.1f} MB in {cost.requests:,} requests at most",
-            err=True,
-        )
     if dry_run:
+        show(estimate_hosted(url, storage_options(endpoint_url)), as_json)
         return
+
+    def tell(cost: Cost) -> None:
+        typer.echo(cost.to_text(), err=True)
+
     manifest = index_hosted(
         url,
         dest,
@@ -176,6 +176,7 @@ def index(
         checksums=checksum,
         threads=threads,
         storage_options=storage_options(endpoint_url),
+        tell=tell,
         progress=bar,
     )
     if as_json:

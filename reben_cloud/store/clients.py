@@ -14,7 +14,7 @@ from obstore import exceptions as obs_errors
 from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
 
 from reben_cloud.errors import ChangedError, ForkError, StorageError
-from reben_cloud.store.answers import Span, Stat, dated_version, is_strong
+from reben_cloud.store.answers import Span, Stat, dated_version, is_strong, put
 from reben_cloud.store.budget import PROGRESS_BYTES, Budget
 from reben_cloud.store.s3 import aws_credentials, s3_config
 from reben_cloud.store.secrecy import scrub
@@ -207,10 +207,12 @@ class ObstoreAnswer:
         if self._wanted is not None and self.version != self._wanted:
             raise ChangedError(f"it was version {self._wanted} and is {self.version} now")
 
-    def pieces(self) -> Iterator[memoryview]:
-        """The bytes in pieces."""
+    def fill(self, buffer: memoryview) -> Iterator[int]:
+        """Put the bytes into memory as they come; see `answers.Answer`."""
+        done = 0
         for chunk in self._result.stream(min_chunk_size=PROGRESS_BYTES):
-            yield memoryview(chunk)
+            done = put(memoryview(chunk), buffer, done)
+            yield len(chunk)
         self.check()
 
     def whole(self) -> memoryview:

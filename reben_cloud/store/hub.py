@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
@@ -144,19 +144,35 @@ class Hub:
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(path, bytes) of every file below a folder of the address. Raises as `pinned`."""
+        for entry in self._entries(prefix, recursive=True):
+            if isinstance(entry, huggingface_hub.RepoFile):
+                yield self._below(entry.path), entry.size
+
+    def look(self, prefix: str) -> tuple[Sequence[str], Sequence[str]]:
+        """Paths of the files and of the folders right in a folder of the address. Raises as `pinned`."""
+        files: set[str] = set()
+        folders: set[str] = set()
+        for entry in self._entries(prefix, recursive=False):
+            kind = files if isinstance(entry, huggingface_hub.RepoFile) else folders
+            kind.add(self._below(entry.path))
+        return sorted(files), sorted(folders)
+
+    def _below(self, path: str) -> str:
+        return path[len(self.address.prefix) :].lstrip("/")
+
+    def _entries(
+        self, prefix: str, *, recursive: bool
+    ) -> Iterator[huggingface_hub.RepoFile | huggingface_hub.RepoFolder]:
         address = self.pinned()
         folder = "/".join(part for part in (address.prefix, prefix.strip("/")) if part)
         try:
-            entries = self._api.list_repo_tree(
+            yield from self._api.list_repo_tree(
                 address.repo,
                 folder or None,
-                recursive=True,
+                recursive=recursive,
                 revision=address.revision,
                 repo_type="dataset",
             )
-            for entry in entries:
-                if isinstance(entry, huggingface_hub.RepoFile):
-                    yield entry.path[len(address.prefix) :].lstrip("/"), entry.size
         except hub_errors.EntryNotFoundError:
             return
         except _FAILURES as error:

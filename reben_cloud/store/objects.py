@@ -173,6 +173,35 @@ class Store:
         # One of them failed, and which is not said: one after the other, each as far as it goes.
         return [self._read(path, span, tries=tries) for span in spans]
 
+    def get_ranges_into(
+        self, path: str, starts: Sequence[int], buffers: Sequence[memoryview], *, version: str | None = None
+    ) -> list[int]:
+        """`get_ranges` into memory of the caller: each buffer is filled from its start in the object on.
+
+        Args:
+            path: The object.
+            starts: First byte for each buffer.
+            buffers: Bytes that may be written.
+            version: As in `get`.
+
+        Returns:
+            How many bytes came into each, fewer than fit where the object ends. Raises as `get`.
+        """
+
+        def fill(start: int, buffer: memoryview) -> int:
+            span = start, start + buffer.nbytes
+            if not buffer.nbytes:
+                return 0
+            if not self._is_remote:
+                data = self._read(path, span, version=version)
+                buffer[: data.nbytes] = data
+                return data.nbytes
+            filled = self._fill(path, span, lambda nbytes: buffer[:nbytes], version)
+            assert filled is not None
+            return filled.nbytes
+
+        return list(self._threads.map(fill, starts, buffers))
+
     def head(self, path: str) -> int:
         """Size of the object in bytes. Raises as `get`."""
         return self.stat(path).size
@@ -217,6 +246,24 @@ class Store:
                 return
             except (obs_errors.BaseError, OSError) as error:
                 self._again(tries, error, "list", prefix)
+
+    def look(self, prefix: str = "") -> tuple[Sequence[str], Sequence[str]]:
+        """Paths of the objects and of the folders right in the folder `prefix`, sorted; not all that lies below them.
+
+        None is no error. A web server is asked as WebDAV has it, which few answer. Raises StorageError as `get`.
+        """
+        if self._hub is not None:
+            hub = self._hub
+            files, folders = self._try("list", prefix, lambda: hub.look(prefix))
+        elif self.is_local and not os.path.isdir(self.local_path(prefix) or ""):
+            return [], []
+        else:
+            found = self._try(
+                "list", prefix, lambda: obstore.list_with_delimiter(self.client, prefix or None)
+            )
+            files = [meta["path"] for meta in found["objects"]]
+            folders = found["common_prefixes"]
+        return sorted(files), sorted(folder.rstrip("/") for folder in folders)
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -324,12 +371,9 @@ class Store:
                             return None
                         held = answer.version
                     assert buffer is not None
-                    for piece in answer.pieces():
-                        if done + len(piece) > stop - first:
-                            raise OSError(f"more bytes came than the {stop - first:,} announced")
-                        buffer[done : done + len(piece)] = piece
-                        done += len(piece)
-                        tries.progress(len(piece))
+                    for came in answer.fill(buffer[done:]):
+                        done += came
+                        tries.progress(came)
                     if done < stop - first:
                         raise SilentError(f"{done:,} bytes came of the {stop - first:,} announced")
                     return buffer
