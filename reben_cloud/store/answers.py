@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 Span = tuple[int, int] | int | None
@@ -16,6 +16,28 @@ class Stat(NamedTuple):
     """Bytes."""
     version: str
     """Another text when the object was written again: its ETag, or else its size and time."""
+
+
+class Listing(NamedTuple):
+    """What is directly in a folder, sorted by path."""
+
+    files: list[tuple[str, int]]
+    """(path, bytes) of its objects."""
+    folders: list[str]
+    """Paths of the folders in it."""
+
+    @classmethod
+    def of(cls, objects: Iterable[tuple[str, int]], prefix: str) -> Listing:
+        """The listing of a folder from (path, bytes) of all that is below it, at any depth."""
+        top = f"{prefix}/" if prefix else ""
+        files, folders = [], set()
+        for path, size in objects:
+            name, slash, _ = path.removeprefix(top).partition("/")
+            if slash:
+                folders.add(top + name)
+            else:
+                files.append((path, size))
+        return cls(files=sorted(files), folders=sorted(folders))
 
 
 class Answer(Protocol):
