@@ -117,16 +117,18 @@ def _right_in(store: Store) -> list[str]:
     """Files of a folder. A web server lists nothing: the names that an LMDB and its metadata most often have."""
     if store.url.startswith(("http://", "https://")):
         return [name for name in (DATA, "metadata.parquet", official.EXTRA_METADATA) if store.exists(name)]
-    return [*store.look()[0]]
+    return [path for path, _ in store.list_folder().files]
 
 
 def _one_below(store: Store) -> list[str]:
     """Files of the folders in a folder: of those that are named like an LMDB, or else of a few, never of all below."""
     if store.url.startswith(("http://", "https://")):
         return []
-    folders = store.look()[1]
+    folders = store.list_folder().folders
     named = [folder for folder in folders if folder.endswith(".lmdb")]
-    return [file for folder in (named or folders)[:_MOST_FOLDERS] for file in store.look(folder)[0]]
+    return [
+        file for folder in (named or folders)[:_MOST_FOLDERS] for file, _ in store.list_folder(folder).files
+    ]
 
 
 def _metadata_in(store: Store, names: Iterable[str]) -> tuple[tuple[Store, str], ...]:

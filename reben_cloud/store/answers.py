@@ -18,6 +18,15 @@ class Stat(NamedTuple):
     """Another text when the object was written again: its ETag, or else its size and time."""
 
 
+class Listing(NamedTuple):
+    """What is directly in a folder, sorted by path."""
+
+    files: list[tuple[str, int]]
+    """(path, bytes) of its objects."""
+    folders: list[str]
+    """Paths of the folders in it."""
+
+
 class Answer(Protocol):
     """Bytes of an object, on their way."""
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote
 
 from reben_cloud.errors import StorageError, missing_extra
+from reben_cloud.store.answers import Listing
 from reben_cloud.store.refusals import RefusedError, SilentError
 from reben_cloud.store.secrecy import mask, scrub
 from reben_cloud.store.web import Location
@@ -148,14 +149,16 @@ class Hub:
             if isinstance(entry, huggingface_hub.RepoFile):
                 yield self._below(entry.path), entry.size
 
-    def look(self, prefix: str) -> tuple[Sequence[str], Sequence[str]]:
-        """Paths of the files and of the folders right in a folder of the address. Raises as `pinned`."""
-        files: set[str] = set()
-        folders: set[str] = set()
+    def list_folder(self, prefix: str) -> Listing:
+        """What is right in a folder of the address. Raises as `pinned`."""
+        files: list[tuple[str, int]] = []
+        folders: list[str] = []
         for entry in self._entries(prefix, recursive=False):
-            kind = files if isinstance(entry, huggingface_hub.RepoFile) else folders
-            kind.add(self._below(entry.path))
-        return sorted(files), sorted(folders)
+            if isinstance(entry, huggingface_hub.RepoFile):
+                files.append((self._below(entry.path), entry.size))
+            else:
+                folders.append(self._below(entry.path))
+        return Listing(files=sorted(files), folders=sorted(folders))
 
     def _below(self, path: str) -> str:
         return path[len(self.address.prefix) :].lstrip("/")

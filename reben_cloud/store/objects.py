@@ -17,7 +17,7 @@ from obstore import exceptions as obs_errors
 
 from reben_cloud.errors import StorageError
 from reben_cloud.files.paths import SCHEMES, local_path, split_scheme
-from reben_cloud.store.answers import Client, Span, Stat
+from reben_cloud.store.answers import Client, Listing, Span, Stat
 from reben_cloud.store.budget import BUDGET, Budget, Tries
 from reben_cloud.store.clients import (
     ObstoreClient,
@@ -31,6 +31,7 @@ from reben_cloud.store.s3 import s3_config
 from reben_cloud.store.secrecy import mask, public_url, scrub
 
 if TYPE_CHECKING:
+    from reben_cloud.store.filesystem import StoreFileSystem
     from reben_cloud.store.hub import Hub
     from reben_cloud.store.web import WebClient
 
@@ -44,14 +45,16 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         url: A path, or a ``file://``, ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``,
             ``http(s)://`` (read-only),
             ``hf://datasets/OWNER/NAME[@REVISION]/PATH`` (read-only) or ``memory://name`` URL.
-        storage_options: For S3, in the words of fsspec (``key``, ``secret``, ``token``, ``anon``,
-            ``profile``, ``endpoint_url``, ``client_kwargs``) or of obstore (``access_key_id``,
-            ``secret_access_key``, ``region``, ``endpoint``, ``skip_signature``, ...). What is not
-            given comes from the usual ``AWS_*`` variables or profile. For ``gs://`` and ``az://`` in the words of
-            obstore (``google_service_account``, ``azure_storage_account_name``, ...), else from their
-            ``GOOGLE_*`` and ``AZURE_*`` variables. For ``hf://``: ``token`` and
-            ``endpoint``, else ``HF_TOKEN`` (or that of ``hf auth login``) and ``HF_ENDPOINT``. For both
-            kinds of web servers: ``max_connections``, the requests that are on their way at once, 32.
+        storage_options: Options in fsspec's words or in obstore's; the same dictionary serves pandas, xarray and
+            `fsspec.open`. S3: ``key``, ``secret``, ``token``, ``anon``, ``profile``, ``endpoint_url``,
+            ``client_kwargs``, ``config_kwargs`` with an ``addressing_style``; or ``access_key_id``,
+            ``secret_access_key``, ``region``, ``endpoint``, ``skip_signature``, ... What is not given comes from
+            the usual ``AWS_*`` variables or profile. ``gs://`` and ``az://``: ``token``, ``anon``,
+            ``account_name``, ``account_key``, ...; or ``google_service_account``,
+            ``azure_storage_account_name``, ...; else from their ``GOOGLE_*`` and ``AZURE_*`` variables.
+            ``hf://``: ``token`` and ``endpoint``, else ``HF_TOKEN`` (or that of ``hf auth login``) and
+            ``HF_ENDPOINT``. Both kinds of web servers: ``max_connections``, the requests that are on their way
+            at once, 32.
 
     Raises:
         ValueError: If the scheme is unknown or an option is not understood.
@@ -247,23 +250,19 @@ class Store:
             except (obs_errors.BaseError, OSError) as error:
                 self._again(tries, error, "list", prefix)
 
-    def look(self, prefix: str = "") -> tuple[Sequence[str], Sequence[str]]:
-        """Paths of the objects and of the folders right in the folder `prefix`, sorted; not all that lies below them.
+    def list_folder(self, prefix: str = "") -> Listing:
+        """What is right in the folder `prefix`, not all that lies below it.
 
         None is no error. A web server is asked as WebDAV has it, which few answer. Raises StorageError as `get`.
         """
         if self._hub is not None:
             hub = self._hub
-            files, folders = self._try("list", prefix, lambda: hub.look(prefix))
-        elif self.is_local and not os.path.isdir(self.local_path(prefix) or ""):
-            return [], []
-        else:
-            found = self._try(
-                "list", prefix, lambda: obstore.list_with_delimiter(self.client, prefix or None)
-            )
-            files = [meta["path"] for meta in found["objects"]]
-            folders = found["common_prefixes"]
-        return sorted(files), sorted(folder.rstrip("/") for folder in folders)
+            return self._try("list", prefix, lambda: hub.list_folder(prefix))
+        if self.is_local and not os.path.isdir(self.local_path(prefix) or ""):
+            return Listing(files=[], folders=[])
+        found = self._try("list", prefix, lambda: obstore.list_with_delimiter(self.client, prefix or None))
+        files = sorted((meta["path"], meta["size"]) for meta in found["objects"])
+        return Listing(files=files, folders=sorted(path.rstrip("/") for path in found["common_prefixes"]))
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -402,6 +401,11 @@ class Store:
         return self.url.startswith("file://")
 
     @property
+    def lists(self) -> bool:
+        """Whether the store can be expected to say what it holds; of web servers only few can."""
+        return not self._is_http
+
+    @property
     def _is_remote(self) -> bool:
         return not self.url.startswith(("file://", "memory://"))
 
@@ -443,6 +447,12 @@ class Store:
             address = parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]).geturl()
         is_quoted = self._is_http or self.is_local
         return Store(address, self.storage_options, budget=self.budget), unquote(name) if is_quoted else name
+
+    def filesystem(self) -> StoreFileSystem:
+        """The same objects as an fsspec filesystem, read-only, for libraries that take one."""
+        from reben_cloud.store.filesystem import StoreFileSystem  # fsspec is not needed to read a root
+
+        return StoreFileSystem(self)
 
     def pinned(self) -> Store:
         """The same store at the commit that its revision names now, where it has revisions (``hf://``); else itself.
