@@ -65,6 +65,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if re.search(pattern, collection_path.read_text(), re.MULTILINE) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark whatever asks for the server, so that `make quick` starts none."""
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("s3")
+
+
 def pytest_report_header() -> str | None:
     return f"not installed, so files about them are left out: {', '.join(LEFT_OUT)}" if LEFT_OUT else None
 

@@ -315,6 +315,7 @@ def test_a_process_that_dies_between_two_writes_leaves_nothing_that_matters(shar
 # -- rivals --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_end_in_one_root_and_a_clear_message(uninterrupted, tmp_path):
     store = open_store(tmp_path / "root")
     with lease.Lease(store, "_build/leases/build.json"):
@@ -428,6 +429,7 @@ def limit_files():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_reported_and_resumed(uninterrupted, tmp_path):
     store = open_store(tmp_path / "root")
     process = start_build(tmp_path, store.url, preexec_fn=limit_files)
@@ -440,6 +442,7 @@ def test_a_disk_that_takes_no_more_is_reported_and_resumed(uninterrupted, tmp_pa
     assert contents(store) == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_full_scratch_disk_is_reported_and_resumed(uninterrupted, tmp_path):
     store = open_store(tmp_path / "root")
     process = start_build(tmp_path, store.url, scratch=tmp_path / "scratch", preexec_fn=limit_files)

@@ -80,6 +80,7 @@ def test_every_flip_in_every_object_of_a_root_is_found(root):
     assert found_in(root) == ()
 
 
+@pytest.mark.slow
 def test_every_single_bit_of_a_manifest_is_found(root):
     path = root / "manifest.json"
     whole = path.read_bytes()
@@ -151,6 +152,7 @@ def test_every_flip_in_every_file_of_an_export_is_found(root, tmp_path):
     assert total > 12 * len(objects_of(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_no_flip_in_the_metadata_or_coordinates_of_a_zarr_store_is_read(root):
     (store,) = (root / "zarr").iterdir()
     product = store.name.removesuffix(".zarr")

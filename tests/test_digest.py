@@ -122,6 +122,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), VALUES, min_size=1, max_size=5))
 def test_a_document_is_intact_in_any_order_of_keys_and_no_other_document_is(document):

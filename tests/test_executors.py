@@ -60,6 +60,7 @@ def cluster():
         yield cluster.scheduler_address
 
 
+@pytest.mark.slow
 def test_local_processes_write_the_same_root(here, tmp_path):
     store = open_store(tmp_path / "root")
     pids = set()
@@ -76,6 +77,7 @@ def test_local_processes_write_the_same_root(here, tmp_path):
     assert contents(store) == here
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_reaches_the_caller_as_it_is(tmp_path):
     official.write_folders(tmp_path / "folders", official.table_of(6))
     broken = next((tmp_path / "folders").rglob("*_B02.tif"))
@@ -93,6 +95,7 @@ class _Killed(SyntheticSource):
         os.kill(os.getpid(), 9)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_explained(tmp_path):
     table = official.table_of(6)
 
@@ -283,6 +286,7 @@ def test_progress_is_a_line_at_once_and_then_every_ten_seconds_when_nobody_watch
     assert [line.split()[1] for line in lines] == ["0", "1", "4", "7"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("group", [True, False], ids=["terminal", "kill -INT"])
 def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(tmp_path, workers, group):

@@ -175,6 +175,7 @@ def test_small_exports_have_rico_hdls_own_bytes(real, tmp_path):
     assert sha256(tmp_path / "ours" / "data.mdb") == sha256(tmp_path / "theirs" / "data.mdb")
 
 
+@pytest.mark.slow
 def test_the_map_size_is_what_was_asked_for(built, whole, tmp_path):
     asked = 100 * 2**40
 
@@ -295,6 +296,7 @@ def test_verify_reads_an_lmdb_of_rico_hdl(shared, tmp_path):
         verify(rc.open(tmp_path / "bad"))
 
 
+@pytest.mark.slow
 def test_update_adds_and_prune_drops_and_a_reader_keeps_what_it_reads(built, whole, tmp_path):
     dataset, out = rc.open(built), tmp_path / "out"
     train, test = dataset.search(split="train"), dataset.search(split="test")
@@ -459,6 +461,7 @@ except StorageError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_refused_write_says_so_and_the_next_run_continues(built, whole, tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", LIMITED, built, tmp_path / "out"], capture_output=True, text=True, check=False
@@ -537,6 +540,7 @@ def test_a_disk_that_fills_up_before_the_last_rewrite(built, small_disk):
     assert records_of(small_disk / "out") == truth(selection)
 
 
+@pytest.mark.slow
 def test_damaged_and_lost_shards_are_named(built, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(built, root)

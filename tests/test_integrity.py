@@ -258,6 +258,7 @@ def test_no_address_is_made_of_a_place_that_is_not_there(root, tmp_path, column,
         build(make_plan(source, official, open_store(tmp_path / "copy")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [-1, 3, 2**31 - 1])
 def test_a_zarr_row_that_holds_another_patch_is_refused(root, value):
     rewrite(root, "reben:zarr_row", value)

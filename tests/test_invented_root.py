@@ -605,6 +605,7 @@ def run_command(*arguments):
     return found.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_take_it(root, tmp_path):
     assert json.loads(run_command("info", root, "--json"))["modalities"] == list(REEFS.modality_names)
     assert "tones, depth, cube, words, bed, odd" in run_command("info", root)
@@ -785,6 +786,7 @@ class Noise(Surveys):
         return Patch(info=info, payloads=payloads)
 
 
+@pytest.mark.slow
 @given(schema=schemas(), count=st.integers(1, 9), shard_samples=st.integers(1, 5))
 @settings(max_examples=12)
 def test_any_small_schema_is_built_streamed_and_verified(schema, count, shard_samples, tmp_path_factory):

@@ -66,6 +66,7 @@ def rewrite(path, change):
     tifffile.imwrite(path, array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -105,6 +106,7 @@ def test_a_missing_band_is_named(run, folders, tmp_path):
     assert "T33UUP_75_43" in line
 
 
+@pytest.mark.slow
 def test_a_patch_without_metadata_is_named(run, folders, tmp_path):
     source, official = folders
     rows = pq.read_table(official)
@@ -233,6 +235,7 @@ def test_an_empty_name_is_not_the_current_folder(run, arguments, name):
     assert f"Invalid value for '{name}': it is an empty string; the current folder is '.'" in err
 
 
+@pytest.mark.slow
 def test_a_demo_of_another_size_says_that_it_is_not_made(run, tmp_path):
     assert run("demo", "--root", tmp_path, "--patches", 40)[0] == 0
 
@@ -270,6 +273,7 @@ def test_refused_credentials_are_said(run, s3_bucket, monkeypatch):
     assert "not-the-secret" not in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_build_can_go_on(tmp_path):
     """A small tmpfs where we may mount one; else a limit on the size of a file, which fails alike."""
     root = tmp_path / "small"

@@ -112,6 +112,7 @@ def test_versions_agree():
     assert f"## {reben_cloud.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_required():
     pytest.importorskip("torch")  # and with it every other extra: a module is looked up where it is installed
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

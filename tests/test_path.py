@@ -43,13 +43,14 @@ def truth(mock, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def official(shared):
+def official(shared, truth):
     import pyarrow.parquet as pq
 
     folder = shared / "data" / "bigearthnet_pipeline"
     rows = {}
     for name in ("metadata", "metadata_for_patches_with_snow_cloud_or_shadow"):
-        for row in pq.read_table(folder / f"{name}.parquet").to_pylist():
+        wanted = [("patch_id", "in", list(truth))]
+        for row in pq.read_table(folder / f"{name}.parquet", filters=wanted).to_pylist():
             rows[row["patch_id"]] = row
     return rows
 

@@ -147,6 +147,7 @@ def read_rows(folder):
     return [row for name in names for row in pq.read_table(folder / f"{name}.parquet").to_pylist()]
 
 
+@pytest.mark.slow
 def test_rows_are_the_official_ones(prepared, official):
     folder, report = prepared
 
@@ -273,6 +274,7 @@ def test_a_product_that_failed_a_check_gives_no_patch(inputs, tmp_path):
     assert read_rows(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_and_gives_the_same_bytes(inputs, recipe, prepared, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(prepared[0], out)
@@ -313,6 +315,7 @@ def several(inputs, tmp_path_factory):
     return products, reports, contents(folder / "out")
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(inputs, several, tmp_path):
     products, reports, files = several
 
@@ -320,6 +323,7 @@ def test_two_processes_give_what_one_gives(inputs, several, tmp_path):
     assert contents(tmp_path) == files
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:distributed.*")
 def test_a_dask_cluster_gives_what_one_process_gives(inputs, several, tmp_path):
     from distributed import LocalCluster
@@ -552,6 +556,7 @@ def test_a_square_is_kept_or_left_out_for_one_cause(seed):
     assert report.written == np.all(list(masks.values()), axis=0).sum()
 
 
+@pytest.mark.slow
 def test_what_systems_leave_beside_the_receipts_is_passed_over(inputs, prepared, recipe, tmp_path):
     out = shutil.copytree(prepared[0], tmp_path / "out")
     (out / ".prepared" / f"._{PRODUCT}.parquet").write_bytes(b"Mac OS X")
@@ -634,6 +639,7 @@ def encode_patch(patch_id, pixels):
     return encode_band(pixels, epsg=epsg, left=minx, top=maxy, pixel_m=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vv", "vh", "moved", "message"),
     [
@@ -660,6 +666,7 @@ def test_official_s1_patches_that_make_no_sense_are_refused(
     assert not (tmp_path / "out" / "metadata.parquet").exists()
 
 
+@pytest.mark.slow
 def test_official_s1_patches_are_copied_as_they_are(inputs, shared, official, tmp_path):
     root = tmp_path / "S1-v1"
     official_tiffs = {}
@@ -720,6 +727,7 @@ def test_missing_inputs_are_named(inputs, tmp_path):
         prepare([inputs["safe"], inputs["safe"]], tmp_path / "out", bare(inputs))
 
 
+@pytest.mark.slow
 def test_the_command_does_it_all(inputs, official, shared, tmp_path, prepared):
     from typer.testing import CliRunner
 
@@ -750,6 +758,7 @@ def run(landscape, *arguments):
     return CliRunner().invoke(app, ["prepare", *map(str, given)])
 
 
+@pytest.mark.slow
 def test_one_command_goes_from_scenes_to_a_root(landscape, tmp_path):
     """The same root as by way of folders, and what was on the way to it is removed."""
     result = run(landscape, "--root", tmp_path / "root", "--workers", "2")

@@ -352,6 +352,7 @@ def add_clutter(folder):
             (path / "@eaDir" / child.name).mkdir()
 
 
+@pytest.mark.slow
 def test_what_systems_leave_in_products_changes_nothing(tmp_path, program):
     l1c, grd = make_l1c(tmp_path), make_grd(tmp_path)
     epsg, left, top = grid.tile_corner(PRODUCT[39:44])

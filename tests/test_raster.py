@@ -66,6 +66,7 @@ def test_rioxarray_finds_a_patch_where_the_grid_has_it(root, patch_id):
     assert patch.x.attrs["units"] == "m"
 
 
+@pytest.mark.slow
 def test_a_mosaic_holds_every_patch_in_its_place(root):
     product = root.products[0]
 
@@ -177,6 +178,7 @@ def scattered(tmp_path_factory):
     return rc.open(url)
 
 
+@pytest.mark.slow
 def test_a_selection_stacks_what_open_patch_gives_one_by_one(scattered):
     selection = scattered.search(sortby="-id", limit=12)
 
@@ -222,6 +224,7 @@ def test_a_stack_has_the_bands_asked_for_in_their_order(scattered):
     assert stack.s2_10m.chunks is not None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stacked_is_said(scattered, monkeypatch):
     selection = scattered.search()
 

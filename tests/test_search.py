@@ -78,6 +78,7 @@ longitudes, latitudes = st.floats(-12, 34), st.floats(35, 70)
 times = st.datetimes(datetime(2017, 5, 1), datetime(2018, 7, 1), timezones=st.just(UTC))
 
 
+@pytest.mark.slow
 @given(
     x=st.tuples(longitudes, longitudes),
     y=st.tuples(latitudes, latitudes),
@@ -101,6 +102,7 @@ def test_boxes_and_intervals_find_what_brute_force_finds(everything, frame, x, y
     assert found & set(frame.patch_id) == set(want.patch_id)
 
 
+@pytest.mark.slow
 @given(points=st.lists(st.tuples(st.floats(13.0, 16.5), st.floats(46.9, 49.1)), min_size=3, max_size=7))
 def test_polygons_find_what_shapely_finds(everything, frame, points):
     polygon = shapely.convex_hull(shapely.MultiPoint(points))

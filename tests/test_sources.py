@@ -358,6 +358,7 @@ def root(tmp_path_factory):
     return url
 
 
+@pytest.mark.slow
 def test_a_root_can_be_cut_anew_and_copied(root, tmp_path):
     source, table = open_source(root)
     options = PlacementOptions(order="shuffled", seed=5, shard_samples=7)

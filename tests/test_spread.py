@@ -184,6 +184,7 @@ def test_a_sample_does_not_depend_on_the_order_of_the_ids(dataset):
     assert set(kept) == set(dataset.search(ids=ids[::-1], sample=20, balance="label").patch_ids)
 
 
+@pytest.mark.slow
 def test_a_sample_of_what_was_sampled_before_is_the_same_in_a_part(dataset, tmp_path):
     """A number depends on seed and id alone: a root of a part draws what a search for that part draws."""
     part = dataset.search(split="train")
@@ -235,6 +236,7 @@ def timed(search, *, at_most_s=30, **query):
     return found
 
 
+@pytest.mark.slow
 def test_golden_samples_of_all_patches(everything):
     assert everything.search(sample=3).patch_ids == GOLDEN["plain"]
     assert everything.search(sample=3, sample_seed=1).patch_ids == GOLDEN["seed"]
@@ -267,6 +269,7 @@ GOLDEN = {
 }
 
 
+@pytest.mark.slow
 def test_classes_of_all_patches_are_as_even_as_their_patches_allow(everything):
     found = timed(everything.search, sample=5000, balance="label", recommended=True)
 
@@ -281,6 +284,7 @@ def test_classes_of_all_patches_are_as_even_as_their_patches_allow(everything):
     assert max(few.values()) - min(few.values()) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["country", "season"])
 def test_countries_and_seasons_of_all_patches_have_equal_shares(everything, balance):
     found = timed(everything.search, sample=30_000, balance=balance)
@@ -301,6 +305,7 @@ def groups_of(selection, balance):
     return Counter(frame.datetime.dt.month.map(month))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", [None, "label"])
 def test_distances_between_all_patches_are_kept(everything, balance):
     found = timed(everything.search, sample=1500, min_distance_m=4000, balance=balance)

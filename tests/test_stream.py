@@ -797,6 +797,7 @@ def test_the_same_batches_come_from_an_exported_lmdb(root, selection, tmp_path):
     same(epoch_of(RawLoader(exported, batch_size=32)), epoch_of(RawLoader(part, batch_size=32)))
 
 
+@pytest.mark.slow
 def test_the_command_sums_up_what_was_streamed_when_it_is_stopped(root):
     streaming = subprocess.Popen(
         [sys.executable, "-m", "reben_cloud.cli", "stream", root, "--batch-size", "4", "--epochs", "100000"],

@@ -334,7 +334,8 @@ def flip(path):
     end = max(c.source + c.nbytes for c in REBEN.modality(modality).copies)
     for start in range(tar.PAYLOAD_OFFSET, len(data) - end, tar.record_bytes(REBEN.modality(modality))):
         data[start + end - 1] ^= 1
-    path.write_bytes(data)
+    with open(path, "r+b") as file:  # which is never shorter meanwhile
+        file.write(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
@@ -655,6 +656,7 @@ CAMPAIGN = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "cache", "lmdb"])
 def test_a_vandal_is_met_with_right_pixels_or_clear_errors(own_root, truth, tmp_path, kind):
     ids = rc.open(own_root).search().patch_ids

@@ -149,6 +149,7 @@ class Workers:
         return list(iter(lambda: self.take(ahead), None))
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(1, 4),
     batch_size=st.integers(3, 40),

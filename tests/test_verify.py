@@ -265,6 +265,7 @@ def test_an_exported_lmdb_is_compared(good, tmp_path):
     assert f"{infos[5].patch_id}: the source does not give it" in found[1]
 
 
+@pytest.mark.slow
 def test_archives_are_compared(good, tmp_path):
     from reben_cloud.sources.recognise import open_source
 

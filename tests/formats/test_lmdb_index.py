@@ -112,6 +112,7 @@ def test_real_files(shared, path):
     assert set(found.column("length").to_pylist()) <= {115_344, 160_832}
 
 
+@pytest.mark.slow
 def test_a_large_file(large):
     data, folder = large
     meta = RemoteLmdb(Ranges(data), len(data))._meta
@@ -209,6 +210,7 @@ def test_an_empty_file(tmp_path):
     assert estimate(Ranges(data), len(data)).entries == 0
 
 
+@pytest.mark.slow
 def test_a_lookup_reads_only_what_leads_to_its_keys(overflowing):
     data, folder = overflowing
     records = dict(records_of(folder))
@@ -236,6 +238,7 @@ def go_on(folder, keep, ready):
     index(read, len(data), keep=keep, threads=4, progress=lambda done, _: ready.send(done))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_gone_on_with(large, tmp_path):
     data, folder = large
     keep = tmp_path / "kept"

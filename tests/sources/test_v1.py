@@ -15,6 +15,7 @@ PRODUCTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_names_flags_and_s1_of_every_row_of_a_real_product(shared, product):
     folder = shared / "data" / "bigearthnet_pipeline"
