@@ -104,6 +104,11 @@ def write_layer(
         raise ConflictError(
             f"{ds.url} is an export of a root; a layer is made for the whole root, and serves its exports as well"
         )
+    if not ds.manifest.groups:
+        raise ConflictError(
+            f"{ds.url} is a catalog of metadata alone, without the shards that an array layer is cut like; "
+            "make the layer for a root with pixels"
+        )
     work = _Work(
         store=open_store(dest, storage_options),
         ds=ds,

@@ -59,13 +59,19 @@ def stream(given: argparse.Namespace) -> None:
         loaders = {
             "s2 alone": RawLoader(ds.search(), modalities=["s2"], batch_size=64),
             "s2 and the layer": RawLoader(both.search(), modalities=["s2", "elevation"], batch_size=64),
-            "the same within the root": RawLoader(within.search(), modalities=["s2", "elevation"], batch_size=64),
+            "the same within the root": RawLoader(
+                within.search(), modalities=["s2", "elevation"], batch_size=64
+            ),
         }
         works: dict[str, Callable[[], object]] = {
             name: lambda loader=loader: sum(len(batch["index"]) for batch in loader)  # type: ignore[misc]
             for name, loader in loaders.items()
         }
-        shards = [path for part in ("s2", "elevation") for path in (folder / "within").glob(f"shards/*/{part}/*.tar")]
+        shards = [
+            path
+            for part in ("s2", "elevation")
+            for path in (folder / "within").glob(f"shards/*/{part}/*.tar")
+        ]
         memory = bytearray(1 << 20)  # stays in the cache: what is measured is the kernel's copy alone
         works["floor: the files read once"] = lambda: _read(shards, memory)
         _alternate(works, given.patches)
@@ -89,7 +95,9 @@ def _alternate(works: dict[str, Callable[[], object]], count: int) -> None:
     print(f"{count:,} patches, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for name, rounds in times.items():
         wall, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"{name:28} {wall / count * 1e6:7.1f} us a patch, {cpu / count * 1e6:7.1f} us of processor time")
+        print(
+            f"{name:28} {wall / count * 1e6:7.1f} us a patch, {cpu / count * 1e6:7.1f} us of processor time"
+        )
 
 
 def join(given: argparse.Namespace) -> None:
@@ -121,7 +129,9 @@ def join(given: argparse.Namespace) -> None:
             text=True,
         )
         cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-        print(f"write_table                   {time.perf_counter() - start:6.1f} s, {cpu:.1f} s of processor time")
+        print(
+            f"write_table                   {time.perf_counter() - start:6.1f} s, {cpu:.1f} s of processor time"
+        )
         print(done.stdout, done.stderr, sep="")
         ds = rc.open(folder / "root", layers=[folder / "layer"])
         start = time.perf_counter()
