@@ -5,7 +5,8 @@
 
 ``stream`` builds a root of synthetic patches, an elevation layer beside it, and a second root that holds the same
 elevation as a modality of its own. Epochs are alternated, and medians shown; the floor reads the files of both
-modalities once from the page cache, without checksums. Processor time stands beside wall time, which says little on a shared machine.
+modalities once from the page cache, without checksums. Processor time stands beside wall time, which says little on a
+shared machine.
 
 ``join`` makes a file of the exact columns and counts of BigEarthNet.txt, with invented texts, for the patches of the
 official metadata, and measures `write_table` in a process of its own: seconds and peak memory. The floor decodes the
