@@ -298,7 +298,8 @@ class Dataset:
     def open_zarr(self, product: str) -> xr.Dataset:
         """A product's Zarr store as a lazy xarray Dataset.
 
-        Pixels that are lost or damaged are an error when they are read.
+        Array layers stand beside its variables, as lazy, with their title, units and fill value; ``<layer>_present``
+        (patch) says where they have more than that. Pixels that are lost or damaged are an error when they are read.
 
         Raises:
             NotFoundError: If the dataset has no such product, or has lost it.
@@ -318,7 +319,7 @@ class Dataset:
         return read_objects(self.store, self.manifest)
 
     def open_patch(self, patch_id: str) -> xr.Dataset:
-        """One patch as a lazy xarray Dataset with x and y coordinates and CRS.
+        """One patch as a lazy xarray Dataset with x and y coordinates and CRS; array layers as in `open_zarr`.
 
         Raises:
             NotFoundError: If the dataset has no such patch, or has lost it.

@@ -196,7 +196,8 @@ class Selection:
             ``s2_10m`` uint16 (patch, band, y, x); ``s2_20m`` and ``s2_60m`` the same with ``band20``,
             ``y20`` and so on; ``s1`` float32 (patch, polarization, y, x); ``reference_map`` uint16
             (patch, y, x); ``labels`` uint8 0 or 1 (patch, label). In memory, (patch,): ``patch_id``,
-            ``time`` (Sentinel-2, UTC) and ``label_names``, the labels as text with "; " between.
+            ``time`` (Sentinel-2, UTC) and ``label_names``, the labels as text with "; " between. Array layers
+            follow, as in `Dataset.open_zarr`.
 
         Raises:
             NotFoundError: If nothing was found, or the dataset lacks a band.

@@ -5,9 +5,9 @@ Nothing is read before values are asked for; a window then reads the Zarr shards
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -22,12 +22,14 @@ from reben_cloud.root.documents import get_checked
 from reben_cloud.schema import ArraySpec, Schema, TensorSpec
 from reben_cloud.store import Store
 from reben_cloud.views.axes import Image, pixel_centres, selectable
+from reben_cloud.views.layers import LayerRecords
 
 
 def mosaic(
     store: Store,
     product: str,
     stack: xr.Dataset,
+    layers: Mapping[str, LayerRecords],
     *,
     bands: Sequence[str],
     bbox: Sequence[float] | None,
@@ -39,6 +41,7 @@ def mosaic(
         store: The root.
         product: Name of the product.
         stack: The product's opened store.
+        layers: Array layers by name, with their records for its patches.
         bands: Tensors of one array of images, or the name of an array that is an image itself.
         bbox: West, south, east, north in degrees; the raster is cut to whole patches that touch it.
         schema: Of the dataset.
@@ -64,8 +67,14 @@ def mosaic(
     line = ((north - y0[inside]) // side).astype(np.int64)
     rows = np.full((int(line.max()) + 1, int(column.max()) + 1), -1, np.int64)
     rows[line, column] = np.flatnonzero(inside)
-    stored = zarr.pixel_array(schema.owner(array.zarr_name)[0], array)
-    lazy = _MosaicArray(store, product, stored, numbers, rows)
+    owner = schema.owner(array.zarr_name)[0]
+    stored = zarr.pixel_array(owner, array)
+    pixels = (
+        partial(layers[owner.name].read, array)
+        if owner.name in layers
+        else _ZarrPixels(store, product, stored)
+    )
+    lazy = _MosaicArray(pixels, stored, numbers, rows)
     step = side / tensor.shape[-1]
     step = int(step) if step.is_integer() else step
     units = {"units": tensor.units} if tensor.units else {}
@@ -117,17 +126,23 @@ def _touching(
 
 
 class _MosaicArray(BackendArray):
-    """Patches laid out on their grid; a window reads the Zarr shards of the patches it touches."""
+    """Patches laid out on their grid; a window reads the patches it touches.
+
+    Args:
+        read: Pixels of rows of the product, (n, y, x) or (n, band, y, x).
+        array: What they are.
+        numbers: The bands that are wanted.
+        rows: Row of the patch at each place of the grid, -1 where there is none.
+    """
 
     def __init__(
         self,
-        store: Store,
-        product: str,
+        read: Callable[[NDArray[np.int64]], NDArray[Any]],
         array: zarr.PixelArray,
         numbers: list[int],
         rows: NDArray[np.int64],
     ) -> None:
-        self.store, self.product, self.array = store, product, array
+        self.read, self.array = read, array
         self.numbers, self.rows = numbers, rows
         self.height, self.width = array.shape[-2:]
         self.shape = (len(numbers), rows.shape[0] * self.height, rows.shape[1] * self.width)
@@ -158,16 +173,26 @@ class _MosaicArray(BackendArray):
         )
 
     def _patches(self, rows: NDArray[np.int64]) -> dict[int, NDArray[Any]]:
-        """Row -> pixels (band, y, x) of the wanted bands; one request a Zarr shard."""
-        found: dict[int, NDArray[Any]] = {}
+        """Row -> pixels (band, y, x) of the wanted bands."""
+        pixels = self.read(rows)
+        pixels = pixels if pixels.ndim == 4 else pixels[:, None]
+        return dict(zip(rows.tolist(), pixels[:, self.numbers], strict=True))
+
+
+class _ZarrPixels(NamedTuple):
+    """An array of a product's Zarr store; one request a Zarr shard."""
+
+    store: Store
+    product: str
+    array: zarr.PixelArray
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        found = np.empty((len(rows), *self.array.shape), self.array.dtype)
         number = rows // zarr.PATCHES_PER_ZARR_SHARD
         for shard in np.unique(number).tolist():
-            mine = rows[number == shard]
             path = layout.zarr_shard(self.product, self.array.name, shard, ndim=len(self.array.shape))
-            inner = mine % zarr.PATCHES_PER_ZARR_SHARD
-            pixels = get_checked(self.store, path, partial(self._decode, path, inner))
-            pixels = pixels if pixels.ndim == 4 else pixels[:, None]
-            found.update(zip(mine.tolist(), pixels[:, self.numbers], strict=True))
+            inner = rows[number == shard] % zarr.PATCHES_PER_ZARR_SHARD
+            found[number == shard] = get_checked(self.store, path, partial(self._decode, path, inner))
         return found
 
     def _decode(self, path: str, rows: NDArray[np.int64], data: memoryview) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from reben_cloud.formats.zarr import label_coordinates, pixel_arrays
 from reben_cloud.root import layout
 from reben_cloud.stream.readers.base import Counters
 from reben_cloud.stream.select import StoredSelection, open_reader
+from reben_cloud.views import layers
 from reben_cloud.views.axes import images, pixel_centres
 
 if TYPE_CHECKING:
@@ -41,7 +42,12 @@ def patch_of_payloads(selection: Selection) -> xr.Dataset:
             stacked = modality.stack(found[0][1].read(0))
             for array in modality.arrays:
                 attributes = {**units[array.zarr_name], "grid_mapping": "spatial_ref"}
+                if name in stored.present:
+                    attributes = layers.attributes(modality, array)
                 variables[array.zarr_name] = (array.dims, stacked[array.name], attributes)
+    for name, present in stored.present.items():
+        attributes = layers.present_attributes(schema.modality(name))
+        variables[layers.present_name(name)] = ((), present[0], attributes)
     names = selection.table.names
     fields = {field: layout.column(field) for field in _TEXTS if layout.column(field) in names}
     times = {name: column for name, column in _TIMES.items() if column in names}

@@ -23,6 +23,7 @@ from reben_cloud.root.zarr_store import ListedStore
 from reben_cloud.schema import Schema, check_names
 from reben_cloud.search.arguments import parse_box, parse_names
 from reben_cloud.views.axes import images, pixel_centres, selectable
+from reben_cloud.views.layers import LayerRecords, beside, layer_records, present_name
 from reben_cloud.views.mosaic import mosaic
 from reben_cloud.views.payloads import patch_of_payloads
 
@@ -45,14 +46,33 @@ def _require_zarr(dataset: Dataset) -> None:
 
 
 def open_product(dataset: Dataset, product: str) -> xr.Dataset:
-    """A product's Zarr store; see `Dataset.open_zarr`."""
+    """A product's Zarr store, with what layers have for its patches; see `Dataset.open_zarr`."""
+    return _with_layers(dataset, product, _open_store(dataset, product))[0]
+
+
+def _with_layers(
+    dataset: Dataset, product: str, stack: xr.Dataset
+) -> tuple[xr.Dataset, Mapping[str, LayerRecords]]:
+    """A product's opened store with the variables of layers, and where these come from.
+
+    Raises:
+        ChecksumError: If the store has other patches than the table, by which layers go.
+    """
+    records = layer_records(dataset, product)
+    for layer in records.values():
+        check_rows(stack, range(len(layer)), layer.patch_ids, url=dataset.url)
+        break  # all are of the same patches
+    return beside(stack, records), records
+
+
+def _open_store(dataset: Dataset, product: str) -> xr.Dataset:
     _require_zarr(dataset)
     if product not in dataset.products:
         raise NotFoundError(
             f"{dataset.url} has no product {product!r}; `Dataset.products` lists its {len(dataset.products)}"
         )
     place = layout.zarr_store(product)
-    pixels = [array.zarr_name for modality in dataset.schema.modalities for array in modality.arrays]
+    pixels = [a.zarr_name for modality in dataset.manifest.schema.modalities for a in modality.arrays]
     store = ListedStore(dataset.store.child(place), dataset.listed(f"{place}/"), pixels)
     stack: xr.Dataset = xr.open_zarr(store, zarr_format=3, consolidated=True)
     return stack
@@ -81,8 +101,8 @@ def open_mosaic(
     """The patches of a product as one raster; see `Dataset.mosaic`."""
     box = None if bbox is None else parse_box(bbox)
     names = _bands_of_picture(dataset) if bands is None else parse_names(bands, "bands")
-    stack = open_product(dataset, product)
-    return mosaic(dataset.store, product, stack, bands=names, bbox=box, schema=dataset.schema)
+    stack, records = _with_layers(dataset, product, _open_store(dataset, product))
+    return mosaic(dataset.store, product, stack, records, bands=names, bbox=box, schema=dataset.schema)
 
 
 def _bands_of_picture(dataset: Dataset) -> list[str]:
@@ -240,7 +260,10 @@ def _with_bands(stack: xr.Dataset, bands: Sequence[str] | None, schema: Schema) 
     for array, names in chosen.items():
         if names and array not in stack:
             raise NotFoundError(f"the dataset has no {array}, so no {', '.join(names)}")
-    stack = stack.drop_vars([array for array, names in chosen.items() if not names], errors="ignore")
+    dropped = [array for array, names in chosen.items() if not names]
+    owners = {arrays[array][0].name for array, names in chosen.items() if names}
+    dropped += [present_name(name) for name in schema.modality_names if name not in owners]
+    stack = stack.drop_vars(dropped, errors="ignore")
     along = {name: array.dims[0] for name, (_, array, _) in arrays.items() if array.stacked}
     wanted = {along[name]: names for name, names in chosen.items() if names and name in along}
     unused = {str(dim) for dim in stack.coords if dim in along.values()} - wanted.keys()
