@@ -83,6 +83,13 @@ class GroupedTable:
         chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
         return pa.table({n: pa.chunked_array(c, self.schema.field(n).type) for n, c in chunks.items()})
 
+    def scan(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """As `read`, but what is read for that is not kept."""
+        kept = dict(self._columns)
+        found = self.read(groups, columns)
+        self._columns = kept
+        return found
+
     def _fetch(
         self, groups: Sequence[int], columns: Sequence[str]
     ) -> dict[tuple[int, str], pa.ChunkedArray[Any]]:

@@ -17,6 +17,7 @@ from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.grouped import GroupedTable
 from reben_cloud.root.layer_manifest import PATCH_ID
 from reben_cloud.root.layers import Layer
+from reben_cloud.root.rows import LayerRows
 
 if TYPE_CHECKING:
     from reben_cloud.root.table import PatchTable
@@ -48,11 +49,31 @@ class JoinedLayer:
             return present, pa.field(layout.checksum_column(name), pa.uint64())
         if kind == "many":
             return (present,)
-        return present, *(
-            pa.field(layout.joined_column(name, field.name), field.type)
+        return present, *self.row_fields
+
+    @cached_property
+    def row_fields(self) -> tuple[pa.Field, ...]:
+        """Columns of each row of a table layer, by the names that a filter has for them."""
+        if self.layer.manifest.kind == "array":
+            return ()
+        return tuple(
+            field.with_name(layout.joined_column(self.layer.name, field.name))
             for field in self.layer.rows.schema
             if field.name != PATCH_ID
         )
+
+    def spans(self, rows: NDArray[np.int64]) -> LayerRows:
+        """The rows of a table layer that patches have, for rows of the table of patches."""
+        has = self._has(rows)
+        if self.layer.manifest.kind == "many":
+            found = self.take(rows, [layers.FIRST, layers.COUNT])
+            first, count = (np.where(has, values_of(found.column(n)), 0) for n in range(2))
+        else:
+            first, count = (
+                np.where(has, rows if self._is_aligned else self._where[rows], 0),
+                has.astype(np.int64),
+            )
+        return LayerRows.all_of(first.astype(np.int64), count.astype(np.int64))
 
     def slice(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
         """Columns of `fields` for the rows of the table from `start` to before `stop`; null where it has none."""

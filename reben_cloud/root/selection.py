@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.metadata import given_columns, given_metadata
 from reben_cloud.root.query import Query
+from reben_cloud.root.rows import LayerRows
 from reben_cloud.root.table import PatchTable
 
 if TYPE_CHECKING:
@@ -129,11 +130,13 @@ class Selection:
         return given_metadata(self.columns(given_columns(names)), names)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a patch: the official columns, product, and both acquisition times (UTC)."""
+        """A row a patch: the official columns, product, both acquisition times (UTC), and what layers say of it."""
         columns = given_columns(self.dataset.manifest.metadata_columns)
         given = [name for name in columns if not name.startswith("proj:")]
         times = [name for name in (layout.DATETIME, layout.S1_DATETIME) if name in self.table.names]
-        names = list(dict.fromkeys([*given, layout.PRODUCT, *times]))
+        of_layers = [field.name for one in self.table.joined.values() for field in one.fields]
+        said = [name for name in of_layers if not layout.is_checksum_column(name)]
+        names = list(dict.fromkeys([*given, layout.PRODUCT, *times, *said]))
         frame: pd.DataFrame = self.columns(names).to_pandas(
             use_threads=False  # which would hold Python objects
         )
@@ -172,6 +175,21 @@ class Selection:
         from reben_cloud.views.raster import stack_patches
 
         return stack_patches(self, bands)
+
+    def layer_rows(self, name: str, where: str | Mapping[str, Any] | None = None) -> LayerRows:
+        """Which rows of a table layer each patch has, in order; reads only the columns that `where` names.
+
+        Args:
+            name: The layer.
+            where: A CQL2 filter, text or JSON, for its rows, such as ``"type = 'captioning'"``; a column of the layer
+                may be named with the layer's name or without. All rows by default.
+
+        Raises:
+            ValueError: If there is no such table layer, or the filter cannot be understood.
+        """
+        from reben_cloud.search.rows import find_layer_rows
+
+        return find_layer_rows(self, name, where)
 
     def items(self) -> Iterator[pystac.Item]:
         """A pystac Item of each patch, links and assets absolute."""
