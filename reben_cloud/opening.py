@@ -58,12 +58,21 @@ def open_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         RebenError: If a newer version has written it.
         StorageError: If the store cannot be reached or refuses.
     """
-    store = open_store(url, storage_options)
-    if (manifest := read_layer_manifest(store)) is None:
+    if (found := find_layer(url, storage_options)) is None:
         raise NotFoundError(
-            f"{store.url} has no {LAYER_MANIFEST}, so no layer is published there; check the URL, or finish writing it"
+            f"{open_store(url, storage_options).url} has no {LAYER_MANIFEST}, so no layer is published there; "
+            "check the URL, or finish writing it"
         )
-    return Layer(store, manifest)
+    return found
+
+
+def find_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Layer | None:
+    """The layer at a path or URL; None when it is something else. Raises as `open_layer` otherwise."""
+    if os.fspath(url).startswith("lmdb://"):
+        return None
+    store = open_store(url, storage_options)
+    manifest = read_layer_manifest(store)
+    return None if manifest is None else Layer(store, manifest)
 
 
 def _open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Dataset:

@@ -188,14 +188,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(404, **{"X-Error-Code": "RevisionNotFound"})
         names = hub.commits[commit]
         if kind == "tree":
-            found = [
-                {"type": "file", "path": name, "size": _size(data), "oid": commit}
-                for name, data in names.items()
-                if name.startswith(f"{unquote(folder)}/" if folder else "")
-            ]
+            above = f"{unquote(folder)}/" if folder else ""
+            found = {}
+            for name, data in names.items():
+                head, _, deeper = name.removeprefix(above).partition("/")
+                if not name.startswith(above):
+                    continue
+                if deeper and parse_qs(parts.query).get("recursive", ["False"])[0] not in (
+                    "True",
+                    "true",
+                    "1",
+                ):
+                    found[head] = {"type": "directory", "path": above + head, "oid": commit}
+                else:
+                    found[name] = {"type": "file", "path": name, "size": _size(data), "oid": commit}
             if not found:
                 return self.answer(404, **{"X-Error-Code": "EntryNotFound"})
-            return self.answer(200, json.dumps(found).encode())
+            return self.answer(200, json.dumps(list(found.values())).encode())
         siblings = [{"rfilename": name} for name in names]
         info = {
             "id": hub.repo,

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 ROOMS = (
     ("errors",),
-    ("files", "schema", "sampling", "spread"),
+    ("files", "schema", "sampling", "spread", "ranking"),
     ("about",),
     ("store",),
     ("formats",),

@@ -43,7 +43,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, folder):
         self.mode, self.match, self.asked, self.folder = "serve", "", [], str(folder)
-        self.ended = threading.Event()
+        self.ended, self.taken = threading.Event(), 0
         super().__init__(("127.0.0.1", 0), Stalling)
 
     def stall(self, mode, match=""):
@@ -104,6 +104,7 @@ class Stalling(_Ranged):
 
     def begin(self, status, length):
         self.send_response(status)
+        self.send_header("ETag", '"1"')  # which S3's clients want of a write
         self.send_header("Content-Length", str(length))
         self.end_headers()
 
@@ -121,7 +122,17 @@ class Stalling(_Ranged):
         self.guarded(super().do_HEAD)
 
     def do_PUT(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        left = int(self.headers["Content-Length"])
+        while left:
+            piece = self.rfile.read(min(left, 100_000))
+            if not piece:
+                return  # the client has gone
+            left -= len(piece)
+            if self.server.mode == "slow":
+                time.sleep(0.05)
+                self.server.taken += 100_000
+        if self.server.mode == "slow":
+            self.server.mode = "serve"
         self.guarded(lambda: self.begin(200, 0))
 
     def do_POST(self):  # which is how obstore deletes
@@ -310,6 +321,41 @@ def test_a_slow_download_goes_on_for_as_long_as_it_takes(tmp_path):
         assert bytes(found) == data
         assert len(server.asked) > 2  # it went on where a request ended
         assert all(headers["Range"] for _, _, headers in server.asked[1:])
+
+
+def test_a_large_object_has_the_time_that_its_size_takes_to_be_written(server):
+    data = bytes(6_000_000)
+    store = s3_store(server)
+    store.budget = replace(SHORT, write_bytes_per_s=1e6)
+    server.stall("slow")  # 2 MB/s
+    start = time.monotonic()
+
+    store.put("x", data)
+
+    assert time.monotonic() - start > SHORT.seconds + SHORT.request_s  # more than a small object is granted
+    assert server.taken >= len(data)
+    assert [method for method, *_ in server.asked] == ["PUT"]
+
+
+def test_a_large_object_that_stalls_is_told_in_the_time_of_its_size(server):
+    store = s3_store(server)
+    store.budget = replace(SHORT, write_bytes_per_s=4e6)
+    server.stall("accept")
+
+    error = failure_of(lambda: store.put("x", bytes(6_000_000)), within_s=MOST_S + 2 * 1.5)
+
+    assert isinstance(error, UnreachableError)
+
+
+def test_small_objects_have_the_budget_itself_and_others_a_second_a_quarter_megabyte():
+    whole = Budget()
+
+    assert whole.for_write(0) == whole.for_write(2_000_000) == whole
+    large = whole.for_write(100_000_000)
+    assert large.silence_s == whole.silence_s + 400
+    assert large.request_s == whole.request_s + 400
+    assert large.seconds == whole.seconds + 400
+    assert large == whole.for_write(100_500_000)  # and so a client
 
 
 ACCESSES = {

@@ -18,17 +18,19 @@ def url(tmp_path):
         yield served
 
 
-@pytest.fixture(params=["gs", "az"])
+@pytest.fixture(params=["gs", "az", "gs-fsspec", "az-fsspec"])
 def store(request, url):
     options = {
         "gs": {"google_base_url": url, "google_skip_signature": "true"},
+        "gs-fsspec": {"base_url": url, "token": "anon"},
+        "az-fsspec": {"azure_storage_endpoint": url, "account_name": "account", "anon": True},
         "az": {
             "azure_storage_endpoint": url,
             "azure_storage_account_name": "account",
             "azure_skip_signature": "true",
         },
     }[request.param]
-    return Store(normalise_url(f"{request.param}://bucket/a folder"), options, budget=SHORT)
+    return Store(normalise_url(f"{request.param[:2]}://bucket/a folder"), options, budget=SHORT)
 
 
 def test_objects_are_read_whole_and_by_ranges(store):
@@ -48,3 +50,13 @@ def test_an_option_of_another_store_is_told(store):
 
     with pytest.raises((ValueError, StorageError), match="profil"):
         wrong.head("data.mdb")
+
+
+def test_a_google_token_is_a_file_or_none(url, tmp_path):
+    lost = Store("gs://bucket", {"base_url": url, "token": str(tmp_path / "lost.json")}, budget=SHORT)
+    with pytest.raises(StorageError, match=r"lost\.json"):
+        lost.head("data.mdb")
+
+    for token in ("browser", {"type": "service_account"}):
+        with pytest.raises(ValueError, match="token must be 'anon', 'google_default' or the path"):
+            Store("gs://bucket", {"token": token}, budget=SHORT).head("data.mdb")

@@ -14,6 +14,8 @@ from reben_cloud.build.request import open_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
 from reben_cloud.errors import ChangedError, NotFoundError, SourceError, StorageError
+from reben_cloud.hosted import places
+from reben_cloud.hosted.finder import LmdbFinder
 from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.sources.recognise import OFFICIAL_METADATA
 from reben_cloud.sources.synthetic import SyntheticSource
@@ -254,3 +256,51 @@ def test_other_metadata_than_those_beside_it_are_not_passed_over(server, files, 
         open_plan(
             URL, tmp_path / "part", only=rc.open(URL).search(), metadata_paths=[files[OFFICIAL_METADATA[0]]]
         )
+
+
+def test_lookups_write_their_own_rows_and_are_found_by_the_next_process(server, monkeypatch):
+    dataset = rc.open(URL)
+    finder = dataset.backing.finder
+    keys = [str(key) for key in dataset.search().patch_ids]
+    monkeypatch.setattr(places, "SETTLED_ROWS", 3)
+
+    one_by_one = [int(finder.find([key]).start[0]) for key in keys]
+
+    assert len(sorted(finder.cache_folder.glob("*.parquet"))) > 16
+    before = server.count("cdn")
+    reopened = LmdbFinder(finder.hosted, finder.remote)
+    assert reopened.find(keys).start.tolist() == one_by_one
+    assert server.count("cdn") == before
+    (only,) = finder.cache_folder.glob("*.parquet")
+    only.write_bytes(b"damaged")
+    assert LmdbFinder(finder.hosted, finder.remote).find(keys).start.tolist() == one_by_one
+
+
+def test_metadata_of_more_patches_than_it_holds_are_told_at_opening(server, files, tmp_path, caplog):
+    py_lmdb = pytest.importorskip("lmdb")
+    last = str(rc.open(URL).search().patch_ids[-1])
+    assert "fewer than" not in caplog.text
+    (tmp_path / "part").mkdir()
+    shutil.copy(files["BENv2.lmdb/data.mdb"], tmp_path / "part" / "data.mdb")
+    with py_lmdb.open(str(tmp_path / "part"), map_size=2**30) as env, env.begin(write=True) as txn:
+        assert txn.delete(last.encode())
+    server.commit(files | {"BENv2.lmdb/data.mdb": tmp_path / "part" / "data.mdb"})
+
+    rc.open(URL)
+
+    records = 2 * NUM_PATCHES
+    assert (
+        f"holds {records - 1:,} records, fewer than the {records:,} of the {NUM_PATCHES:,} patches"
+        in caplog.text
+    )
+
+
+def test_opening_lists_folders_and_never_all_that_lies_below(server, files):
+    server.commit(files | {f"other{n}/deep/x.bin": b"" for n in range(30)})
+    server.asked.clear()
+
+    rc.open(URL)
+
+    trees = [one.path for one in server.asked if "/tree/" in one.path]
+    assert 0 < len(trees) <= 5
+    assert all("recursive=True" not in path for path in trees)

@@ -19,6 +19,7 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.errors import ChecksumError, NotFoundError, RebenError
 from reben_cloud.formats import parquet
+from reben_cloud.formats.zarr import INDEX_BYTES
 from reben_cloud.root import patches_file
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.manifest import Manifest
@@ -299,6 +300,57 @@ def test_damaged_metadata_of_a_zarr_store_are_named(root, what):
         ChecksumError, match=re.escape(f"{zarr.name}/{what} is not the object that was written")
     ):
         dataset.open_patch(patch_id).load()
+
+
+def views_of(dataset, patch_id):
+    """Each way to look at the pixels of a patch, all of which are in the product's first Zarr shards."""
+    product = patch_id[:-6]
+    array = dataset.open_zarr(product)["s2_10m"]
+    return {
+        "open_zarr": lambda: array.load(),
+        "a part of open_zarr": lambda: array.isel(patch=0).load(),
+        "open_patch": lambda: dataset.open_patch(patch_id).load(),
+        "mosaic": lambda: dataset.mosaic(product).load(),
+        "to_xarray": lambda: dataset.search(ids=patch_id).to_xarray().load(),
+    }
+
+
+VIEWS = ["open_zarr", "a part of open_zarr", "open_patch", "mosaic", "to_xarray"]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("where", ["chunk", "index", "end"])
+def test_damage_within_a_zarr_shard_names_the_object_and_the_way_out(root, view, where):
+    dataset, patch_id, zarr = a_patch(root)
+    row = dataset.search(ids=patch_id).columns(["reben:zarr_row"]).column(0)[0].as_py()
+    assert row == 0
+    file = zarr / "s2_10m" / "c" / "0" / "0" / "0" / "0"
+    data = file.read_bytes()
+    # The first chunk is at the beginning; its place is the first entry of the index.
+    at = {"chunk": 40, "index": len(data) - INDEX_BYTES + 2, "end": len(data) - 1}[where]
+    read = views_of(dataset, patch_id)[view]
+    file.write_bytes(flipped(data, at))
+
+    with pytest.raises(ChecksumError) as raised:
+        read()
+
+    part = "patch 0" if where == "chunk" else "index"
+    assert re.search(
+        rf"{re.escape(zarr.name)}/s2_10m/c/0/0/0/0: {part}: the crc32c checksum does not match.*"
+        "; copy the object again",
+        str(raised.value),
+    )
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_zarr_shard_that_is_cut_short_is_named(root, view):
+    dataset, patch_id, zarr = a_patch(root)
+    file = zarr / "s2_10m" / "c" / "0" / "0" / "0" / "0"
+    read = views_of(dataset, patch_id)[view]
+    file.write_bytes(file.read_bytes()[: INDEX_BYTES // 2])
+
+    with pytest.raises(ChecksumError, match=rf"{re.escape(zarr.name)}/s2_10m/c/0/0/0/0: .* is cut off"):
+        read()
 
 
 def test_a_mosaic_without_its_zarr_shard_is_an_error(root):

@@ -19,8 +19,15 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.build.request import open_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
-from reben_cloud.errors import ChangedError, ChecksumError, ConflictError, NotFoundError, SourceError
-from reben_cloud.hosted import publish
+from reben_cloud.errors import (
+    ChangedError,
+    ChecksumError,
+    ConflictError,
+    NotFoundError,
+    SourceError,
+    StorageError,
+)
+from reben_cloud.hosted import checksums, publish
 from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.root import references
 from reben_cloud.root.references import RANGE_BYTES, plan_spans
@@ -414,3 +421,67 @@ def test_few_patches_of_many_are_asked_for_together(lmdb, tmp_path):
     assert stored.places.shards == [("stored", 0)]
     assert stored.places.row.tolist() == list(range(12))
     assert sum(len(positions) for positions, _ in reader.load(("s2",), np.arange(12))["s2"]) == 12
+
+
+def test_a_root_elsewhere_may_not_name_files_of_the_reader(lmdb, tmp_path):
+    index_hosted(lmdb, tmp_path / "ref")
+    objects = rc.open(tmp_path / "ref").manifest.references
+
+    for url in ("s3://bucket/ref", "https://example.org/ref"):
+        with pytest.raises(StorageError, match=r"refers to file:///.*data\.mdb, which lies on the machine"):
+            references.options_for(open_store(url), objects)
+    assert references.options_for(open_store(tmp_path / "ref"), objects) == {}
+
+
+def test_keys_that_are_no_text_are_told_and_left_out(lmdb, tmp_path, caplog):
+    py_lmdb = pytest.importorskip("lmdb")
+    shutil.copytree(lmdb, tmp_path / "BENv2.lmdb")
+    with py_lmdb.open(str(tmp_path / "BENv2.lmdb"), map_size=2**30) as env, env.begin(write=True) as txn:
+        txn.put(b"\xff\xfe", b"not a patch")
+        txn.put(b"\xff\xff", b"nor this")
+
+    manifest = index_hosted(tmp_path / "BENv2.lmdb", tmp_path / "ref")
+
+    assert manifest.num_patches == NUM_PATCHES
+    assert r"key b'\xff\xfe' is not UTF-8" in caplog.text
+    assert "(2 such keys)" in caplog.text
+
+
+def test_checksums_go_on_after_a_kill(lmdb, tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "PIECE_BYTES", 1024 * 1024)
+    read, calls, dies_at = references.RemoteObjects.read, [0], [0]
+
+    def counted(self, *args):
+        calls[0] += 1
+        if calls[0] == dies_at[0]:
+            raise KeyboardInterrupt
+        return read(self, *args)
+
+    def num_reads(name):
+        calls[0] = 0
+        index_hosted(lmdb, tmp_path / name, checksums=True)
+        return calls[0]
+
+    monkeypatch.setattr(references.RemoteObjects, "read", counted)
+    whole, calls[0], dies_at[0] = num_reads("whole"), 0, 5
+    with pytest.raises(KeyboardInterrupt):
+        index_hosted(lmdb, tmp_path / "ref", checksums=True)
+    dies_at[0] = 0
+
+    assert num_reads("ref") == whole - 4
+    whole_table, table = (pq.read_table(tmp_path / name / "patches.parquet") for name in ("whole", "ref"))
+    assert table.equals(whole_table)
+    assert list((tmp_path / "cache" / "index").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "tars"])
+def test_a_dry_run_says_what_it_costs(request, tmp_path, kind):
+    command = ["index", str(request.getfixturevalue(kind)), str(tmp_path / "ref"), "--dry-run"]
+
+    cost = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+
+    assert cost["kind"] == kind
+    assert cost["nbytes"] > 0
+    assert cost["records"] == (3 * NUM_PATCHES if kind == "lmdb" else None)
+    assert f"in {cost['requests']:,} requests at most" in CliRunner().invoke(app, command).stdout
+    assert not (tmp_path / "ref").exists()

@@ -103,6 +103,27 @@ def test_options_in_both_dialects():
         s3_config({"kye": "k"}, {})
 
 
+@pytest.mark.parametrize(("style", "virtual"), [("path", False), ("virtual", True), ("auto", None)])
+def test_the_addressing_style_of_botocore_is_understood(style, virtual):
+    config = s3_config({"anon": True, "config_kwargs": {"s3": {"addressing_style": style}}}, {})
+
+    assert config["skip_signature"] is True
+    assert config.get("virtual_hosted_style_request") is virtual
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"signature_version": "s3"},
+        {"s3": {"addressing_style": "road"}},
+        {"s3": {"addressing_style": "path", "use_accelerate_endpoint": True}},
+    ],
+)
+def test_other_settings_of_botocore_are_refused(wrong):
+    with pytest.raises(ValueError, match="of config_kwargs only"):
+        s3_config({"config_kwargs": wrong}, {})
+
+
 def test_environment_fills_what_is_not_given():
     env = {"AWS_ENDPOINT_URL": "http://h", "AWS_REGION": "eu-1", "AWS_PROFILE": "p"}
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sampling import EpochOrder
 from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
+from reben_cloud.store import BUDGET, open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.readers.shards import plan_ranges
@@ -622,14 +624,14 @@ def test_two_threads_that_want_one_shard_fetch_it_once(tmp_path):
     fetched = []
     started = threading.Barrier(4)
 
-    def fetch():
+    def fetch(tries):
         fetched.append(1)
         return memoryview(b"x" * 1000)
 
     def want():
         cache = ShardCache(tmp_path)
         started.wait()
-        path, _ = cache.add("a/b.tar", 7, 1000, fetch)
+        path, _ = cache.add("a/b.tar", 7, 1000, fetch, BUDGET)
         assert path.read_bytes() == b"x" * 1000
 
     wanting = [threading.Thread(target=want) for _ in range(4)]
@@ -644,7 +646,7 @@ def test_two_threads_that_want_one_shard_fetch_it_once(tmp_path):
 def test_the_cache_drops_what_was_used_longest_ago(tmp_path):
     cache = ShardCache(tmp_path, 2500)
     for number, name in enumerate("abc"):
-        path, _ = cache.add(f"{name}.tar", number, 1000, lambda: memoryview(bytes(1000)))
+        path, _ = cache.add(f"{name}.tar", number, 1000, lambda tries: memoryview(bytes(1000)), BUDGET)
         os.utime(path, (number, number))
         if name == "b":
             cache.find("a.tar", 0)
@@ -655,7 +657,7 @@ def test_the_cache_drops_what_was_used_longest_ago(tmp_path):
 
 
 def test_a_shard_larger_than_the_budget_stays_in_memory(tmp_path):
-    path, data = ShardCache(tmp_path, 10).add("a.tar", 1, 1000, lambda: memoryview(bytes(1000)))
+    path, data = ShardCache(tmp_path, 10).add("a.tar", 1, 1000, lambda tries: memoryview(bytes(1000)), BUDGET)
 
     assert path is None
     assert data.nbytes == 1000
@@ -675,12 +677,93 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path):
-    def fetch():
+    def fetch(tries):
         raise StorageError("the store is gone")
 
     with pytest.raises(StorageError, match="the store is gone"):
-        ShardCache(tmp_path).add("a.tar", 1, 1000, fetch)
+        ShardCache(tmp_path).add("a.tar", 1, 1000, fetch, BUDGET)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_for_a_process_that_gets_on_waits_for_as_long_as_it_takes(tmp_path):
+    budget = replace(BUDGET, seconds=0.4)
+    fetched, held = [], threading.Event()
+
+    def slow(tries):
+        held.set()
+        for _ in range(12):  # three times what a wait may take
+            time.sleep(0.1)
+            tries.progress()
+        return memoryview(b"x" * 1000)
+
+    first = threading.Thread(target=lambda: ShardCache(tmp_path).add("a.tar", 1, 1000, slow, budget))
+    first.start()
+    held.wait()
+
+    path, data = ShardCache(tmp_path).add("a.tar", 1, 1000, fetched.append, budget)
+    first.join()
+
+    assert (path.read_bytes(), data, fetched) == (b"x" * 1000, None, [])
+
+
+def test_who_waits_for_a_process_that_stalls_has_one_budget_for_the_wait_and_the_read(tmp_path):
+    budget = replace(BUDGET, seconds=0.4)
+    ended, held = threading.Event(), threading.Event()
+
+    def stalled(tries):
+        held.set()
+        ended.wait()
+        return memoryview(b"x" * 1000)
+
+    def read(tries):
+        assert not tries.wait()  # another attempt would be more than the budget
+        return memoryview(b"y" * 1000)
+
+    first = threading.Thread(target=lambda: ShardCache(tmp_path).add("a.tar", 1, 1000, stalled, budget))
+    first.start()
+    held.wait()
+    start = time.monotonic()
+
+    path, data = ShardCache(tmp_path).add("a.tar", 1, 1000, read, budget)
+
+    assert 0.4 < time.monotonic() - start < 2
+    assert (path, bytes(data)) == (None, b"y" * 1000)
+    ended.set()
+    first.join()
+    assert ShardCache(tmp_path).path("a.tar", 1).read_bytes() == b"x" * 1000
+
+
+def test_who_gets_the_lock_of_one_that_failed_has_what_is_left_of_the_budget(tmp_path):
+    budget = replace(BUDGET, seconds=1.0)
+    ended, held = threading.Event(), threading.Event()
+
+    def fails(tries):
+        held.set()
+        ended.wait()
+        raise StorageError("the store is gone")
+
+    def first_asks():
+        with pytest.raises(StorageError, match="is gone"):
+            ShardCache(tmp_path).add("a.tar", 1, 1000, fails, budget)
+
+    def read(tries):
+        start = time.monotonic()
+        while tries.wait():
+            pass
+        left.append(time.monotonic() - start)
+        return memoryview(b"y" * 1000)
+
+    left = []
+    first = threading.Thread(target=first_asks)
+    first.start()
+    held.wait()
+    threading.Timer(0.7, ended.set).start()
+
+    path, _ = ShardCache(tmp_path).add("a.tar", 1, 1000, read, budget)
+    first.join()
+
+    assert path.read_bytes() == b"y" * 1000
+    assert left[0] < 0.4
 
 
 # -- the command ------------------------------------------------------------------------------------------

@@ -90,7 +90,14 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
         "log.csv",
         *(
             f"best/{name}"
-            for name in ("config.json", "model.safetensors", "reben_cloud.json", "README.md", "item.json")
+            for name in (
+                "config.json",
+                "model.safetensors",
+                "reben_cloud.json",
+                "README.md",
+                "item.json",
+                "SHA256SUMS",
+            )
         ),
         *(f"report/{name}" for name in ("metrics.json", "per_class.png", "curves.png", "examples.png")),
     }

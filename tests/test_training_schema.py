@@ -288,6 +288,7 @@ def test_a_folder_of_version_1_is_of_rebens_classes_and_a_later_one_is_refused(t
         "version": 1,
     }
     (tmp_path / "reben_cloud.json").write_text(json.dumps(first))
+    (tmp_path / "SHA256SUMS").unlink()  # there was none
 
     assert load_pretrained(tmp_path)[1] == spec
     (tmp_path / "reben_cloud.json").write_text(json.dumps({**first, "version": 3}))

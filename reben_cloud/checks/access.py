@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from reben_cloud.checks.finding import Finding
-from reben_cloud.errors import StorageError
+from reben_cloud.errors import RebenError, StorageError
 from reben_cloud.root import layout
+from reben_cloud.root.layer_manifest import LayerManifest
+from reben_cloud.root.manifest import InvalidManifestError
 from reben_cloud.store import Store, public_url, s3_config
 
 MAX_CLOCK_SKEW_S = 15 * 60
@@ -89,9 +91,12 @@ def look_at_endpoint(storage_options: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def try_reading(store: Store) -> Iterator[Finding]:
-    """Whether a root is published in the store, and whether it serves ranges of objects."""
+    """Whether a root or a layer is published in the store, and whether it serves ranges of objects."""
+    name, what = layout.MANIFEST, "root"
     try:
-        manifest = store.get(layout.MANIFEST)
+        if not store.exists(name) and store.exists(layout.LAYER_MANIFEST):
+            name, what = layout.LAYER_MANIFEST, "layer"
+        manifest = store.get(name)
     except FileNotFoundError:
         yield Finding(
             level="note",
@@ -101,11 +106,20 @@ def try_reading(store: Store) -> Iterator[Finding]:
         )
         return
     except StorageError as error:
-        yield Finding(level="problem", subject="root", detail=str(error))
+        yield Finding(level="problem", subject=what, detail=str(error))
         return
-    yield Finding(level="ok", subject="root", detail=f"{store.url} is published")
+    if what == "layer":
+        try:
+            said = LayerManifest.from_bytes(manifest, where=store.url)
+        except (InvalidManifestError, RebenError) as error:
+            yield Finding(level="problem", subject=what, detail=f"{store.url}/{name} is damaged: {error}")
+            return
+        detail = f"{store.url} is published: the layer {said.name}, made for the root {said.fingerprint}"
+    else:
+        detail = f"{store.url} is published"
+    yield Finding(level="ok", subject=what, detail=detail)
     try:
-        part = store.get_range(layout.MANIFEST, 2, 8)
+        part = store.get_range(name, 2, 8)
     except StorageError as error:
         yield Finding(
             level="problem",

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from reben_cloud.build.plan import fingerprint_of, options_of
 from reben_cloud.errors import RebenError, StorageError
-from reben_cloud.export.plan import identity_of
+from reben_cloud.export.plan import identity_of, layers_of
 from reben_cloud.formats import parquet, zarr
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
@@ -76,10 +76,12 @@ def check_export(dataset: Dataset, manifest: ExportManifest) -> list[str]:
         selection = dataset.selection  # reads the footer
         table = selection.columns(columns)
         groups = _sizes(table.column(layout.SHARD_GROUP))
-        identity = identity_of(selection, manifest.modalities, manifest.kind, manifest.settings)
+        layers = layers_of(selection, manifest.modalities)
+        identity = identity_of(selection, manifest.modalities, manifest.kind, manifest.settings, layers)
         found += _differing("num_patches", manifest.num_patches, len(selection))
         found += _differing("products", list(manifest.products), _names(table.column(layout.PRODUCT)))
         found += _differing("exported_groups", manifest.exported_groups, groups)
+        found += _differing("layers", manifest.layers, layers)
         if countries and not {*_names(table.column(layout.COUNTRY))} <= {*manifest.countries}:
             found.append("countries does not name all that the table has")
         if identity != manifest.identity:

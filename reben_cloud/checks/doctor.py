@@ -18,7 +18,7 @@ from reben_cloud.errors import RebenError
 from reben_cloud.export import find_damage
 from reben_cloud.export.opened import LmdbRoot, find_exported_files, find_lmdb_root
 from reben_cloud.files.paths import split_scheme
-from reben_cloud.hosted.opened import is_hosted, open_hosted_root
+from reben_cloud.hosted.opened import open_if_hosted
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.store import open_store
 
@@ -62,7 +62,7 @@ def diagnose(
         if any(finding.level == "problem" for finding in reached):
             return
     try:
-        hosted = open_hosted_root(root, storage_options) if is_hosted(root, storage_options) else None
+        hosted = open_if_hosted(root, storage_options)
     except RebenError as error:
         yield Finding(level="problem", subject="root", detail=str(error))
         return

@@ -16,6 +16,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "geo": ("rasterio", "tifffile", "geopandas", "matplotlib"),
     "lmdb": ("lmdb",),
+    "s3fs": ("s3fs",),
     "stac": ("stac-fastapi-api", "cql2"),
     "train": ("timm", "torchmetrics"),
     "dask": ("distributed",),
@@ -30,7 +31,7 @@ def look_at_versions() -> Iterator[Finding]:
     """Versions of Python and of the packages, and which extras are installed."""
     version = platform.python_version()
     yield Finding(level="ok", subject="Python", detail=f"{version} on {platform.platform(terse=True)}")
-    names = ("reben-cloud", "zarr", "obstore", "s3fs", "pyarrow")
+    names = ("reben-cloud", "zarr", "obstore", "fsspec", "pyarrow")
     yield Finding(
         level="ok", subject="packages", detail=", ".join(f"{n} {_version(n) or 'absent'}" for n in names)
     )

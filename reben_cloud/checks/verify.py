@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from reben_cloud.checks.claims import check_export, check_manifest, check_root
 from reben_cloud.checks.index import PatchIndex
+from reben_cloud.checks.layer import look_at_layer
 from reben_cloud.checks.objects import Check, check_presence, checksum_checks, listed_objects
 from reben_cloud.checks.pixels import shard_checks, zarr_checks
 from reben_cloud.checks.records import lmdb_files, record_checks
@@ -27,6 +28,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.backing import LmdbFolder, References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.layers import Layer
 from reben_cloud.root.objects import Objects
 from reben_cloud.root.source import AnySource
 
@@ -97,7 +99,7 @@ def verify(
     """Look for anything that is missing, damaged, foreign or mixed up.
 
     Args:
-        dataset: The opened root, or an LMDB opened like one.
+        dataset: The opened root, or an LMDB opened like one; layers beside it are looked at as well.
         quick: Compare presence and sizes only: one listing.
         deep: Also decode every Zarr store and shard, and compare them with the index. An LMDB has
             neither: each of its records is compared without it.
@@ -111,9 +113,8 @@ def verify(
         StorageError: If the store cannot be reached.
         ValueError: If `quick` and `deep` are both wanted, or a source for an LMDB without checksums.
     """
-    if quick and deep:
-        raise ValueError("quick and deep exclude each other")
-    level: Level = "quick" if quick else "deep" if deep else "full"
+    level = _level(quick=quick, deep=deep)
+    beside, dataset = dataset.layers, dataset.without_layers()
     lmdb = dataset.backing.path if isinstance(dataset.backing, LmdbFolder) else None
     has_checksums = is_export(lmdb) if lmdb is not None else _has_checksums(dataset)
     if against is not None and not has_checksums:
@@ -124,7 +125,7 @@ def verify(
     problems = seen.problems
     checks: dict[str, list[Check]] = {}
     if not quick and lmdb is None:
-        checks["checksums"] = checksum_checks(dataset, seen.objects)
+        checks["checksums"] = checksum_checks(dataset.store, seen.objects)
     if not quick and isinstance(dataset.backing, References):
         try:
             checks["payloads"] = reference_checks(dataset)
@@ -142,20 +143,76 @@ def verify(
                 checks["pixels"] = [*zarr_checks(dataset, index), *shard_checks(dataset, index)]
             if against is not None:
                 checks["source"] = source_checks(index, against)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for what, units in checks.items():
-            for found in progress(pool.map(_run, units), len(units), what):
-                problems += found
+    problems += _run_all(checks, progress)
+    sizes = [*seen.sizes]
+    for layer in beside.values():
+        looked = look_at_layer(layer, dataset, quick=quick, deep=deep)
+        found = [*looked.problems, *_run_all(looked.checks, progress)]
+        problems += [f"layer {layer.name}: {problem}" for problem in found]
+        sizes += looked.sizes
     return Report(
         url=dataset.url,
         level=level,
         against=None if against is None else against.describe(),
-        num_objects=len(seen.sizes),
-        num_bytes=sum(seen.sizes),
+        num_objects=len(sizes),
+        num_bytes=sum(sizes),
         num_patches=len(dataset),
         has_checksums=has_checksums,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def verify_layer(
+    layer: Layer,
+    *,
+    root: Dataset | None = None,
+    quick: bool = False,
+    deep: bool = False,
+    progress: Progress = _silent,
+) -> Report:
+    """Look for anything in a layer that is missing, damaged, foreign or mixed up.
+
+    Args:
+        layer: The opened layer.
+        root: What it stands beside, to compare its patches, rows and statistics with.
+        quick: Compare presence and sizes only: one listing.
+        deep: Also decode every shard, and compare names, payloads and statistics.
+        progress: Wraps the findings as they come.
+
+    Raises:
+        StorageError: If the store cannot be reached.
+        ValueError: If `quick` and `deep` are both wanted.
+    """
+    level = _level(quick=quick, deep=deep)
+    bare = None if root is None else root.without_layers()
+    seen = look_at_layer(layer, bare, quick=quick, deep=deep)
+    problems = [*seen.problems, *_run_all(seen.checks, progress)]
+    return Report(
+        url=layer.url,
+        level=level,
+        against=None if root is None else f"root {root.url}",
+        num_objects=len(seen.sizes),
+        num_bytes=sum(seen.sizes),
+        num_patches=layer.manifest.coverage,
+        has_checksums=True,
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def _level(*, quick: bool, deep: bool) -> Level:
+    if quick and deep:
+        raise ValueError("quick and deep exclude each other")
+    return "quick" if quick else "deep" if deep else "full"
+
+
+def _run_all(checks: Mapping[str, Sequence[Check]], progress: Progress) -> list[str]:
+    """What the checks find; those of one kind at the same time, kinds one after the other."""
+    problems: list[str] = []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for what, units in checks.items():
+            for found in progress(pool.map(_run, units), len(units), what):
+                problems += found
+    return problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,8 +236,10 @@ def _look(dataset: Dataset, *, quick: bool) -> _Seen:
         if dataset.backing.finder is not None:  # opened where it lies: nobody has listed anything
             return _Seen(objects=Objects([]), sizes=[], problems=changed, readable=True)
     if not isinstance(dataset.backing, LmdbFolder):
-        objects, problems = listed_objects(dataset)
-        problems = [*changed, *check_manifest(dataset), *problems, *check_presence(dataset, objects)]
+        objects, problems = listed_objects(dataset.store, dataset.manifest.objects_sha256)
+        must = {path: listed.nbytes for path, listed in objects.items()}
+        absent = check_presence(dataset.store, must, [layout.MANIFEST, layout.OBJECTS])
+        problems = [*changed, *check_manifest(dataset), *problems, *absent]
         if not quick:
             problems += check_root(dataset, objects)
         sizes = [listed.nbytes for listed in objects.values()]

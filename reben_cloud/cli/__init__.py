@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from reben_cloud.cli import bucket, build, data, export, prepare, serve, start, train
+from reben_cloud.cli import bucket, build, data, export, layer, prepare, serve, start, train
 from reben_cloud.cli.options import Command
 from reben_cloud.errors import RebenError
 
@@ -25,6 +25,11 @@ app = typer.Typer(
 )
 bucket_app = typer.Typer(
     help="Buckets, who may do what in them, and links that share a part.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+layer_app = typer.Typer(
+    help="Layers: what others have for the patches of a root, beside it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -49,6 +54,9 @@ for command in (
 for command in (bucket.create, bucket.policy, bucket.presign):
     bucket_app.command(cls=Command)(command)
 app.add_typer(bucket_app, name="bucket")
+for command in (layer.raster, layer.folder, layer.table, layer.rebase, layer.info, layer.remove):
+    layer_app.command(cls=Command)(command)
+app.add_typer(layer_app, name="layer")
 
 
 def _show_version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ from reben_cloud.cli.options import (
     DaskOption,
     EndpointOption,
     JsonOption,
+    LayerOption,
     MetadataOption,
     ModalityOption,
     NewRootArgument,
@@ -20,6 +21,7 @@ from reben_cloud.cli.options import (
     WorkersTotalOption,
     executor,
     exported_files,
+    find_layer,
     new_root,
     open_root,
     path,
@@ -71,12 +73,13 @@ def build(
 ) -> None:
     """Build a root from a source of patches, or from what a search finds in a root; run again, it continues."""
     from reben_cloud import build as building
-    from reben_cloud.hosted.opened import is_hosted
+    from reben_cloud.hosted.opened import open_if_hosted
     from reben_cloud.root.placement import PlacementOptions
 
     # What is hosted is found by opening it; whatever else a source can be is recognised.
-    to_search = query or is_hosted(source, storage_options(endpoint_url))
-    chosen = select(source, query, endpoint_url) if to_search else None
+    hosted = None if query else open_if_hosted(source, storage_options(endpoint_url))
+    everything = None if hosted is None else hosted.search()
+    chosen = select(source, query, endpoint_url) if query else everything
     plan, official = building.open_plan(
         source,
         root,
@@ -156,16 +159,15 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Make a root of payloads that are hosted already; nothing but the index of them is copied."""
-    from reben_cloud.hosted.publish import estimate_hosted, index_hosted
+    from reben_cloud.hosted.publish import Cost, estimate_hosted, index_hosted
 
-    cost = estimate_hosted(url, storage_options(endpoint_url))
-    if cost is not None:
-        typer.echo(
-            f"{cost.entries:,} records; reading {cost.nbytes / 1e6:,.1f} MB in {cost.requests:,} requests at most",
-            err=True,
-        )
     if dry_run:
+        show(estimate_hosted(url, storage_options(endpoint_url)), as_json)
         return
+
+    def tell(cost: Cost) -> None:
+        typer.echo(cost.to_text(), err=True)
+
     manifest = index_hosted(
         url,
         dest,
@@ -174,6 +176,7 @@ def index(
         checksums=checksum,
         threads=threads,
         storage_options=storage_options(endpoint_url),
+        tell=tell,
         progress=bar,
     )
     if as_json:
@@ -200,12 +203,23 @@ def verify(
         ),
     ] = None,
     metadata: MetadataOption = None,
+    layer: LayerOption = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--root",
+            help="Compare a layer with the root that it is for.",
+            show_default=False,
+            parser=path_or_url,
+        ),
+    ] = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every object of a root, or every file of an export; exit 1 when anything is wrong."""
+    """Check every object of a root or a layer, or every file of an export; exit 1 when anything is wrong."""
     from reben_cloud.checks.files import verify_files
     from reben_cloud.checks.verify import verify as check
+    from reben_cloud.checks.verify import verify_layer
     from reben_cloud.hosted.opened import open_hosted_source
     from reben_cloud.root.source import AnySource
     from reben_cloud.sources.recognise import open_source
@@ -217,7 +231,16 @@ def verify(
         report = verify_files(files, quick=quick, progress=bar)
         typer.echo(report.to_json() if as_json else report.to_text())
         raise typer.Exit(0 if report.ok else 1)
-    dataset = open_root(root, endpoint_url)
+    if not layer and (alone := find_layer(root, endpoint_url)) is not None:
+        if against:
+            raise typer.BadParameter("--against compares a root; a layer is compared with its root (--root)")
+        compared = None if beside is None else open_root(beside, endpoint_url)
+        report = verify_layer(alone, root=compared, quick=quick, deep=deep, progress=bar)
+        typer.echo(report.to_json() if as_json else report.to_text())
+        raise typer.Exit(0 if report.ok else 1)
+    if beside is not None:
+        raise typer.BadParameter(f"{root} is not a layer; --root is what a layer is compared with")
+    dataset = open_root(root, endpoint_url, layer)
     source: AnySource | None = None
     if against:
         source = open_hosted_source(against, access, wanted=dataset.selection)

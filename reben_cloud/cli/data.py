@@ -12,9 +12,11 @@ from reben_cloud.cli.options import (
     CacheDirOption,
     EndpointOption,
     JsonOption,
+    LayerOption,
     ModalityOption,
     RootArgument,
     exported_files,
+    find_layer,
     open_root,
     search_options,
     select,
@@ -28,15 +30,26 @@ if TYPE_CHECKING:
     from reben_cloud.torch import StreamLoader
 
 
-def info(root: RootArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:
-    """Say what a root or the folder of an export holds."""
+def info(
+    root: RootArgument,
+    layer: LayerOption = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a root, a layer or the folder of an export holds."""
     if (files := exported_files(root)) is not None:
         if as_json:
             show_json(files.manifest.to_json())
         else:
             typer.echo(files.summary())
         return
-    dataset = open_root(root, endpoint_url)
+    if not layer and (alone := find_layer(root, endpoint_url)) is not None:
+        if as_json:
+            show_json(alone.manifest.to_json())
+        else:
+            typer.echo(alone.describe())
+        return
+    dataset = open_root(root, endpoint_url, layer)
     if as_json:
         show_json(dataset.manifest.to_json())
     else:
@@ -50,13 +63,14 @@ def search(
     form: Annotated[
         Literal["table", "ids", "geojson", "parquet", "stac"], typer.Option("--format", help="What to print.")
     ] = "table",
+    layer: LayerOption = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find patches by area, time, label and more."""
     from reben_cloud.search.output import render
 
-    for piece in render(select(root, query, endpoint_url), "json" if as_json else form):
+    for piece in render(select(root, query, endpoint_url, layer), "json" if as_json else form):
         sys.stdout.buffer.write(piece)
 
 
@@ -64,6 +78,7 @@ def search(
 def stream(
     root: RootArgument,
     query: Query,
+    layer: LayerOption = None,
     modality: ModalityOption = None,
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 256,
     epochs: Annotated[int, typer.Option(help="How often to go through the selection.")] = 1,
@@ -79,7 +94,7 @@ def stream(
 ) -> None:
     """Stream batches as training would, show the rate, and sum up."""
     loader = _fastest_loader()(
-        select(root, query, endpoint_url),
+        select(root, query, endpoint_url, layer),
         modalities=modality or None,
         batch_size=batch_size,
         seed=seed,

@@ -10,6 +10,7 @@ import typer
 from reben_cloud.cli.options import (
     EndpointOption,
     JsonOption,
+    LayerOption,
     ModalityOption,
     RootArgument,
     path,
@@ -123,6 +124,7 @@ def export(
     prune: Annotated[
         bool, typer.Option("--prune", help="Drop what is not selected from an existing export.")
     ] = False,
+    layer: LayerOption = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,7 +154,7 @@ def export(
     }
     given = {name: value for name, value in asked.items() if value is not None and value != []}
     _refuse_others(form, given)
-    selection = select(root, query, endpoint_url)
+    selection = select(root, query, endpoint_url, layer)
     options = _for_the_library(given) | {"update": update, "prune": prune, "progress": bar}
     if form in ("jsonl", "llava"):
         if texts is None:

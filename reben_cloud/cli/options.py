@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from reben_cloud.build import Executor
     from reben_cloud.export.opened import ExportedFiles
     from reben_cloud.root.dataset import Dataset
+    from reben_cloud.root.layers import Layer
     from reben_cloud.root.selection import Selection
 
 SEARCH = "Search options"
@@ -114,7 +115,16 @@ MetadataOption = Annotated[
     ),
 ]
 ModalityOption = Annotated[
-    list[str] | None, typer.Option(help="s2, s1 or map; all by default.", show_default=False)
+    list[str] | None, typer.Option(help="s2, s1, map, or a layer; all by default.", show_default=False)
+]
+LayerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        help="Path or URL of a layer to stand beside the root; may be given several times.",
+        show_default=False,
+        parser=path_or_url,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
@@ -140,11 +150,19 @@ def executor(workers: int, dask: str | None) -> Executor:
     return build.dask(dask) if dask else build.local(workers)
 
 
-def open_root(root: str, endpoint_url: str | None) -> Dataset:
-    """The dataset that a command names."""
+def open_root(root: str, endpoint_url: str | None, layers: Sequence[str] | None = None) -> Dataset:
+    """The dataset that a command names, with the layers that it names."""
     from reben_cloud.opening import open as open_dataset
 
-    return open_dataset(root, storage_options(endpoint_url))
+    with usage():  # two things of one name
+        return open_dataset(root, storage_options(endpoint_url), layers=layers or ())
+
+
+def find_layer(url: str, endpoint_url: str | None) -> Layer | None:
+    """The layer that a command names in the place of a root; None when it is something else."""
+    from reben_cloud import opening
+
+    return opening.find_layer(url, storage_options(endpoint_url))
 
 
 def exported_files(folder: str) -> ExportedFiles | None:
@@ -229,9 +247,11 @@ def _hint(kind: Any, flags: str, text: str, parser: Callable[[str], Any] | None,
 _SEARCH_HINTS: dict[str, Any] = dict(_hints())
 
 
-def select(root: str, query: Query, endpoint_url: str | None) -> Selection:
+def select(
+    root: str, query: Query, endpoint_url: str | None, layers: Sequence[str] | None = None
+) -> Selection:
     """What a search finds in a root; a condition that the search refuses is wrong usage."""
-    dataset = open_root(root, endpoint_url)
+    dataset = open_root(root, endpoint_url, layers)
     with usage():
         return dataset.search(**query.given())
 

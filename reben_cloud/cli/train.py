@@ -44,7 +44,9 @@ def train(
     from reben_cloud.training.config import load_recipe
 
     dataset = open_root(root, endpoint_url)
-    config = load_recipe(recipe, overrides=change or (), schema=dataset.schema)
+    config = load_recipe(
+        recipe, overrides=change or (), schema=dataset.schema, statistics=dataset.band_statistics
+    )
     folder = out or Path("runs") / Path(recipe).stem
     from reben_cloud.training.train import train as run  # takes seconds; a typo above is told at once
 

@@ -159,7 +159,7 @@ def plan_pieces(origin: Origin, records: Records, missing: NDArray[np.int64]) ->
     for modality in records.modalities:
         numbers = records.numbers(modality)[origin.patch]
         mine = np.flatnonzero(wanted[numbers])
-        piece = places.row[mine] // (PIECE_BYTES // tar.record_bytes(modality))
+        piece = places.row[mine] // max(1, PIECE_BYTES // tar.record_bytes(modality))
         cuts = np.flatnonzero((np.diff(places.shard[mine]) != 0) | (np.diff(piece) != 0)) + 1
         for part in np.split(mine, cuts):
             if part.size:

@@ -22,7 +22,7 @@ from reben_cloud.bigearthnet.official import EXTRA_METADATA, OFFICIAL_SCHEMA
 from reben_cloud.errors import ChecksumError, ConflictError, StorageError
 from reben_cloud.export.copying import Sink
 from reben_cloud.export.listing import read_listing
-from reben_cloud.export.plan import MANIFEST, afresh
+from reben_cloud.export.plan import MANIFEST, afresh, layers_of
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout, patches_file
 from reben_cloud.root.documents import WHOLE_BYTES
@@ -92,7 +92,8 @@ def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) ->
     """The official metadata of the patches in both official files, and the table that searches need."""
     _write_official(partial, chosen)
     dataset = chosen.dataset
-    gone = {layout.ASSETS, *(layout.checksum_column(m) for m in dataset.modalities if m not in modalities)}
+    without = [name for name in dataset.modalities if name not in modalities]
+    gone = {layout.ASSETS, *map(layout.checksum_column, without), *map(layout.present_column, without)}
     names = [name for name in chosen.table.names if name not in gone]
     schema = chosen.table.take(chosen.rows[:1], names).schema
     file = partial / layout.PATCHES
@@ -169,6 +170,8 @@ def write_manifest(
             if file.is_file() and file.name not in (_LOCK_FILE, MANIFEST)
         },
         more=more,
+        schema=chosen.dataset.schema,
+        layers=layers_of(chosen, modalities),
     )
     (partial / MANIFEST).write_bytes(manifest.to_bytes())
     _sync(partial / MANIFEST)

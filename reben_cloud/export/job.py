@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reben_cloud.errors import ConflictError, NotFoundError
 from reben_cloud.export.folder import find_damage, put_in_place, write_manifest, write_tables
-from reben_cloud.export.plan import existing, identity_of, modalities_of, reconcile
+from reben_cloud.export.plan import existing, identity_of, layers_of, modalities_of, reconcile
 from reben_cloud.files.paths import local_path
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.selection import Selection
@@ -116,7 +116,7 @@ def begin(
     if start is not None:
         start(chosen)
         wanted = modalities_of(selection, modalities)
-    identity = identity_of(chosen, wanted, kind, settings)
+    identity = identity_of(chosen, wanted, kind, settings, layers_of(chosen, wanted))
     damage = None if there is None else find_damage(path, there)
     is_same = there is not None and there.identity == identity
     if there is not None and not is_same and not (update or prune):

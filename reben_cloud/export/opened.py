@@ -91,6 +91,7 @@ class ExportedFiles(NamedTuple):
         of = f"{said.num_patches:,} of the {whole:,} patches of root {said.fingerprint}"
         lines = [f"{self.folder}: an export to {said.kind} of {of}"]
         lines += [f"  modalities   {', '.join(said.modalities)}"]
+        lines += [f"  layer        {text}" for text in said.layer_lines()]
         for title, count in (("texts", said.num_texts), ("files", said.num_files)):
             if count is not None:
                 lines.append(f"  {title:<11}  {count:,}")

@@ -6,18 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
 from reben_cloud.root import layout
 from reben_cloud.root.documents import read_patches
-from reben_cloud.root.exported import ExportManifest
+from reben_cloud.root.exported import ExportedLayer, ExportManifest
 from reben_cloud.root.manifest import InvalidManifestError
 from reben_cloud.schema import Modality
 from reben_cloud.store import open_store
@@ -45,6 +46,21 @@ def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[st
     if not there:
         raise ValueError(f"{dataset.url} is a catalog of metadata alone and has no pixels to export")
     return tuple(m for m in there if m in (asked or there))
+
+
+def layers_of(chosen: Selection, modalities: Sequence[str]) -> dict[str, ExportedLayer]:
+    """The layers that an export of these patches and modalities has: array layers among those, and every table."""
+    dataset = chosen.dataset
+    there = dict(dataset.manifest.layers) if isinstance(dataset.manifest, ExportManifest) else {}
+    for name, layer in dataset.layers.items():
+        said = layer.manifest
+        there[name] = ExportedLayer(kind=said.kind, title=said.title, digest=said.digest, coverage=0)
+    kept = {name: one for name, one in there.items() if one.kind != "array" or name in modalities}
+    present = chosen.columns([layout.present_column(name) for name in kept]).columns if kept else []
+    return {
+        name: replace(one, coverage=pc.sum(column).as_py() or 0)
+        for (name, one), column in zip(kept.items(), present, strict=True)
+    }
 
 
 def read_manifest(folder: Path) -> ExportManifest:
@@ -119,6 +135,7 @@ def reconcile(
                 "update it from the whole root"
             )
         if update != prune:
+            _check_layers(path, there, layers_of(selection, selection.dataset.modalities), whole=update)
             rows = np.union1d(old, rows) if update else np.intersect1d(old, rows)
             both = {*there.modalities, *modalities} if update else {*there.modalities} & {*modalities}
             modalities = tuple(m for m in selection.dataset.schema.modality_names if m in both)
@@ -127,19 +144,41 @@ def reconcile(
     return afresh(selection, rows), modalities, change
 
 
+def _check_layers(
+    path: Path, there: ExportManifest, given: Mapping[str, ExportedLayer], *, whole: bool
+) -> None:
+    """Refuse to change an export by layers other than those that it was made with, or, if `whole`, without them."""
+    for name, layer in there.layers.items():
+        if whole and name not in given:
+            raise ConflictError(
+                f"{path} has the layer {name}, which does not stand beside the root now: attach it (--layer, or "
+                "layers= of open), or make the export anew with both --update and --prune"
+            )
+        if name in given and given[name].digest != layer.digest:
+            raise ConflictError(
+                f"{path} has another layer {name} than the one beside the root now; attach that one, or make the "
+                "export anew with both --update and --prune"
+            )
+
+
 def afresh(selection: Selection, rows: NDArray[np.int64]) -> Selection:
     """These rows, with a table of their own: what it reads is gone with it, and not in memory for good."""
     return type(selection)(selection.dataset, selection.table.afresh(), rows)
 
 
 def identity_of(
-    selection: Selection, modalities: Sequence[str], kind: str, settings: Mapping[str, Any]
+    selection: Selection,
+    modalities: Sequence[str],
+    kind: str,
+    settings: Mapping[str, Any],
+    layers: Mapping[str, ExportedLayer],
 ) -> str:
     """Names what the folder is to hold: the same name, the same bytes."""
     fingerprint = selection.dataset.manifest.fingerprint
-    digest = hashlib.sha256(
-        json.dumps([ExportManifest.FORMAT, 1, kind, dict(settings), fingerprint, *modalities]).encode()
-    )
+    named = [ExportManifest.FORMAT, 1, kind, dict(settings), fingerprint, *modalities]
+    if layers:
+        named.append({name: layer.digest for name, layer in sorted(layers.items())})
+    digest = hashlib.sha256(json.dumps(named).encode())
     for number, part in enumerate(selection.table.parts(selection.rows, ["id"])):
         digest.update(("\n" * bool(number) + "\n".join(part.column("id").to_pylist())).encode())
     return digest.hexdigest()

@@ -200,6 +200,28 @@ def add_chunk_sums(file: BinaryIO) -> None:
     file.truncate()
 
 
+def check_sealed(data: bytes | memoryview, seal: Seal, *, name: str) -> None:
+    """Compare every byte of a sealed file, which readers of parts of it never do.
+
+    Raises:
+        ChecksumError: If one is not what was written; says which part.
+    """
+    view = memoryview(data)
+    if view.nbytes != seal.nbytes:
+        raise ChecksumError(f"{name}: {view.nbytes:,} bytes, must be {seal.nbytes:,}")
+    start = seal.nbytes - seal.footer_nbytes
+    if xxhash.xxh3_64_hexdigest(view[start:]) != seal.footer_xxh3:
+        raise ChecksumError(f"{name}: damaged, its footer is not the one that was written")
+    meta = _metadata(view[start:])
+    sums = np.frombuffer(base64.b64decode((meta.metadata or {}).get(CHUNK_SUMS, b"")), "<u8")
+    starts, sizes = (extents.reshape(-1) for extents in _chunks(meta))
+    if bytes(view[:4]) != _MAGIC or int(sizes.sum()) != start - len(_MAGIC):
+        raise ChecksumError(f"{name}: damaged outside of its columns")
+    for chunk, (first, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+        if xxhash.xxh3_64_intdigest(view[first : first + size]) != int(sums[chunk]):
+            raise ChecksumError(f"{name}: damaged at bytes {first:,} to {first + size:,}")
+
+
 def _tail(file: BinaryIO) -> bytes:
     size = file.seek(0, os.SEEK_END)
     file.seek(size - 8)

@@ -165,8 +165,30 @@ def decode_index(tail: memoryview, *, name: str) -> NDArray[Any]:
         ChecksumError: If the index is damaged.
     """
     if tail.nbytes != INDEX_BYTES:
-        raise ChecksumError(f"{name}: a Zarr shard of {tail.nbytes} bytes has no index, it is cut off")
+        raise ChecksumError(
+            f"{name}: a Zarr shard of {tail.nbytes} bytes has no index, it is cut off; copy it again from where the "
+            "root was made"
+        )
     return np.frombuffer(_without_crc32c(tail, f"{name}: index"), _INDEX_ENTRY)
+
+
+def check_chunks(part: memoryview, start: int, index: NDArray[Any], *, name: str) -> None:
+    """Compare the chunks that lie whole in a part of a Zarr shard with their checksums.
+
+    Args:
+        part: Some bytes of the object.
+        start: Where in it they begin.
+        index: Where its chunks lie, of `decode_index`.
+        name: What to call the object in messages.
+
+    Raises:
+        ChecksumError: If a chunk is damaged.
+    """
+    first, nbytes = index["offset"], index["nbytes"]
+    inside = (first != _MISSING) & (first >= start) & (first + nbytes <= start + part.nbytes)
+    for row in np.flatnonzero(inside).tolist():
+        at = int(first[row]) - start
+        _without_crc32c(part[at : at + int(nbytes[row])], f"{name}: patch {row}")
 
 
 def chunk_range(index: NDArray[Any], row: int, *, name: str) -> tuple[int, int]:
@@ -301,5 +323,8 @@ def _blosc() -> Blosc:
 def _without_crc32c(data: memoryview, name: str) -> bytes:
     body = bytes(data[:-4])
     if len(data) < 4 or _CRC.pack(google_crc32c.value(body)) != data[-4:]:
-        raise ChecksumError(f"{name}: the crc32c checksum does not match, the bytes are damaged")
+        raise ChecksumError(
+            f"{name}: the crc32c checksum does not match, the bytes are damaged; copy the object again from where the "
+            "root was made"
+        )
     return body

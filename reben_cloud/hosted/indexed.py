@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from reben_cloud.errors import SourceError
 from reben_cloud.root.patch import PatchInfo
 from reben_cloud.root.references import RemoteObject
 from reben_cloud.sources import Official
+
+logger = logging.getLogger(__name__)
 
 MAP_SUFFIX = MAP.key_suffix
 """What rico-hdl adds to a patch id for the key of its map."""
@@ -91,11 +94,8 @@ def index_of(remote: RemoteObject, table: pa.Table) -> Index:
     Raises:
         SourceError: If it has no records of BigEarthNet v2, or one has another size.
     """
-    keys = table.column("key").combine_chunks()
-    try:
-        texts = keys.cast(pa.string())
-    except pa.ArrowInvalid as error:
-        raise SourceError(f"{remote.url}: its keys are no names ({error})") from error
+    table = _named(remote, table)
+    texts = table.column("key").combine_chunks().cast(pa.string())
     places: dict[str, pa.Table] = {}
     for name, (names, rows) in split_keys(texts).items():
         here = table.take(rows)
@@ -119,3 +119,32 @@ def index_of(remote: RemoteObject, table: pa.Table) -> Index:
         first = f"; its keys are like {texts[0].as_py()!r}" if len(texts) else ", it is empty"
         raise SourceError(f"{remote.url}: an LMDB without records of BigEarthNet v2{first}")
     return Index(objects=(remote,), places=places)
+
+
+def _named(remote: RemoteObject, table: pa.Table) -> pa.Table:
+    """The records whose keys are text, as the names of all patches are; the others are told and left out."""
+    column = table.column("key")
+    try:
+        column.cast(pa.string())
+    except pa.ArrowInvalid:
+        pass
+    else:
+        return table
+    keys = column.to_pylist()
+    is_text = np.array([_is_text(key) for key in keys])
+    others = np.flatnonzero(~is_text)
+    logger.warning(
+        "%s: key %r is not UTF-8, so it names no patch and is left out (%s such keys)",
+        remote.url,
+        keys[int(others[0])],
+        f"{others.size:,}",
+    )
+    return table.filter(pa.array(is_text))
+
+
+def _is_text(key: bytes) -> bool:
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -20,6 +20,9 @@ from reben_cloud.store import Store
 DATA = "data.mdb"
 """Name of an LMDB's file."""
 
+_MOST_FOLDERS = 16
+"""Folders that are looked into when none is named like an LMDB: each is a request."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostedLmdb:
@@ -91,7 +94,7 @@ def find_hosted(store: Store) -> HostedLmdb | None:
         return HostedLmdb(store=above, path=DATA)
     if store.exists(DATA):
         return HostedLmdb(store=store, path=DATA)
-    found = [n for n in _listed(store) if n.rpartition("/")[2] == DATA and n.count("/") <= 1]
+    found = [name for name in _one_below(store) if name.rpartition("/")[2] == DATA]
     if len(found) > 1:
         raise SourceError(f"{store.url} holds several LMDBs, name one: {', '.join(sorted(found))}")
     if not found:
@@ -100,28 +103,36 @@ def find_hosted(store: Store) -> HostedLmdb | None:
 
 
 def _metadata_near(folder: Store) -> tuple[tuple[Store, str], ...]:
-    """The metadata files in the folder of an LMDB, or in the one above."""
-    if found := _metadata_in(folder, _listed(folder)):
+    """The metadata files in the folder of an LMDB, or in the one above, or in folders beside it."""
+    if found := _metadata_in(folder, _right_in(folder)):
         return found
     try:
         above = folder.parent()[0]
-        return _metadata_in(above, _listed(above))
+        return _metadata_in(above, _right_in(above)) or _metadata_in(above, _one_below(above))
     except ValueError:  # there is nothing above the top of a bucket or a repository
         return ()
 
 
-def _listed(store: Store) -> list[str]:
-    """What lies in a folder. A web server lists nothing: the names that an LMDB and its metadata most often have."""
-    if (folder := store.local_path()) is not None:
-        # Not all that lies below: above an LMDB there may be a whole disk.
-        return [p.relative_to(folder).as_posix() for pattern in ("*", "*/*") for p in folder.glob(pattern)]
-    if not store.url.startswith(("http://", "https://")):
-        return [path for path, _ in store.list()]
-    return [name for name in (DATA, "metadata.parquet", official.EXTRA_METADATA) if store.exists(name)]
+def _right_in(store: Store) -> list[str]:
+    """Files of a folder. A web server lists nothing: the names that an LMDB and its metadata most often have."""
+    if store.url.startswith(("http://", "https://")):
+        return [name for name in (DATA, "metadata.parquet", official.EXTRA_METADATA) if store.exists(name)]
+    return [path for path, _ in store.list_folder().files]
+
+
+def _one_below(store: Store) -> list[str]:
+    """Files of the folders in a folder: of those that are named like an LMDB, or else of a few, never of all below."""
+    if store.url.startswith(("http://", "https://")):
+        return []
+    folders = store.list_folder().folders
+    named = [folder for folder in folders if folder.endswith(".lmdb")]
+    return [
+        file for folder in (named or folders)[:_MOST_FOLDERS] for file, _ in store.list_folder(folder).files
+    ]
 
 
 def _metadata_in(store: Store, names: Iterable[str]) -> tuple[tuple[Store, str], ...]:
-    last = ((name, name.rpartition("/")[2]) for name in names if name.count("/") <= 1)
+    last = ((name, name.rpartition("/")[2]) for name in names)
     return tuple(
         (store, name)
         for name, file in sorted(last)

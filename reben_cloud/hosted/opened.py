@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -21,6 +22,8 @@ from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.selection import Selection
 from reben_cloud.sources.found import FoundSource
 from reben_cloud.store import Store, open_store
+
+logger = logging.getLogger(__name__)
 
 
 class HostedRoot(MadeRoot):
@@ -64,6 +67,17 @@ class HostedRoot(MadeRoot):
         first = official.slice(0, 1).to_pylist()[0]
         keys = {modality.name: modality.key(first) for modality in REBEN.modalities}
         source = FoundSource(self.backing, _held(self.backing, keys))
+        finder, num_wanted = self.backing.finder, official.num_rows * len(source.held)
+        assert isinstance(finder, LmdbFinder)
+        if finder.num_records < num_wanted:
+            logger.warning(
+                "%s holds %s records, fewer than the %s of the %s patches that its metadata name: reading one that it "
+                "lacks is an error; `reben-cloud index` makes a root of those it has",
+                self.hosted.url,
+                f"{finder.num_records:,}",
+                f"{num_wanted:,}",
+                f"{official.num_rows:,}",
+            )
         options = PlacementOptions(order="stored")
         return make_plan(source, official, open_store("memory://lmdb-root"), options=options)
 
@@ -82,11 +96,11 @@ def open_hosted_root(url: str, storage_options: Mapping[str, Any] | None) -> Dat
     return Dataset(root, root.manifest, backing=root.backing)
 
 
-def is_hosted(url: str, storage_options: Mapping[str, Any] | None) -> bool:
-    """Whether a URL is that of an LMDB on another machine, and not of a root. Raises as `open_hosted_root`."""
+def open_if_hosted(url: str, storage_options: Mapping[str, Any] | None) -> Dataset | None:
+    """The LMDB on another machine that a URL names; None if it names none. Raises as `open_hosted_root`."""
     if url.startswith("synthetic:") or (store := open_store(url, storage_options)).is_local:
-        return False
-    return not store.exists(MANIFEST) and find_hosted(store) is not None
+        return None
+    return None if store.exists(MANIFEST) else open_hosted_root(url, storage_options)
 
 
 def open_hosted_source(
@@ -96,7 +110,7 @@ def open_hosted_source(
 
     One of them that it lacks is told when it is read. Raises as `open_hosted_root`.
     """
-    dataset = open_hosted_root(url, storage_options) if is_hosted(url, storage_options) else None
+    dataset = open_if_hosted(url, storage_options)
     if dataset is None:
         return None
     assert isinstance(dataset.backing, References)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from reben_cloud import catalog
 from reben_cloud.bigearthnet.official import read_official
@@ -29,10 +29,11 @@ from reben_cloud.build.tasks import put
 from reben_cloud.errors import ConflictError, SourceError, StorageError
 from reben_cloud.export.copying import Progress
 from reben_cloud.formats.lmdb_index import Estimate
+from reben_cloud.hosted.checksums import checksums as read_checksums
 from reben_cloud.hosted.finder import cache_folder, name_of
 from reben_cloud.hosted.indexed import Index, IndexedSource, index_of
 from reben_cloud.hosted.lmdb import find_hosted
-from reben_cloud.hosted.tars import index_tars, list_tars
+from reben_cloud.hosted.tars import BLOCK_BYTES, index_tars, list_tars
 from reben_cloud.root import layout
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layout import OBJECTS, PATCHES
@@ -41,13 +42,42 @@ from reben_cloud.root.objects import Objects
 from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.root.references import RemoteObjects, plan_spans
+from reben_cloud.root.references import Found, RemoteObjects, require_reachable
 from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import Modality
 from reben_cloud.store import Store, open_store
 
-CHECKSUM_BYTES = 64 * 1024 * 1024
-"""About how much is read between two signs of life while checksums are recorded."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What an index costs to make, at most."""
+
+    kind: Literal["lmdb", "tars"]
+    """What is hosted."""
+    records: int | None
+    """Records of an LMDB; how many members tars have is not known before they are read."""
+    objects: int
+    """Files that are read."""
+    requests: int
+    """Requests for them."""
+    nbytes: int
+    """Bytes of them."""
+
+    @classmethod
+    def of_lmdb(cls, cost: Estimate) -> Cost:
+        """Its branches and leaves are read."""
+        return cls(kind="lmdb", records=cost.entries, objects=1, requests=cost.requests, nbytes=cost.nbytes)
+
+    @classmethod
+    def of_tars(cls, tars: Mapping[str, int]) -> Cost:
+        """Tars are read through: where a member lies is said by the one before it."""
+        requests = sum(-(-nbytes // BLOCK_BYTES) for nbytes in tars.values())
+        return cls(kind="tars", records=None, objects=len(tars), requests=requests, nbytes=sum(tars.values()))
+
+    def to_text(self) -> str:
+        """One line for people."""
+        what = f"{self.objects:,} tars" if self.records is None else f"{self.records:,} records"
+        return f"{what}; reading {self.nbytes / 1e6:,.1f} MB in {self.requests:,} requests at most"
 
 
 def publish_references(
@@ -86,6 +116,7 @@ def publish_references(
         modalities=modalities,
         options=PlacementOptions(order="stored"),
     )
+    require_reachable(store, index.objects)
     there = read_manifest(store)
     if there is not None:
         if not (is_root_of(plan.fingerprint, there, store) and there.references == index.objects):
@@ -99,10 +130,15 @@ def publish_references(
     for name, columns in places.items():
         for column, values in zip(layout.place_columns(name), columns.columns, strict=True):
             placement = placement.append_column(column, values)
+    kept: list[Path] = []
     if checksums:
         objects = RemoteObjects(index.objects, storage_options)
         for modality in plan.schema.modalities:
-            sums = _checksums(objects, places[modality.name], modality, plan, progress)
+            columns = places[modality.name]
+            found = Found(*(columns.column(n).to_numpy().astype(np.int64) for n in ("object", "offset")))
+            ids = plan.table.column("patch_id").to_pylist()
+            kept.append(cache_folder() / "index" / f"{name_of(*index.objects)}.{modality.name}.sums")
+            sums = read_checksums(objects, found, modality, ids, keep=kept[-1], progress=progress)
             placement = placement.append_column(layout.checksum_column(modality.name), sums)
     table = patches_table(plan.table, plan.schema, placement)
     patches = write_patches(table, plan.schema)
@@ -111,7 +147,9 @@ def publish_references(
         written.append(put(store, path, data))
     data = Objects(written).encode()
     store.put(OBJECTS, data)
-    return commit(store, manifest_of(plan).referring_to(index.objects), patches, data)
+    manifest = commit(store, manifest_of(plan).referring_to(index.objects), patches, data)
+    _forget(kept)
+    return manifest
 
 
 def index_hosted(
@@ -123,6 +161,7 @@ def index_hosted(
     checksums: bool = False,
     threads: int = 16,
     storage_options: Mapping[str, Any] | None = None,
+    tell: Callable[[Cost], object] = lambda _cost: None,
     progress: Progress = lambda items, _total, _what: items,
 ) -> Manifest:
     """Make a reference root of what is hosted at a URL: a rico-hdl LMDB, or uncompressed tars of its payloads.
@@ -135,6 +174,7 @@ def index_hosted(
         checksums: Read every payload once and record its xxh3.
         threads: Requests at a time.
         storage_options: Credentials and endpoint of both places, as in `store.open_store`.
+        tell: Told what it costs before it is read.
         progress: Wraps what takes long.
 
     Returns:
@@ -167,7 +207,9 @@ def index_hosted(
             ) from error
         pages = hosted.pages(remote, threads=threads)
         keep = cache_folder() / "index" / f"{name_of(remote)}.partial"
-        total = pages.estimate().requests
+        cost = pages.estimate()
+        tell(Cost.of_lmdb(cost))
+        total = cost.requests
         table = _told(
             lambda tell: pages.index(keep=keep, progress=tell), progress, total, "pages of the LMDB"
         )
@@ -178,10 +220,11 @@ def index_hosted(
                 f"{store.url}: tars carry no metadata of their patches; name the official files (--metadata)"
             )
         official = read_official(metadata_paths)
-        place = store.parent()[0] if tars == [store.parent()[1]] else store
-        index = index_tars(place, tars, official, threads=threads, progress=progress)
+        tell(Cost.of_tars(tars))
+        place = store.parent()[0] if list(tars) == [store.parent()[1]] else store
+        index = index_tars(place, list(tars), official, threads=threads, progress=progress)
     else:
-        raise SourceError(f"{store.url}: no LMDB (data.mdb) and no uncompressed tars there to refer to")
+        raise _nothing(store)
     manifest = publish_references(
         index,
         official,
@@ -192,17 +235,18 @@ def index_hosted(
         progress=progress,
     )
     if keep is not None:  # not before: what cannot be published is not read again when its cause is mended
-        with suppress(OSError):
-            keep.unlink()
+        _forget([keep])
     return manifest
 
 
-def estimate_hosted(
-    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
-) -> Estimate | None:
-    """What the index of an LMDB costs; None when there are tars, which are read through. Raises as `index_hosted`."""
-    hosted = find_hosted(open_store(url, storage_options))
-    return None if hosted is None else hosted.pages(hosted.describe()).estimate()
+def estimate_hosted(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Cost:
+    """What an index costs to make. Raises as `index_hosted`."""
+    store = open_store(url, storage_options)
+    if (hosted := find_hosted(store)) is not None:
+        return Cost.of_lmdb(hosted.pages(hosted.describe()).estimate())
+    if tars := list_tars(store):
+        return Cost.of_tars(tars)
+    raise _nothing(store)
 
 
 def _told(
@@ -239,6 +283,16 @@ class _Stopped(Exception):  # noqa: N818 - it ends a thread whose result nobody 
     """Whoever wanted the result is gone."""
 
 
+def _forget(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):
+            file.unlink()
+
+
+def _nothing(store: Store) -> SourceError:
+    return SourceError(f"{store.url}: no LMDB (data.mdb) and no uncompressed tars there to refer to")
+
+
 def _conflict(store: Store, what: str) -> ConflictError:
     return ConflictError(f"{store.url} {what}; a root never changes, take an empty place")
 
@@ -256,36 +310,3 @@ def _places(plan: BuildPlan, index: Index, modality: Modality) -> pa.Table:
             "nbytes": here.column("nbytes").take(rows).cast(pa.int32()),
         }
     )
-
-
-def _checksums(
-    objects: RemoteObjects, places: pa.Table, modality: Modality, plan: BuildPlan, progress: Progress
-) -> pa.Array[Any]:
-    """The xxh3-64 of every payload of a modality, each read once."""
-    numbers, starts = (places.column(n).to_numpy().astype(np.int64) for n in ("object", "offset"))
-    found = np.zeros(len(starts), np.uint64)
-    step = max(1, CHECKSUM_BYTES // modality.payload_bytes)
-    order = np.lexsort((starts, numbers))
-    pieces = [order[first : first + step] for first in range(0, len(order), step)]
-    for rows in progress(iter(pieces), len(pieces), f"checksums of {modality.name}"):
-        for number in np.unique(numbers[rows]).tolist():
-            here = rows[numbers[rows] == number]
-            for row, payload in _payloads(objects, number, starts[here], modality):
-                if payload[: len(modality.payload_header)] != modality.payload_header:
-                    patch = plan.table.column("patch_id")[int(here[row])].as_py()
-                    raise SourceError(
-                        f"{objects.objects[number].url}: what lies at byte {starts[here[row]]:,} is not the "
-                        f"{modality.name} payload of {patch}, its header is another"
-                    )
-                found[here[row]] = xxhash.xxh3_64_intdigest(payload)
-    return pa.array(found)
-
-
-def _payloads(
-    objects: RemoteObjects, number: int, starts: np.ndarray[Any, np.dtype[np.int64]], modality: Modality
-) -> Iterator[tuple[int, memoryview]]:
-    spans = plan_spans(starts, modality.payload_bytes)
-    for span, data in zip(spans, objects.read(number, spans), strict=True):
-        for member in span.members.tolist():
-            first = int(starts[member]) - span.start
-            yield member, data[first : first + modality.payload_bytes]

@@ -65,12 +65,15 @@ class _Blocks(io.RawIOBase):
         return here.nbytes
 
 
-def list_tars(store: Store) -> list[str]:
-    """Paths of the tars below a URL, sorted; the object itself where the URL names one."""
+def list_tars(store: Store) -> dict[str, int]:
+    """Path -> bytes of the tars below a URL, sorted; the object itself where the URL names one."""
     above, name = store.parent()
     if name.endswith(".tar"):
-        return [name] if above.exists(name) else []
-    return sorted(path for path, _ in store.list() if path.endswith(".tar"))
+        try:
+            return {name: above.head(name)}
+        except FileNotFoundError:
+            return {}
+    return dict(sorted((path, nbytes) for path, nbytes in store.list() if path.endswith(".tar")))
 
 
 def index_tars(

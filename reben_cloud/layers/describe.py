@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layer_manifest import is_layer_name
 from reben_cloud.schema import ArraySpec, Modality, Schema, TensorSpec
@@ -59,6 +61,11 @@ def layer_schema(
     if twice := taken & {name, *(array.name for array in modality.arrays)}:
         raise ValueError(f"{ds.url} has {min(twice)!r} already; give the layer another name")
     return found
+
+
+def fill_payload(modality: Modality) -> bytes:
+    """The payload of a patch for which a layer has nothing."""
+    return modality.encode({t.name: np.full(t.shape, t.fill, t.storage) for t in modality.tensors})
 
 
 def _arrays(own: Schema, name: str, tensors: Sequence[TensorSpec]) -> tuple[ArraySpec, ...]:

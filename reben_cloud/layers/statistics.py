@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reben_cloud.schema import Buffer, Modality, TensorSpec
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moments:
@@ -77,6 +79,29 @@ class Moments:
             "max": self.most,
             "count": self.count,
         }
+
+
+def is_measured(tensor: TensorSpec) -> bool:
+    """Whether mean and spread of a tensor mean something: not those of bits that NumPy cannot read as numbers."""
+    return tensor.dtype != "bool" and (tensor.storage.kind == "f" or "float" not in tensor.dtype)
+
+
+def moments_of(modality: Modality, payload: Buffer) -> dict[str, Moments]:
+    """Tensor -> its moments in a payload, of tensors that have any."""
+    tensors = modality.decode(payload)
+    return {
+        tensor.name: Moments.of(tensors[tensor.name], fill=tensor.fill)
+        for tensor in modality.tensors
+        if is_measured(tensor)
+    }
+
+
+def together(parts: Iterable[Moments]) -> Moments:
+    """Those of all parts."""
+    found = Moments()
+    for part in parts:
+        found = found.and_those(part)
+    return found
 
 
 def summed(parts: Iterable[Mapping[str, Moments]], names: Sequence[str]) -> dict[str, dict[str, float]]:

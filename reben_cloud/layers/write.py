@@ -28,8 +28,8 @@ from reben_cloud.build.spool import Spool
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import tar
 from reben_cloud.layers import publish
-from reben_cloud.layers.describe import layer_schema
-from reben_cloud.layers.statistics import Moments, summed
+from reben_cloud.layers.describe import fill_payload, layer_schema
+from reben_cloud.layers.statistics import Moments, is_measured, moments_of, summed, together
 from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import bools_array
 from reben_cloud.root.dataset import Dataset
@@ -294,7 +294,7 @@ class _Work:
         """Write one shard, and what it was."""
         group, shard, rows = self.shards[number]
         modality = self.modality
-        fill = _fill_payload(modality)
+        fill = fill_payload(modality)
         sums: list[int] = []
         present: list[bool] = []
         moments: list[dict[str, Moments]] = []
@@ -304,7 +304,7 @@ class _Work:
                 payload = self.spool.read(modality.name, row)
                 present.append(payload is not None)
                 if payload is not None and self._counts(row):
-                    moments.append(_moments(modality, payload))
+                    moments.append(moments_of(modality, payload))
                 payload = fill if payload is None else payload
                 sums.append(xxhash.xxh3_64_intdigest(payload))
                 yield self.ids[row], payload, {"patch_id": self.ids[row], "present": present[-1]}
@@ -319,7 +319,7 @@ class _Work:
             written=WrittenObject.of(path, data, is_shard=True),
             payloads=tuple(sums),
             present=tuple(present),
-            moments={name: _together(parts).to_json() for name, parts in totals.items()},
+            moments={name: together(parts).to_json() for name, parts in totals.items()},
         )
         self.store.put(self.receipt_path(number), receipt.to_bytes())
         return receipt
@@ -361,7 +361,7 @@ class _Work:
         sizes: dict[str, int] = {}
         for group, _, rows in self.shards:
             sizes[group] = sizes.get(group, 0) + len(rows)
-        names = [tensor.name for tensor in modality.tensors if _is_measured(tensor)]
+        names = [tensor.name for tensor in modality.tensors if is_measured(tensor)]
         parts = ({n: Moments.from_json(m) for n, m in receipt.moments.items()} for receipt in receipts)
         manifest = LayerManifest.of(
             kind="array",
@@ -380,28 +380,3 @@ class _Work:
             objects_sha256=hashlib.sha256(objects).hexdigest(),
         )
         return publish.commit(self.store, manifest, {one.path: one.nbytes for one in written})
-
-
-def _fill_payload(modality: Modality) -> bytes:
-    """The payload of a patch for which there is nothing."""
-    return modality.encode({t.name: np.full(t.shape, t.fill, t.storage) for t in modality.tensors})
-
-
-def _is_measured(tensor: TensorSpec) -> bool:
-    """Whether mean and spread of a tensor mean something: not those of bits that NumPy cannot read as numbers."""
-    return tensor.dtype != "bool" and (tensor.storage.kind == "f" or "float" not in tensor.dtype)
-
-
-def _moments(modality: Modality, payload: bytes) -> dict[str, Moments]:
-    return {
-        tensor.name: Moments.of(modality.decode(payload)[tensor.name], fill=tensor.fill)
-        for tensor in modality.tensors
-        if _is_measured(tensor)
-    }
-
-
-def _together(parts: Iterable[Moments]) -> Moments:
-    found = Moments()
-    for part in parts:
-        found = found.and_those(part)
-    return found

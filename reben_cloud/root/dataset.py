@@ -6,13 +6,14 @@ What stands higher in the house (search, views) is called by late imports, in me
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reben_cloud.bigearthnet.about import about
+from reben_cloud.bigearthnet.inputs import BandStatistics
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.exported import ExportManifest
@@ -78,6 +79,20 @@ class Dataset:
         """Layers that stand beside the root, by name."""
         return {layer.name: layer for layer in self._layers}
 
+    @cached_property
+    def band_statistics(self) -> Mapping[str, BandStatistics]:
+        """What normalises the bands of layers, by name of the band, for `ModelInput` and recipes.
+
+        Mean and standard deviation over the patches of split train; a band without spread has none.
+        """
+        return {
+            name: BandStatistics(mean=found["mean"], std=found["std"])
+            for name, place in self.schema.bands.items()
+            if (layer := self.layers.get(place.modality)) is not None
+            and (found := layer.manifest.statistics.get(place.tensor.name)) is not None
+            and found["std"] > 0
+        }
+
     def with_layers(self, *layers: Layer) -> Dataset:
         """The same dataset with these layers beside it, after those that it has.
 
@@ -95,6 +110,10 @@ class Dataset:
             )
         _ = found.schema  # refuses arrays of one name
         return found
+
+    def without_layers(self) -> Dataset:
+        """The same dataset with nothing beside it."""
+        return Dataset(self.store, self.manifest, backing=self.backing)
 
     @property
     def products(self) -> list[str]:
@@ -273,9 +292,15 @@ class Dataset:
                 f"  order        {self.manifest.order.kind}, seed {self.manifest.order.seed}",
                 f"  made from    {self.manifest.created_from}",
                 f"  fingerprint  {self.manifest.fingerprint}",
-                *(f"  layer        {layer.summary()}" for layer in self._layers),
+                *(f"  layer        {text}" for text in self._layer_lines()),
             ]
         )
+
+    def _layer_lines(self) -> Iterator[str]:
+        """A line for each layer that is in an export, and for each that stands beside it."""
+        if isinstance(self.manifest, ExportManifest):
+            yield from self.manifest.layer_lines()
+        yield from (layer.summary() for layer in self._layers)
 
     def open_zarr(self, product: str) -> xr.Dataset:
         """A product's Zarr store as a lazy xarray Dataset.

@@ -6,11 +6,13 @@ and beside it what the export has of that root.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, get_args
 
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root.digest import sealed
+from reben_cloud.root.layer_manifest import Kind, is_layer_name
 from reben_cloud.root.manifest import FORMAT_VERSION, Manifest
 from reben_cloud.root.manifest_checks import (
     InvalidManifestError,
@@ -19,6 +21,21 @@ from reben_cloud.root.manifest_checks import (
     is_hex,
     is_int,
 )
+from reben_cloud.schema import Schema
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedLayer:
+    """A layer that stood beside the root when it was exported, and is in the export."""
+
+    kind: Kind
+    """What kind of layer it is: of an array layer the payloads are there, of a table what the patches' rows say."""
+    title: str
+    """What it is, for people."""
+    digest: str
+    """Digest of the layer's own document, which names all that it holds."""
+    coverage: int
+    """Patches of the export that it has anything for."""
 
 
 class ExportManifest(Manifest):
@@ -46,12 +63,15 @@ class ExportManifest(Manifest):
         patches: Seal,
         files: Mapping[str, tuple[int, str]],
         more: Mapping[str, object],
+        schema: Schema | None = None,
+        layers: Mapping[str, ExportedLayer] | None = None,
     ) -> ExportManifest:
         """What an export of a root, or of another export of it, is to say of itself; see the attributes.
 
-        `more` is what else its form says: `num_files` and `num_texts`, and what only people read.
+        `more` is what else its form says: `num_files` and `num_texts`, and what only people read. `schema` is that of
+        the dataset where layers add to the root's.
         """
-        schema = root.schema.only(modalities)
+        schema = (schema or root.schema).only(modalities)
         facts = {
             "kind": kind,
             "modalities": list(schema.modality_names),
@@ -67,10 +87,11 @@ class ExportManifest(Manifest):
             "exported_groups": dict(exported_groups),
             "patches_parquet": patches.to_json(),
             "files": {name: list(facts) for name, facts in files.items()},
+            **({"layers": {name: asdict(one) for name, one in layers.items()}} if layers else {}),
             **more,
         }
-        # An export has its payloads, wherever the root's lie.
-        document = {key: value for key, value in root.items() if key != "references"}
+        # An export has its payloads, wherever the root's lie; which layers it has is said above.
+        document = {key: value for key, value in root.items() if key not in ("references", "layers")}
         return cls(sealed({**document, **facts}))
 
     @property
@@ -105,6 +126,17 @@ class ExportManifest(Manifest):
         Files of single patches are not among them, but the table that lists them.
         """
         return {name: (nbytes, xxh3) for name, (nbytes, xxh3) in self._document["files"].items()}
+
+    @property
+    def layers(self) -> dict[str, ExportedLayer]:
+        """The layers that are in it, by name; a modality of that name is an array layer's."""
+        return {name: ExportedLayer(**one) for name, one in self._document.get("layers", {}).items()}
+
+    def layer_lines(self) -> Iterator[str]:
+        """A line for people on each of them."""
+        for name, one in self.layers.items():
+            title = f", {one.title}" if one.title else ""
+            yield f"{name}: {one.coverage:,} of {self.num_patches:,} patches{title}, in the export"
 
     @property
     def patches_per_file(self) -> int:
@@ -149,12 +181,31 @@ class ExportManifest(Manifest):
             raise InvalidManifestError(
                 f"its patches_per_file cannot be {settings.get('patches_per_file')!r:.80}"
             )
+        layers = document.get("layers", {})
+        if not isinstance(layers, dict) or not all(
+            is_layer_name(name) and _is_layer(one, self.num_patches) for name, one in layers.items()
+        ):
+            raise InvalidManifestError(f"its layers cannot be {layers!r:.80}")
         for key in ("num_files", "num_texts"):
             if key in document and not is_int(document[key], 0):
                 raise InvalidManifestError(f"its {key} cannot be {document[key]!r:.80}")
 
     def _check_stored(self) -> None:
         """Nothing more: an export is made whole."""
+
+
+def _is_layer(value: object, num_patches: int) -> bool:
+    try:
+        layer = ExportedLayer(**value)  # type: ignore[arg-type]  # anything that JSON has
+    except TypeError:
+        return False
+    return (
+        layer.kind in get_args(Kind)
+        and isinstance(layer.title, str)
+        and isinstance(layer.digest, str)
+        and is_int(layer.coverage, 0)
+        and layer.coverage <= num_patches
+    )
 
 
 def _is_file(value: object) -> bool:

@@ -83,13 +83,6 @@ class GroupedTable:
         chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
         return pa.table({n: pa.chunked_array(c, self.schema.field(n).type) for n, c in chunks.items()})
 
-    def scan(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        """As `read`, but what is read for that is not kept."""
-        kept = dict(self._columns)
-        found = self.read(groups, columns)
-        self._columns = kept
-        return found
-
     def _fetch(
         self, groups: Sequence[int], columns: Sequence[str]
     ) -> dict[tuple[int, str], pa.ChunkedArray[Any]]:
@@ -99,16 +92,21 @@ class GroupedTable:
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in the rows' order."""
-        group_of = np.searchsorted(self.group_starts, rows, side="right") - 1
-        groups = np.unique(group_of)
-        table = self.read(groups.tolist(), columns)
-        sizes = np.diff(self.group_starts)[groups]
-        first = np.cumsum(sizes) - sizes
-        where = np.searchsorted(groups, group_of)
-        local = rows - self.group_starts[group_of] + first[where]
+        groups, local = self._places(rows)
+        table = self.read(groups, columns)
         if len(local) == table.num_rows and bool((np.diff(local) == 1).all()):
             return table
         return table.take(ints_array(local))
+
+    def take_once(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Columns of some rows, in the rows' order; what is read for that is not kept. May be called in any thread."""
+        groups, local = self._places(rows)
+        return self.read_once(groups, columns).take(ints_array(local))
+
+    def read_once(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Columns of some row groups, in order; what is read is not kept. May be called in any thread."""
+        found = again(self.store, self.path, lambda: self._reader.read(groups, columns))
+        return pa.concat_tables(found).select(list(columns))
 
     def parts(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Columns of rising rows, a row group at a time; what is read for that is not kept."""
@@ -117,3 +115,12 @@ class GroupedTable:
                 kept = dict(self._columns)
                 yield self.take(mine, columns)
                 self._columns = kept
+
+    def _places(self, rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+        """The row groups that hold some rows, and where each row is in these on end."""
+        group_of = np.searchsorted(self.group_starts, rows, side="right") - 1
+        groups = np.unique(group_of)
+        sizes = np.diff(self.group_starts)[groups]
+        first = np.cumsum(sizes) - sizes
+        local = rows - self.group_starts[group_of] + first[np.searchsorted(groups, group_of)]
+        return groups.tolist(), local

@@ -158,6 +158,11 @@ class LayerManifest(SealedDocument):
         """The sha256 of the list of objects, hex; None for a table, whose one object is sealed."""
         return self._document["objects_sha256"]  # type: ignore[no-any-return]
 
+    @property
+    def digest(self) -> str:
+        """Digest of the document, which names all that the layer holds: hex."""
+        return str(self._document["digest"])
+
     def _check(self) -> None:
         document = self._document
         if not is_int(document.get("version"), 1):

@@ -92,6 +92,29 @@ class Layer:
             return self.rows
         return LayerTable(self.store, layout.INDEX, seal, num_rows=manifest.coverage)
 
+    def describe(self) -> str:
+        """A few lines for people, of the layer by itself."""
+        one = self.manifest
+        lines = [
+            self.summary(),
+            f"  kind         {one.kind}",
+            f"  made for     root {one.fingerprint} of {one.num_patches:,} patches",
+        ]
+        if self.modality is not None:
+            lines += [
+                f"  tensor       {t.name}: {t.dtype} {' x '.join(map(str, t.shape))}"
+                + (f", {t.units}" if t.units else "")
+                + (f", pixels of {t.pixel_m:g} m" if t.pixel_m is not None else "")
+                + f", no data {t.fill:g}"
+                for t in self.modality.tensors
+            ]
+            lines.append(f"  groups       {', '.join(f'{name} {n:,}' for name, n in one.groups.items())}")
+        for name, found in one.statistics.items():
+            values = ", ".join(f"{key} {value:,.6g}" for key, value in found.items())
+            lines.append(f"  statistics   {name}: {values}")
+        lines += [f"  provenance   {name}: {value}" for name, value in one.provenance.items()]
+        return "\n".join(lines)
+
     def summary(self) -> str:
         """One line for people."""
         one, title = self.manifest, f", {self.manifest.title}" if self.manifest.title else ""

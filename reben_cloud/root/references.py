@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.errors import ChangedError, ChecksumError, NotFoundError
+from reben_cloud.errors import ChangedError, ChecksumError, NotFoundError, StorageError
 from reben_cloud.root import layout
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Buffer, Modality
@@ -135,8 +136,15 @@ class RemoteObjects:
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), place=self._place), (self.objects, self._storage_options)
 
-    def read(self, number: int, spans: Sequence[Span]) -> list[memoryview]:
+    def read(
+        self, number: int, spans: Sequence[Span], memory: NDArray[np.uint8] | None = None
+    ) -> list[memoryview]:
         """Ranges of an object, one request each, several at a time.
+
+        Args:
+            number: The object.
+            spans: The ranges.
+            memory: Where they are put one after the other; fresh memory by default.
 
         Raises:
             NotFoundError: If the object is gone.
@@ -145,18 +153,20 @@ class RemoteObjects:
             StorageError: If its store fails or refuses.
         """
         remote, (store, path) = self.objects[number], self._open(number)
+        stops = list(accumulate(span.nbytes for span in spans))
+        if memory is None:
+            memory = np.empty(stops[-1] if stops else 0, np.uint8)
+        found = [memory[stop - span.nbytes : stop].data for span, stop in zip(spans, stops, strict=True)]
         try:
-            found = store.get_ranges(
-                path, [span.start for span in spans], [span.nbytes for span in spans], version=remote.version
-            )
+            came = store.get_ranges_into(path, [span.start for span in spans], found, version=remote.version)
         except FileNotFoundError as error:
             raise self._gone(number) from error
         except ChangedError as error:
             raise self._changed(number) from error
-        for span, data in zip(spans, found, strict=True):
-            if data.nbytes != span.nbytes:
+        for span, nbytes in zip(spans, came, strict=True):
+            if nbytes != span.nbytes:
                 raise ChecksumError(
-                    f"{remote.url}: asked for {span.nbytes:,} bytes at {span.start:,}, got {data.nbytes:,}"
+                    f"{remote.url}: asked for {span.nbytes:,} bytes at {span.start:,}, got {nbytes:,}"
                 )
         return found
 
@@ -176,7 +186,8 @@ class RemoteObjects:
             ChangedError: If it is not, because the object was written again.
             ChecksumError: If it is not for another reason.
         """
-        if payload[: len(modality.payload_header)] != modality.payload_header:
+        # As bytes: a memoryview compares item by item.
+        if bytes(payload[: len(modality.payload_header)]) != modality.payload_header:
             cause = "its header is another"
         elif checksum is not None and xxhash.xxh3_64_intdigest(payload) != checksum:
             cause = "its xxh3 differs"
@@ -273,6 +284,24 @@ def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, A
     """What a root's store was opened with, where it may be meant for the objects; nobody else is shown credentials.
 
     A root on this machine needs none itself; elsewhere, the objects must be in the same kind of store.
+
+    Raises:
+        StorageError: As `require_reachable`.
     """
+    require_reachable(store, objects)
     same = all(one.url.partition("://")[0] == store.url.partition("://")[0] for one in objects)
     return store.storage_options if same or store.is_local else {}
+
+
+def require_reachable(store: Store, objects: Sequence[RemoteObject]) -> None:
+    """See that a root elsewhere refers to nothing on this machine, which whoever wrote it has no business to name.
+
+    Raises:
+        StorageError: If it does.
+    """
+    here = [one.url for one in objects if one.url.startswith(("file://", "memory://"))]
+    if here and not store.url.startswith(("file://", "memory://")):
+        raise StorageError(
+            f"{store.url} refers to {here[0]}, which lies on the machine of whoever reads it: a root elsewhere may not "
+            "name files; index the data where others can reach it, or keep the root on this machine"
+        )

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
+from reben_cloud.root.drawn import DrawnRows, Rule
 from reben_cloud.root.metadata import given_columns, given_metadata
 from reben_cloud.root.query import Query
-from reben_cloud.root.rows import LayerRows
 from reben_cloud.root.table import PatchTable
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Selection:
         rows: NDArray[np.int64],
         *,
         query: Query | None = None,
+        drawn: Sequence[DrawnRows] = (),
     ) -> None:
         self.dataset = dataset
         """The dataset it was found in."""
@@ -64,6 +65,8 @@ class Selection:
         """Row numbers in the table, int64 (len,)."""
         self.query = Query() if query is None else query
         """What it was found by; no conditions where the rows come from elsewhere."""
+        self.drawn = tuple(drawn)
+        """Which rows of table layers its samples have (`with_rows`)."""
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -102,6 +105,35 @@ class Selection:
             f"no patch of {self.dataset.url} fits {' and '.join(asked.values())} together; "
             f"{', '.join(helps) or 'to leave one of them out is not enough'}"
         )
+
+    def with_rows(
+        self,
+        layer: str,
+        *,
+        rule: Rule = "one",
+        where: str | Mapping[str, Any] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Selection:
+        """The patches that have rows in a table layer with several rows a patch, and these rows with them.
+
+        A loader then gives ``batch["<layer>:<column>"]``: texts as a list of strings, numbers as an array.
+
+        Args:
+            layer: Name of the layer, such as ``"txt"``.
+            rule: ``one``: a patch has one of its rows in an epoch, each once in as many epochs as it has rows;
+                which one follows from seed, epoch and patch alone. ``all``: every row is a sample: a patch is
+                delivered once a row. ``list``: a patch has a list of all its rows.
+            where: Only rows that fit this CQL2 filter over the layer's columns, text or JSON (needs the ``stac``
+                extra), such as ``where="type = 'captioning'"``.
+            columns: Columns that batches are to have, such as ``columns=["input", "output"]``; all by default.
+
+        Raises:
+            NotFoundError: If no patch has such a row.
+            ValueError: If there is no such layer, column or rule, or the filter cannot be understood.
+        """
+        from reben_cloud.search import draw_rows
+
+        return draw_rows(self, layer, rule=rule, where=where, columns=columns)
 
     @cached_property
     def patch_ids(self) -> list[str]:
@@ -175,21 +207,6 @@ class Selection:
         from reben_cloud.views.raster import stack_patches
 
         return stack_patches(self, bands)
-
-    def layer_rows(self, name: str, where: str | Mapping[str, Any] | None = None) -> LayerRows:
-        """Which rows of a table layer each patch has, in order; reads only the columns that `where` names.
-
-        Args:
-            name: The layer.
-            where: A CQL2 filter, text or JSON, for its rows, such as ``"type = 'captioning'"``; a column of the layer
-                may be named with the layer's name or without. All rows by default.
-
-        Raises:
-            ValueError: If there is no such table layer, or the filter cannot be understood.
-        """
-        from reben_cloud.search.rows import find_layer_rows
-
-        return find_layer_rows(self, name, where)
 
     def items(self) -> Iterator[pystac.Item]:
         """A pystac Item of each patch, links and assets absolute."""

@@ -11,11 +11,13 @@ import hashlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import ObjectStore
 
 from reben_cloud.errors import ChecksumError
-from reben_cloud.root.documents import lost
+from reben_cloud.formats import zarr
+from reben_cloud.root.documents import again
 from reben_cloud.store import Store
 
 if TYPE_CHECKING:
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 class ListedStore(ObjectStore[Any]):
     """A product's Zarr store, read-only, in which every object is known.
 
-    Metadata and coordinates are compared with their sha256; the chunks of pixels have checksums of their own (CRC-32C),
-    which zarr-python compares when it decodes them. It lists with obstore as its base does, which a consolidated store
-    needs not.
+    Metadata and coordinates are compared with their sha256. The chunks of pixels, and the index of each Zarr shard,
+    have checksums of their own (CRC-32C): zarr-python compares them too, but could name no object. It lists with
+    obstore as its base does, which a consolidated store needs not.
 
     Args:
         store: The product's store.
@@ -40,6 +42,7 @@ class ListedStore(ObjectStore[Any]):
         self._objects = store
         self._sums = dict(sums)
         self._pixels = frozenset(pixels)
+        self._indexes: dict[str, NDArray[Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._objects, self._sums, self._pixels)
@@ -64,21 +67,47 @@ class ListedStore(ObjectStore[Any]):
         return await asyncio.to_thread(self._objects.exists, key)
 
     def _checked(self, key: str, span: ByteRequest | None) -> memoryview | None:
-        expected = self._sums.get(key)
-        compared = expected is not None and span is None and key.split("/")[0] not in self._pixels
-        for _ in range(1 if self._objects.is_local else 2):
-            try:
-                found = self._bytes(key, span)
-            except FileNotFoundError as error:
-                if expected is None:
-                    return None
-                raise lost(self._objects, key) from error
-            if not compared or hashlib.sha256(found).hexdigest() == expected:
-                return found
-        raise ChecksumError(
-            f"{self._objects.url}/{key} is not the object that was written, its sha256 differs; copy it again from "
-            "where the root was made"
-        )
+        def attempt() -> memoryview:
+            found = self._bytes(key, span)
+            self._compare(key, span, found)
+            return found
+
+        if key in self._sums:
+            return again(self._objects, key, attempt)
+        try:
+            return self._bytes(key, span)
+        except FileNotFoundError:
+            return None
+
+    def _compare(self, key: str, span: ByteRequest | None, found: memoryview) -> None:
+        """See that what was read of an object is what was written.
+
+        Raises:
+            ChecksumError: If it is not.
+        """
+        array, _, place = key.partition("/")
+        if array in self._pixels and place.startswith("c/"):
+            self._compare_chunks(key, span, found)
+        elif span is None and hashlib.sha256(found).hexdigest() != self._sums[key]:
+            raise ChecksumError(
+                f"{self._objects.url}/{key} is not the object that was written, its sha256 differs; copy it again from "
+                "where the root was made"
+            )
+
+    def _compare_chunks(self, key: str, span: ByteRequest | None, found: memoryview) -> None:
+        name = f"{self._objects.url}/{key}"
+        if span is None:
+            zarr.check_chunks(found, 0, zarr.decode_index(found[-zarr.INDEX_BYTES :], name=name), name=name)
+        elif isinstance(span, SuffixByteRequest) and span.suffix == zarr.INDEX_BYTES:
+            self._indexes[key] = zarr.decode_index(found, name=name)
+        elif isinstance(span, RangeByteRequest | OffsetByteRequest):
+            # Its reader has just asked for the index, to know what to ask for.
+            if key not in self._indexes:
+                self._indexes[key] = zarr.decode_index(
+                    self._objects.get_end(key, zarr.INDEX_BYTES), name=name
+                )
+            start = span.start if isinstance(span, RangeByteRequest) else span.offset
+            zarr.check_chunks(found, start, self._indexes[key], name=name)
 
     def _bytes(self, key: str, span: ByteRequest | None) -> memoryview:
         if span is None:

@@ -33,8 +33,8 @@ from reben_cloud.search.arguments import (
     parse_known,
     parse_names,
 )
+from reben_cloud.search.fitting import have_fitting, layers_of_rows
 from reben_cloud.search.ids import rows_of_ids
-from reben_cloud.search.rows import fit_any, several_rows
 from reben_cloud.search.sample import parse_sample
 
 
@@ -93,7 +93,7 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
         groups = np.intersect1d(groups, holding).tolist()
     keys = None if query.sortby is None else _sort_keys(table, parse_names(query.sortby, "sortby"))
     expression = None if query.cql2 is None else cql.parse(query.cql2)
-    several = [] if expression is None else several_rows(expression, table)
+    several = [] if expression is None else layers_of_rows(expression, table)
     if len(several) > 1:
         raise ValueError(
             f"the filter names columns of {' and '.join(several)}, which have several rows for each patch: name those "
@@ -103,7 +103,7 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
         conditions.append(_filtered(expression, table.names))
     rows = _matching(table, groups, conditions)
     if several:
-        rows = rows[fit_any(table, rows, expression, table.joined[several[0]])]
+        rows = rows[have_fitting(table, rows, expression, table.joined[several[0]])]
     if asked is not None:
         rows = asked[np.isin(asked, rows)] if ids_order else np.intersect1d(asked, rows)
     if shape is not None and len(rows):

@@ -1,7 +1,10 @@
 """The folder of an export as a source: it says itself what its patches have, whatever dataset it is of.
 
 Its ``patches.parquet`` has the metadata and the checksum of every payload. An LMDB export of the official
-data is also what rico-hdl makes, and is read as that (`sources.lmdb`).
+data is also what rico-hdl makes, and is read as that (`sources.lmdb`), unless a layer is in it.
+
+An array layer that is there for every patch is a modality more. A root cannot say that patches lack something, and has
+no tables of others: other layers are left out, which has to be wanted.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -42,11 +45,8 @@ class ExportSource:
     """What is taken of it."""
     metadata: pa.Table
     """The metadata of its patches, with times and places, sorted by ``patch_id``."""
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Nothing: what an export lacks is not near it."""
-        return {}
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Layer that a root cannot have -> why."""
 
     @property
     def is_remote(self) -> bool:
@@ -162,9 +162,15 @@ def open_export(folder: str | os.PathLike[str]) -> tuple[ExportSource, pa.Table]
         return None
     manifest = _manifest(os.fspath(folder))
     schema = manifest.schema
-    if form == "lmdb" and schema.name == REBEN.name:
+    if form == "lmdb" and schema.name == REBEN.name and not manifest.layers:
         return None
+    partial = {
+        name: f"a layer of that name for {layer.coverage:,} of {manifest.num_patches:,} patches"
+        for name, layer in manifest.layers.items()
+        if layer.kind != "array" or layer.coverage < manifest.num_patches
+    }
+    schema = schema.only([name for name in schema.modality_names if name not in partial])
     names, store = manifest.metadata_columns, open_store(folder)
     there = open_patches(store, manifest).schema.names
     metadata = described_metadata(read_patches(store, manifest, described_columns(there, names)), names)
-    return ExportSource(os.fspath(folder), form, schema, metadata), metadata.select(names)
+    return ExportSource(os.fspath(folder), form, schema, metadata, partial), metadata.select(names)

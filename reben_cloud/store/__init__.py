@@ -6,7 +6,7 @@ use threads to overlap them (obstore's async interface can abort at interpreter 
 """
 
 from reben_cloud.store.answers import Stat
-from reben_cloud.store.budget import BUDGET, Budget
+from reben_cloud.store.budget import BUDGET, Budget, Tries
 from reben_cloud.store.clients import file_version
 from reben_cloud.store.objects import Store, normalise_url, open_store
 from reben_cloud.store.s3 import s3_config
@@ -17,6 +17,7 @@ __all__ = [
     "Budget",
     "Stat",
     "Store",
+    "Tries",
     "file_version",
     "mask",
     "normalise_url",

@@ -18,6 +18,15 @@ class Stat(NamedTuple):
     """Another text when the object was written again: its ETag, or else its size and time."""
 
 
+class Listing(NamedTuple):
+    """What is directly in a folder, sorted by path."""
+
+    files: list[tuple[str, int]]
+    """(path, bytes) of its objects."""
+    folders: list[str]
+    """Paths of the folders in it."""
+
+
 class Answer(Protocol):
     """Bytes of an object, on their way."""
 
@@ -30,12 +39,12 @@ class Answer(Protocol):
     def version(self) -> str:
         """The version of the object that they are of."""
 
-    def pieces(self) -> Iterator[memoryview | bytes]:
-        """The bytes in order, in pieces; ends early when the sender does.
+    def fill(self, buffer: memoryview) -> Iterator[int]:
+        """Put the bytes into memory in order, and say each time how many came; ends early when the sender does.
 
         Raises:
             ChangedError: If they are of another version than was asked for.
-            OSError: If they stop to come, or come for longer than a request may take.
+            OSError: If they stop to come, come for longer than a request may take, or are more than fit.
         """
 
     def close(self) -> None:
@@ -60,6 +69,19 @@ class Client(Protocol):
 
     def stat(self, path: str) -> Stat:
         """Size and version of an object. Raises as `get`."""
+
+
+def put(piece: memoryview | bytes, buffer: memoryview, at: int) -> int:
+    """Copy a piece of an answer into memory from byte `at` on; the byte after its last.
+
+    Raises:
+        OSError: If it does not fit.
+    """
+    stop = at + len(piece)
+    if stop > len(buffer):
+        raise OSError(f"more bytes came than the {len(buffer):,} announced")
+    buffer[at:stop] = piece
+    return stop
 
 
 def is_strong(version: str | None) -> bool:

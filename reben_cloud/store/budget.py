@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 PROGRESS_BYTES = 2**18
 """What of an answer counts as progress."""
@@ -27,6 +28,25 @@ class Budget:
     """An attempt fails when nothing comes for so long."""
     request_s: float = 25.0
     """An attempt to read ends after so long; the next goes on where it stopped."""
+    write_bytes_per_s: float = 250_000.0
+    """An object is written in one request, of which nothing is heard before its end: it has the time that its bytes
+    take at this rate, besides `silence_s`. A slower way to the store is a stalled one."""
+
+    def for_write(self, nbytes: int) -> Budget:
+        """The budget of writing an object of so many bytes: all its times are longer by what they take.
+
+        In steps of half a silence, so that objects of about one size share a client.
+        """
+        step = self.silence_s / 2
+        more = step * (nbytes // (self.write_bytes_per_s * step))
+        if not more:
+            return self
+        return replace(
+            self,
+            seconds=self.seconds + more,
+            silence_s=self.silence_s + more,
+            request_s=self.request_s + more,
+        )
 
 
 BUDGET = Budget()
@@ -34,17 +54,27 @@ BUDGET = Budget()
 
 
 class Tries:
-    """The attempts of one call so far."""
+    """The attempts of one call so far.
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._failed, self._came, self._since, self._waited = 0, 0, time.monotonic(), 0.0
+    Args:
+        budget: What it may cost.
+        waited_s: Seconds without progress before it, which count: others were waited for.
+        tell: Called at every progress.
+    """
+
+    def __init__(
+        self, budget: Budget, *, waited_s: float = 0.0, tell: Callable[[], None] | None = None
+    ) -> None:
+        self._budget, self._tell = budget, tell
+        self._failed, self._came, self._since, self._waited = 0, 0, time.monotonic() - waited_s, 0.0
 
     def progress(self, nbytes: int = PROGRESS_BYTES) -> None:
         """So many bytes came: count from here, if they are enough."""
         self._came += nbytes
         if self._came >= PROGRESS_BYTES:
             self._failed, self._came, self._since = 0, 0, time.monotonic()
+            if self._tell is not None:
+                self._tell()
 
     def wait(self, asked_s: float = 0.0) -> bool:
         """After a failure: wait, at least as long as the store asks, and say whether to try again."""

@@ -14,7 +14,7 @@ from obstore import exceptions as obs_errors
 from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
 
 from reben_cloud.errors import ChangedError, ForkError, StorageError
-from reben_cloud.store.answers import Span, Stat, dated_version, is_strong
+from reben_cloud.store.answers import Span, Stat, dated_version, is_strong, put
 from reben_cloud.store.budget import PROGRESS_BYTES, Budget
 from reben_cloud.store.s3 import aws_credentials, s3_config
 from reben_cloud.store.secrecy import scrub
@@ -92,10 +92,9 @@ def _connect_cloud(
     """A client of Google Cloud Storage or Azure Blob Storage; what is not given comes from their own variables.
 
     Raises:
-        ValueError: If an option is none that obstore knows for that store.
+        ValueError: If neither obstore nor fsspec has such an option for that store.
     """
-    # A command has one set of options for all its stores; the address of an S3 server is none of these.
-    config: Any = {name: value for name, value in storage_options.items() if name != "endpoint_url"}
+    config: Any = _cloud_config(scheme, storage_options)
     endpoints = ("google_base_url", "base_url", "azure_storage_endpoint", "azure_endpoint", "endpoint")
     http = any(str(config.get(name, "")).startswith("http://") for name in endpoints)
     make = GCSStore if scheme == "gs" else AzureStore
@@ -103,6 +102,24 @@ def _connect_cloud(
         return make(bucket, prefix=prefix or None, config=config, **_client_options(budget, http=http))
     except obs_errors.UnknownConfigurationKeyError as error:
         raise ValueError(f"a storage option of {scheme}:// is not understood: {scrub(error)}") from error
+
+
+def _cloud_config(scheme: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in obstore's words; of fsspec's, those that obstore calls otherwise are translated.
+
+    Raises:
+        ValueError: If the token of a Google account is not the name of a file or ``anon``.
+    """
+    # A command has one set of options for all its stores; the address of an S3 server is none of these.
+    config = {name: value for name, value in storage_options.items() if name != "endpoint_url"}
+    if (is_anonymous := config.pop("anon", None)) is not None:
+        config["skip_signature"] = bool(is_anonymous)
+    if scheme == "gs" and (token := config.pop("token", None)) is not None:
+        if not isinstance(token, str) or token in ("browser", "cache", "cloud"):
+            raise ValueError("token must be 'anon', 'google_default' or the path of a file with credentials")
+        known = {"anon": {"skip_signature": True}, "google_default": {}}
+        config |= known.get(token, {"application_credentials": token})
+    return config
 
 
 def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) -> tuple[WebClient, Hub | None]:
@@ -207,10 +224,12 @@ class ObstoreAnswer:
         if self._wanted is not None and self.version != self._wanted:
             raise ChangedError(f"it was version {self._wanted} and is {self.version} now")
 
-    def pieces(self) -> Iterator[memoryview]:
-        """The bytes in pieces."""
+    def fill(self, buffer: memoryview) -> Iterator[int]:
+        """Put the bytes into memory as they come; see `answers.Answer`."""
+        done = 0
         for chunk in self._result.stream(min_chunk_size=PROGRESS_BYTES):
-            yield memoryview(chunk)
+            done = put(memoryview(chunk), buffer, done)
+            yield len(chunk)
         self.check()
 
     def whole(self) -> memoryview:

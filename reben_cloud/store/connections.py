@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from reben_cloud.errors import StorageError
+from reben_cloud.store.answers import put
 from reben_cloud.store.budget import PROGRESS_BYTES, Budget
 from reben_cloud.store.refusals import SilentError
 from reben_cloud.store.secrecy import mask, public_url
@@ -82,21 +83,30 @@ class Reply:
         self.headers = response.headers
         """Names are looked up in any case."""
 
-    def pieces(self) -> Iterator[bytes]:
-        """The body in pieces, as it comes.
+    def fill(self, buffer: memoryview) -> Iterator[int]:
+        """Put the body into memory as it comes, and say each time how many bytes came.
 
         Raises:
             SilentError: If it stops, or takes longer than a request may take.
+            OSError: If it is longer than the memory.
         """
-        while True:
-            try:
-                piece = self._response.read1(PROGRESS_BYTES)  # what is there, once there is something
+        done = 0
+        while (left := self._response.length) != 0:
+            try:  # what is there, once there is something
+                if left is None:
+                    piece = self._response.read1(PROGRESS_BYTES)
+                else:  # straight to where it belongs
+                    came = self._response.fp.readinto1(buffer[done : done + min(left, PROGRESS_BYTES)])
+                    self._response.length = left - came
             except (OSError, http.client.HTTPException) as error:
                 self._has_failed = True
                 raise SilentError(_cause(error)) from error
-            if not piece:
+            if left is None:
+                came = put(piece, buffer, done) - done
+            if not came:
                 return
-            yield piece
+            done += came
+            yield came
             if time.monotonic() > self._deadline:
                 self._has_failed = True
                 raise SilentError("the answer took longer than a request may take")
@@ -117,7 +127,7 @@ class Reply:
             self._connection.sock.settimeout(_DRAINED_S)
             self._deadline = min(self._deadline, time.monotonic() + _DRAINED_S)
             try:
-                for _ in self.pieces():
+                for _ in self.fill(memoryview(bytearray(length))):
                     pass
             except SilentError:
                 return False

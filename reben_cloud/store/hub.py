@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from reben_cloud.errors import StorageError, missing_extra
+from reben_cloud.store.answers import Listing
 from reben_cloud.store.refusals import RefusedError, SilentError
 from reben_cloud.store.secrecy import mask, scrub
 from reben_cloud.store.web import Location
@@ -144,19 +145,37 @@ class Hub:
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(path, bytes) of every file below a folder of the address. Raises as `pinned`."""
+        for entry in self._entries(prefix, recursive=True):
+            if isinstance(entry, huggingface_hub.RepoFile):
+                yield self._below(entry.path), entry.size
+
+    def list_folder(self, prefix: str) -> Listing:
+        """What is right in a folder of the address. Raises as `pinned`."""
+        files: list[tuple[str, int]] = []
+        folders: list[str] = []
+        for entry in self._entries(prefix, recursive=False):
+            if isinstance(entry, huggingface_hub.RepoFile):
+                files.append((self._below(entry.path), entry.size))
+            else:
+                folders.append(self._below(entry.path))
+        return Listing(files=sorted(files), folders=sorted(folders))
+
+    def _below(self, path: str) -> str:
+        return path[len(self.address.prefix) :].lstrip("/")
+
+    def _entries(
+        self, prefix: str, *, recursive: bool
+    ) -> Iterator[huggingface_hub.RepoFile | huggingface_hub.RepoFolder]:
         address = self.pinned()
         folder = "/".join(part for part in (address.prefix, prefix.strip("/")) if part)
         try:
-            entries = self._api.list_repo_tree(
+            yield from self._api.list_repo_tree(
                 address.repo,
                 folder or None,
-                recursive=True,
+                recursive=recursive,
                 revision=address.revision,
                 repo_type="dataset",
             )
-            for entry in entries:
-                if isinstance(entry, huggingface_hub.RepoFile):
-                    yield entry.path[len(address.prefix) :].lstrip("/"), entry.size
         except hub_errors.EntryNotFoundError:
             return
         except _FAILURES as error:

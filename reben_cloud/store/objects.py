@@ -17,7 +17,7 @@ from obstore import exceptions as obs_errors
 
 from reben_cloud.errors import StorageError
 from reben_cloud.files.paths import SCHEMES, local_path, split_scheme
-from reben_cloud.store.answers import Client, Span, Stat
+from reben_cloud.store.answers import Client, Listing, Span, Stat
 from reben_cloud.store.budget import BUDGET, Budget, Tries
 from reben_cloud.store.clients import (
     ObstoreClient,
@@ -31,6 +31,7 @@ from reben_cloud.store.s3 import s3_config
 from reben_cloud.store.secrecy import mask, public_url, scrub
 
 if TYPE_CHECKING:
+    from reben_cloud.store.filesystem import StoreFileSystem
     from reben_cloud.store.hub import Hub
     from reben_cloud.store.web import WebClient
 
@@ -44,14 +45,16 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         url: A path, or a ``file://``, ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``,
             ``http(s)://`` (read-only),
             ``hf://datasets/OWNER/NAME[@REVISION]/PATH`` (read-only) or ``memory://name`` URL.
-        storage_options: For S3, in the words of fsspec (``key``, ``secret``, ``token``, ``anon``,
-            ``profile``, ``endpoint_url``, ``client_kwargs``) or of obstore (``access_key_id``,
-            ``secret_access_key``, ``region``, ``endpoint``, ``skip_signature``, ...). What is not
-            given comes from the usual ``AWS_*`` variables or profile. For ``gs://`` and ``az://`` in the words of
-            obstore (``google_service_account``, ``azure_storage_account_name``, ...), else from their
-            ``GOOGLE_*`` and ``AZURE_*`` variables. For ``hf://``: ``token`` and
-            ``endpoint``, else ``HF_TOKEN`` (or that of ``hf auth login``) and ``HF_ENDPOINT``. For both
-            kinds of web servers: ``max_connections``, the requests that are on their way at once, 32.
+        storage_options: Options in fsspec's words or in obstore's; the same dictionary serves pandas, xarray and
+            `fsspec.open`. S3: ``key``, ``secret``, ``token``, ``anon``, ``profile``, ``endpoint_url``,
+            ``client_kwargs``, ``config_kwargs`` with an ``addressing_style``; or ``access_key_id``,
+            ``secret_access_key``, ``region``, ``endpoint``, ``skip_signature``, ... What is not given comes from
+            the usual ``AWS_*`` variables or profile. ``gs://`` and ``az://``: ``token``, ``anon``,
+            ``account_name``, ``account_key``, ...; or ``google_service_account``,
+            ``azure_storage_account_name``, ...; else from their ``GOOGLE_*`` and ``AZURE_*`` variables.
+            ``hf://``: ``token`` and ``endpoint``, else ``HF_TOKEN`` (or that of ``hf auth login``) and
+            ``HF_ENDPOINT``. Both kinds of web servers: ``max_connections``, the requests that are on their way
+            at once, 32.
 
     Raises:
         ValueError: If the scheme is unknown or an option is not understood.
@@ -94,6 +97,7 @@ class Store:
         self.budget = budget or BUDGET
         """What a call may cost."""
         self._client: Any = None
+        self._writers: dict[Budget, Any] = {}
         self._web: tuple[WebClient, Hub | None] | None = None
         self._askers: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -125,12 +129,13 @@ class Store:
         """
         return self._read(path, None, version=version)
 
-    def get_into(self, path: str, buffer: memoryview) -> int:
+    def get_into(self, path: str, buffer: memoryview, *, tries: Tries | None = None) -> int:
         """Fill a buffer with the object that should fit it: no memory of its own, so faster than `get`.
 
         Args:
             path: The object.
             buffer: Bytes that may be written.
+            tries: Attempts and time that count already.
 
         Returns:
             Size of the object as it came, bytes; when it is not that of the buffer, what is in the buffer
@@ -143,7 +148,7 @@ class Store:
             size = nbytes
             return buffer if nbytes == buffer.nbytes else None
 
-        self._fill(path, None, place)
+        self._fill(path, None, place, tries=tries)
         return size
 
     def get_range(self, path: str, start: int, length: int, *, version: str | None = None) -> memoryview:
@@ -170,6 +175,35 @@ class Store:
             return [memoryview(buffer) for buffer in buffers]
         # One of them failed, and which is not said: one after the other, each as far as it goes.
         return [self._read(path, span, tries=tries) for span in spans]
+
+    def get_ranges_into(
+        self, path: str, starts: Sequence[int], buffers: Sequence[memoryview], *, version: str | None = None
+    ) -> list[int]:
+        """`get_ranges` into memory of the caller: each buffer is filled from its start in the object on.
+
+        Args:
+            path: The object.
+            starts: First byte for each buffer.
+            buffers: Bytes that may be written.
+            version: As in `get`.
+
+        Returns:
+            How many bytes came into each, fewer than fit where the object ends. Raises as `get`.
+        """
+
+        def fill(start: int, buffer: memoryview) -> int:
+            span = start, start + buffer.nbytes
+            if not buffer.nbytes:
+                return 0
+            if not self._is_remote:
+                data = self._read(path, span, version=version)
+                buffer[: data.nbytes] = data
+                return data.nbytes
+            filled = self._fill(path, span, lambda nbytes: buffer[:nbytes], version)
+            assert filled is not None
+            return filled.nbytes
+
+        return list(self._threads.map(fill, starts, buffers))
 
     def head(self, path: str) -> int:
         """Size of the object in bytes. Raises as `get`."""
@@ -216,10 +250,26 @@ class Store:
             except (obs_errors.BaseError, OSError) as error:
                 self._again(tries, error, "list", prefix)
 
+    def list_folder(self, prefix: str = "") -> Listing:
+        """What is right in the folder `prefix`, not all that lies below it.
+
+        None is no error. A web server is asked as WebDAV has it, which few answer. Raises StorageError as `get`.
+        """
+        if self._hub is not None:
+            hub = self._hub
+            return self._try("list", prefix, lambda: hub.list_folder(prefix))
+        if self.is_local and not os.path.isdir(self.local_path(prefix) or ""):
+            return Listing(files=[], folders=[])
+        found = self._try("list", prefix, lambda: obstore.list_with_delimiter(self.client, prefix or None))
+        files = sorted((meta["path"], meta["size"]) for meta in found["objects"])
+        return Listing(files=files, folders=sorted(path.rstrip("/") for path in found["common_prefixes"]))
+
     # -- writing ---------------------------------------------------------------------------------
 
     def put(self, path: str, data: bytes | memoryview, *, create: bool = False) -> None:
         """Write an object as a whole, atomically.
+
+        A remote store has the longer for it the larger it is; see `Budget.write_bytes_per_s`.
 
         Args:
             path: Where to.
@@ -234,7 +284,14 @@ class Store:
         mode: Any = "create" if create else "overwrite"
         if (folder := self.local_path()) is not None:
             _make_folder(folder)
-        self._try("write", path, lambda: obstore.put(self.client, path, data, mode=mode, use_multipart=False))
+        budget = self.budget.for_write(memoryview(data).nbytes)
+        client = self._writing(budget)
+        self._try(
+            "write",
+            path,
+            lambda: obstore.put(client(), path, data, mode=mode, use_multipart=False),
+            budget,
+        )
 
     def put_file(self, path: str, file: Path) -> None:
         """Write an object as a whole, atomically, from a local file that need not fit into memory.
@@ -256,8 +313,8 @@ class Store:
 
     # -- attempts --------------------------------------------------------------------------------
 
-    def _try(self, verb: str, path: str, call: Callable[[], T]) -> T:
-        tries = Tries(self.budget)
+    def _try(self, verb: str, path: str, call: Callable[[], T], budget: Budget | None = None) -> T:
+        tries = Tries(budget or self.budget)
         while True:
             try:
                 return call()
@@ -313,12 +370,9 @@ class Store:
                             return None
                         held = answer.version
                     assert buffer is not None
-                    for piece in answer.pieces():
-                        if done + len(piece) > stop - first:
-                            raise OSError(f"more bytes came than the {stop - first:,} announced")
-                        buffer[done : done + len(piece)] = piece
-                        done += len(piece)
-                        tries.progress(len(piece))
+                    for came in answer.fill(buffer[done:]):
+                        done += came
+                        tries.progress(came)
                     if done < stop - first:
                         raise SilentError(f"{done:,} bytes came of the {stop - first:,} announced")
                     return buffer
@@ -345,6 +399,11 @@ class Store:
     def is_local(self) -> bool:
         """Whether objects are plain files, so that `local_path` is not None."""
         return self.url.startswith("file://")
+
+    @property
+    def lists(self) -> bool:
+        """Whether the store can be expected to say what it holds; of web servers only few can."""
+        return not self._is_http
 
     @property
     def _is_remote(self) -> bool:
@@ -389,6 +448,12 @@ class Store:
         is_quoted = self._is_http or self.is_local
         return Store(address, self.storage_options, budget=self.budget), unquote(name) if is_quoted else name
 
+    def filesystem(self) -> StoreFileSystem:
+        """The same objects as an fsspec filesystem, read-only, for libraries that take one."""
+        from reben_cloud.store.filesystem import StoreFileSystem  # fsspec is not needed to read a root
+
+        return StoreFileSystem(self)
+
     def pinned(self) -> Store:
         """The same store at the commit that its revision names now, where it has revisions (``hf://``); else itself.
 
@@ -429,6 +494,20 @@ class Store:
         if self._client is None:
             self._client = connect_obstore(self._address, self.storage_options, self.budget)
         return self._client
+
+    def _writing(self, budget: Budget) -> Callable[[], Any]:
+        """Gives the client for a write of this budget; a client has its times for good, so others have their own."""
+
+        def client() -> Any:
+            if budget == self.budget or not self._is_remote:
+                return self.client
+            check_process(self.url)
+            with self._lock:
+                if budget not in self._writers:
+                    self._writers[budget] = connect_obstore(self._address, self.storage_options, budget)
+                return self._writers[budget]
+
+        return client
 
     @property
     def _answering(self) -> Client:

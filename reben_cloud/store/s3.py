@@ -19,6 +19,8 @@ _FSSPEC_NAMES = {
     "requester_pays": "request_payer",
 }
 
+_STYLES = {"path": False, "virtual": True, "auto": None}
+
 _OPTIONS = frozenset(_FSSPEC_NAMES.values()) | {
     "profile",
     "virtual_hosted_style_request",
@@ -39,13 +41,16 @@ def s3_config(storage_options: Mapping[str, Any], environ: Mapping[str, str] | N
     env = os.environ if environ is None else environ
     given = dict(storage_options)
     given.update(given.pop("client_kwargs", None) or {})
+    if (addressing := _addressing(given.pop("config_kwargs", None) or {})) is not None:
+        given["virtual_hosted_style_request"] = addressing
     config: dict[str, Any] = {}
     for name, value in given.items():
         known = _FSSPEC_NAMES.get(name, name.removeprefix("aws_"))
         if known not in _OPTIONS:
             raise ValueError(
                 f"unknown storage option {name!r}; "
-                f"known are {', '.join(sorted(_OPTIONS | _FSSPEC_NAMES.keys()))}"
+                f"known are {', '.join(sorted(_OPTIONS | _FSSPEC_NAMES.keys()))}, "
+                "client_kwargs and config_kwargs"
             )
         if value is not None:
             config[known] = value
@@ -61,6 +66,21 @@ def s3_config(storage_options: Mapping[str, Any], environ: Mapping[str, str] | N
     if not env.get("AWS_ACCESS_KEY_ID") and env.get("AWS_PROFILE"):
         config.setdefault("profile", env["AWS_PROFILE"])
     return config
+
+
+def _addressing(config_kwargs: Mapping[str, Any]) -> bool | None:
+    """Whether botocore's settings want the bucket in the server's name; None if they leave it open.
+
+    Raises:
+        ValueError: If they say anything else.
+    """
+    style = config_kwargs.get("s3", {}).get("addressing_style", "auto")
+    if config_kwargs not in ({}, {"s3": {}}, {"s3": {"addressing_style": style}}) or style not in _STYLES:
+        raise ValueError(
+            "of config_kwargs only {'s3': {'addressing_style': " + " | ".join(map(repr, _STYLES)) + "}} is "
+            f"understood, got {mask(repr(config_kwargs))}"
+        )
+    return _STYLES[style]
 
 
 def aws_credentials(profile: str | None) -> Any:

@@ -189,9 +189,9 @@ class WebAnswer:
         """The version of the object."""
         return self._version
 
-    def pieces(self) -> Iterator[bytes]:
-        """The bytes as they come."""
-        return self._reply.pieces()
+    def fill(self, buffer: memoryview) -> Iterator[int]:
+        """Put the bytes into memory as they come; see `answers.Answer`."""
+        return self._reply.fill(buffer)
 
     def close(self) -> None:
         """Let the connection go."""

@@ -7,6 +7,7 @@ agree by file locks, which the kernel drops when a process dies. The file read l
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reben_cloud.errors import StorageError
+from reben_cloud.store import Budget, Tries
 
 _PART = ".part"
 _POLL_S = 0.02
@@ -54,32 +56,40 @@ class ShardCache:
         return path
 
     def add(
-        self, name: str, checksum: int, nbytes: int, fetch: Callable[[], memoryview]
+        self, name: str, checksum: int, nbytes: int, fetch: Callable[[Tries], memoryview], budget: Budget
     ) -> tuple[Path | None, memoryview | None]:
         """Fetch a shard into the cache, once for all processes that ask at the same time.
+
+        Who waits for another process counts the time in which that one makes no progress as its own, and fetches for
+        itself when that is all of the budget.
 
         Args:
             name: Path of the shard.
             checksum: Its xxh3-64, part of the file's name.
             nbytes: Its size.
-            fetch: Downloads and verifies it.
+            fetch: Downloads and verifies it, with the attempts and the time that are left.
+            budget: What the wait and the download may cost together.
 
         Returns:
-            The file, or the bytes when they are larger than the whole budget.
+            The file; or the bytes when there is none, because they are larger than the whole cache or another process
+            was given up.
 
         Raises:
             StorageError: If the folder cannot be written.
         """
         if self.budget_bytes is not None and nbytes > self.budget_bytes:
-            return None, fetch()
+            return None, fetch(Tries(budget))
         path = self.path(name, checksum)
         try:
-            with _Lock(Path(f"{path}{_PART}")) as lock:
+            with _Lock(Path(f"{path}{_PART}"), most_s=budget.seconds) as lock:
                 if self.find(name, checksum) is not None:
-                    lock.discard()
+                    if lock.is_held:
+                        lock.discard()
                     return path, None
+                if not lock.is_held:
+                    return None, fetch(Tries(budget, waited_s=lock.idle_s))
                 try:
-                    data = fetch()
+                    data = fetch(Tries(budget, waited_s=lock.idle_s, tell=lock.touch))
                     self._make_room(nbytes)
                     lock.write(data)
                 except BaseException:
@@ -116,27 +126,34 @@ class ShardCache:
 
 
 class _Lock:
-    """A locked file; waits for whoever holds it."""
+    """A locked file; waits for whoever holds it, while that one gets on: it touches the file when it does.
 
-    def __init__(self, path: Path, *, wait: bool = True) -> None:
+    Args:
+        path: The file.
+        wait: Whether to wait at all.
+        most_s: Longest wait without a sign of the holder.
+    """
+
+    def __init__(self, path: Path, *, wait: bool = True, most_s: float = math.inf) -> None:
         self.path = path
-        self._wait = wait
+        self.is_held = False
+        """Whether it was had, and the holder not given up."""
+        self.idle_s = 0.0
+        """How long there had been no sign when the wait ended."""
+        self._wait, self._most_s = wait, most_s
 
     def __enter__(self) -> _Lock:
+        since = time.monotonic()
         while True:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                while True:
-                    try:
-                        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        if not self._wait:
-                            raise
-                        time.sleep(_POLL_S)
+                if not self._acquire(since):
+                    return self
                 if os.fstat(self._file).st_nlink and os.path.samestat(
                     os.fstat(self._file), os.stat(self.path)
                 ):
+                    self.is_held = True
+                    self.touch()
                     return self
             except FileNotFoundError:
                 pass  # renamed or deleted by the holder while we waited
@@ -145,8 +162,28 @@ class _Lock:
                 raise
             os.close(self._file)
 
+    def _acquire(self, since: float) -> bool:
+        """Lock the file; False if its holder is given up."""
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if not self._wait:
+                    raise
+            # The age of the last sign is of the clock, which may be set: never more than what was waited.
+            age = max(0.0, time.time() - os.fstat(self._file).st_mtime)
+            self.idle_s = min(age, time.monotonic() - since)
+            if self.idle_s > self._most_s:
+                return False
+            time.sleep(_POLL_S)
+
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
+
+    def touch(self) -> None:
+        """Show those who wait that it gets on."""
+        os.utime(self._file)
 
     def write(self, data: memoryview) -> None:
         os.ftruncate(self._file, 0)

@@ -63,10 +63,11 @@ class BufferPool:
 
     Args:
         nbytes: Size of every buffer.
-        keep: Most buffers that are kept for later; what comes back beyond them is freed.
+        keep: Most buffers that are kept for later; what comes back beyond them is freed. None keeps all, which
+            are as many as were in use at one time.
     """
 
-    def __init__(self, nbytes: int, *, keep: int) -> None:
+    def __init__(self, nbytes: int, *, keep: int | None) -> None:
         self.nbytes = nbytes
         """Size of every buffer."""
         # Appending to a deque, and taking from it, needs no lock on any Python.

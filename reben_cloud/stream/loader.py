@@ -49,6 +49,9 @@ class RawLoader:
     Args:
         selection: What to stream (`Dataset.search`).
         modalities: Of ``s2``, ``s1``, ``map``, and the names of array layers; by default all that the dataset has.
+        columns: Columns of table layers with a row a patch that batches have, such as ``["climate:zone"]``:
+            numbers as arrays, texts as lists of strings. By default all of numbers that are never null. Rows of
+            a layer with several rows a patch come with the selection (`Selection.with_rows`).
         batch_size: Samples in a batch of this rank.
         seed: Seed of the order.
         epoch: Number of the first epoch.
@@ -81,6 +84,7 @@ class RawLoader:
         selection: Selection,
         *,
         modalities: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
         batch_size: int = 256,
         seed: int = 0,
         epoch: int = 0,
@@ -103,13 +107,13 @@ class RawLoader:
                 f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}"
             )
         batch_size = operator.index(batch_size)
-        stored = StoredSelection.of(selection, modalities)
+        stored = StoredSelection.of(selection, modalities, columns)
         selection.require_patches("nothing to stream")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the batches hold."""
         self.epoch = epoch
         """Number of the epoch that runs or comes next."""
-        self.num_samples = len(stored.index)
+        self.num_samples = stored.num_samples
         """Samples in an epoch, over all ranks."""
         self._order_key = {"seed": seed, "lanes": lanes, "window": window, "shuffle": shuffle}
         self._fingerprint = stored.fingerprint
@@ -153,7 +157,10 @@ class RawLoader:
             "labels": SampleArray((rows, stored.labels.shape[1]), np.dtype(np.float32)),
             "index": SampleArray((rows,), np.dtype(np.int64)),
             "valid": SampleArray((rows,), np.dtype(np.bool_)),
-            **{f"{name}_present": SampleArray((rows,), np.dtype(np.bool_)) for name in stored.present},
+            **{
+                name: SampleArray((rows, *values.shape[1:]), values.dtype)
+                for name, values in stored.columns.arrays.items()
+            },
         }
         self._buffers = (
             buffers(specs) if buffers else LentBatches(partial(_make_arrays, specs), keep=in_memory)
@@ -195,6 +202,7 @@ class RawLoader:
             self._stored,
             steps=steps,
             order=self._order(),
+            rows=self._stored.columns.readers(self.epoch, seed=self._order_key["seed"]),
             start=start,
             reader=self._reader,
             buffers=self._buffers,
@@ -210,7 +218,7 @@ class RawLoader:
                         "or position; make a second loader to run two epochs at the same time"
                     )
                 asked = time.perf_counter()
-                slot, num_valid = pipeline.next()
+                slot, num_valid, beside = pipeline.next()
                 now = time.perf_counter()
                 self._wait_s += now - asked
                 self._elapsed_s = before + now - begin
@@ -220,7 +228,9 @@ class RawLoader:
                     self._position += steps.global_batch
                 else:  # now, because not everybody asks for a batch after the last one
                     self._go_to_next_epoch()
-                batch = self._buffers.hand_out(slot, steps.batch_size if pad else num_valid)
+                num_rows = steps.batch_size if pad else num_valid
+                batch = self._buffers.hand_out(slot, num_rows)
+                batch |= {name: values[:num_rows] for name, values in beside.items()}
                 del slot
                 yield batch
                 del batch
@@ -232,12 +242,14 @@ class RawLoader:
     def _order(self) -> EpochOrder:
         key = dict(self._order_key)
         shuffle = key.pop("shuffle")
+        patches = self._stored.patches(np.arange(self.num_samples))
+        places = self._stored.places
         order = EpochOrder(
-            np.bincount(self._stored.places.shard, minlength=len(self._stored.places.shards)),
-            self._stored.places.row,
+            np.bincount(places.shard[patches], minlength=len(places.shards)),
+            places.row[patches],
             epoch=self.epoch,
             fingerprint=self._fingerprint,
-            in_order=None if shuffle else np.argsort(self._stored.index, kind="stable"),
+            in_order=None if shuffle else np.argsort(self._stored.index[patches], kind="stable"),
             **key,
         )
         order.schedule(self._steps.rank, self._steps.world_size, start=self.num_samples)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
+from reben_cloud.root.arrow import ints_array
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
+from reben_cloud.stream.columns import Beside, LoadedRows, Rest, RowReader
 from reben_cloud.stream.gather import BatchBuffers, Slot
 from reben_cloud.stream.payloads import Part
 from reben_cloud.stream.readers.base import Reader
@@ -24,7 +27,14 @@ class _Fetched(NamedTuple):
     """A block that is in memory, or on its way."""
 
     block: Block
+    patches: Ints
+    """The patches of its samples, each once, rising."""
+    inverse: Ints
+    """Which of these patches each sample is of."""
     parts: tuple[Future[Part], ...]
+    """What was asked for of these patches."""
+    rows: tuple[Future[LoadedRows], ...]
+    """What was asked for of the rows of table layers that the samples have."""
 
 
 class _Run(NamedTuple):
@@ -47,7 +57,8 @@ class Pipeline:
         steps: Which samples of the order are this rank's, batch by batch.
         order: Order of the epoch.
         start: Number of the sample, over all ranks, to begin with.
-        reader: Reads the samples of blocks.
+        rows: Read the rows of table layers that samples have.
+        reader: Reads the patches of blocks.
         buffers: Gives memory for batches, and takes back what was not handed out.
         max_blocks: Most blocks that are in use or on their way before they are needed.
         fetch_threads: Concurrent requests.
@@ -60,6 +71,7 @@ class Pipeline:
         *,
         steps: Steps,
         order: EpochOrder,
+        rows: Sequence[RowReader],
         start: int,
         reader: Reader,
         buffers: BatchBuffers,
@@ -70,6 +82,7 @@ class Pipeline:
         self._stored = stored
         self._steps = steps
         self._order = order
+        self._rows = rows
         self._reader = reader
         self._buffers = buffers
         self._max_blocks = max_blocks
@@ -78,7 +91,7 @@ class Pipeline:
         self._schedule = deque(self._order.schedule(self._steps.rank, self._steps.world_size, start=start))
         self._blocks: dict[int, deque[_Fetched]] = {}
         self._in_use = 0
-        self._queue: deque[tuple[Slot, int, Future[None]]] = deque()
+        self._queue: deque[tuple[Slot, int, Future[Beside]]] = deque()
         self._depth = gather_threads + 1
         self._fetchers = ThreadPoolExecutor(fetch_threads, "reben-fetch")
         self._gatherers = ThreadPoolExecutor(gather_threads, "reben-gather")
@@ -96,14 +109,14 @@ class Pipeline:
         while self._queue:
             self._buffers.give_back(self._queue.popleft()[0])
 
-    def next(self) -> tuple[Slot, int]:
-        """The next batch's slot and its number of valid rows."""
+    def next(self) -> tuple[Slot, int, Beside]:
+        """The next batch's slot, its number of valid rows, and what it has beside arrays of fixed size."""
         self._top_up()
         slot, num_valid, filled = self._queue[0]
-        filled.result()
+        beside = filled.result()
         self._queue.popleft()
         self._top_up()
-        return slot, num_valid
+        return slot, num_valid, beside
 
     def _top_up(self) -> None:
         while self._left and len(self._queue) < self._depth:
@@ -136,12 +149,14 @@ class Pipeline:
     def _fetch_next(self) -> None:
         lane, number = self._schedule.popleft()
         block = self._order.block(lane, number)
-        parts = tuple(
-            self._fetchers.submit(self._reader.load, part, block.samples) for part in self._reader.parts
-        )
+        patches, inverse = self._stored.patches(block.samples), np.arange(len(block.samples))
+        if self._stored.columns.patch_of is not None:
+            patches, inverse = np.unique(patches, return_inverse=True)
+        parts = tuple(self._fetchers.submit(self._reader.load, part, patches) for part in self._reader.parts)
+        rows = tuple(self._fetchers.submit(reader.load, block.samples) for reader in self._rows)
         with self._lock:
             self._in_use += 1
-        self._blocks.setdefault(lane, deque()).append(_Fetched(block, parts))
+        self._blocks.setdefault(lane, deque()).append(_Fetched(block, patches, inverse, parts, rows))
 
     def _plan(self, numbers: Ints) -> list[_Run]:
         """Which rows come from which blocks; asks for blocks that nobody asked for yet."""
@@ -170,34 +185,46 @@ class Pipeline:
                 position, row = stop, row + taken * stride
         return runs
 
-    def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> None:
-        """Copy the samples into the slot; runs on a gather thread."""
-        stored = np.empty(num_valid, np.int64)
+    def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> Beside:
+        """Copy the samples into the slot; runs on a gather thread. What does not go there is returned."""
+        patches = np.empty(num_valid, np.int64)
+        arrays, columns = slot.arrays, self._stored.columns
+        beside = Rest(len(arrays["index"]))
         finished = 0
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
-            finished += self._fill_run(slot, runs.pop(), stored)
-        arrays = slot.arrays
-        arrays["labels"][:num_valid] = self._stored.labels[stored]
-        arrays["index"][:num_valid] = self._stored.index[stored]
+            finished += self._fill_run(slot, runs.pop(), patches, beside)
+        arrays["labels"][:num_valid] = self._stored.labels[patches]
+        arrays["index"][:num_valid] = self._stored.index[patches]
         arrays["valid"][:num_valid] = True
-        for name, present in self._stored.present.items():
-            arrays[f"{name}_present"][:num_valid] = present[stored]
+        for name, values in columns.arrays.items():
+            arrays[name][:num_valid] = values[patches]
+        for name, texts in columns.texts.items():
+            beside.put(name, slice(0, num_valid), texts.take(ints_array(patches)).to_pylist())
         if num_valid < len(arrays["index"]):
             for name in arrays:
                 arrays[name][num_valid:] = 0
             arrays["index"][num_valid:] = -1
         with self._lock:
             self._in_use -= finished
+        return beside.columns
 
-    def _fill_run(self, slot: Slot, run: _Run, stored: Ints) -> bool:
-        """Copy the pixels of a run into the slot, and note what they are; whether that was the last of its block."""
-        stored[run.rows] = run.fetched.block.samples[run.inside]
-        rows = np.arange(run.rows.start, run.rows.stop, run.rows.step)
-        for source, found in chain.from_iterable(part.result().items() for part in run.fetched.parts):
+    def _fill_run(self, slot: Slot, run: _Run, patches: Ints, beside: Rest) -> bool:
+        """Copy what a run has into the slot, and note which patches they are; whether it was the last of its block."""
+        fetched, rows = run.fetched, np.arange(run.rows.start, run.rows.stop, run.rows.step)
+        inside = fetched.inverse[run.inside]
+        patches[run.rows] = fetched.patches[inside]
+        for source, found in chain.from_iterable(part.result().items() for part in fetched.parts):
             copies = self._reader.copies[source]
             for positions, payloads in found:
-                numbers = np.flatnonzero((positions >= run.inside.start) & (positions < run.inside.stop))
-                if numbers.size:
-                    payloads.fill(numbers, slot, copies, rows[positions[numbers] - run.inside.start])
-        return bool(run.inside.stop == len(run.fetched.block.samples))
+                # Which of these payloads each sample is, -1 for none.
+                number = np.full(len(fetched.patches), -1)
+                number[positions] = np.arange(len(positions))
+                numbers = number[inside]
+                here = numbers >= 0
+                if here.any():
+                    payloads.fill(numbers[here], slot, copies, rows[here])
+        for loaded in fetched.rows:
+            for name, values in loaded.result().take(run.inside).items():
+                beside.put(name, run.rows, values)
+        return bool(run.inside.stop == len(fetched.block.samples))

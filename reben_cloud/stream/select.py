@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
 from reben_cloud.root import layers, layout
-from reben_cloud.root.arrow import mask_of, values_of
+from reben_cloud.root.arrow import values_of
 from reben_cloud.root.backing import LmdbFolder, References, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.layers import Layer
@@ -28,6 +28,7 @@ from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.cache import ShardCache
+from reben_cloud.stream.columns import BatchColumns, Columns
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
@@ -40,7 +41,10 @@ Form = Literal["shards", "zarr"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredSelection:
-    """The selected patches in stored order: by shard, then by row."""
+    """The selected patches in stored order: by shard, then by row.
+
+    A sample is a patch, or one of the rows that a table layer has for it (`DrawnRows`, rule ``all``).
+    """
 
     selection: Selection
     """The selection itself."""
@@ -49,25 +53,43 @@ class StoredSelection:
     fingerprint: str
     """Hex digits that name the root."""
     index: Ints
-    """Position in the selection of each sample, shape (n,)."""
+    """Position in the selection of each patch, shape (n,)."""
     labels: NDArray[np.uint8]
     """Multi-hot labels in the order of the schema's classes, shape (n, num_classes)."""
     places: Places
     """Where they lie in the shards; the order of an epoch follows from it, whatever form is read."""
-    present: Mapping[str, NDArray[np.bool_]]
-    """Layer among the modalities -> whether it has more than fill values for each sample, shape (n,)."""
+    columns: Columns
+    """What a batch has of tables: whether layers have anything for a patch, numbers, texts."""
 
     @property
     def digest(self) -> int:
         """Names what is selected, and in which order: in [0, 2**63)."""
         digest = xxhash.xxh3_64()
-        for values in (self.places.shard, self.places.row, self.index):
+        for values in (self.places.shard, self.places.row, self.index, *self.columns.identity):
             digest.update(np.ascontiguousarray(values).data)
         return digest.intdigest() >> 1
 
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        repeated = self.columns.patch_of
+        return len(self.index) if repeated is None else len(repeated)
+
+    def patches(self, samples: Ints) -> Ints:
+        """Which patch each of these samples is of, as a stored position."""
+        repeated = self.columns.patch_of
+        return samples if repeated is None else repeated[samples]
+
     @classmethod
-    def of(cls, selection: Selection, modalities: Sequence[str] | None) -> StoredSelection:
+    def of(
+        cls, selection: Selection, modalities: Sequence[str] | None, columns: Sequence[str] | None = None
+    ) -> StoredSelection:
         """Read the columns of a selection and sort them.
+
+        Args:
+            selection: What to stream.
+            modalities: Names of what to stream; all by default.
+            columns: Columns of table layers that batches are to have; by default all of numbers that are never null.
 
         Raises:
             TypeError: If it is no selection.
@@ -96,7 +118,7 @@ class StoredSelection:
         # One call: a lazy selection reads its columns together.
         # Only a root has checksums of its payloads for sure; an LMDB of rico-hdl has none.
         summed = [m.name for m in wanted if layout.checksum_column(m.name) in selection.table.names]
-        partial = [m.name for m in wanted if layout.present_column(m.name) in selection.table.names]
+        asked = BatchColumns.of(selection, [m.name for m in wanted], columns)
         table = selection.columns(
             [
                 layout.ID,
@@ -105,7 +127,7 @@ class StoredSelection:
                 layout.SHARD_ROW,
                 layout.LABELS,
                 *map(layout.checksum_column, summed),
-                *map(layout.present_column, partial),
+                *asked.names,
             ]
         )
         group = _combined(table.column(layout.SHARD_GROUP).cast(pa.string())).dictionary_encode()
@@ -140,7 +162,7 @@ class StoredSelection:
             fingerprint=manifest.fingerprint,
             index=order,
             labels=schema.classes.encode(table.column(layout.LABELS))[order],
-            present={name: mask_of(table.column(layout.present_column(name)))[order] for name in partial},
+            columns=asked.read(table, order, selection),
             places=Places(
                 shard=shard.astype(np.int64),
                 row=row[order],

@@ -206,6 +206,17 @@ class TrainConfig:
         has_map = schema.map_array is not None and bool(schema.classes.codes)
         _check("task", self.task, has_map or self.task != "map", f"'labels': {schema.name} has no map")
 
+    def with_statistics(self, known: Mapping[str, BandStatistics], schema: Schema) -> TrainConfig:
+        """The same with the statistics of its bands that are known and that it does not have itself.
+
+        Args:
+            known: Statistics by name of the band (`Dataset.band_statistics`).
+            schema: What the patches to train on hold.
+        """
+        bands = choose_bands(self.bands, schema=schema)
+        found = {name: known[name] for name in bands if name in known and name not in self.statistics}
+        return dataclasses.replace(self, statistics={**self.statistics, **found}) if found else self
+
     def to_json(self) -> str:
         """The resolved configuration, as saved beside the checkpoints."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
@@ -222,7 +233,11 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(
-    recipe: str | os.PathLike[str], *, overrides: Iterable[str] = (), schema: Schema = REBEN
+    recipe: str | os.PathLike[str],
+    *,
+    overrides: Iterable[str] = (),
+    schema: Schema = REBEN,
+    statistics: Mapping[str, BandStatistics] | None = None,
 ) -> TrainConfig:
     """Read a recipe and change single values of it.
 
@@ -230,6 +245,7 @@ def load_recipe(
         recipe: Name of one that comes with the package, or path of a TOML file.
         overrides: ``key=value`` or ``train.country=Finland``; values as in TOML, strings need no quotes.
         schema: What the patches to train on hold.
+        statistics: Statistics of bands that the recipe need not have (`Dataset.band_statistics`).
 
     Raises:
         FileNotFoundError: If there is no such recipe.
@@ -250,11 +266,16 @@ def load_recipe(
         raise ValueError(f"{name} is not valid TOML: {error}") from error
     for override in overrides:
         _override(values, override)
-    return config_from(values, schema=schema)
+    return config_from(values, schema=schema, statistics=statistics)
 
 
-def config_from(values: Mapping[str, Any], *, schema: Schema = REBEN) -> TrainConfig:
-    """A configuration from nested plain values (TOML, JSON).
+def config_from(
+    values: Mapping[str, Any],
+    *,
+    schema: Schema = REBEN,
+    statistics: Mapping[str, BandStatistics] | None = None,
+) -> TrainConfig:
+    """A configuration from nested plain values (TOML, JSON); arguments as for `load_recipe`.
 
     Raises:
         ValueError: If a key is unknown, a value is of a wrong type or out of range, or the schema lacks what is
@@ -262,6 +283,7 @@ def config_from(values: Mapping[str, Any], *, schema: Schema = REBEN) -> TrainCo
     """
     config = _fill(TrainConfig, values, "", TrainConfig())
     assert isinstance(config, TrainConfig)
+    config = config.with_statistics(statistics or {}, schema)
     config.check(schema)
     return config
 

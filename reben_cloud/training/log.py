@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from reben_cloud.errors import missing_extra
+from reben_cloud.errors import ChecksumError, missing_extra
 from reben_cloud.files.whole import write_whole
 from reben_cloud.torch import StreamLoader
 from reben_cloud.training.compute import Compute
@@ -72,14 +72,17 @@ class RunLog:
             self._writer = csv.DictWriter(self._file, self.FIELDS)
 
     def _keep_until(self, path: Path, step: int) -> None:
-        kept = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.FIELDS)
         writer.writeheader()
-        writer.writerows(kept)
+        if path.is_file():
+            try:
+                with path.open(newline="") as file:
+                    writer.writerows(row for row in csv.DictReader(file) if int(row["step"]) <= step)
+            except (csv.Error, KeyError, ValueError) as error:
+                raise ChecksumError(
+                    f"{path} is damaged ({error}); move it away: the run goes on and begins another"
+                ) from error
         write_whole(path, text.getvalue().encode())
 
     def __enter__(self) -> RunLog:

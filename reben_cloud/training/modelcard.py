@@ -18,6 +18,7 @@ from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import write_whole
 from reben_cloud.root import layout
 from reben_cloud.schema import Classes, Schema
+from reben_cloud.training.checksums import vouch_for_another
 from reben_cloud.training.config import TrainConfig
 from reben_cloud.training.metrics import TrainResult
 from reben_cloud.training.models import ModelSpec, write_json
@@ -27,6 +28,8 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 )
 """STAC extensions of the item."""
+
+ITEM = "item.json"
 
 Json = dict[str, object]
 
@@ -52,7 +55,8 @@ def write_card(
         schema: What it was trained on.
     """
     folder = local_path(folder, "the folder of a model")
-    write_json(folder / "item.json", model_item(folder, spec, metrics, config, schema))
+    write_json(folder / ITEM, model_item(folder, spec, metrics, config, schema))
+    vouch_for_another(folder, ITEM)  # not the README, which people are meant to edit
     write_whole(folder / "README.md", model_card(spec, metrics, config, schema).encode())
 
 

@@ -3,7 +3,8 @@
 A classifier's folder has the layout of the published models (``BIFOLD-BigEarthNetv2-0/...`` on the
 Hugging Face hub): ``config.json`` is an ILMConfiguration and the weights are named
 ``model.vision_encoder.<timm name>``. Those files name neither bands nor classes, so a folder written
-here has ``reben_cloud.json`` as well: bands, statistics, classes. Training and its data are not this module's business.
+here has ``reben_cloud.json`` as well: bands, statistics, classes; and ``SHA256SUMS``, which is compared on reading.
+Training and its data are not this module's business.
 """
 
 from __future__ import annotations
@@ -20,22 +21,28 @@ from typing import Any, Literal
 from reben_cloud.bigearthnet.bands import BAND_SETS, BAND_SETS_V011, PATCH_M
 from reben_cloud.bigearthnet.inputs import PUBLISHED, BandStatistics
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.errors import NotFoundError, RebenError, missing_extra
+from reben_cloud.errors import ChecksumError, NotFoundError, RebenError, missing_extra
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import replacing, write_whole
 from reben_cloud.schema import Classes
+from reben_cloud.training.checksums import SUMS, check_files, read_json, vouch_for
 
 try:
     from reben_cloud.training.torchvision_ops import load_torchvision
 
     load_torchvision()
     import timm
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
     from torch import nn
 
     from reben_cloud.training.unet import UNet
 except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
     raise missing_extra("timm", "train", error) from error
+
+WEIGHTS = "model.safetensors"
+FACTS = "reben_cloud.json"
+CONFIG = "config.json"
 
 FACTS_VERSION = 2
 """Version of ``reben_cloud.json``; 1 had the names of the classes alone, and no statistics."""
@@ -133,7 +140,7 @@ def _create(architecture: str, options: dict[str, Any]) -> nn.Module:
 
 
 def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec) -> None:
-    """Write a model's folder: ``config.json``, ``model.safetensors``, ``reben_cloud.json``.
+    """Write a model's folder: ``config.json``, ``model.safetensors``, ``reben_cloud.json``, ``SHA256SUMS``.
 
     A classifier's folder can be read by `load_pretrained` and by the classes the published models
     were made with; `modelcard.write_card` adds what people and catalogs read.
@@ -144,11 +151,12 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec
     weights = {
         prefix + name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()
     }
-    with replacing(folder / "model.safetensors") as new:
+    with replacing(folder / WEIGHTS) as new:
         save_file(weights, new)
-    write_json(folder / "reben_cloud.json", {**dataclasses.asdict(spec), "version": FACTS_VERSION})
+    write_json(folder / FACTS, {**dataclasses.asdict(spec), "version": FACTS_VERSION})
     if spec.task == "labels":
-        write_json(folder / "config.json", ilm_configuration(spec))
+        write_json(folder / CONFIG, ilm_configuration(spec))
+    vouch_for(folder, [WEIGHTS, FACTS, *([CONFIG] if spec.task == "labels" else [])])
 
 
 def write_json(path: Path, document: Mapping[str, object]) -> None:
@@ -201,18 +209,24 @@ def load_pretrained(
         The model in evaluation mode, and its facts.
 
     Raises:
+        ChecksumError: If a file is not the one that was written.
         NotFoundError: If files are missing.
         ValueError: If the bands are not known, or the weights do not fit the configuration.
     """
     folder = local_path(source, "the folder of a model")
     if not folder.is_dir():
         folder = _download(os.fspath(source))
+    facts = folder / FACTS
+    check_files(folder, [WEIGHTS, *([FACTS] if facts.is_file() else [])])
     spec = _read_spec(folder, os.fspath(source), bands)
     model = create_model(spec)
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     if not path.is_file():
-        raise NotFoundError(f"{folder} has no model.safetensors, so no model is there")
-    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
+        raise NotFoundError(f"{folder} has no {WEIGHTS}, so no model is there")
+    try:
+        weights = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
+    except SafetensorError as error:
+        raise ChecksumError(f"{path} is damaged, or not of safetensors: {error}") from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -227,7 +241,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", WEIGHTS, SUMS]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise NotFoundError(
             f"{name} can be had neither from the Hugging Face hub nor from its cache: {error}"
@@ -235,13 +249,13 @@ def _download(name: str) -> Path:
 
 
 def _read_spec(folder: Path, name: str, bands: tuple[str, ...] | None) -> ModelSpec:
-    own = folder / "reben_cloud.json"
+    own = folder / FACTS
     if own.is_file():
-        return _spec_of_facts(json.loads(own.read_text()), own, bands)
-    config_path = folder / "config.json"
+        return _spec_of_facts(read_json(own), own, bands)
+    config_path = folder / CONFIG
     if not config_path.is_file():
-        raise NotFoundError(f"{folder} has neither reben_cloud.json nor config.json, so no model is there")
-    config = json.loads(config_path.read_text())
+        raise NotFoundError(f"{folder} has neither {FACTS} nor {CONFIG}, so no model is there")
+    config = read_json(config_path)
     config = config.get("config", config)
     spec = ModelSpec(
         architecture=config["timm_model_name"],

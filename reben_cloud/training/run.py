@@ -7,24 +7,20 @@ the log (`reben_cloud.training.log`), and at the end ``report/``.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from reben_cloud.errors import ConflictError, NotFiniteError, missing_extra
-from reben_cloud.files.whole import replacing, write_whole
+from reben_cloud.errors import ConflictError, NotFiniteError
+from reben_cloud.files.whole import write_whole
 from reben_cloud.schema import Schema
 from reben_cloud.torch import StreamLoader
+from reben_cloud.training.checkpoint import load_checkpoint, save_checkpoint
+from reben_cloud.training.checksums import read_json
 from reben_cloud.training.compute import Compute
 from reben_cloud.training.config import TrainConfig, config_from
 from reben_cloud.training.learner import Learner
 from reben_cloud.training.models import save_model
-
-try:
-    import torch
-except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
-    raise missing_extra("torch", "train") from error
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +43,17 @@ def claim(folder: Path, config: TrainConfig, schema: Schema) -> None:
     """Make a run's folder, or see that it is of the same configuration.
 
     Raises:
-        ConflictError: If it holds a run of another configuration.
+        ConflictError: If it holds a run of another configuration, or of one that cannot be read.
     """
     path = folder / "config.json"
     if path.is_file():
-        there = dataclasses.asdict(config_from(json.loads(path.read_text()), schema=schema))
+        try:
+            there = dataclasses.asdict(config_from(read_json(path), schema=schema))
+        except ValueError as error:
+            raise ConflictError(
+                f"{path}: not a configuration of this release, or damaged: {error}; put a copy of it back, or "
+                "choose another folder"
+            ) from error
         wanted = dataclasses.asdict(config)
         different = [name for name in wanted if there[name] != wanted[name]]
         if different:
@@ -73,6 +75,9 @@ class Run:
         compute: Where it runs; the first process writes.
         learner: What learns; it goes on from ``last.pt``.
         loader: Its batches; likewise.
+
+    Raises:
+        ChecksumError: If ``last.pt`` is not what was written.
     """
 
     def __init__(self, folder: Path, compute: Compute, learner: Learner, loader: StreamLoader) -> None:
@@ -83,7 +88,7 @@ class Run:
         """Folder of the best weights so far."""
         self._last = folder / "last.pt"
         if self._last.is_file():
-            state = torch.load(self._last, map_location=compute.device, weights_only=True)
+            state = load_checkpoint(self._last, compute.device)
             learner.load_state_dict(state)
             loader.load_state_dict(state["loader"])
             self.progress = Progress(**state["progress"])
@@ -113,8 +118,7 @@ class Run:
             )
         if self._compute.rank == 0:
             state = self._learner.state_dict() | {"loader": self._loader.state_dict()}
-            with replacing(self._last) as new:
-                torch.save({**state, "progress": dataclasses.asdict(self.progress)}, new)
+            save_checkpoint(self._last, {**state, "progress": dataclasses.asdict(self.progress)})
 
     def end_epoch(self, score: float) -> None:
         """Keep the weights if they are the best so far, then the state at the start of the next epoch."""

@@ -66,6 +66,7 @@ def train(
     """
     folder = local_path(folder, "the folder of a run")
     schema = dataset.schema
+    config = config.with_statistics(dataset.band_statistics, schema)
     config.check(schema)
     spec = model_spec(config, schema)
     with compute_context(config.precision) as compute:

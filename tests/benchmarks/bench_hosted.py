@@ -1,16 +1,19 @@
 """A hosted LMDB streamed through its index, beside bare range GETs of the same bytes and reading it from front to back.
 
-    python -m tests.benchmarks.bench_hosted [--patches 2000] [--chosen 1000] [--rounds 5]
+    python -m tests.benchmarks.bench_hosted [--patches 2000] [--chosen 1000] [--rounds 5] [--latency 0.05]
 
 The hub is a process of its own on this machine. Medians of interleaved rounds: chosen patches (a seeded sample) by the
 loader, and by GETs of the same ranges with as many threads; all patches by the loader, and the same span of the file in
 pieces of 8 MiB; then the time from the start of an interpreter to the first batch of a search, with torch, and
-that of importing torch alone.
+that of importing torch alone. A loader's first epoch touches its memory for the first time: it is told apart, and the
+rounds are later epochs of the same loader, as GETs have their memory from earlier rounds. Beside each rate stand the
+CPU seconds of this process and of the hub: with few cores, both want the same ones, which no distant hub does.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,13 +47,14 @@ next(iter(StreamLoader(rc.open(sys.argv[1]).search(split="train", limit=64), bat
 
 
 def loaded(selection: Selection) -> Callable[[], int]:
-    """Bytes that an epoch reads."""
+    """Bytes that an epoch reads, one epoch of a loader after another."""
+    loader = RawLoader(selection, batch_size=BATCH, modalities=MODALITIES, fetch_threads=8)
 
     def epoch() -> int:
-        loader = RawLoader(selection, batch_size=BATCH, modalities=MODALITIES, fetch_threads=8)
+        before = loader.stats().bytes_read
         for _ in loader:
             pass
-        return loader.stats().bytes_read
+        return loader.stats().bytes_read - before
 
     return epoch
 
@@ -84,15 +89,45 @@ def front_to_back(store: Store, path: str) -> Callable[[], int]:
     return epoch
 
 
-def rates(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Median MB/s of each way, interleaved."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            nbytes = way()
-            found[name].append(nbytes / 1e6 / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in found.items()}
+class Rate(NamedTuple):
+    """How fast a way was; medians."""
+
+    mb_s: float
+    cpu_s: float
+    """CPU seconds of this process in a round."""
+    hub_s: float
+    """And of the hub."""
+
+    def __str__(self) -> str:
+        return f"{self.mb_s:,.0f} MB/s (CPU {self.cpu_s:.2f} s, hub {self.hub_s:.2f} s)"
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measured(way: Callable[[], int], hub: int) -> Rate:
+    """One round of a way."""
+    start, here, there = time.perf_counter(), time.process_time(), cpu_seconds(hub)
+    nbytes = way()
+    wall_s = time.perf_counter() - start
+    return Rate(nbytes / 1e6 / wall_s, time.process_time() - here, cpu_seconds(hub) - there)
+
+
+def compare(
+    name: str, selection: Selection, other: str, way: Callable[[], int], *, rounds: int, hub: int
+) -> None:
+    """Print the rates of a loader and of another way, in interleaved rounds."""
+    load = loaded(selection)
+    first = measured(load, hub)
+    found = [(measured(load, hub), measured(way, hub)) for _ in range(rounds)]
+    ours, theirs = (
+        Rate(*map(statistics.median, zip(*some, strict=True))) for some in zip(*found, strict=True)
+    )
+    ratio = statistics.median(a.mb_s / b.mb_s for a, b in found)
+    print(f"{name}: {ours}, {other} {theirs}: {ratio:.2f}; first epoch {first}")
 
 
 def seconds(code: str, *arguments: str) -> float:
@@ -116,10 +151,13 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=2000)
     parser.add_argument("--chosen", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--latency", type=float, default=0.0, help="seconds that the hub waits before each answer"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lmdb = make_lmdb(Path(folder), options.patches)
-        command = [sys.executable, "-m", "tests.hub", str(lmdb / "data.mdb")]
+        command = [sys.executable, "-m", "tests.hub", str(lmdb / "data.mdb"), str(options.latency)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hub:
             assert hub.stdout is not None
             assert hub.stdin is not None
@@ -127,16 +165,21 @@ def main() -> None:
             index_hosted(url, f"{folder}/index", metadata_paths=sorted(lmdb.glob("metadata*.parquet")))
             dataset, store = rc.open(f"{folder}/index"), open_store(url)
             chosen = dataset.search(sample=options.chosen)
-            found = rates({"loader": loaded(chosen), "bare": bare(store, "data.mdb", chosen)}, options.rounds)
-            print(
-                f"{options.chosen:,} chosen patches: {found['loader']:,.0f} MB/s, bare GETs {found['bare']:,.0f}: "
-                f"{found['loader'] / found['bare']:.2f}"
+            compare(
+                f"{options.chosen:,} chosen patches",
+                chosen,
+                "bare GETs",
+                bare(store, "data.mdb", chosen),
+                rounds=options.rounds,
+                hub=hub.pid,
             )
-            everything = {"loader": loaded(dataset.search()), "file": front_to_back(store, "data.mdb")}
-            found = rates(everything, options.rounds)
-            print(
-                f"all {options.patches:,} patches: {found['loader']:,.0f} MB/s, front to back {found['file']:,.0f}: "
-                f"{found['loader'] / found['file']:.2f}"
+            compare(
+                f"all {options.patches:,} patches",
+                dataset.search(),
+                "front to back",
+                front_to_back(store, "data.mdb"),
+                rounds=options.rounds,
+                hub=hub.pid,
             )
             times: dict[str, list[float]] = {"torch": [], "first batch": []}
             for _ in range(options.rounds):

@@ -13,53 +13,12 @@ from safetensors.numpy import load as load_safetensors
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, ConflictError, InvalidPatchError, NotFoundError, SourceError
-from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.schema import TensorSpec
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from tests.batches import assert_same, samples
-from tests.layers.data import ELEVATION, EMBEDDING, elevation_of, elevations, embedding_of
-
-NUM_PATCHES = 60
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A root of 60 synthetic patches in shards of 16."""
-    folder = tmp_path_factory.mktemp("layers") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder), options=PlacementOptions(shard_samples=16)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ds(root):
-    return rc.open(root)
-
-
-@pytest.fixture(scope="module")
-def covered(ds):
-    """Patches that the elevation has: two of three."""
-    return [patch_id for number, patch_id in enumerate(ds.selection.patch_ids) if number % 3]
-
-
-@pytest.fixture(scope="module")
-def elevation(ds, covered, tmp_path_factory):
-    return rc.write_layer(
-        tmp_path_factory.mktemp("layer") / "elevation",
-        ds,
-        name="elevation",
-        tensors=ELEVATION,
-        patches=elevations(reversed(covered)),
-        title="Elevation",
-        provenance={"source": "a formula"},
-    )
-
-
-@pytest.fixture(scope="module")
-def attached(root, elevation):
-    return rc.open(root, layers=[elevation.url])
+from tests.layers.data import ELEVATION, EMBEDDING, NUM_PATCHES, elevation_of, elevations, embedding_of
 
 
 def test_a_layer_is_a_modality_more(attached, covered):

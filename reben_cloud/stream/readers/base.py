@@ -70,11 +70,15 @@ class Together:
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.copies = {name: copies for reader in readers for name, copies in reader.copies.items()}
         self.parts = tuple(part for reader in readers for part in reader.parts)
-        self._reader_of = {part: reader for reader in readers for part in reader.parts}
+        self._readers = tuple(readers)
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
-        """The payloads of these sources, by the reader whose they are."""
-        return self._reader_of[part].load(part, stored)
+        """The payloads of these sources, each by the reader whose they are."""
+        found: Part = {}
+        for reader in self._readers:
+            if mine := tuple(name for name in part if name in reader.copies):
+                found |= reader.load(mine, stored)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

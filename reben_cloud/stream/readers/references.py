@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reben_cloud.root.references import Found, RemoteObjects, Span, plan_spans
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
+from reben_cloud.stream.gather import BufferPool
 from reben_cloud.stream.payloads import InMemory, Part, Payloads
 from reben_cloud.stream.readers.base import Counters, persistently
 
@@ -53,6 +54,8 @@ class ReferenceReader:
         self._ids = ids
         self._checksums = checksums
         self._counters = counters
+        largest = max([AT_ONCE_BYTES, *(m.payload_bytes for m in modalities)])
+        self._pool = BufferPool(largest, keep=None)
         if any(name not in checksums for name in self._modalities):
             _say_once(objects.objects[0].url)
 
@@ -74,7 +77,8 @@ class ReferenceReader:
     def _read(
         self, modality: Modality, number: int, spans: Sequence[Span], stored: Ints, starts: Ints
     ) -> list[tuple[Ints, InMemory]]:
-        answers, sums = self._objects.read(number, spans), self._checksums.get(modality.name)
+        memory = self._pool.take(sum(span.nbytes for span in spans))
+        answers, sums = self._objects.read(number, spans, memory), self._checksums.get(modality.name)
         self._counters.add(requests=len(spans), bytes_read=sum(data.nbytes for data in answers))
         found = []
         for span, data in zip(spans, answers, strict=True):

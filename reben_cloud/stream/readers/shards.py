@@ -25,7 +25,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.references import REQUEST_BYTES
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Buffer, Modality
-from reben_cloud.store import Store
+from reben_cloud.store import Store, Tries
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.gather import BufferPool
 from reben_cloud.stream.payloads import InFile, InMemory, Part, Payloads
@@ -239,11 +239,11 @@ class ShardReader:
         nbytes, checksum = self._objects[wanted.path]
         fetched: list[NDArray[np.uint8]] = []
 
-        def fetch() -> memoryview:
-            fetched.append(self._download(wanted.path))
+        def fetch(tries: Tries | None = None) -> memoryview:
+            fetched.append(self._download(wanted.path, tries))
             return fetched[-1].data
 
-        self._cache.add(wanted.path, checksum, nbytes, fetch)
+        self._cache.add(wanted.path, checksum, nbytes, fetch, self._store.budget)
         if not fetched:
             # Another thread or process brought it; its file may be evicted or damaged again already.
             cached = self._find_cached(wanted)
@@ -259,7 +259,7 @@ class ShardReader:
         self._counters.add(retries=1)
         data = self._download(wanted.path)
         self._cache.path(wanted.path, checksum).unlink(missing_ok=True)
-        self._cache.add(wanted.path, checksum, nbytes, lambda: data.data)
+        self._cache.add(wanted.path, checksum, nbytes, lambda _: data.data, self._store.budget)
         return self._in_memory(wanted, data)
 
     # -- in memory ---------------------------------------------------------------------------------
@@ -274,7 +274,8 @@ class ShardReader:
             self._check_payload(wanted, number, found.read(number))
         return found
 
-    def _download(self, path: str) -> NDArray[np.uint8]:
+    def _download(self, path: str, tries: Tries | None = None) -> NDArray[np.uint8]:
+        """A whole shard; `tries` are those of its first answer, another is asked for when that is damaged."""
         nbytes, checksum = self._objects[path]
         # Another writer's tar may be larger than ours.
         pool = next((p for p in self._pools if p.nbytes >= nbytes), None) or BufferPool(nbytes, keep=0)
@@ -282,7 +283,7 @@ class ShardReader:
         def attempt() -> NDArray[np.uint8]:
             data = pool.take(nbytes)
             try:
-                found = self._store.get_into(path, data.data)
+                found = self._store.get_into(path, data.data, tries=tries)
             except FileNotFoundError as error:
                 raise self._lost(path) from error
             self._counters.add(requests=1, bytes_read=found)
