@@ -31,7 +31,17 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
     source, official = open_source("synthetic:40")
     build(make_plan(source, official, open_store(folder)))
-    return rc.open(folder)
+    ds = rc.open(folder)
+    layers = [
+        rc.write_table(
+            folder.parent / name,
+            ds,
+            name=name,
+            table=pd.DataFrame({"patch_id": ds.selection.patch_ids[::2], "mean": 1.0}),
+        )
+        for name in ("elevation", "climate")
+    ]
+    return ds.with_layers(*layers)
 
 
 COMPANIONS = {
@@ -97,7 +107,8 @@ def test_no_face_takes_options_without_names(face):
     )
 
     for function in functions:
-        kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+        parameters = inspect.signature(function).parameters.values()
+        kinds = {p.kind for p in parameters if p.annotation != "Layer"}  # any number of values, not options
         assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}, function
 
 

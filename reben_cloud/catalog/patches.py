@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,13 +48,18 @@ def patch_items(
             "collection": part["collection"],
             "geometry": {"type": "Polygon", "coordinates": [ring]},
             "bbox": [part["bbox"][side] for side in ("xmin", "ymin", "xmax", "ymax")],
-            "properties": {name: _plain(name, v) for name, v in values.items() if v is not None},
+            "properties": {name: _plain(name, v) for name, v in values.items() if _is_said(v)},
             "links": [_absolute(link, url) for link in part["links"]],
             "assets": {name: _absolute(asset, url) for name, asset in assets.items()},
         }
         if s3_location is not None:
             add_storage(item, item["properties"], s3_location)
         yield item
+
+
+def _is_said(value: Any) -> bool:
+    """Whether JSON has a value: none for null, and for numbers that are none."""
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def pystac_items(selection: Selection) -> Iterator[pystac.Item]:

@@ -217,12 +217,16 @@ class _Work:
     def patches(self) -> pa.Table:
         """Id, split and place of every patch, in the order of the root's table."""
         columns = [layout.ID, layout.SPLIT, layout.SHARD_GROUP, layout.SHARD, layout.SHARD_ROW]
-        return self.ds.selection.columns(columns)
+        return self.ds.selection.columns([name for name in columns if name in self.ds.patch_table.names])
+
+    @property
+    def _has_shards(self) -> bool:
+        return layout.SHARD in self.patches.column_names
 
     @cached_property
     def order(self) -> Ints:
         """Rows of the root's table in the order of the layer's rows."""
-        if self.kind == "one":
+        if self.kind == "one" or not self._has_shards:
             return np.arange(len(self.ds), dtype=np.int64)
         group, number = self._shards
         row = self.patches.column(layout.SHARD_ROW).to_numpy()
@@ -244,8 +248,10 @@ class _Work:
         if self.kind == "one":
             total = int(counts.sum())
             return [min(ROW_GROUP_ROWS, total - start) for start in range(0, total, ROW_GROUP_ROWS)]
-        group, number = (one[self.order] for one in self._shards)
-        begins = np.append(True, (np.diff(group) != 0) | (np.diff(number) != 0))
+        begins = np.arange(len(counts)) == 0
+        if self._has_shards:
+            group, number = (one[self.order] for one in self._shards)
+            begins[1:] = (np.diff(group) != 0) | (np.diff(number) != 0)
         return cut_groups(counts, begins)
 
     def write(self, scratch: Path, progress: Progress, held: Lease) -> Layer:

@@ -159,6 +159,7 @@ class Dataset:
         snow: bool | None = None,
         cloud: bool | None = None,
         recommended: bool | None = None,
+        has: Names | None = None,
         cql2: str | Mapping[str, Any] | None = None,
         sortby: Names | None = None,
         limit: int | None = None,
@@ -205,10 +206,15 @@ class Dataset:
             cloud: With or without cloud or shadow, such as ``cloud=False``.
             recommended: True leaves out snow, cloud and shadow, as training recipes do; False keeps only the
                 patches with any of these; None has both. Such as ``recommended=True``.
+            has: Layers that have something for the patch, one or several, such as ``has="elevation"`` or
+                ``has=["elevation", "climate"]``; `layers` lists them.
             cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra), such as
                 ``cql2="country = 'Finland' AND datetime < DATE('2017-09-01')"`` or
                 ``cql2={"op": "=", "args": [{"property": "split"}, "test"]}``. A ``DATE`` is a day, in UTC; a
-                value that an Item lacks is null, so a comparison with it finds nothing.
+                value that an Item lacks is null, so a comparison with it finds nothing. Columns of layers are named
+                ``"climate:zone"``, with the quotes, and ``"climate:present"``. Where a patch has several rows in a
+                layer, such as texts, it is found if the whole filter holds for at least one of them; a filter names
+                columns of one such layer at most.
             sortby: Columns, a leading ``-`` for descending order, such as ``sortby="-datetime"`` or
                 ``sortby=["country", "-datetime"]``.
             limit: At most so many patches, the first in that order; at least 1, such as ``limit=100``.
@@ -247,6 +253,7 @@ class Dataset:
                 snow=snow,
                 cloud=cloud,
                 recommended=recommended,
+                has=has,
                 cql2=cql2,
                 sortby=sortby,
                 limit=limit,

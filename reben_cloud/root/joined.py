@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from reben_cloud.errors import ChecksumError
 from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import bools_array, ints_array, valid_of, values_of
 from reben_cloud.root.exported import ExportManifest
@@ -48,11 +49,47 @@ class JoinedLayer:
             return present, pa.field(layout.checksum_column(name), pa.uint64())
         if kind == "many":
             return (present,)
-        return present, *(
-            pa.field(layout.joined_column(name, field.name), field.type)
+        return present, *self.row_fields
+
+    @cached_property
+    def row_fields(self) -> tuple[pa.Field, ...]:
+        """Columns of each row of a table layer, by the names that a filter has for them."""
+        if self.layer.manifest.kind == "array":
+            return ()
+        return tuple(
+            field.with_name(layout.joined_column(self.layer.name, field.name))
             for field in self.layer.rows.schema
             if field.name != PATCH_ID
         )
+
+    def spans(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first of its rows that each of these patches has in a table layer, and their number; both int64 (n,).
+
+        0 and 0 where it has none.
+
+        Args:
+            rows: Rows of the table of patches, (n,).
+
+        Raises:
+            ChecksumError: If the layer's index names rows that it does not have.
+        """
+        has = self._has(rows)
+        if self.layer.manifest.kind == "many":
+            found = self.take(rows, [layers.FIRST, layers.COUNT])
+            first, count = (np.where(has, values_of(found.column(n)), 0) for n in range(2))
+        else:
+            first, count = (
+                np.where(has, rows if self._is_aligned else self._where[rows], 0),
+                has.astype(np.int64),
+            )
+        first, count = first.astype(np.int64), count.astype(np.int64)
+        if first.size and not (
+            min(first.min(), count.min()) >= 0 and (first + count).max() <= self.layer.manifest.num_rows
+        ):
+            raise ChecksumError(
+                f"{self.layer.url}: its index names rows that it does not have; the layer is damaged"
+            )
+        return first, count
 
     def slice(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
         """Columns of `fields` for the rows of the table from `start` to before `stop`; null where it has none."""

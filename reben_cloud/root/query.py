@@ -91,6 +91,8 @@ class Query:
     """With or without cloud or shadow."""
     recommended: bool | None = None
     """True: without snow, cloud and shadow; False: only those with any of them."""
+    has: Names | None = None
+    """Layers that have something for a patch, all of these."""
     cql2: str | Mapping[str, Any] | None = None
     """A CQL2 filter, text or JSON."""
     sortby: Names | None = None
@@ -157,6 +159,7 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
         "recommended": Option(
             "--recommended/--not-recommended", "Without, or only with, snow and cloud.", "flag"
         ),
+        "has": Option("--has", "Patches that this layer has something for; repeat.", "names"),
         "cql2": Option("--cql2", "CQL2 text."),
         "sortby": Option("--sortby", "Column, -COLUMN for descending; repeat.", "names"),
         "limit": Option("--limit", "At most so many, from the first.", "number"),

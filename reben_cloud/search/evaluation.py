@@ -33,6 +33,7 @@ from reben_cloud.search.arguments import (
     parse_known,
     parse_names,
 )
+from reben_cloud.search.fitting import have_fitting, layers_of_rows
 from reben_cloud.search.ids import rows_of_ids
 from reben_cloud.search.sample import parse_sample
 
@@ -70,6 +71,7 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
     conditions += _with_labels(query.labels_all, np.logical_and, "labels_all", classes)
     conditions += _flagged("contains_seasonal_snow", parse_flag(query.snow, "snow"))
     conditions += _flagged("contains_cloud_or_shadow", parse_flag(query.cloud, "cloud"))
+    conditions += _with_layers(dataset, query.has)
     without = dataset.schema.recommended_without
     conditions += _recommended(without, parse_flag(query.recommended, "recommended"))
     if query.season is not None:
@@ -90,9 +92,18 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
         holding = np.unique(np.searchsorted(table.group_starts, asked, side="right") - 1)
         groups = np.intersect1d(groups, holding).tolist()
     keys = None if query.sortby is None else _sort_keys(table, parse_names(query.sortby, "sortby"))
-    if query.cql2 is not None:
-        conditions.append(_filtered(query.cql2, table.names))
+    expression = None if query.cql2 is None else cql.parse(query.cql2)
+    several = [] if expression is None else layers_of_rows(expression, table)
+    if len(several) > 1:
+        raise ValueError(
+            f"the filter names columns of {' and '.join(several)}, which have several rows for each patch: name those "
+            "of one, and search twice for both (ids=first.patch_ids)"
+        )
+    if expression is not None and not several:
+        conditions.append(_filtered(expression, table.names))
     rows = _matching(table, groups, conditions)
+    if several:
+        rows = rows[have_fitting(table, rows, expression, table.joined[several[0]])]
     if asked is not None:
         rows = asked[np.isin(asked, rows)] if ids_order else np.intersect1d(asked, rows)
     if shape is not None and len(rows):
@@ -154,6 +165,18 @@ def _flagged(name: str, flag: bool | None) -> list[Condition]:
     return [] if flag is None else [Condition((layout.column(name),), partial(_is, flag))]
 
 
+def _with_layers(dataset: Dataset, names: str | Iterable[str] | None) -> list[Condition]:
+    """Patches for which layers have something."""
+    if names is None:
+        return []
+    if not dataset.layers:
+        raise ValueError(
+            f"has={names!r} asks for layers, and {dataset.url} was opened without: give layers=[...]"
+        )
+    chosen = parse_known(names, "layer (has)", list(dataset.layers))
+    return [Condition((layout.present_column(name),), mask_of) for name in chosen]
+
+
 def _recommended(without: Sequence[str], flag: bool | None) -> list[Condition]:
     """Patches with none of the flags, or those with any."""
     if flag is None:
@@ -189,8 +212,7 @@ def _holds(lists: pa.ListArray, name: str) -> NDArray[np.bool_]:
     return np.asarray(np.diff(found[values_of(lists.offsets)]) > 0)
 
 
-def _filtered(query: str | Mapping[str, Any], known: Sequence[str]) -> Condition:
-    expression = cql.parse(query)
+def _filtered(expression: cql.Expression, known: Sequence[str]) -> Condition:
     # A filter without any property still needs rows to be true or false for.
     names = tuple(cql.columns(expression, known)) or ("id",)
     return Condition(
@@ -266,10 +288,13 @@ def _micros(interval: Interval) -> tuple[int | None, int | None]:
 def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]:
     """Column and direction of each ``NAME`` or ``-NAME``, without or with the prefix before it."""
     nested = {field.name for field in table.schema if pa.types.is_nested(field.type)}
+    several = {field.name for one in table.joined.values() for field in one.row_fields}
     keys = []
     for name in names:
         plain = name.removeprefix("-") if name.startswith("-") else name.removeprefix("+")
         found = next((n for n in (plain, f"{layout.PREFIX}{plain}") if n in table.names), plain)
+        if found not in table.names and found in several:
+            raise ValueError(f"cannot sort by {plain!r}: a patch has several rows in that layer")
         if found in nested:
             raise ValueError(f"cannot sort by {plain!r}: it holds several values")
         check_names([found], [n for n in table.names if n not in nested], "sortby column")

@@ -6,19 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
-from reben_cloud.errors import ChecksumError, NotFoundError
-from reben_cloud.root.arrow import valid_of, values_of
+from reben_cloud.errors import NotFoundError
 from reben_cloud.root.drawn import RULES, DrawnRows, Rule
 from reben_cloud.root.layer_manifest import PATCH_ID
-from reben_cloud.root.layers import COUNT, FIRST, Layer
+from reben_cloud.root.layers import Layer
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import check_names
 from reben_cloud.search import cql
-
-Ints = NDArray[np.int64]
+from reben_cloud.search.fitting import fits, for_rows_of, layers_of_rows, ranges
 
 
 def draw_rows(
@@ -40,22 +36,21 @@ def draw_rows(
         raise ValueError(f"columns must be a list of names, such as [{columns!r}], not a string")
     if columns is not None:
         check_names(columns, known, f"columns of the layer {name}")
-    found = selection.table.joined[name].take(selection.rows, [FIRST, COUNT])
-    has = valid_of(found.column(FIRST))
-    first, count = (values_of(found.column(column)).astype(np.int64)[has] for column in (FIRST, COUNT))
-    if first.size and not (
-        min(first.min(), count.min() - 1) >= 0 and (first + count).max() <= layer.manifest.num_rows
-    ):
-        raise ChecksumError(f"{layer.url}: its index names rows that it does not have; the layer is damaged")
-    kept = np.flatnonzero(has)
-    if where is None:
-        numbers = _ranges(first, count)
-    else:
-        fitting = _fitting(layer, where, known, first, count)
-        start, stop = np.searchsorted(fitting, first), np.searchsorted(fitting, first + count)
-        some = stop > start
-        kept, first, count = kept[some], start[some], (stop - start)[some]
-        numbers = fitting[_ranges(first, count)]
+    joined = selection.table.joined[name]
+    first, count = joined.spans(selection.rows)
+    numbers = ranges(first, count)
+    if where is not None:
+        expression = for_rows_of(joined, cql.parse(where))
+        if others := set(layers_of_rows(expression, selection.table)) - {name}:
+            raise ValueError(
+                f"where= is for rows of {name!r}, and names columns of {', '.join(sorted(others))}"
+            )
+        wanted = fits(selection.table, selection.rows, expression, joined, first, count)
+        before = np.append(0, np.cumsum(wanted, dtype=np.int64))
+        ends = np.cumsum(count)
+        numbers, count = numbers[wanted], before[ends] - before[ends - count]
+    kept = np.flatnonzero(count)
+    count = count[kept]
     if not len(kept):
         asked = "" if where is None else f" that fits where={where!r}"
         raise NotFoundError(
@@ -92,28 +87,3 @@ def _layer(selection: Selection, name: str) -> Layer:
             f"the layer {name!r} has one row a patch at most: its columns are in the batches by themselves (columns=)"
         )
     return layers[name]
-
-
-def _ranges(first: Ints, count: Ints) -> Ints:
-    """The numbers from each `first`, as many as `count` says, on end."""
-    ends = np.cumsum(count)
-    return np.repeat(first - (ends - count), count) + np.arange(int(count.sum()), dtype=np.int64)
-
-
-def _fitting(
-    layer: Layer, where: str | Mapping[str, Any], known: Sequence[str], first: Ints, count: Ints
-) -> Ints:
-    """Rows of a layer that fit a filter, rising; row groups of which no row is asked for are not read."""
-    expression, table = cql.parse(where), layer.rows
-    names = cql.columns(expression, known) or [PATCH_ID]
-    starts = table.group_starts
-    # Which row groups hold rows of these patches: a count that rises at the first and falls after the last.
-    touched = np.zeros(len(starts), np.int64)
-    np.add.at(touched, np.searchsorted(starts, first, side="right") - 1, 1)
-    np.add.at(touched, np.searchsorted(starts, first + count - 1, side="right"), -1)
-    found = [np.empty(0, np.int64)]
-    for group in np.flatnonzero(np.cumsum(touched)[:-1]).tolist():
-        values = table.read_once([group], names)
-        fits = cql.evaluate(expression, pa.table([values.column(n) for n in names], names=names))
-        found.append(np.flatnonzero(fits) + starts[group])
-    return np.concatenate(found)

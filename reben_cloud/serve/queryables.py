@@ -63,11 +63,18 @@ def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
         **of("product", _TEXT),
         **of("s1_datetime", _TIME),
     }
+    layered = set[str]()
     for field in dataset.manifest.metadata_columns:
         column = layout.column(field)
         if column in table.names and column not in known and (kind := _kind(table.schema.field(column).type)):
             known |= of(field, kind)
-    return {name: value for name, value in known.items() if name in table.names}
+    for name, joined in table.joined.items():
+        for field in (*joined.fields, *joined.row_fields):
+            if not layout.is_checksum_column(field.name) and (kind := _kind(field.type)):
+                title = f"{joined.layer.manifest.title or name}: {field.name.partition(':')[2]}"
+                known[field.name] = {"title": title, **kind}
+                layered.add(field.name)
+    return {name: value for name, value in known.items() if name in table.names or name in layered}
 
 
 def _kind(dtype: pa.DataType) -> dict[str, Any] | None:
