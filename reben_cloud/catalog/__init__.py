@@ -10,12 +10,14 @@
 
 Patches are Items too, but of ``patches.parquet`` (`root.patches`): as files those of BigEarthNet would be
 0.7 GB that nobody crawls. Everything is made from numbers in hand, and the same numbers give the
-same bytes. Nothing here reads or writes a store.
+same bytes. Nothing here writes a store, and only what is made of an opened
+dataset reads one.
 """
 
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,12 +27,19 @@ import pystac
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.catalog.collections import dataset_collection, shard_collection
 from reben_cloud.catalog.croissant import croissant_card
+from reben_cloud.catalog.layers import PlacedLayer as PlacedLayer
+from reben_cloud.catalog.layers import card_with_layers, with_layers
+from reben_cloud.catalog.layers import layer_collection as layer_collection
 from reben_cloud.catalog.patches import add_storage as add_storage
 from reben_cloud.catalog.patches import patch_items as patch_items
 from reben_cloud.catalog.patches import pystac_items as pystac_items
 from reben_cloud.catalog.products import Summary, product_item
 from reben_cloud.catalog.terms import Written
+from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.root import layout
+from reben_cloud.root.backing import RootObjects
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.documents import get_checked
 from reben_cloud.schema import Schema
 
 
@@ -74,6 +83,55 @@ def root_documents(
     card = croissant_card(summary, schema, facts, objects.get(layout.PATCHES))
     documents[layout.croissant(facts.collection)] = _dump(card)
     return documents
+
+
+def dataset_document(dataset: Dataset, *, url: str, layers: Sequence[PlacedLayer]) -> dict[str, Any]:
+    """The Collection of an opened dataset, with its layers; addresses of assets absolute.
+
+    Args:
+        dataset: A root.
+        url: What stands before the paths of its objects.
+        layers: The layers, where they are said to lie.
+
+    Raises:
+        NotFoundError: If it has no such document, as an LMDB.
+        ChecksumError: If it is damaged.
+    """
+    path = layout.collection(about(dataset.schema).collection)
+    document = _read(dataset, path)
+    for asset in document.get("assets", {}).values():
+        asset["href"] = f"{url}/{posixpath.normpath(posixpath.join(posixpath.dirname(path), asset['href']))}"
+    with_layers(document, layers)
+    add_storage(document, document, dataset.store.s3_location, layers)
+    return document
+
+
+def dataset_card(dataset: Dataset) -> dict[str, Any]:
+    """The Croissant card of an opened dataset, with its layers; addresses absolute. Raises as `dataset_document`."""
+    path = layout.croissant(about(dataset.schema).collection)
+    card = _read(dataset, path)
+    for file in card["distribution"]:
+        there = posixpath.normpath(posixpath.join(posixpath.dirname(path), file["contentUrl"]))
+        file["contentUrl"] = f"{dataset.url}/{there}"
+    return card_with_layers(card, PlacedLayer.of(dataset.layers))
+
+
+def _read(dataset: Dataset, path: str) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = get_checked(dataset.store, path, lambda data: _parsed(dataset, path, data))
+    except NotFoundError as error:
+        if isinstance(dataset.backing, RootObjects):
+            raise
+        raise NotFoundError(f"{dataset.url} is not a root, and has no {path}") from error
+    return document
+
+
+def _parsed(dataset: Dataset, path: str, data: memoryview) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(bytes(data))
+    except ValueError as error:
+        raise ChecksumError(f"{dataset.url}/{path} is damaged: {error}") from error
+    return document
 
 
 def _path(stac: Any) -> str:

@@ -33,10 +33,26 @@ if TYPE_CHECKING:
 def info(
     root: RootArgument,
     layer: LayerOption = None,
+    form: Annotated[
+        Literal["text", "stac", "croissant"],
+        typer.Option("--format", help="For people, or a root as a STAC Collection or Croissant card."),
+    ] = "text",
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a root, a layer or the folder of an export holds."""
+    if form != "text":
+        from reben_cloud.catalog import PlacedLayer, dataset_card, dataset_document
+
+        dataset = open_root(root, endpoint_url, layer)
+        placed = PlacedLayer.of(dataset.layers)
+        of = (
+            dataset_card(dataset)
+            if form == "croissant"
+            else dataset_document(dataset, url=dataset.url, layers=placed)
+        )
+        show_json(of)
+        return
     if (files := exported_files(root)) is not None:
         if as_json:
             show_json(files.manifest.to_json())

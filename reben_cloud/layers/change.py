@@ -122,6 +122,7 @@ def remove_layer(store: Store) -> int:
         layout.ROWS,
         layout.INDEX,
         layout.OBJECTS,
+        layout.LAYER_COLLECTION,
         f"{layout.SHARDS}/",
         f"{JOURNAL}/",
     )

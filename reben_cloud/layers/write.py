@@ -13,18 +13,21 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
+from reben_cloud.bigearthnet.about import about
 from reben_cloud.build import Progress, silent
 from reben_cloud.build.lease import Lease
 from reben_cloud.build.spool import Spool
+from reben_cloud.catalog import layer_collection
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import tar
 from reben_cloud.layers import publish
@@ -37,6 +40,7 @@ from reben_cloud.root.digest import is_intact, sealed
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layer_manifest import PATCH_ID, LayerManifest
 from reben_cloud.root.layers import Layer
+from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.objects import Objects, WrittenObject
 from reben_cloud.root.patches_file import ROW_GROUP_ROWS
 from reben_cloud.schema import ArraySpec, Modality, Schema, TensorSpec
@@ -361,14 +365,13 @@ class _Work:
         rows_bytes, seal = publish.encode_table([table], table.schema, row_group_rows=ROW_GROUP_ROWS)
         self.store.put(layout.ROWS, rows_bytes)
         written = [receipt.written for receipt in receipts] + [WrittenObject.of(layout.ROWS, rows_bytes)]
-        objects = Objects(written).encode()
-        self.store.put(layout.OBJECTS, objects)
         sizes: dict[str, int] = {}
         for group, _, rows in self.shards:
             sizes[group] = sizes.get(group, 0) + len(rows)
         names = [tensor.name for tensor in modality.tensors if is_measured(tensor)]
         parts = ({n: Moments.from_json(m) for n, m in receipt.moments.items()} for receipt in receipts)
-        manifest = LayerManifest.of(
+        said = partial(
+            LayerManifest.of,
             kind="array",
             name=modality.name,
             title=self.title,
@@ -382,6 +385,30 @@ class _Work:
             shard_samples=max(len(rows) for _, _, rows in self.shards),
             statistics=summed(parts, names),
             provenance=self.provenance,
-            objects_sha256=hashlib.sha256(objects).hexdigest(),
         )
-        return publish.commit(self.store, manifest, {one.path: one.nbytes for one in written})
+        # The list of objects has the Collection, so that is made before the list has its checksum.
+        document = self._collection(said(objects_sha256="0" * 64), table.schema, written)
+        self.store.put(layout.LAYER_COLLECTION, document)
+        written.append(WrittenObject.of(layout.LAYER_COLLECTION, document))
+        objects = Objects(written).encode()
+        self.store.put(layout.OBJECTS, objects)
+        sizes_written = {one.path: one.nbytes for one in written}
+        return publish.commit(
+            self.store, said(objects_sha256=hashlib.sha256(objects).hexdigest()), sizes_written
+        )
+
+    def _collection(self, said: LayerManifest, rows: pa.Schema, written: Sequence[WrittenObject]) -> bytes:
+        """The STAC Collection of the layer."""
+        table = self.ds.selection.columns([layout.BBOX, layout.DATETIME])
+        box = table.column(layout.BBOX).combine_chunks()
+        sides = {"xmin": pc.min, "ymin": pc.min, "xmax": pc.max, "ymax": pc.max}
+        times = pc.min_max(table.column(layout.DATETIME)).as_py()
+        document = layer_collection(
+            said,
+            rows,
+            written,
+            collection_id=about(self.ds.schema).collection,
+            bbox=[reduce(box.field(side)).as_py() for side, reduce in sides.items()],
+            interval=[rfc3339(times["min"]), rfc3339(times["max"])],
+        )
+        return json.dumps(document, indent=1, ensure_ascii=False).encode()

@@ -22,8 +22,12 @@ Kind = Literal["array", "one", "many"]
 PATCH_ID = "patch_id"
 """Column of a layer's tables with the ids of patches."""
 
-RESERVED_NAMES = frozenset({"reben", "grid", "proj", "eo", "sar", "sat", "table", "labels", "index", "valid"})
-"""Names that no layer has: its columns would look like those of a root or of STAC's extensions."""
+RESERVED_NAMES = frozenset(
+    {"reben", "grid", "proj", "eo", "sar", "sat", "table", "labels", "index", "valid"}
+    | {"zarr", "root", "patches", "croissant"}
+)
+"""Names that no layer has: its columns would look like those of a root or of STAC's extensions, its assets like a
+root's."""
 
 
 _KEYS = {

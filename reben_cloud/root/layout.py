@@ -13,6 +13,9 @@ EXPORT_MANIFEST = "export.json"
 LAYER_MANIFEST = "layer.json"
 """The commit point of a layer, and what it says of itself."""
 
+LAYER_COLLECTION = "collection.json"
+"""STAC Collection of a layer by itself."""
+
 OBJECTS = "objects.parquet"
 """List of all objects with their checksums."""
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Literal
 
-from reben_cloud.catalog import patch_items
+from reben_cloud.catalog import PlacedLayer, patch_items
 from reben_cloud.root import layout
 from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.patches_file import write_patches
@@ -38,11 +38,12 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
     elif form == "parquet":
         yield write_patches(selection.to_arrow(), selection.dataset.schema)
     else:
+        dataset = selection.dataset
         yield b'{"type":"FeatureCollection","features":['
         for start in range(0, len(selection), _AT_ONCE):
             part = Selection(selection.dataset, selection.table, selection.rows[start : start + _AT_ONCE])
             features = patch_items(
-                part.to_arrow(), selection.dataset.url, selection.dataset.store.s3_location
+                part.to_arrow(), dataset.url, dataset.store.s3_location, PlacedLayer.of(dataset.layers)
             )
             for number, item in enumerate(features, start):
                 if form == "geojson":

@@ -64,13 +64,13 @@ def draw_rows(
         offsets=np.concatenate([[0], np.cumsum(count)]).astype(np.int64),
         numbers=numbers,
     )
-    before = [one.taken(kept) for one in selection.drawn]
+    earlier = [one.taken(kept) for one in selection.drawn]
     return Selection(
         selection.dataset,
         selection.table,
         selection.rows[kept],
         query=selection.query,
-        drawn=(*before, drawn),
+        drawn=(*earlier, drawn),
     )
 
 

@@ -91,6 +91,9 @@ def create_api(dataset: Dataset) -> FastAPI:
     if folder is not None:
         # So that the assets of a local root can be had over HTTP like those of a bucket.
         app.mount("/root", StaticFiles(directory=folder), name="root")
+    for name, layer in dataset.layers.items():
+        if (folder := layer.store.local_path()) is not None:
+            app.mount(f"/layers/{name}", StaticFiles(directory=folder), name=f"layer {name}")
     return app
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,7 @@ from stac_fastapi.types.errors import InvalidQueryParameter, NotFoundError
 from stac_fastapi.types.requests import get_base_url
 
 from reben_cloud.bigearthnet.about import about
-from reben_cloud.catalog import add_storage, patch_items
-from reben_cloud.root import layout
+from reben_cloud.catalog import PlacedLayer, dataset_document, patch_items
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
 from reben_cloud.search import known_ids
@@ -181,7 +179,8 @@ class Client(BaseCoreClient):
 
     def _items(self, selection: Selection, request: Request) -> list[dict[str, Any]]:
         where = self.dataset.store.s3_location
-        items = list(patch_items(selection.to_arrow(), self._assets_url(request), where))
+        layers = self._layers(request)
+        items = list(patch_items(selection.to_arrow(), self._assets_url(request), where, layers))
         links = self._links(request)
         for item in items:
             item["links"] = links.of_item(item["id"])
@@ -192,22 +191,20 @@ class Client(BaseCoreClient):
             return f"{get_base_url(request)}root"
         return self.dataset.url
 
+    def _layers(self, request: Request) -> list[PlacedLayer]:
+        base = get_base_url(request)
+        return [
+            PlacedLayer(layer, f"{base}layers/{name}" if layer.store.is_local else layer.url)
+            for name, layer in self.dataset.layers.items()
+        ]
+
     def _collection(self, request: Request) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(
-            bytes(self.dataset.store.get(layout.collection(self._collection_id)))
-        )
+        document = dataset_document(self.dataset, url=self._assets_url(request), layers=self._layers(request))
         kept = {"license", "cite-as", "about"}
         document["links"] = [
             *self._links(request).of_collection(),
             *(link for link in document["links"] if link["rel"] in kept),
         ]
-        here = self._collection_id
-        for asset in document.get("assets", {}).values():
-            path = posixpath.normpath(posixpath.join(here, asset["href"]))
-            asset["href"] = f"{self._assets_url(request)}/{path}"
-        where = self.dataset.store.s3_location
-        if where is not None:
-            add_storage(document, document, where)
         return document
 
     @property

@@ -69,12 +69,10 @@ def mosaic(
     rows[line, column] = np.flatnonzero(inside)
     owner = schema.owner(array.zarr_name)[0]
     stored = zarr.pixel_array(owner, array)
-    pixels = (
-        partial(layers[owner.name].read, array)
-        if owner.name in layers
-        else _ZarrPixels(store, product, stored)
-    )
-    lazy = _MosaicArray(pixels, stored, numbers, rows)
+    read: Callable[[NDArray[np.int64]], NDArray[Any]] = _ZarrPixels(store, product, stored)
+    if owner.name in layers:
+        read = partial(layers[owner.name].read, array)
+    lazy = _MosaicArray(read, stored, numbers, rows)
     step = side / tensor.shape[-1]
     step = int(step) if step.is_integer() else step
     units = {"units": tensor.units} if tensor.units else {}

@@ -36,18 +36,20 @@ def patch_of_payloads(selection: Selection) -> xr.Dataset:
     variables: dict[str, Any] = {}
     pixels = [array for modality in schema.modalities for array in pixel_arrays(modality)]
     units = {array.name: {} if array.units is None else {"units": array.units} for array in pixels}
+    present = {m.name: stored.columns.arrays.get(layers.present_name(m.name)) for m in stored.modalities}
     for part in reader.parts:
         for name, found in reader.load(part, np.zeros(1, np.int64)).items():
             modality = schema.modality(name)
             stacked = modality.stack(found[0][1].read(0))
             for array in modality.arrays:
                 attributes = {**units[array.zarr_name], "grid_mapping": "spatial_ref"}
-                if name in stored.present:
+                if present[name] is not None:
                     attributes = layers.attributes(modality, array)
                 variables[array.zarr_name] = (array.dims, stacked[array.name], attributes)
-    for name, present in stored.present.items():
-        attributes = layers.present_attributes(schema.modality(name))
-        variables[layers.present_name(name)] = ((), present[0], attributes)
+    for name, mask in present.items():
+        if mask is not None:
+            attributes = layers.present_attributes(schema.modality(name))
+            variables[layers.present_name(name)] = ((), mask[0], attributes)
     names = selection.table.names
     fields = {field: layout.column(field) for field in _TEXTS if layout.column(field) in names}
     times = {name: column for name, column in _TIMES.items() if column in names}
