@@ -69,7 +69,7 @@ def mosaic(
     rows[line, column] = np.flatnonzero(inside)
     owner = schema.owner(array.zarr_name)[0]
     stored = zarr.pixel_array(owner, array)
-    read: Callable[[NDArray[np.int64]], NDArray[Any]] = _ZarrPixels(store, product, stored)
+    read: Callable[[NDArray[np.int64]], NDArray[Any]] = _ZarrPixels(store, product, stored).read
     if owner.name in layers:
         read = partial(layers[owner.name].read, array)
     lazy = _MosaicArray(read, stored, numbers, rows)
@@ -184,7 +184,8 @@ class _ZarrPixels(NamedTuple):
     product: str
     array: zarr.PixelArray
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Pixels of rows of the product, (len(rows), *shape of a patch)."""
         found = np.empty((len(rows), *self.array.shape), self.array.dtype)
         number = rows // zarr.PATCHES_PER_ZARR_SHARD
         for shard in np.unique(number).tolist():
