@@ -24,6 +24,9 @@ from reben_cloud.store import Store
 from reben_cloud.views.axes import Image, pixel_centres, selectable
 from reben_cloud.views.layers import LayerRecords
 
+Read = Callable[[NDArray[np.int64]], NDArray[Any]]
+"""Gives the pixels of rows of a product, (n, y, x) or (n, band, y, x)."""
+
 
 def mosaic(
     store: Store,
@@ -69,12 +72,10 @@ def mosaic(
     rows[line, column] = np.flatnonzero(inside)
     owner = schema.owner(array.zarr_name)[0]
     stored = zarr.pixel_array(owner, array)
-    pixels = (
-        partial(layers[owner.name].read, array)
-        if owner.name in layers
-        else _ZarrPixels(store, product, stored)
-    )
-    lazy = _MosaicArray(pixels, stored, numbers, rows)
+    read: Read = _ZarrPixels(store, product, stored)
+    if owner.name in layers:
+        read = partial(layers[owner.name].read, array)
+    lazy = _MosaicArray(read, stored, numbers, rows)
     step = side / tensor.shape[-1]
     step = int(step) if step.is_integer() else step
     units = {"units": tensor.units} if tensor.units else {}
@@ -137,7 +138,7 @@ class _MosaicArray(BackendArray):
 
     def __init__(
         self,
-        read: Callable[[NDArray[np.int64]], NDArray[Any]],
+        read: Read,
         array: zarr.PixelArray,
         numbers: list[int],
         rows: NDArray[np.int64],
