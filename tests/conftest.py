@@ -47,7 +47,7 @@ hypothesis.settings.load_profile("reben")
 
 
 def missing(what: str) -> NoReturn:
-    """Skip for want of `what`, loudly; fail where everything must be there."""
+    """Skip for lack of `what`, loudly; fail where everything must be there."""
     if os.environ.get("CI") == "true":
         pytest.fail(what, pytrace=False)
     pytest.skip(what)

@@ -19,7 +19,7 @@ import pytest
 import reben_cloud as rc
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, build_share, lease, make_plan
-from reben_cloud.build.plan import ShardTask, ZarrTask
+from reben_cloud.build.jobs import ShardTask, ZarrTask
 from reben_cloud.build.tasks import Receipt, run_job
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, RebenError, StorageError

@@ -106,7 +106,7 @@ def test_only_the_columns_that_a_filter_names_are_read():
         pytest.param("height IS NULL", "'height', which no Item has", id="unknown is not null either"),
         pytest.param("id = 'a' OR contry = 'x'", "'contry', .*did you mean 'country'", id="near name"),
         pytest.param("reben:label = 'x'", "'reben:label', .*did you mean 'labels'", id="near prefixed name"),
-        pytest.param("id LIKE country", "pattern is not a text", id="pattern of a property"),
+        pytest.param("id LIKE country", "pattern is not a string", id="pattern of a property"),
         pytest.param("T_BEFORE(id, DATE('2017-07-01'))", "'id' where a time must stand", id="no time column"),
         pytest.param("A_CONTAINS(id, ('a'))", "where a list must stand", id="no list"),
         pytest.param("T_AFTER(datetime, DATE('2017-02-30'))", "'2017-02-30' where a time", id="no such day"),

@@ -383,7 +383,7 @@ def test_what_is_no_export_is_never_touched(built, tmp_path):
     selection.export_lmdb(tmp_path / "lmdb")
 
     for update, prune in ((False, False), (True, True)):
-        with pytest.raises(ConflictError, match="mine exists and is no export"):
+        with pytest.raises(ConflictError, match="mine exists and is not an export"):
             selection.export_lmdb(tmp_path / "mine", update=update, prune=prune)
     with pytest.raises(ConflictError, match="export of another kind"):
         exporting.export_safetensors(selection, tmp_path / "lmdb", update=True)

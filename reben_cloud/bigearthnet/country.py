@@ -82,7 +82,7 @@ def load_countries(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        SourceError: If it is no GeoJSON with NAME_LONG, or lacks a country.
+        SourceError: If it is not GeoJSON with NAME_LONG, or lacks a country.
     """
     shipped = files("reben_cloud.bigearthnet").joinpath("data", "ne_110m_ten_countries.geojson")
     source = shipped if path is None else local_path(path, "a file of countries")

@@ -17,16 +17,8 @@ from typing import Any
 from reben_cloud.build import lease
 from reben_cloud.build.account import account, published, rows_without_patches
 from reben_cloud.build.executors import Executor, dask, local
-from reben_cloud.build.plan import (
-    FORMAT_VERSION,
-    JOURNAL,
-    MANIFEST,
-    BuildPlan,
-    Estimate,
-    Task,
-    is_root_of,
-    make_plan,
-)
+from reben_cloud.build.jobs import Estimate, Task
+from reben_cloud.build.plan import FORMAT_VERSION, JOURNAL, MANIFEST, BuildPlan, is_root_of, make_plan
 from reben_cloud.build.publish import publish
 from reben_cloud.build.request import open_plan
 from reben_cloud.build.tasks import START_OVER, Receipt, read_receipt, run_job

@@ -58,7 +58,7 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
     """In local processes, which end when this one does.
 
     Raises:
-        RebenError: If a process is killed, e.g. for want of memory.
+        RebenError: If a process is killed, e.g. for lack of memory.
     """
     waiting, running = iter(jobs), set[Future[R]]()
     others = active_children()
@@ -77,7 +77,7 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
                 yield future.result()
     except BrokenProcessPool as error:
         raise RebenError(
-            "a worker process was killed from outside, perhaps for want of memory; what is done stays done: "
+            "a worker process was killed from outside, perhaps for lack of memory; what is done stays done: "
             "run again, perhaps with fewer --workers"
         ) from error
     except KeyboardInterrupt:
@@ -104,7 +104,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _start_worker(parent: int) -> None:
-    """End this process soon after its parent, and quietly on Ctrl-C: a build that is no more leaves nobody writing."""
+    """End this process soon after its parent, and quietly on Ctrl-C: nothing writes after the build has ended."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

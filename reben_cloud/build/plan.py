@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from reben_cloud.build.jobs import Estimate, Job, ShardTask, Task, UnpackTask, ZarrTask
 from reben_cloud.build.spool import Spool
 from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
@@ -36,127 +37,6 @@ from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, pla
 from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UnpackTask:
-    """Read one archive from front to back into the scratch folder."""
-
-    modality: str
-    """Which archive."""
-
-    @property
-    def name(self) -> str:
-        """Unique name."""
-        return f"unpack-{self.modality}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ZarrTask:
-    """Write one Zarr shard of every pixel array of a product."""
-
-    product: str
-    """The product."""
-    number: int
-    """Number of the Zarr shard, from 0."""
-
-    @property
-    def name(self) -> str:
-        """Unique name, also the receipt's."""
-        return f"zarr-{self.product}-{self.number:04d}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardTask:
-    """Write the tar shards of one number, one a modality."""
-
-    group: str
-    """Shard group, e.g. ``train`` or ``test-extra``."""
-    number: int
-    """Number of the shard, from 0."""
-
-    @property
-    def name(self) -> str:
-        """Unique name, also the receipt's."""
-        return f"shard-{self.group}-{self.number:06d}"
-
-
-Task = UnpackTask | ZarrTask | ShardTask
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """A task and all that it takes to do it, wherever that is; pickled to the process that does it."""
-
-    task: Task
-    """What to write."""
-    rows: pa.Table
-    """Official metadata of its patches, in the order in which they are written."""
-    positions: NDArray[np.int64]
-    """Row of each of them in the plan's table: its address in the scratch folder."""
-    source: AnySource
-    """Where payloads come from."""
-    store: Store
-    """The root."""
-    schema: Schema
-    """What every patch has."""
-    journal: str
-    """Folder of the receipts, below the root."""
-    spool: Spool | None
-    """The scratch folder, if one is used."""
-    places: pa.Table | None
-    """Shard group, shard and row of each patch, where its payloads may be read again; None: they may not."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """What a build is going to take."""
-
-    source: str
-    """Where the patches come from."""
-    root: str
-    """Where they go."""
-    num_patches: int
-    """Patches to write."""
-    num_products: int
-    """Zarr stores to write."""
-    modalities: tuple[str, ...]
-    """What every patch has."""
-    num_tasks: int
-    """Tasks, each with a receipt."""
-    num_objects: int
-    """Objects of tasks, and of product metadata (catalog documents come on top)."""
-    shard_bytes: int
-    """Bytes of the tar shards, exactly."""
-    zarr_bytes: int
-    """Bytes of the Zarr shards, about: 0.66 of the raw pixels, as measured on real patches."""
-    scratch: str | None
-    """The scratch folder, None when there is none."""
-    scratch_bytes: int
-    """Most that it takes."""
-    num_requests: int
-    """Requests to the root's store, about."""
-
-    def to_text(self) -> str:
-        """A few lines for people."""
-        readings = "one reading" if self.root.startswith("file://") else "two readings"
-        scratch = (
-            f"{self.scratch_bytes / 1e9:,.2f} GB in {self.scratch}" if self.scratch else f"none ({readings})"
-        )
-        return "\n".join(
-            [
-                f"from      {self.source}",
-                f"to        {self.root}",
-                f"patches   {self.num_patches:,} of {self.num_products} products ({', '.join(self.modalities)})",
-                f"tasks     {self.num_tasks:,}, each can be done anywhere and again",
-                f"objects   {self.num_objects:,} and the catalog",
-                f"to write  {(self.shard_bytes + self.zarr_bytes) / 1e9:,.2f} GB: "
-                f"{self.shard_bytes / 1e9:,.2f} GB of shards, about {self.zarr_bytes / 1e9:,.2f} GB of Zarr",
-                f"scratch   {scratch}",
-                f"requests  about {self.num_requests:,}",
-            ]
-        )
-
 
 _ZARR_RATIO = 0.66  # of compressed to raw bytes, on the 24 real pairs
 
@@ -356,7 +236,7 @@ def make_plan(
         source.schema.modality(modality)
     names = source.names()
     if not names:
-        raise SourceError(f"{source.describe()}: there is no patch in it")
+        raise SourceError(f"{source.describe()}: it holds no patches")
     if modalities is None:
         _refuse_to_leave_out(source, names)
     schema = source.schema.only(modalities or list(names))
@@ -388,7 +268,7 @@ def make_plan(
 
 
 def _refuse_to_leave_out(source: AnySource, names: Mapping[str, Sequence[str] | None]) -> None:
-    """Nobody has said which modalities are wanted: one that is lacking must not be there in a form that is not read."""
+    """Where no modalities are asked for, one that is missing must not be there in a form that cannot be read."""
     for modality, what in source.left_out.items():
         if modality not in names:
             flags = " ".join(f"--modality {m}" for m in source.schema.modality_names if m in names)

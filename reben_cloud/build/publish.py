@@ -21,11 +21,10 @@ from pyproj import CRS
 
 from reben_cloud import catalog
 from reben_cloud.bigearthnet.about import about
+from reben_cloud.build.jobs import ShardTask, ZarrTask
 from reben_cloud.build.plan import (
     MANIFEST,
     BuildPlan,
-    ShardTask,
-    ZarrTask,
     countries_of,
     fingerprint_of,
     is_root_of,

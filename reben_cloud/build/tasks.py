@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.build.plan import Job, ShardTask, UnpackTask, ZarrTask
+from reben_cloud.build.jobs import Job, ShardTask, UnpackTask, ZarrTask
 from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
@@ -170,7 +170,7 @@ def _read(
         if not isinstance(job.source, Source):
             raise SourceError(
                 f"{info.patch_id}: its payloads are not whole in the scratch folder; run again with the same "
-                f"--scratch, and {job.source.describe()} is read anew for what is missing"
+                f"--scratch, and {job.source.describe()} is read again for what is missing"
             )
         patch = job.source.read(info, [m.name for m in modalities])
         if patch.info != info:

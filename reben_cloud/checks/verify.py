@@ -56,7 +56,7 @@ class Report:
     num_patches: int
     """Patches of the root."""
     has_checksums: bool
-    """Whether payloads have checksums to be compared with; an LMDB that is no export has none."""
+    """Whether payloads have checksums to be compared with; an LMDB that is not an export has none."""
     problems: tuple[str, ...]
     """One sentence a problem, each names the object or the patch."""
 

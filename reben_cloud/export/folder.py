@@ -126,7 +126,7 @@ def _write_official(partial: Path, chosen: Selection) -> None:
         }
         for start in range(0, len(order), patches_file.ROW_GROUP_ROWS):
             rows = np.sort(chosen.rows[order[start : start + patches_file.ROW_GROUP_ROWS]])
-            # Neighbours by name are neighbours in the table, but for products: read anew, not kept.
+            # Neighbours by name are neighbours in the table, but for products: read again, not kept.
             part = afresh(chosen, rows).official()
             extra = pa.array(np.zeros(part.num_rows, np.bool_))
             if is_official:

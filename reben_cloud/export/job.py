@@ -147,7 +147,7 @@ def _other(path: Path, there: ExportManifest, settings: Mapping[str, object]) ->
     way_out = "add what is selected with --update, drop what is not with --prune"
     if differing:
         way_out = (
-            f"it was made with another {' and '.join(differing)}: name another folder, or make it anew with --update "
+            f"it was made with another {' and '.join(differing)}: name another folder, or make it again with --update "
             "and --prune"
         )
     return (

@@ -87,7 +87,7 @@ def existing(path: Path, selection: Selection, kind: str) -> ExportManifest | No
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     if not (path / MANIFEST).exists():
-        raise ConflictError(f"{path} exists and is no export; name a folder that does not exist")
+        raise ConflictError(f"{path} exists and is not an export; name a folder that does not exist")
     found = read_manifest(path)
     if found.kind != kind:
         raise ConflictError(

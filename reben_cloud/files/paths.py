@@ -57,7 +57,7 @@ def local_path(
         way_out: What to do about a URL, for the message.
 
     Raises:
-        TypeError: If it is no path.
+        TypeError: If it is not a path.
         ValueError: If it is empty, or a URL of something that is not this machine's file system.
     """
     text = os.fspath(value)

@@ -123,7 +123,7 @@ def create_environment(folder: str | os.PathLike[str], *, map_size: int) -> Iter
     """An environment to write to, with its ``lock.mdb``; closed at the end.
 
     Raises:
-        StorageError: If LMDB cannot write, be it for want of room.
+        StorageError: If LMDB cannot write, perhaps for lack of room.
     """
     try:
         with lmdb.open(os.fspath(folder), map_size=map_size) as env:

@@ -71,7 +71,7 @@ def parse_meta(data: Buffer, start: int, name: str) -> Meta:
         name: What the file is called in messages.
 
     Raises:
-        SourceError: If it is none that is understood.
+        SourceError: If it cannot be understood.
     """
     _, _, flags, _, magic, version, _, _, free, main, last_page, transaction = META.unpack_from(data, start)
     if magic == int.from_bytes(MAGIC.to_bytes(4, "little"), "big"):

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from reben_cloud.formats.lmdb_format import (
     parse_nodes,
 )
 from reben_cloud.formats.lmdb_kept import Kept
+from reben_cloud.formats.lmdb_requests import Request, plan_requests
 from reben_cloud.formats.parquet import arrow_memory
 from reben_cloud.schema import Buffer
 
@@ -43,16 +43,6 @@ SCHEMA = pa.schema([("key", pa.binary()), ("offset", pa.int64()), ("length", pa.
 
 GROUP_PAGES = 256
 """Leaves that are taken up, and kept, together."""
-
-REQUEST_BYTES = 2**18
-"""Most bytes of one request."""
-
-GAP_BYTES = 2**15
-"""A gap up to this is read through, as long as `GAP_SHARE` allows: a request costs about as much as these bytes
-at 1 MB/s a thread and 30 ms a request, which is what hubs give."""
-
-GAP_SHARE = 0.15
-"""Bytes between pages that may be read with them, as a share of the pages."""
 
 _COMBINED_ROWS = 2**18
 _BRANCHES_KEPT = 4096
@@ -66,7 +56,8 @@ class Estimate(NamedTuple):
     requests: int
     """Most requests; fewer where pages are neighbours."""
     nbytes: int
-    """Bytes of all branches and leaves, and of the file's head; up to `GAP_SHARE` more are read between them."""
+    """Bytes of all branches and leaves, and of the file's head; `lmdb_requests.GAP_SHARE` says what may be read
+    between them."""
 
 
 def estimate(read: Read, size: int, *, name: str = "data.mdb") -> Estimate:
@@ -78,7 +69,7 @@ def estimate(read: Read, size: int, *, name: str = "data.mdb") -> Estimate:
         name: What the file is called in messages.
 
     Raises:
-        SourceError: If it is no LMDB that is read, or cut short.
+        SourceError: If it is not an LMDB that can be read, or cut short.
     """
     return RemoteLmdb(read, size, name=name).estimate()
 
@@ -98,7 +89,7 @@ def index(
         read: Reads the file.
         size: Bytes of the file.
         keep: A local file in which what is found is kept while it is found: the next call with it goes on, also
-            after the process was killed. It is begun anew when the LMDB was written to since.
+            after the process was killed. It is begun again when the LMDB was written to since.
         progress: Called with the leaves that are done, and all.
         threads: Requests on their way at once.
         name: What the file is called in messages.
@@ -107,7 +98,7 @@ def index(
         A table of `SCHEMA`.
 
     Raises:
-        SourceError: If the file is no LMDB that is read, is cut short or damaged; the page and the cause are named.
+        SourceError: If the file is not an LMDB that can be read, is cut short or damaged; it names page and cause.
     """
     return RemoteLmdb(read, size, threads=threads, name=name).index(keep=keep, progress=progress)
 
@@ -311,45 +302,6 @@ class RemoteLmdb:
     def _identity(self, leaves: NDArray[np.int64]) -> str:
         """What a kept index is of."""
         return f"{self._size} {tuple(self._meta)} {GROUP_PAGES} {zlib.crc32(leaves.tobytes())}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """Pages that are read at once."""
-
-    start: int
-    """First byte."""
-    nbytes: int
-    positions: NDArray[np.int64]
-    """Which of the pages that were asked for."""
-
-
-def plan_requests(pages: NDArray[np.int64], page_bytes: int) -> list[Request]:
-    """Join pages into requests of at most `REQUEST_BYTES`.
-
-    Neighbours are joined always, and others across the smallest gaps first, while `GAP_BYTES` and `GAP_SHARE` allow.
-
-    Args:
-        pages: Numbers of the pages, in any order.
-        page_bytes: Bytes of a page.
-    """
-    order = np.argsort(pages, kind="stable")
-    numbers = pages[order]
-    gaps = (np.diff(numbers) - 1) * page_bytes
-    by_gap = np.argsort(gaps, kind="stable")
-    allowed = np.cumsum(gaps[by_gap]) <= GAP_SHARE * page_bytes * len(pages)
-    joined = np.zeros(len(gaps), bool)
-    joined[by_gap] = allowed & (gaps[by_gap] <= GAP_BYTES)
-    requests, first = [], 0
-    for n in range(1, len(numbers) + 1):
-        whole = n < len(numbers) and (numbers[n] + 1 - numbers[first]) * page_bytes <= REQUEST_BYTES
-        if not (whole and joined[n - 1]):
-            nbytes = int(numbers[n - 1] + 1 - numbers[first]) * page_bytes
-            requests.append(
-                Request(start=int(numbers[first]) * page_bytes, nbytes=nbytes, positions=order[first:n])
-            )
-            first = n
-    return requests
 
 
 class _Found:

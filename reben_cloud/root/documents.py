@@ -166,7 +166,7 @@ class _Fingerprint:
 
 
 def _fingerprint_of(store: Store, manifest: Manifest) -> _Fingerprint | None:
-    """What an older manifest knows of ``patches.parquet``; None when it is no published root and no export."""
+    """What an older manifest knows of ``patches.parquet``; None when it is neither a published root nor an export."""
     if isinstance(manifest, ExportManifest):
         nbytes, xxh3 = manifest.files[layout.PATCHES]
         return _Fingerprint(nbytes, xxh3, xxhash.xxh3_64_hexdigest) if nbytes <= WHOLE_BYTES else None

@@ -129,7 +129,7 @@ def is_int(value: object, least: int) -> TypeGuard[int]:
 
 
 def is_hex(value: object, digits: int) -> bool:
-    """Whether a value of a document is a text of so many hex digits."""
+    """Whether a value of a document is a string of so many hex digits."""
     return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
 
 

@@ -172,7 +172,7 @@ def sample_json(table: pa.Table, schema: Schema) -> list[dict[str, object]]:
 
 
 def plain_value(value: Any) -> Any:
-    """A value of the metadata as JSON can hold it: a time as STAC writes it, and null for what is no number."""
+    """A value of the metadata as JSON can hold it: a time as STAC writes it, and null for what is not a number."""
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, date):

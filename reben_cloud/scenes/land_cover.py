@@ -131,7 +131,7 @@ def read_land_cover(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        SourceError: If it is no vector file, has no such column or no CRS, or a feature has a code
+        SourceError: If it is not a vector file, has no such column or no CRS, or a feature has a code
             outside the table or an invalid geometry.
     """
     try:

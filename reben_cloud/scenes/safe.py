@@ -105,7 +105,7 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        SourceError: If it is no Level-2A product, lacks a band, a size or a CRS, or mixes tiles.
+        SourceError: If it is not a Level-2A product, lacks a band, a size or a CRS, or mixes tiles.
     """
     folder = local_path(path, "a Sentinel product")
     if not folder.is_dir():

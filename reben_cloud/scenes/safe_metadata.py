@@ -41,7 +41,7 @@ def read_name(product: ET.Element, main: Path) -> grid.SafeName:
     folder, uri = main.parent.name, _text(product, "PRODUCT_URI", main)
     name = _parse_name(uri)
     if name is None:
-        raise SourceError(f"{folder}: PRODUCT_URI {uri!r} is no Level-2A product name")
+        raise SourceError(f"{folder}: PRODUCT_URI {uri!r} is not a Level-2A product name")
     called = _parse_name(folder)
     if called is not None and called != name:
         raise SourceError(

@@ -35,14 +35,14 @@ def parse_names(value: str | Iterable[str], argument: str) -> list[str]:
         found = list(value)
         if all(isinstance(name, str) for name in found):
             return found
-    raise TypeError(f"{argument} must be a text or a list of texts, got {value!r}")
+    raise TypeError(f"{argument} must be a string or a list of strings, got {value!r}")
 
 
 def parse_known(value: str | Iterable[str], argument: str, known: Iterable[str]) -> list[str]:
     """One or several of the known names.
 
     Raises:
-        TypeError: If it is neither a text nor a list of texts.
+        TypeError: If it is neither a string nor a list of strings.
         ValueError: If there is none, or an unknown one; the message has the nearest names.
     """
     found = parse_names(value, argument)
@@ -53,7 +53,7 @@ def parse_known(value: str | Iterable[str], argument: str, known: Iterable[str])
 
 
 def parse_flag(value: bool | None, argument: str) -> bool | None:
-    """True, False or None; a text such as "no" would count as true.
+    """True, False or None; a string such as "no" would count as true.
 
     Raises:
         TypeError: If it is anything else.
@@ -73,7 +73,7 @@ def parse_count(value: int | None, argument: str, *, least: int = 1, without: st
         without: What there is when it is left out, for the message.
 
     Raises:
-        TypeError: If it is no whole number.
+        TypeError: If it is not a whole number.
         ValueError: If it is less than `least`.
     """
     if value is None:
@@ -89,7 +89,7 @@ def parse_distance(value: float | None, argument: str) -> float | None:
     """A number of metres above 0, or None.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
         ValueError: If it is not above 0, or not finite.
     """
     if value is None:
@@ -188,7 +188,7 @@ def parse_box(bbox: str | Sequence[float]) -> Box:
     """West, south, east, north; heights (six numbers) are dropped.
 
     Raises:
-        TypeError: If it is no list of numbers.
+        TypeError: If it is not a list of numbers.
         ValueError: If it has another length, is turned round, or lies beyond the globe.
     """
     if isinstance(bbox, shapely.Geometry | Mapping):
@@ -234,7 +234,7 @@ def parse_geometry(value: Any) -> Any:
         try:
             shape = from_mapping(value.get("geometry", value))
         except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-            raise ValueError(f"intersects is no GeoJSON geometry: {error}") from error
+            raise ValueError(f"intersects is not GeoJSON geometry: {error}") from error
     elif isinstance(value, GeoInterface):
         return parse_geometry(value.__geo_interface__)
     else:

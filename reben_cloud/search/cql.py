@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.root import layout
+from reben_cloud.search.cql_times import COMPARE_TIMES, TEMPORAL, Instant, parse_time
 
 Expression = Any
 """A CQL2 JSON expression: a literal, a property, or an operator with arguments."""
@@ -37,7 +38,7 @@ def parse(query: str | Mapping[str, Any]) -> Expression:
     """A CQL2 filter, text or JSON, as CQL2 JSON.
 
     Raises:
-        ValueError: If it is no CQL2, or has more than `MAX_OPERATORS`.
+        ValueError: If it is not CQL2, or has more than `MAX_OPERATORS`.
         MissingExtraError: If the ``cql2`` package is not installed.
     """
     try:
@@ -90,7 +91,7 @@ def columns(expression: Expression, known: Sequence[str]) -> list[str]:
         known: The columns that there are.
 
     Raises:
-        ValueError: If it names a property that is none of them; the message has the nearest names.
+        ValueError: If it names a property that does not exist; the message has the nearest names.
     """
     return sorted({_column(node["property"], known) for node in _nodes(expression) if "property" in node})
 
@@ -160,64 +161,6 @@ _SPATIAL: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
-class _Instant(NamedTuple):
-    """A time, from its first to its last microsecond: a timestamp has one of them, a date a whole day.
-
-    An instant of the specification has the granularity of its type, so two of them are compared at the
-    coarser one: a timestamp is neither before nor after its own day.
-    """
-
-    first: Any
-    last: Any
-
-
-def _less(a: _Instant, b: _Instant) -> Any:
-    return pc.less(a.last, b.first)
-
-
-def _coincide(a: _Instant, b: _Instant) -> Any:
-    return pc.and_kleene(pc.less_equal(a.first, b.last), pc.greater_equal(a.last, b.first))
-
-
-def _both(*conditions: Any) -> Any:
-    return functools.reduce(pc.and_kleene, conditions)
-
-
-_COMPARE_TIMES: Mapping[str, Callable[[_Instant, _Instant], Any]] = {
-    "=": _coincide,
-    "<>": lambda a, b: pc.invert(_coincide(a, b)),
-    "<": _less,
-    "<=": lambda a, b: pc.invert(_less(b, a)),
-    ">": lambda a, b: _less(b, a),
-    ">=": lambda a, b: pc.invert(_less(a, b)),
-}
-
-_TEMPORAL: Mapping[str, Callable[[_Instant, _Instant, _Instant, _Instant], Any]] = {
-    # Start and end of the left, then of the right; an instant starts and ends at once. Intervals are closed,
-    # and one of dates begins with its first day and ends with its last. The names are those of OWL-Time.
-    "t_before": lambda _a, b, c, _d: _less(b, c),
-    "t_after": lambda a, _b, _c, d: _less(d, a),
-    "t_equals": lambda a, b, c, d: _both(_coincide(a, c), _coincide(b, d)),
-    "t_disjoint": lambda a, b, c, d: pc.or_kleene(_less(b, c), _less(d, a)),
-    "t_intersects": lambda a, b, c, d: pc.invert(pc.or_kleene(_less(b, c), _less(d, a))),
-    "t_during": lambda a, b, c, d: _inside(a, b, c, d),
-    "t_contains": lambda a, b, c, d: _inside(c, d, a, b),
-    "t_meets": lambda _a, b, c, _d: _coincide(b, c),
-    "t_metby": lambda a, _b, _c, d: _coincide(d, a),
-    "t_starts": lambda a, b, c, d: _both(_coincide(a, c), _less(b, d)),
-    "t_startedby": lambda a, b, c, d: _both(_coincide(a, c), _less(d, b)),
-    "t_finishes": lambda a, b, c, d: _both(_coincide(b, d), _less(c, a)),
-    "t_finishedby": lambda a, b, c, d: _both(_coincide(b, d), _less(a, c)),
-    "t_overlaps": lambda a, b, c, d: _both(_less(a, c), _less(c, b), _less(b, d)),
-    "t_overlappedby": lambda a, b, c, d: _both(_less(c, a), _less(a, d), _less(d, b)),
-}
-
-
-def _inside(a: _Instant, b: _Instant, c: _Instant, d: _Instant) -> Any:
-    """Begins later and ends earlier, by microseconds: within a day is within it, not at its end."""
-    return _both(pc.greater(a.first, c.first), pc.less(b.last, d.last))
-
-
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _TIME = pa.timestamp("us", "UTC")
 _STROKES = str.maketrans("øØłŁđĐħĦŧŦıŀĿ", "oOlLdDhHtTilL")
@@ -259,8 +202,8 @@ class _Evaluation:
             return pc.invert(self.boolean(args[0]))
         if op in _SPATIAL:
             return self.spatial(op, *args)
-        if op in _TEMPORAL:
-            return self._column(_TEMPORAL[op](*self.interval(args[0]), *self.interval(args[1])))
+        if op in TEMPORAL:
+            return self._column(TEMPORAL[op](*self.interval(args[0]), *self.interval(args[1])))
         if op not in _CONDITIONS:
             raise ValueError(f"the filter has an operator that is not supported: {node.get('op')!r}")
         return self._column(self.condition(op, args))
@@ -281,7 +224,7 @@ class _Evaluation:
         if op == "like":
             pattern = self.value(args[1])
             if not isinstance(pattern, pa.Scalar):
-                raise ValueError("the filter has a LIKE whose pattern is not a text")
+                raise ValueError("the filter has a LIKE whose pattern is not a string")
             text = self.value(args[0])
             if pattern.as_py() is None:
                 return pa.nulls(self.table.num_rows, pa.bool_())
@@ -304,14 +247,14 @@ class _Evaluation:
             return _ARITHMETIC[op](*(pc.cast(self.value(arg), pa.float64()) for arg in args))
         if op in _FOLD:
             return _map_texts(self.value(args[0]), _FOLD[op])
-        if op in _CONDITIONS or op in _SPATIAL or op in _TEMPORAL or op in ("and", "or", "not"):
+        if op in _CONDITIONS or op in _SPATIAL or op in TEMPORAL or op in ("and", "or", "not"):
             return self.boolean(node)
         raise ValueError(f"the filter has a value that is not supported: {node!r}")
 
     def compare(self, op: str, left: Expression, right: Expression) -> Any:
-        """Two values; a text beside a time is a time."""
+        """Two values; a string beside a time is a time."""
         if self.is_time(left) or self.is_time(right):
-            return _COMPARE_TIMES[op](self.instant(left), self.instant(right))
+            return COMPARE_TIMES[op](self.instant(left), self.instant(right))
         return _COMPARE[op](self.value(left), self.value(right))
 
     def is_time(self, node: Expression) -> bool:
@@ -321,28 +264,28 @@ class _Evaluation:
             ("timestamp" in node or "property" in node) and pa.types.is_timestamp(self.value(node).type)
         )
 
-    def instant(self, node: Expression) -> _Instant:
+    def instant(self, node: Expression) -> Instant:
         """A date, a timestamp, either as text, or a time column."""
         if isinstance(node, Mapping) and "property" in node:
             column = self.value(node)
             if not pa.types.is_timestamp(column.type):
                 raise ValueError(f"the filter has {node['property']!r} where a time must stand")
-            return _Instant(column, column)
+            return Instant(column, column)
         text = node.get("timestamp", node.get("date")) if isinstance(node, Mapping) else node
         if text is None:
-            return _Instant(pa.scalar(None, _TIME), pa.scalar(None, _TIME))
-        first = _instant(text)
+            return Instant(pa.scalar(None, _TIME), pa.scalar(None, _TIME))
+        first = parse_time(text)
         is_date = re.fullmatch(r"\d{4}-\d\d-\d\d", text) is not None
         last = first + timedelta(days=1, microseconds=-1) if is_date else first
-        return _Instant(pa.scalar(first, _TIME), pa.scalar(last, _TIME))
+        return Instant(pa.scalar(first, _TIME), pa.scalar(last, _TIME))
 
-    def interval(self, node: Expression) -> tuple[_Instant, _Instant]:
+    def interval(self, node: Expression) -> tuple[Instant, Instant]:
         """Start and end of an instant, an interval or a time column."""
         if not (isinstance(node, Mapping) and "interval" in node):
             found = self.instant(node)
             return found, found
         start, end = (
-            _Instant(pa.scalar(open_end, _TIME), pa.scalar(open_end, _TIME))
+            Instant(pa.scalar(open_end, _TIME), pa.scalar(open_end, _TIME))
             if end in ("..", "")
             else self.instant(end)
             for end, open_end in zip(node["interval"], (_FIRST, _LAST), strict=True)
@@ -371,7 +314,7 @@ class _Evaluation:
         try:
             shape = shapely.from_geojson(json.dumps(node))
         except shapely.errors.ShapelyError as error:
-            raise ValueError(f"the filter has a geometry that is no GeoJSON: {error}") from error
+            raise ValueError(f"the filter has a geometry that is not GeoJSON: {error}") from error
         shapely.prepare(shape)
         return shape
 
@@ -418,14 +361,6 @@ def _map_texts(values: Any, change: Callable[[str], str]) -> Any:
     if isinstance(values, pa.Scalar):
         return pa.scalar(None if values.as_py() is None else change(values.as_py()), pa.string())
     if not pa.types.is_string(values.type):
-        raise ValueError(f"the filter folds a value that is no text but {values.type}")
+        raise ValueError(f"the filter folds a value that is not text but {values.type}")
     coded = values.dictionary_encode()
     return pa.array([change(text) for text in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)
-
-
-def _instant(text: Any) -> datetime:
-    try:
-        found = datetime.fromisoformat(text.upper())
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"the filter has {text!r} where a time must stand") from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -60,7 +60,7 @@ def rows_of_ids(dataset: Dataset, asked: str | Iterable[str] | os.PathLike[str],
 
     Args:
         dataset: Where to look.
-        asked: Patch ids, or a path object of a file that lists them. A name that is no id may be another name by
+        asked: Patch ids, or a path object of a file that lists them. A name that is not an id may be another name by
             which the table knows one patch (`layout.OTHER_NAMES`).
         missing_ok: Leave out names that no patch has.
 

@@ -39,7 +39,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSource(Official):
-    """The official archives, one a modality."""
+    """The official archives, one per modality."""
 
     files: Mapping[str, tuple[Store, str]]
     """Modality -> the store that holds its archive, and the path in it."""

@@ -1,4 +1,4 @@
-"""A published root as a source: to copy it, to cut its shards anew, or to build a part of it.
+"""A published root as a source: to copy it, to cut its shards again, or to build a part of it.
 
 Payloads are read out of the shards, each with one range request, and checked against the checksums
 that the root itself has for them.

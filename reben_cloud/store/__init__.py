@@ -5,10 +5,11 @@ It knows nothing of datasets, caches or checksums. All calls are synchronous and
 use threads to overlap them (obstore's async interface can abort at interpreter exit).
 """
 
+from reben_cloud.store.address import normalise_url
 from reben_cloud.store.answers import Stat
 from reben_cloud.store.budget import BUDGET, Budget, Tries
 from reben_cloud.store.clients import file_version
-from reben_cloud.store.objects import Store, normalise_url, open_store
+from reben_cloud.store.objects import Store, open_store
 from reben_cloud.store.s3 import s3_config
 from reben_cloud.store.secrecy import mask, public_url, scrub
 

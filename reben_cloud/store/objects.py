@@ -9,14 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import obstore
 from obstore import exceptions as obs_errors
 
 from reben_cloud.errors import StorageError
-from reben_cloud.files.paths import SCHEMES, local_path, split_scheme
+from reben_cloud.store import address
+from reben_cloud.store.address import normalise_url
 from reben_cloud.store.answers import Client, Listing, Span, Stat
 from reben_cloud.store.budget import BUDGET, Budget, Tries
 from reben_cloud.store.clients import (
@@ -27,8 +28,7 @@ from reben_cloud.store.clients import (
     max_connections,
 )
 from reben_cloud.store.refusals import SilentError, may_pass, meaning, wait_s
-from reben_cloud.store.s3 import s3_config
-from reben_cloud.store.secrecy import mask, public_url, scrub
+from reben_cloud.store.secrecy import public_url, scrub
 
 if TYPE_CHECKING:
     from reben_cloud.store.filesystem import StoreFileSystem
@@ -60,25 +60,6 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         ValueError: If the scheme is unknown or an option is not understood.
     """
     return Store(normalise_url(url), dict(storage_options or {}))
-
-
-def normalise_url(url: str | os.PathLike[str]) -> str:
-    """`url` without a trailing slash; a path becomes an absolute ``file://`` URL.
-
-    Raises:
-        ValueError: If it is empty, or the scheme is not one of `files.paths.SCHEMES`.
-    """
-    text = os.fspath(url)
-    if not text.strip():
-        raise ValueError("cannot open '': name a folder or a URL; the current folder is '.'")
-    scheme, rest = split_scheme(text)
-    if scheme in (None, "file"):
-        return local_path(text).absolute().as_uri().rstrip("/")
-    if scheme not in SCHEMES:
-        raise ValueError(
-            f"cannot open {mask(text)!r}: the scheme must be {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}, got {scheme!r}"
-        )
-    return f"{scheme}://{rest}".rstrip("/")
 
 
 class Store:
@@ -164,7 +145,7 @@ class Store:
     ) -> list[memoryview]:
         """Several ranges of one object, one request each, concurrently. Raises as `get`."""
         spans = [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-        if self._is_web or version is not None:
+        if address.is_web(self.url) or version is not None:
             return list(self._threads.map(lambda span: self._read(path, span, version=version), spans))
         tries = Tries(self.budget)
         try:
@@ -387,7 +368,7 @@ class Store:
         """Wait before the next attempt, or raise: what `error` means, when another is no use or not allowed."""
         scrub(error)
         name = f"{self.url}/{path}" if path else self.url
-        failure = meaning(error, verb=verb, name=name, way_out=self._way_out)
+        failure = meaning(error, verb=verb, name=name, way_out=address.way_out(self.url))
         if not (self._is_remote and may_pass(error)):
             raise failure from error
         if not tries.wait(wait_s(error)):
@@ -403,7 +384,7 @@ class Store:
     @property
     def lists(self) -> bool:
         """Whether the store can be expected to say what it holds; of web servers only few can."""
-        return not self._is_http
+        return not address.is_http(self.url)
 
     @property
     def _is_remote(self) -> bool:
@@ -419,34 +400,16 @@ class Store:
     @property
     def s3_location(self) -> dict[str, str] | None:
         """``bucket``, ``region`` and, unless it is AWS, ``endpoint`` of an S3 store: nothing secret; else None."""
-        parts = urlsplit(self.url)
-        if parts.scheme != "s3":
-            return None
-        config = s3_config(self.storage_options)
-        place = {"bucket": parts.netloc, "region": str(config["region"])}
-        if config.get("endpoint"):
-            server = urlsplit(str(config["endpoint"]))
-            place["endpoint"] = f"{server.scheme}://{server.netloc.rpartition('@')[2]}"
-        return place
+        return address.s3_location(self.url, self.storage_options)
 
     def child(self, prefix: str) -> Store:
         """The store of everything below the folder `prefix`; its `url` is also that of an object of this name."""
-        name = prefix.strip("/")
-        if self._is_http:  # a query, which may be what lets one in, stays at the end
-            parts = urlsplit(self._address)
-            address = parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl()
-        else:
-            address = f"{self._address}/{quote(name) if self.is_local else name}"
-        return Store(address, self.storage_options, budget=self.budget)
+        return Store(address.child(self._address, prefix), self.storage_options, budget=self.budget)
 
     def parent(self) -> tuple[Store, str]:
         """The store above this one, and the name of this one in it."""
-        address, name = self.url.rpartition("/")[::2]
-        if self._is_http:
-            parts = urlsplit(self._address)
-            address = parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]).geturl()
-        is_quoted = self._is_http or self.is_local
-        return Store(address, self.storage_options, budget=self.budget), unquote(name) if is_quoted else name
+        above, name = address.parent(self._address)
+        return Store(above, self.storage_options, budget=self.budget), name
 
     def filesystem(self) -> StoreFileSystem:
         """The same objects as an fsspec filesystem, read-only, for libraries that take one."""
@@ -463,24 +426,8 @@ class Store:
         """
         if self._hub is None:
             return self
-        address = self._try("open", "", self._hub.pinned)
-        return Store(str(address), self.storage_options, budget=self.budget)
-
-    @property
-    def _is_http(self) -> bool:
-        return self.url.startswith(("http://", "https://"))
-
-    @property
-    def _is_web(self) -> bool:
-        return self._is_http or self.url.startswith("hf://")
-
-    @property
-    def _way_out(self) -> str:
-        if self._is_http:
-            return "check the URL, the network, and the proxy variables"
-        if self.url.startswith("hf://"):
-            return "check the network, the proxy variables and HF_ENDPOINT"
-        return "check the endpoint (AWS_ENDPOINT_URL, --endpoint-url)"
+        pinned = self._try("open", "", self._hub.pinned)
+        return Store(str(pinned), self.storage_options, budget=self.budget)
 
     @property
     def client(self) -> Any:
@@ -512,7 +459,7 @@ class Store:
     @property
     def _answering(self) -> Client:
         """Who is asked for objects. Raises as `client`."""
-        if not self._is_web:
+        if not address.is_web(self.url):
             return ObstoreClient(self.client, self.local_path())
         return self._on_the_web()[0]
 

@@ -56,7 +56,7 @@ def s3_config(storage_options: Mapping[str, Any], environ: Mapping[str, str] | N
             config[known] = value
     endpoint = config.get("endpoint") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
     if endpoint:
-        # A server of one's own rarely has a DNS name a bucket: path style is what all of them take.
+        # A server of one's own rarely has a DNS name for each bucket: path style is what all of them take.
         config.setdefault("virtual_hosted_style_request", False)
         config["endpoint"] = endpoint
     if "region" not in config:

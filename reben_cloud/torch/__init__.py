@@ -281,7 +281,7 @@ class StreamDataset(IterableDataset[Batch]):
         """Choose the epoch of the next ``iter()``; a state that was loaded holds if it is of the same one.
 
         Workers that persist count by themselves, and it does not reach them. Without
-        ``persistent_workers`` they are made anew for every epoch: call this before each, or all are alike.
+        ``persistent_workers`` they are made again for every epoch: call this before each, or all are alike.
         """
         self._epoch = epoch
         if self._state is not None and self._state["epoch"] != epoch:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from reben_cloud.errors import RebenError, SourceError, StorageError
 from reben_cloud.files.whole import locked
 from reben_cloud.formats import lmdb_index
-from reben_cloud.formats.lmdb_index import RemoteLmdb, estimate, index, lookup, plan_requests
+from reben_cloud.formats.lmdb_index import RemoteLmdb, estimate, index, lookup
+from reben_cloud.formats.lmdb_requests import GAP_SHARE, REQUEST_BYTES, plan_requests
 from reben_cloud.store import Store
 from tests.hub import Hub, serve
 
@@ -43,7 +44,7 @@ class Ranges:
         with self.lock:
             self.here -= 1
         assert offset >= 0
-        assert 0 < length <= lmdb_index.REQUEST_BYTES
+        assert 0 < length <= REQUEST_BYTES
         return self.data[offset : offset + length]
 
     @property
@@ -146,7 +147,7 @@ def test_few_bytes_and_many_requests_at_once(large):
 def test_requests_join_pages_by_cost():
     neighbours = plan_requests(np.arange(10, 74), PAGE)
     assert [(r.start, r.nbytes) for r in neighbours] == [(10 * PAGE, 64 * PAGE)]
-    assert len(plan_requests(np.arange(1000), PAGE)) == 1000 * PAGE // lmdb_index.REQUEST_BYTES + 1
+    assert len(plan_requests(np.arange(1000), PAGE)) == 1000 * PAGE // REQUEST_BYTES + 1
     scattered = np.arange(0, 4000, 40)
     assert len(plan_requests(scattered, PAGE)) == 100
     near = np.array([5, 3, *range(20, 40)])  # a page between the first two, out of order
@@ -166,7 +167,7 @@ def test_requests_cover_each_page_once(numbers):
     for request in requests:
         for number in pages[request.positions]:
             assert request.start <= number * PAGE <= request.start + request.nbytes - PAGE
-    assert sum(r.nbytes for r in requests) <= (1 + lmdb_index.GAP_SHARE) * len(pages) * PAGE
+    assert sum(r.nbytes for r in requests) <= (1 + GAP_SHARE) * len(pages) * PAGE
 
 
 @hypothesis.given(

@@ -132,7 +132,7 @@ BROKEN = [
     pytest.param(lambda s: main_xml(s).write_bytes(b"<a><b>"), "damaged XML", id="cut XML"),
     pytest.param(
         lambda s: edit(main_xml(s), "PRODUCT_URI>S2A_MSIL2A", "PRODUCT_URI>S2A_MSIL1C"),
-        "is no Level-2A product name", id="name",
+        "is not a Level-2A product name", id="name",
     ),
     pytest.param(
         lambda s: edit(main_xml(s), "BASELINE>99.99<", "BASELINE>05.11<"),
