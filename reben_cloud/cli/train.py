@@ -12,6 +12,7 @@ from reben_cloud.cli.options import (
     CacheDirOption,
     EndpointOption,
     JsonOption,
+    LayerOption,
     RootOption,
     name_or_path,
     open_root,
@@ -36,6 +37,7 @@ def train(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, as train.country=Finland; repeat.")
     ] = None,
+    layer: LayerOption = None,
     cache_dir: CacheDirOption = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
@@ -43,7 +45,7 @@ def train(
     """Train a model by a recipe, or go on where it was interrupted; under torchrun, on several GPUs."""
     from reben_cloud.training.config import load_recipe
 
-    dataset = open_root(root, endpoint_url)
+    dataset = open_root(root, endpoint_url, layer)
     config = load_recipe(
         recipe, overrides=change or (), schema=dataset.schema, statistics=dataset.band_statistics
     )
@@ -73,11 +75,12 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Patches a step, over all processes.")] = 256,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
+    layer: LayerOption = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on what a search finds (the whole root by default), each patch once."""
-    selection = select(root, query, endpoint_url)
+    selection = select(root, query, endpoint_url, layer)
     from reben_cloud.training.measure import measure  # takes seconds; a typo above is told at once
 
     found = measure(checkpoint, selection, report=report, precision=precision, batch_size=batch_size)
