@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 import reben_cloud as rc
+from reben_cloud import cli
 from reben_cloud.errors import NotFoundError
 from reben_cloud.ranking.suspects import suspects
 from reben_cloud.root.grouped import GroupedTable
@@ -199,3 +203,52 @@ def test_predictions_that_do_not_fit_are_named(with_both, probabilities):
         ValueError, match=f"of '{name}' in {selection.patch_ids[5]} must be in .* got 1.5; a model"
     ):
         selection.suspects(wrong)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
+
+
+def test_the_command_search_lists_neighbours(root, layers, with_both, covered):
+    options = ["--layer", layers[0].url, "--near", covered[0], "--limit", 4]
+    want = with_both.selection.nearest(covered[0], column="emb:vector", k=4)
+
+    plain = run("search", root, *options, "--format", "ids")
+    listed = json.loads(run("search", root, *options, "--json").stdout)
+    table = run("search", root, *options)
+    some = run("search", root, *options, "--split", "train", "--format", "ids", "--near-column", "emb:vector")
+
+    assert plain.stdout.split() == want.selection.patch_ids
+    assert plain.stderr == f"{want.num_left_out} patches have no emb:vector, so they were not compared\n"
+    assert [row["patch_id"] for row in listed] == want.selection.patch_ids
+    np.testing.assert_allclose([row["score"] for row in listed], want.scores, rtol=1e-6)
+    assert [line.split()[1] for line in table.stdout.splitlines()[:4]] == [f"{s:.4f}" for s in want.scores]
+    train = with_both.search(split="train").nearest(covered[0], column="emb:vector", k=4)
+    assert some.stdout.split() == train.selection.patch_ids
+
+
+def test_the_command_suspects_lists_the_ranking(root, layers, with_both):
+    options = ["--layer", layers[1].url, "--column", "pred:probabilities", "--split", "train"]
+    want = with_both.search(split="train").suspects("pred:probabilities", limit=20).to_pandas()
+
+    listed = json.loads(run("suspects", root, *options, "--json").stdout)
+    shown = run("suspects", root, *options, "--limit", 3)
+    patches = json.loads(run("suspects", root, *options, "--by", "patch", "--limit", 2, "--json").stdout)
+
+    assert listed == want.to_dict(orient="records")
+    assert [line.split()[0] for line in shown.stdout.splitlines()[1:]] == want.patch_id[:3].tolist()
+    ranked = with_both.search(split="train").suspects("pred:probabilities", by="patch", limit=2)
+    assert [row["patch_id"] for row in patches] == ranked.patch_ids
+
+
+def test_wrong_usage_of_both_is_said(root, layers, covered):
+    both = ["--layer", layers[0].url, "--layer", layers[1].url]
+    for arguments, message in (
+        (["search", root, *both, "--near", covered[0]], "several columns of vectors"),
+        (["search", root, *both, "--near-column", "emb:vector"], "--near-column belongs to --near"),
+        (["search", root, *both, "--near", covered[0], "--sortby", "id"], "an order of its own"),
+        (["suspects", root, *both, "--column", "pred:wrong"], "unknown column of vectors"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert message in " ".join(done.stderr.replace("│", " ").split())
