@@ -67,6 +67,14 @@ def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
         column = layout.column(field)
         if column in table.names and column not in known and (kind := _kind(table.schema.field(column).type)):
             known |= of(field, kind)
+    for layer in table.joined.values():
+        name = layer.layer.name
+        titles = {layout.present_column(name): f"Whether there is {name}"}
+        known |= {
+            field.name: {"title": titles.get(field.name, field.name.replace(":", " ")), **kind}
+            for field in layer.fields
+            if field.name != layout.checksum_column(name) and (kind := _kind(field.type))
+        }
     return {name: value for name, value in known.items() if name in table.names}
 
 
