@@ -44,6 +44,7 @@ for command in (
     build.catalog,
     build.index,
     data.search,
+    data.suspects,
     serve.serve,
     build.verify,
     data.info,

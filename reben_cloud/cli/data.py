@@ -20,6 +20,7 @@ from reben_cloud.cli.options import (
     open_root,
     search_options,
     select,
+    usage,
 )
 from reben_cloud.cli.output import show, show_json
 from reben_cloud.cli.progress import rates
@@ -81,13 +82,70 @@ def search(
     ] = "table",
     layer: LayerOption = None,
     endpoint_url: EndpointOption = None,
+    near: Annotated[
+        str | None,
+        typer.Option(
+            help="Those most like this patch, nearest first; 10 without a limit.", show_default=False
+        ),
+    ] = None,
+    near_column: Annotated[
+        str | None,
+        typer.Option(help="Column of embeddings of a layer, LAYER:COLUMN, for --near.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find patches by area, time, label and more."""
+    """Find patches by area, time, label and more, or by what they look like."""
     from reben_cloud.search.output import render
 
-    for piece in render(select(root, query, endpoint_url, layer), "json" if as_json else form):
+    if near is None:
+        if near_column is not None:
+            raise typer.BadParameter("--near-column belongs to --near")
+        found, scores = select(root, query, endpoint_url, layer), None
+    else:
+        if query.sortby or query.ids_order:
+            raise typer.BadParameter("--near has an order of its own: leave out --sortby and --ids-order")
+        everything = select(root, query.replace(limit=None), endpoint_url, layer)
+        with usage():
+            alike = everything.nearest(near, column=near_column, k=10 if query.limit is None else query.limit)
+        _say_left_out(alike.num_left_out, f"{alike.column}, so they were not compared")
+        found, scores = alike.selection, alike.scores
+    for piece in render(found, "json" if as_json else form, scores=scores):
         sys.stdout.buffer.write(piece)
+
+
+@search_options
+def suspects(
+    root: RootArgument,
+    query: Query,
+    column: Annotated[
+        str,
+        typer.Option(
+            help="Column of probabilities of a layer, LAYER:COLUMN, in the order of the classes.",
+            show_default=False,
+        ),
+    ],
+    layer: LayerOption = None,
+    by: Annotated[
+        Literal["label", "patch"], typer.Option(help="Rank each label, or patches by any of theirs.")
+    ] = "label",
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank labels by how likely they are wrong, from a model's predictions; 20 without a limit."""
+    selection = select(root, query.replace(limit=None), endpoint_url, layer)
+    with usage():
+        found = selection.suspects(column, by=by, limit=20 if query.limit is None else query.limit)
+    _say_left_out(found.num_left_out, f"{column}, so they were not judged")
+    frame = found.to_pandas()
+    if as_json:
+        show_json(frame.to_dict(orient="records"))
+    else:
+        typer.echo(frame.to_string(index=False))
+
+
+def _say_left_out(count: int, why: str) -> None:
+    if count:
+        typer.echo(f"{count:,} patches have no {why}", err=True)
 
 
 @search_options

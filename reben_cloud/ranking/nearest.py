@@ -35,6 +35,20 @@ _FINITE_HALF = 2.0**32
 """The square of 65,536: what an infinite half or one that is not a number widens to, at least."""
 
 
+class UnfitRowError(ValueError):
+    """A row cannot be compared with anything."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row} of vectors {reason}; or leave the row out by `candidates`")
+        self.row = row
+        """Its number, from 0 over all blocks."""
+        self.reason = reason
+        """What is wrong with it, to go on with after its name."""
+
+    def __reduce__(self) -> tuple[type[UnfitRowError], tuple[int, str]]:
+        return UnfitRowError, (self.row, self.reason)
+
+
 def nearest(
     vectors: Vectors | Iterable[Vectors],
     query: ArrayLike,
@@ -63,7 +77,8 @@ def nearest(
     Raises:
         ValueError: If shapes do not agree, a candidate does not exist, or a row that is looked at, or a query, has
             a number that is infinite or NaN, is longer than 2**60, or has no direction although the metric is
-            ``cosine`` (it is all zeros, or shorter than 2**-50). The message names the first such row.
+            ``cosine`` (it is all zeros, or shorter than 2**-50). The message names the first such row, which
+            `UnfitRowError` has as a number.
         TypeError: If `vectors` has another dtype.
     """
     question = _Question.of(query, k=k, metric=metric)
@@ -207,9 +222,7 @@ def _search(
             floats = _widened(taken, wide[: len(taken)], by_bits=by_bits)
             squares = np.vecdot(floats, floats)
             if unfit := _first_unfit(taken, squares, question.metric):
-                raise ValueError(
-                    f"row {places[unfit[0]]} of vectors {unfit[1]}; or leave the row out by `candidates`"
-                )
+                raise UnfitRowError(int(places[unfit[0]]), unfit[1])
             lower, upper = question.bounds(floats, squares)
             for which, one in enumerate(best):
                 near = np.flatnonzero(upper[:, which] >= one.floor)

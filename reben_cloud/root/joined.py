@@ -73,15 +73,13 @@ class JoinedLayer:
         Raises:
             ChecksumError: If the layer's index names rows that it does not have.
         """
-        has = self._has(rows)
+        places = self.places(rows)
+        has = places >= 0
         if self.layer.manifest.kind == "many":
             found = self.take(rows, [layers.FIRST, layers.COUNT])
             first, count = (np.where(has, values_of(found.column(n)), 0) for n in range(2))
         else:
-            first, count = (
-                np.where(has, rows if self._is_aligned else self._where[rows], 0),
-                has.astype(np.int64),
-            )
+            first, count = np.where(has, places, 0), has.astype(np.int64)
         first, count = first.astype(np.int64), count.astype(np.int64)
         if first.size and not (
             min(first.min(), count.min()) >= 0 and (first + count).max() <= self.layer.manifest.num_rows
@@ -110,20 +108,21 @@ class JoinedLayer:
         if present in inner:
             found[present] = pc.fill_null(found[present], False)
         elif present in names:
-            found[present] = pa.chunked_array([bools_array(self._has(rows))])
+            found[present] = pa.chunked_array([bools_array(self.places(rows) >= 0)])
         return pa.table({name: found[name] for name in names})
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of the layer's own table with a row a patch, for rows of this one; null where it has none."""
         if self._is_aligned:
             return self.layer.by_patch.take(rows, columns)
-        has = self._has(rows)
-        found = self.layer.by_patch.take(self._where[rows[has]], columns)
+        places = self.places(rows)
+        has = places >= 0
+        found = self.layer.by_patch.take(places[has], columns)
         return found.take(ints_array(np.cumsum(has) - 1, valid=has))
 
-    def _has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the layer has a row for each of these."""
-        return np.ones(len(rows), np.bool_) if self._is_aligned else self._where[rows] >= 0
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which row of the layer's table with a row a patch belongs to each of these, -1 where it has none; (n,)."""
+        return rows if self._is_aligned else self._where[rows]
 
     @property
     def _is_aligned(self) -> bool:

@@ -27,12 +27,17 @@ if TYPE_CHECKING:
     import pystac
     import xarray as xr
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
     from reben_cloud.export import ExportReport, FilesReport, Progress
     from reben_cloud.export.geotiffs import Per
     from reben_cloud.export.pictures import Flip, Stretch
     from reben_cloud.export.texts import Form
+    from reben_cloud.ranking.nearest import Metric
+    from reben_cloud.ranking.suspects import By
     from reben_cloud.root.dataset import Dataset
+    from reben_cloud.search.contradicted import SuspectLabels
+    from reben_cloud.search.similar import Neighbours
     from reben_cloud.views.resize import Resampling
 
 
@@ -134,6 +139,57 @@ class Selection:
         from reben_cloud.search import draw_rows
 
         return draw_rows(self, layer, rule=rule, where=where, columns=columns)
+
+    def nearest(
+        self, to: str | ArrayLike, *, column: str | None = None, k: int = 10, metric: Metric = "cosine"
+    ) -> Neighbours:
+        """The patches whose embeddings are nearest to a patch's or to a vector, nearest first.
+
+        Exact: every embedding is compared, a row group at a time, so that memory stays small. Patches without an
+        embedding are left out and counted (`Neighbours.num_left_out`).
+
+        Args:
+            to: Id of a patch of the dataset, which need not be in the selection and is not among its own neighbours;
+                or a vector (d,), taken as float32.
+            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``; by default the only one.
+            k: How many, at least 1; where there are fewer, all.
+            metric: ``cosine``, ``dot`` (the scalar product) or ``l2`` (Euclidean distance).
+
+        Returns:
+            The patches as a selection in order of nearness, and their scores.
+
+        Raises:
+            NotFoundError: If there is no such patch, it has no embedding, or the selection is empty.
+            ValueError: If there is no such column, or several and none is named; the vector has another length; or
+                an embedding cannot be compared (the message names its patch).
+        """
+        from reben_cloud.search.similar import find_neighbours
+
+        return find_neighbours(self, to, column=column, k=k, metric=metric)
+
+    def suspects(
+        self, probabilities: str | ArrayLike, *, by: By = "label", limit: int | None = None
+    ) -> SuspectLabels:
+        """Labels that a model's predictions contradict, the likeliest mistake first (confident learning).
+
+        Patches without a prediction are left out and counted (`SuspectLabels.num_left_out`).
+
+        Args:
+            probabilities: The model's probability of every class of the schema, in its order: a column of a table
+                layer, such as ``"pred:probabilities"``, or an array of floats (len(self), num_classes). They must be
+                out of sample, as from cross-validation: a model repeats the mistakes that it was trained on.
+            by: ``label`` ranks each label of each patch, also those that are not given and might be missing;
+                ``patch`` ranks patches by the probability that any of their labels is wrong.
+            limit: At most so many, at least 1; None: all.
+
+        Raises:
+            NotFoundError: If no patch has a prediction, or the selection is empty.
+            TypeError: If the probabilities are not floats.
+            ValueError: If there is no such column, it has not a number a class, or a probability is not in [0, 1].
+        """
+        from reben_cloud.search.contradicted import find_suspects
+
+        return find_suspects(self, probabilities, by=by, limit=limit)
 
     @cached_property
     def patch_ids(self) -> list[str]:

@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reben_cloud.catalog import PlacedLayer, patch_items
 from reben_cloud.root import layout
 from reben_cloud.root.metadata import rfc3339
@@ -18,7 +21,9 @@ Form = Literal["table", "ids", "json", "geojson", "stac", "parquet"]
 _AT_ONCE = 2_000
 
 
-def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[bytes]:
+def render(
+    selection: Selection, form: Form, *, scores: NDArray[np.float32] | None = None, max_rows: int = 20
+) -> Iterator[bytes]:
     """The bytes of a selection in a form, piece by piece.
 
     Args:
@@ -26,14 +31,17 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
         form: ``table`` (for people, the first `max_rows`), ``ids`` (one a line), ``json`` (official
             columns and times), ``geojson`` (footprints with their properties), ``stac`` (an
             ItemCollection) or ``parquet`` (stac-geoparquet).
+        scores: How near each patch is to what was asked for; in ``table`` and ``json`` where given.
         max_rows: Rows of the table.
     """
     if form == "table":
-        yield _table(selection, max_rows).encode()
+        yield _table(selection, scores, max_rows).encode()
     elif form == "ids":
         yield "".join(f"{patch_id}\n" for patch_id in selection.patch_ids).encode()
     elif form == "json":
         frame = selection.to_pandas()
+        if scores is not None:
+            frame.insert(1, "score", scores)
         yield frame.to_json(orient="records", date_format="iso", date_unit="s", indent=2).encode() + b"\n"
     elif form == "parquet":
         yield write_patches(selection.to_arrow(), selection.dataset.schema)
@@ -52,7 +60,7 @@ def render(selection: Selection, form: Form, *, max_rows: int = 20) -> Iterator[
         yield b"\n]}\n"
 
 
-def _table(selection: Selection, max_rows: int) -> str:
+def _table(selection: Selection, scores: NDArray[np.float32] | None, max_rows: int) -> str:
     part = Selection(selection.dataset, selection.table, selection.rows[:max_rows])
     countries = [layout.COUNTRY] * (layout.COUNTRY in part.table.names)
     rows = part.columns([layout.ID, layout.DATETIME, layout.SPLIT, *countries, layout.LABELS]).to_pylist()
@@ -60,13 +68,14 @@ def _table(selection: Selection, max_rows: int) -> str:
         "  ".join(
             [
                 row[layout.ID],
+                *([] if scores is None else [f"{scores[number]:.4f}"]),
                 rfc3339(row[layout.DATETIME]),
                 f"{row[layout.SPLIT]:10}",
                 *(f"{row[name]:11}" for name in countries),
                 "; ".join(row[layout.LABELS]),
             ]
         )
-        for row in rows
+        for number, row in enumerate(rows)
     ]
     if len(selection) > len(rows):
         lines.append(f"... and {len(selection) - len(rows):,} more (--format ids lists all)")

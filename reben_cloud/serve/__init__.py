@@ -32,10 +32,11 @@ def create_app(dataset: Dataset) -> FastAPI:
         raise missing_extra("stac-fastapi", "stac") from error
     from reben_cloud.serve.api import create_api
     from reben_cloud.serve.explore import add_explorer
+    from reben_cloud.serve.layers import shown_columns
 
-    # Every column, now: threads then share what is read and never read themselves.
+    # Every column that is shown, now: threads then share what is read and never read themselves.
     table = dataset.patch_table
-    table.read(range(len(table.group_starts) - 1), table.names)
+    table.read(range(len(table.group_starts) - 1), shown_columns(dataset))
     app = create_api(dataset)
     add_explorer(app, dataset)
     return app

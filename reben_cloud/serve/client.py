@@ -18,6 +18,7 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
 from reben_cloud.search import known_ids
 from reben_cloud.serve.fields import Fields, fields_of_body, fields_of_names, with_fields
+from reben_cloud.serve.layers import list_layers, shown_columns
 from reben_cloud.serve.links import Links, position_of
 from reben_cloud.serve.results import Results
 
@@ -180,7 +181,8 @@ class Client(BaseCoreClient):
     def _items(self, selection: Selection, request: Request) -> list[dict[str, Any]]:
         where = self.dataset.store.s3_location
         layers = self._layers(request)
-        items = list(patch_items(selection.to_arrow(), self._assets_url(request), where, layers))
+        columns = selection.columns(shown_columns(self.dataset))
+        items = list(patch_items(columns, self._assets_url(request), where, layers))
         links = self._links(request)
         for item in items:
             item["links"] = links.of_item(item["id"])
@@ -205,6 +207,8 @@ class Client(BaseCoreClient):
             *self._links(request).of_collection(),
             *(link for link in document["links"] if link["rel"] in kept),
         ]
+        if layers := list_layers(self.dataset):
+            document["reben:layers"] = layers
         return document
 
     @property

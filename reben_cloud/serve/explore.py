@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import threading
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -16,12 +17,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reben_cloud.bigearthnet.about import about
+from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.placement import SPLITS
-from reben_cloud.serve.pictures import describe, picture_of
+from reben_cloud.serve.layers import layer_picture, list_layers
+from reben_cloud.serve.pictures import describe, picture_of, row_of
+from reben_cloud.serve.results import Results
 from reben_cloud.views.picture import encode_png
+
+NUM_ALIKE = 8
+"""Patches that the page shows as alike."""
 
 _NO_COLOR = "#808080"
 """Of a class for which the schema states none."""
@@ -41,6 +48,8 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
     folder = files("reben_cloud.serve").joinpath("page")
     pages = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
     outlines = _outlines(dataset)
+    results = Results(dataset)
+    comparing = threading.Lock()  # one look through all embeddings at a time: it takes every core
 
     @app.get("/explore/index.json", include_in_schema=False)
     def send_index() -> dict[str, Any]:
@@ -58,6 +67,35 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
             raise HTTPException(404, f"no such row: {row}")
         return describe(
             dataset, dataset.patch_table.take(np.array([row]), [layout.ID]).column(layout.ID)[0].as_py()
+        )
+
+    @app.get("/explore/matches.bin", include_in_schema=False)
+    def send_matches(cql2: str) -> Response:
+        mask = np.zeros(len(dataset), np.bool_)
+        mask[results.rows({"cql2": cql2})] = True
+        return Response(np.packbits(mask, bitorder="little").tobytes(), media_type="application/octet-stream")
+
+    @app.get("/explore/patches/{patch_id}/nearest", include_in_schema=False)
+    def send_nearest(patch_id: str, column: str) -> list[dict[str, Any]]:
+        row_of(dataset, patch_id)
+        try:
+            with comparing:
+                found = dataset.selection.nearest(patch_id, column=column, k=NUM_ALIKE)
+        except NotFoundError as error:
+            raise HTTPException(404, str(error)) from error
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+        alike = found.selection
+        numbers = zip(alike.patch_ids, alike.rows.tolist(), found.scores.tolist(), strict=True)
+        return [{"id": one, "row": row, "score": round(score, 4)} for one, row, score in numbers]
+
+    @app.get("/explore/patches/{patch_id}/layers/{layer}/{tensor}.png", include_in_schema=False)
+    def send_layer_picture(patch_id: str, layer: str, tensor: str) -> Response:
+        pixels = layer_picture(dataset, row_of(dataset, patch_id), layer, tensor)
+        if pixels is None:
+            raise HTTPException(404, f"the layers have no such picture of {patch_id}: {layer} {tensor}")
+        return Response(
+            encode_png(pixels), media_type="image/png", headers={"Cache-Control": "max-age=86400"}
         )
 
     @app.get("/explore/patches/{patch_id}", include_in_schema=False)
@@ -108,6 +146,7 @@ def _index(dataset: Dataset) -> dict[str, Any]:
         "url": dataset.url,
         "num_patches": len(dataset),
         "modalities": list(dataset.modalities),
+        "layers": list_layers(dataset),
         "products": _products(dataset),
         "splits": list(SPLITS),
         "flags": [

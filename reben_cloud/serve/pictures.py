@@ -17,6 +17,7 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.metadata import rfc3339
 from reben_cloud.schema import Schema
 from reben_cloud.search import known_ids
+from reben_cloud.serve.layers import describe_layers, embeddings_of, shown_columns
 from reben_cloud.views.picture import color_map, shade, tensors_of
 
 
@@ -26,11 +27,10 @@ def describe(dataset: Dataset, patch_id: str) -> dict[str, Any]:
     Raises:
         HTTPException: 404 if there is no such patch.
     """
-    found = dataset.search(ids=known_ids(dataset, patch_id))
-    if not len(found):
-        raise HTTPException(404, f"no such patch: {patch_id}")
-    row = found.to_arrow().drop_columns([layout.GEOMETRY]).to_pylist()[0]
-    schema = dataset.schema
+    number = row_of(dataset, patch_id)
+    columns = [name for name in shown_columns(dataset) if name != layout.GEOMETRY]
+    row = dataset.patch_table.take(np.array([number]), columns).to_pylist()[0]
+    schema = dataset.manifest.schema
     facts = about(schema)
     return {
         "id": patch_id,
@@ -38,7 +38,21 @@ def describe(dataset: Dataset, patch_id: str) -> dict[str, Any]:
         "facts": _facts(row, schema, facts),
         "pictures": [{"name": name, "caption": caption} for name, caption in _pictures(schema, facts)],
         "legend": _legend(dataset, patch_id, schema, facts),
+        "layers": describe_layers(dataset, number),
+        "embeddings": embeddings_of(dataset, number),
     }
+
+
+def row_of(dataset: Dataset, patch_id: str) -> int:
+    """Row of a patch in the table.
+
+    Raises:
+        HTTPException: 404 if there is no such patch.
+    """
+    found = dataset.search(ids=known_ids(dataset, patch_id))
+    if not len(found):
+        raise HTTPException(404, f"no such patch: {patch_id}")
+    return int(found.rows[0])
 
 
 def _facts(row: dict[str, Any], schema: Schema, facts: About) -> list[tuple[str, str]]:
@@ -97,7 +111,7 @@ def picture_of(dataset: Dataset, patch_id: str, picture: str) -> NDArray[np.uint
     Raises:
         HTTPException: 404 if there is no such patch or picture.
     """
-    schema = dataset.schema
+    schema = dataset.manifest.schema
     facts = about(schema)
     patch = _open(dataset, patch_id)
     name = _map_name(schema)
@@ -113,6 +127,6 @@ def picture_of(dataset: Dataset, patch_id: str, picture: str) -> NDArray[np.uint
 
 def _open(dataset: Dataset, patch_id: str) -> xr.Dataset:
     try:
-        return dataset.open_patch(patch_id)
+        return dataset.without_layers().open_patch(patch_id)
     except (NotFoundError, FileNotFoundError) as error:
         raise HTTPException(404, str(error)) from error

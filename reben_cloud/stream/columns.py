@@ -127,7 +127,7 @@ class LoadedRows:
 
 
 def _values(column: pa.ChunkedArray[Any]) -> Any:
-    return _numbers(column) if is_number(column.type) and not column.null_count else column.to_pylist()
+    return numbers_of(column) if is_number(column.type) and not column.null_count else column.to_pylist()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +210,7 @@ class BatchColumns:
                     raise ValueError(f"{text}; select patches that have it (cql2: {name!r} IS NOT NULL)")
                 logger.warning("%s: batches are without it", text)
                 continue
-            arrays[name] = _numbers(column)[order]
+            arrays[name] = numbers_of(column)[order]
         stored = [one.taken(order) for one in selection.drawn]
         repeated = [one for one in stored if one.rule == "all"]
         if len(repeated) > 1:
@@ -238,19 +238,23 @@ def _has_nan(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind.value_type if is_vector(kind) else kind))
 
 
-def _numbers(column: pa.ChunkedArray[Any]) -> NDArray[Any]:
-    """A column as an array: (n,), or (n, length of its lists); NaN where it is null, or 0 if there is none."""
+def numbers_of(column: pa.ChunkedArray[Any]) -> NDArray[Any]:
+    """A column as an array: (n,), or (n, length of its lists); NaN where it is null, or 0 if there is none.
+
+    It may be the column's own memory, which is read-only.
+    """
     kind = column.type
     if is_vector(kind):
         size = kind.list_size
         # What stands below a null list counts as well: the values of all lists lie on end.
         inner = [chunk.values.slice(chunk.offset * size, len(chunk) * size) for chunk in column.chunks]
-        found = _numbers(pa.chunked_array(inner, kind.value_type)).reshape(-1, size)
+        found = numbers_of(pa.chunked_array(inner, kind.value_type)).reshape(-1, size)
     elif pa.types.is_boolean(kind):
         return mask_of(column)
     else:
-        found = np.array(values_of(column))
+        found = values_of(column)
     if column.null_count:
+        found = found.copy()
         found[~valid_of(column)] = np.nan if _has_nan(kind) else 0
     return found
 

@@ -55,6 +55,41 @@ def color_map(values: NDArray[np.integer[Any]], classes: Sequence[MapClass]) -> 
     return colors[np.where(found, at + 1, 0)]
 
 
+_SUN_AZIMUTH, _SUN_ALTITUDE = np.radians(315), np.radians(45)
+"""Where the light comes from in a shaded relief, as on maps: from the north-west, or hills look like hollows."""
+
+
+def relief(heights: NDArray[Any], *, pixel_m: float, nodata: float) -> NDArray[np.uint8]:
+    """Heights as a surface that is lit from the north-west, 45 degrees above the horizon, not exaggerated.
+
+    Args:
+        heights: Metres, (y, x), both at least 2, north up.
+        pixel_m: Side of a pixel, metres.
+        nodata: Value that is no height; NaN is none either.
+
+    Returns:
+        (y, x, 3), grey; 180 where it is flat; black where there is no height, or none beside it.
+    """
+    known = np.where(heights == nodata, np.nan, heights.astype(np.float64))
+    south, east = np.gradient(known, pixel_m)
+    ground = np.sin(_SUN_AZIMUTH) * east - np.cos(_SUN_AZIMUTH) * south
+    lit = np.sin(_SUN_ALTITUDE) - np.cos(_SUN_ALTITUDE) * ground
+    return _grey(lit / np.sqrt(1 + south**2 + east**2), 0, 1)
+
+
+def grey(values: NDArray[Any], *, nodata: float) -> NDArray[np.uint8]:
+    """Values (y, x) from the least, black, to the greatest, white; (y, x, 3). No data is black."""
+    known = np.where(values == nodata, np.nan, values.astype(np.float64))
+    if np.isnan(known).all():
+        return np.zeros((*values.shape, 3), np.uint8)
+    return _grey(known, float(np.nanmin(known)), float(np.nanmax(known)))
+
+
+def _grey(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.uint8]:
+    share = np.clip(np.nan_to_num((values - low) / ((high - low) or 1)), 0, 1)
+    return np.repeat(np.round(255 * share).astype(np.uint8)[..., None], 3, axis=2)
+
+
 def tiny(tensors: Mapping[str, NDArray[Any]], render: Render) -> NDArray[np.uint8]:
     """Patches in few pixels, each the mean of what it covers, whole numbers for whole numbers.
 

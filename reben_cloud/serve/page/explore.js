@@ -3,7 +3,7 @@
 "use strict";
 
 const SPLIT_COLORS = ["#2f6db5", "#d9a400", "#c2334d"];
-const AREA = 1, TIME = 2, LABELS = 4, SPLIT = 8, COUNTRY = 16, QUALITY = 32;
+const AREA = 1, TIME = 2, LABELS = 4, SPLIT = 8, COUNTRY = 16, QUALITY = 32, CQL2 = 64;
 const $ = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
 const mercator = (lat) => 0.5 - Math.log(Math.tan(Math.PI / 4 + (lat * Math.PI) / 360)) / (2 * Math.PI);
@@ -12,7 +12,8 @@ const toX = (lon) => lon / 360 + 0.5;
 const toLon = (x) => (x - 0.5) * 360;
 
 let index, data, view, hits, outlinesOfCountries;
-const filter = { area: null, from: "", to: "", labels: new Set(), splits: new Set(), countries: new Set(), recommended: false };
+let matches = null; // a bit a patch, of those that fit the CQL2 filter; null where there is none
+const filter = { area: null, from: "", to: "", labels: new Set(), splits: new Set(), countries: new Set(), layers: new Set(), cql2: "", recommended: false };
 const canvas = $("map"), pen = canvas.getContext("2d");
 
 async function load() {
@@ -69,7 +70,7 @@ function buildControls() {
     $(id).replaceChildren(...names.map((name, i) => {
       const label = document.createElement("label");
       const box = Object.assign(document.createElement("input"), { type: "checkbox" });
-      box.addEventListener("change", () => { box.checked ? chosen.add(i) : chosen.delete(i); apply(); });
+      box.addEventListener("change", () => { box.checked ? chosen.add(i) : chosen.delete(i); chosen === filter.layers ? match() : apply(); });
       const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
       if (color) swatch.style.background = color(i);
       const text = Object.assign(document.createElement("span"), { className: "name", textContent: name });
@@ -82,6 +83,15 @@ function buildControls() {
   options("splits", index.splits, filter.splits, (i) => SPLIT_COLORS[i]);
   options("countries", index.countries, filter.countries);
   options("labels", index.labels.map((l) => l.name), filter.labels, (i) => index.labels[i].color);
+  if (index.layers.length) {
+    options("layers", index.layers.map((l) => l.title || l.name), filter.layers);
+    [...$("layers").children].forEach((label, i) => { label.querySelector(".number").textContent = number(index.layers[i].num_patches); });
+    $("layers-filter").hidden = false;
+  }
+  const fields = index.layers.flatMap((l) => l.fields.map((name) => `"${name}"`));
+  $("fields").replaceChildren(...fields.map((value) => Object.assign(document.createElement("option"), { value })));
+  $("cql2").placeholder = `${fields.find((name) => !name.endsWith(':present"')) || "proj:code"} …`;
+  $("cql2").addEventListener("change", () => { filter.cql2 = $("cql2").value.trim(); match(); });
   const days = index.products.map((p) => p.day).sort();
   for (const id of ["from", "to"]) {
     $(id).min = days[0];
@@ -92,13 +102,46 @@ function buildControls() {
   $("draw").addEventListener("click", () => setDrawing(!canvas.classList.contains("drawing")));
   $("clear-area").addEventListener("click", () => setArea(null));
   $("reset").addEventListener("click", () => {
-    for (const set of [filter.labels, filter.splits, filter.countries]) set.clear();
+    for (const set of [filter.labels, filter.splits, filter.countries, filter.layers]) set.clear();
     for (const box of document.querySelectorAll("#filters input[type=checkbox]")) box.checked = false;
     $("from").value = $("to").value = filter.from = filter.to = "";
     filter.recommended = false;
+    $("cql2").value = filter.cql2 = "";
+    match();
     setArea(null);
   });
   $("legend").innerHTML = index.splits.map((s, i) => `<span style="background:${SPLIT_COLORS[i]}"></span>${s}`).join("");
+}
+
+// Layers and CQL2 are looked up by the server; all else is in memory here.
+function expression() {
+  const parts = [...filter.layers].sort((a, b) => a - b).map((i) => `"${index.layers[i].present}" = true`);
+  if (filter.cql2) parts.push(parts.length ? `(${filter.cql2})` : filter.cql2);
+  return parts.join(" AND ");
+}
+
+async function match() {
+  const asked = expression();
+  $("cql2-error").textContent = "";
+  let found = null;
+  if (asked) {
+    const answer = await fetch(`/explore/matches.bin?${new URLSearchParams({ cql2: asked })}`);
+    if (asked !== expression()) return;
+    if (answer.ok) found = new Uint8Array(await answer.arrayBuffer());
+    else $("cql2-error").textContent = await problem(answer);
+  }
+  matches = found;
+  apply();
+}
+
+async function problem(answer) {
+  const text = await answer.text();
+  try {
+    const { description, detail } = JSON.parse(text);
+    return description || detail || text;
+  } catch {
+    return text;
+  }
 }
 
 function setDrawing(on) {
@@ -136,6 +179,7 @@ function apply() {
     if (splits && !((splits >> split[i]) & 1)) fails |= SPLIT;
     if (countries.size && !countries.has(country[i])) fails |= COUNTRY;
     if (filter.recommended && flags[i]) fails |= QUALITY;
+    if (matches && !((matches[i >> 3] >> (i & 7)) & 1)) fails |= CQL2;
     hits[i] = fails ? 0 : 1;
     if (!fails) { matched++; index.products[product[i]].count++; }
     // A facet counts what its own choice would give, all other filters kept.
@@ -182,13 +226,15 @@ function conditions() {
   if (filter.splits.size) found.push(["split", chosen(filter.splits, index.splits)]);
   if (filter.countries.size) found.push(["country", chosen(filter.countries, index.countries)]);
   if (filter.recommended) found.push(["recommended", true]);
+  if (matches) found.push(["cql2", expression()]);
   return found;
 }
 
 function showCode() {
   const python = (v) => (Array.isArray(v) && typeof v[0] === "number" ? `(${v.join(", ")})` : v === true ? "True" : JSON.stringify(v));
-  const shell = (v) => (/^[\w.,:/-]+$/.test(v) ? v : `'${v}'`);
-  const search = `import reben_cloud as rc\n\nsel = rc.open(${JSON.stringify(index.url)}).search(${conditions().map(([k, v]) => `${k}=${python(v)}`).join(", ")})`;
+  const shell = (v) => (/^[\w.,:/-]+$/.test(v) ? v : `'${v.replaceAll("'", "'\\''")}'`);
+  const layers = index.layers.map((l) => l.url);
+  const search = `import reben_cloud as rc\n\nsel = rc.open(${JSON.stringify(index.url)}${layers.length ? `, layers=${JSON.stringify(layers)}` : ""}).search(${conditions().map(([k, v]) => `${k}=${python(v)}`).join(", ")})`;
   const options = conditions().flatMap(([k, v]) => {
     const flag = { labels: "label" }[k] || k;
     if (v === true) return [`--${flag}`];
@@ -198,7 +244,7 @@ function showCode() {
   $("snippet").textContent = {
     stream: !index.modalities.length ? `${search}   # this root has metadata only: nothing to stream` : `${search}\n\nfrom reben_cloud.torch import StreamLoader\nfor batch in StreamLoader(sel, modalities=${JSON.stringify(index.modalities)}, batch_size=256):\n    ...`,
     export: !index.modalities.length ? `${search}\nsel.to_geopandas().to_file("selection.gpkg")` : `${search}\nsel.export_lmdb("selection.lmdb")`,
-    cli: ["search", ...(index.modalities.length ? ["stream", "export"] : [])].map((c) => ["reben-cloud", c, url, ...(c === "export" ? ["selection.lmdb"] : []), ...options].join(" ")).join("\n"),
+    cli: ["search", ...(index.modalities.length ? ["stream", "export"] : [])].map((c) => ["reben-cloud", c, url, ...(c === "export" ? ["selection.lmdb"] : []), ...layers.map((one) => `--layer=${shell(one)}`), ...options].join(" ")).join("\n"),
   }[tab];
 }
 
@@ -491,12 +537,16 @@ async function show(i) {
     return node;
   };
   $("patch-id").textContent = id;
-  $("pictures").replaceChildren(...patch.pictures.map(({ name, caption }) => {
+  const pictures = [
+    ...patch.pictures.map(({ name, caption }) => [`${name}.png`, caption]),
+    ...patch.layers.flatMap((layer) => layer.pictures.map(([name, caption]) => [`layers/${layer.name}/${name}.png`, caption])),
+  ];
+  $("pictures").replaceChildren(...pictures.map(([path, caption]) => {
     const figure = document.createElement("figure");
-    figure.append(Object.assign(new Image(), { src: `/explore/patches/${id}/${name}.png`, alt: caption }), element("figcaption", caption));
+    figure.append(Object.assign(new Image(), { src: `/explore/patches/${id}/${path}`, alt: caption }), element("figcaption", caption));
     return figure;
   }));
-  if (!patch.pictures.length) $("pictures").append(element("p", "This dataset has no pixels."));
+  if (!pictures.length) $("pictures").append(element("p", "This dataset has no pixels."));
   const colors = Object.fromEntries(index.labels.map((l) => [l.name, l.color]));
   $("patch-labels").replaceChildren(...patch.labels.map((name) => element("li", name, colors[name])));
   $("patch-legend").replaceChildren(...patch.legend.map((entry) => {
@@ -504,9 +554,48 @@ async function show(i) {
     row.append(element("td", `${entry.code} ${entry.name}`, entry.color), element("td", `${(100 * entry.share).toFixed(1)} %`));
     return row;
   }));
+  $("patch-layers").replaceChildren(...patch.layers.filter((l) => l.values.length || l.texts.length).map((layer) => {
+    const section = document.createElement("section"), table = document.createElement("table"), list = document.createElement("ul");
+    table.append(...layer.values.map(([name, value]) => {
+      const row = document.createElement("tr");
+      row.append(element("td", name), element("td", String(value)));
+      return row;
+    }));
+    list.append(...layer.texts.map((text) => element("li", text)));
+    const more = layer.num_texts > layer.texts.length ? ` (${layer.texts.length} of ${number(layer.num_texts)})` : "";
+    section.append(element("h2", layer.title + more), layer.values.length ? table : list);
+    return section;
+  }));
+  $("alike").replaceChildren();
+  $("like").replaceChildren(...patch.embeddings.map((column) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", title: `by ${column}` });
+    button.textContent = patch.embeddings.length > 1 ? `more like this, by ${column}` : "more like this";
+    button.addEventListener("click", () => showAlike(id, column, patch.pictures));
+    return button;
+  }));
   $("patch-facts").replaceChildren(...patch.facts.flatMap(([k, v]) => [element("dt", k), element("dd", v)]));
   $("patch").hidden = false;
   draw();
+}
+async function showAlike(id, column, pictures) {
+  const answer = await fetch(`/explore/patches/${id}/nearest?${new URLSearchParams({ column })}`);
+  if (!answer.ok) {
+    $("alike").replaceChildren(Object.assign(document.createElement("p"), { className: "error", textContent: await problem(answer) }));
+    return;
+  }
+  const found = await answer.json();
+  if ($("patch-id").textContent !== id) return;
+  $("alike").replaceChildren(...found.map((one) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", title: one.id });
+    if (pictures.length) button.append(Object.assign(new Image(), { src: `/explore/patches/${one.id}/${pictures[0].name}.png`, alt: one.id }));
+    button.append(one.score.toFixed(3));
+    button.addEventListener("click", () => {
+      view.x = data.cx[one.row];
+      view.y = data.cy[one.row];
+      show(one.row);
+    });
+    return button;
+  }));
 }
 $("close").addEventListener("click", () => { $("patch").hidden = true; chosen = -1; draw(); });
 

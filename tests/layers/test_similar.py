@@ -1,0 +1,254 @@
+"""Neighbours and suspect labels of a selection, compared with NumPy over all patches."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+import reben_cloud as rc
+from reben_cloud import cli
+from reben_cloud.errors import NotFoundError
+from reben_cloud.ranking.suspects import suspects
+from reben_cloud.root.grouped import GroupedTable
+from tests.layers.data import embedding_of
+
+
+def vectors_column(values, dtype):
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(values), dtype), len(values[0]))
+
+
+@pytest.fixture(scope="module")
+def probabilities(ds):
+    """Mostly what the labels say, float32 (60, 19)."""
+    given = ds.schema.classes.encode(ds.selection.column("reben:labels"))
+    noise = np.random.default_rng(3).uniform(0, 0.45, given.shape)
+    return np.abs(given - noise).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def layers(ds, covered, probabilities, tmp_path_factory):
+    """Embeddings of two of three patches, one of them null; predictions of all."""
+    folder = tmp_path_factory.mktemp("vectors")
+    vectors = vectors_column([embedding_of(i) for i in covered], pa.float16()).to_pylist()
+    vectors[4] = None
+    table = pa.table({"patch_id": covered, "vector": pa.array(vectors, pa.list_(pa.float16(), 24))})
+    emb = rc.write_table(folder / "emb", ds, name="emb", table=table)
+    table = pa.table(
+        {
+            "patch_id": ds.selection.patch_ids,
+            "probabilities": vectors_column(list(probabilities), pa.float32()),
+        }
+    )
+    pred = rc.write_table(folder / "pred", ds, name="pred", table=table)
+    return emb, pred
+
+
+@pytest.fixture(scope="module")
+def with_both(root, layers):
+    return rc.open(root, layers=[one.url for one in layers])
+
+
+def expected(ids, query, metric, *, k):
+    """Ids and scores of the nearest, in float64."""
+    matrix, query = np.stack([embedding_of(i) for i in ids]).astype(np.float64), query.astype(np.float64)
+    if metric == "l2":
+        keys = np.linalg.norm(matrix - query, axis=1)
+        order = np.argsort(keys, kind="stable")[:k]
+    else:
+        keys = matrix @ query
+        if metric == "cosine":
+            keys /= np.linalg.norm(matrix, axis=1) * np.linalg.norm(query)
+        order = np.argsort(-keys, kind="stable")[:k]
+    return [ids[at] for at in order], keys[order]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_neighbours_of_a_patch_are_numpys(with_both, covered, metric):
+    there = [i for number, i in enumerate(covered) if number != 4]
+
+    found = with_both.selection.nearest(there[7], column="emb:vector", k=9, metric=metric)
+
+    ids, scores = expected([i for i in there if i != there[7]], embedding_of(there[7]), metric, k=9)
+    assert found.selection.patch_ids == ids
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
+    assert found.num_left_out == 60 - len(there)
+    assert found.to_pandas().columns[:2].tolist() == ["patch_id", "score"]
+    assert found.to_pandas().patch_id.tolist() == ids
+
+
+def test_only_the_selection_is_looked_at_whatever_its_order(with_both, covered):
+    some = with_both.search(ids=covered[30:4:-3], ids_order=True)
+    query = np.arange(24)
+
+    found = some.nearest(query, column="emb:vector", k=100)
+
+    assert found.selection.patch_ids == expected(covered[30:4:-3], query, "cosine", k=100)[0]
+    assert found.num_left_out == 0
+    (again,) = some.nearest(covered[0], column="emb:vector", k=1).selection.patch_ids
+    assert again in covered[30:4:-3]
+
+
+@pytest.mark.parametrize("dtype", [pa.float32(), pa.float64(), pa.int8(), pa.int16()])
+def test_a_whole_layer_of_any_numbers_needs_no_column(ds, root, tmp_path, dtype):
+    ids = ds.selection.patch_ids
+    values = [np.round(4 * embedding_of(i).astype(np.float64)) for i in ids]
+    table = pa.table({"patch_id": ids[::-1], "v": vectors_column(values[::-1], dtype)})
+    layer = rc.write_table(tmp_path / "v", ds, name="v", table=table)
+
+    found = rc.open(root, layers=[layer.url]).selection.nearest(ids[3], k=2, metric="l2")
+
+    distances = np.linalg.norm(np.stack(values) - values[3], axis=1)
+    distances[3] = np.inf
+    assert found.selection.patch_ids == [ids[at] for at in np.argsort(distances, kind="stable")[:2]]
+    assert found.column == "v:v"
+
+
+def test_no_embedding_is_kept_in_memory(with_both, covered):
+    with_both.selection.nearest(covered[0], column="emb:vector")
+
+    tables = [with_both.patch_table, with_both.layers["emb"].rows]
+    assert all(isinstance(one, GroupedTable) for one in tables)
+    assert not [name for one in tables for _, name in one._columns if name.endswith("vector")]
+
+
+def test_rows_drawn_stay_with_their_patches(root, layers, covered, ds, tmp_path):
+    texts = pa.table(
+        {"patch_id": [i for i in covered for _ in (0, 1)], "input": [i for i in covered for _ in (0, 1)]}
+    )
+    txt = rc.write_table(tmp_path / "txt", ds, name="txt", table=texts, many=True)
+    found = rc.open(root, layers=[layers[0].url, txt.url]).selection.with_rows("txt", rule="list")
+
+    near = found.nearest(covered[0], k=5).selection
+
+    (drawn,) = near.drawn
+    rows = txt.rows.take(drawn.numbers, ["input"]).column("input").to_pylist()
+    assert rows == [i for i in near.patch_ids for _ in (0, 1)]
+
+
+def test_what_cannot_be_compared_is_named(with_both, covered, ds, root, tmp_path):
+    selection = with_both.selection
+    with pytest.raises(ValueError, match="several columns of vectors: name one of emb:vector, pred:prob"):
+        selection.nearest(covered[0])
+    with pytest.raises(ValueError, match="did you mean 'emb:vector'"):
+        selection.nearest(covered[0], column="emb:vectors")
+    with pytest.raises(ValueError, match=r"emb:vector has vectors of 24 numbers.*\(23,\)"):
+        selection.nearest(np.zeros(23), column="emb:vector")
+    with pytest.raises(NotFoundError, match=f"no emb:vector of {covered[4]}"):
+        selection.nearest(covered[4], column="emb:vector")
+    with pytest.raises(NotFoundError, match="has no patch 'nothing'"):
+        selection.nearest("nothing", column="emb:vector")
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        selection.nearest(covered[0], column="emb:vector", k=0)
+    with pytest.raises(ValueError, match="no layer with a column of vectors"):
+        ds.selection.nearest(covered[0])
+
+    values = [embedding_of(i) for i in covered]
+    values[9] = values[9] * np.float16(np.nan)
+    table = pa.table({"patch_id": covered, "vector": vectors_column(values, pa.float16())})
+    spoilt = rc.write_table(tmp_path / "spoilt", ds, name="emb", table=table)
+    with pytest.raises(
+        ValueError, match=f"emb:vector of {covered[9]} in .* infinite or NaN; write the layer again"
+    ):
+        rc.open(root, layers=[spoilt.url]).selection.nearest(covered[0])
+
+
+def test_suspects_of_a_column_are_those_of_the_array(with_both, probabilities):
+    found = with_both.selection.suspects("pred:probabilities", limit=40)
+
+    same = with_both.selection.suspects(probabilities, limit=40)
+    classes = with_both.schema.classes
+    given = classes.encode(with_both.selection.column("reben:labels")).astype(bool)
+    want = suspects(given, probabilities, limit=40)
+    ids = with_both.selection.patch_ids
+    for one in (found, same):
+        frame = one.to_pandas()
+        assert frame.patch_id.tolist() == [ids[row] for row in want.rows]
+        assert frame.label.tolist() == [classes.names[number] for number in want.classes]
+        assert frame.given.tolist() == want.given.tolist()
+        np.testing.assert_array_equal(frame.score, want.scores)
+        np.testing.assert_array_equal(frame.probability, want.probabilities)
+    assert found.selection.patch_ids == list(dict.fromkeys(found.patch_ids))
+
+
+def test_patches_without_a_prediction_are_left_out(ds, root, covered, probabilities, tmp_path):
+    mine = dict(zip(ds.selection.patch_ids, probabilities, strict=True))
+    table = pa.table({"patch_id": covered, "p": vectors_column([mine[i] for i in covered], pa.float32())})
+    layer = rc.write_table(tmp_path / "p", ds, name="p", table=table)
+    dataset = rc.open(root, layers=[layer.url])
+
+    found = dataset.selection.suspects("p:p", by="patch")
+
+    want = dataset.search(ids=covered).suspects(np.stack([mine[i] for i in covered]), by="patch")
+    assert found.num_left_out == 60 - len(covered)
+    assert found.patch_ids == want.patch_ids
+    assert sorted(found.patch_ids) == sorted(covered)
+
+
+def test_predictions_that_do_not_fit_are_named(with_both, probabilities):
+    selection = with_both.selection
+    with pytest.raises(ValueError, match=r"emb:vector has 24 numbers a patch, and .* has 19 classes"):
+        selection.suspects("emb:vector")
+    with pytest.raises(ValueError, match=r"shape \(60, 19\).* got \(59, 19\)"):
+        selection.suspects(probabilities[1:])
+    with pytest.raises(TypeError, match="must be floats, got int64"):
+        selection.suspects(np.zeros((60, 19), np.int64))
+    wrong = probabilities.copy()
+    wrong[5, 2] = 1.5
+    name = with_both.schema.classes.names[2]
+    with pytest.raises(
+        ValueError, match=f"of '{name}' in {selection.patch_ids[5]} must be in .* got 1.5; a model"
+    ):
+        selection.suspects(wrong)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
+
+
+def test_the_command_search_lists_neighbours(root, layers, with_both, covered):
+    options = ["--layer", layers[0].url, "--near", covered[0], "--limit", 4]
+    want = with_both.selection.nearest(covered[0], column="emb:vector", k=4)
+
+    plain = run("search", root, *options, "--format", "ids")
+    listed = json.loads(run("search", root, *options, "--json").stdout)
+    table = run("search", root, *options)
+    some = run("search", root, *options, "--split", "train", "--format", "ids", "--near-column", "emb:vector")
+
+    assert plain.stdout.split() == want.selection.patch_ids
+    assert plain.stderr == f"{want.num_left_out} patches have no emb:vector, so they were not compared\n"
+    assert [row["patch_id"] for row in listed] == want.selection.patch_ids
+    np.testing.assert_allclose([row["score"] for row in listed], want.scores, rtol=1e-6)
+    assert [line.split()[1] for line in table.stdout.splitlines()[:4]] == [f"{s:.4f}" for s in want.scores]
+    train = with_both.search(split="train").nearest(covered[0], column="emb:vector", k=4)
+    assert some.stdout.split() == train.selection.patch_ids
+
+
+def test_the_command_suspects_lists_the_ranking(root, layers, with_both):
+    options = ["--layer", layers[1].url, "--column", "pred:probabilities", "--split", "train"]
+    want = with_both.search(split="train").suspects("pred:probabilities", limit=20).to_pandas()
+
+    listed = json.loads(run("suspects", root, *options, "--json").stdout)
+    shown = run("suspects", root, *options, "--limit", 3)
+    patches = json.loads(run("suspects", root, *options, "--by", "patch", "--limit", 2, "--json").stdout)
+
+    assert listed == want.to_dict(orient="records")
+    assert [line.split()[0] for line in shown.stdout.splitlines()[1:]] == want.patch_id[:3].tolist()
+    ranked = with_both.search(split="train").suspects("pred:probabilities", by="patch", limit=2)
+    assert [row["patch_id"] for row in patches] == ranked.patch_ids
+
+
+def test_wrong_usage_of_both_is_said(root, layers, covered):
+    both = ["--layer", layers[0].url, "--layer", layers[1].url]
+    for arguments, message in (
+        (["search", root, *both, "--near", covered[0]], "several columns of vectors"),
+        (["search", root, *both, "--near-column", "emb:vector"], "--near-column belongs to --near"),
+        (["search", root, *both, "--near", covered[0], "--sortby", "id"], "an order of its own"),
+        (["suspects", root, *both, "--column", "pred:wrong"], "unknown column of vectors"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert message in " ".join(done.stderr.replace("│", " ").split())
