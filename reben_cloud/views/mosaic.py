@@ -72,7 +72,7 @@ def mosaic(
     rows[line, column] = np.flatnonzero(inside)
     owner = schema.owner(array.zarr_name)[0]
     stored = zarr.pixel_array(owner, array)
-    read: Read = _ZarrPixels(store, product, stored)
+    read: Read = _ZarrPixels(store, product, stored).read
     if owner.name in layers:
         read = partial(layers[owner.name].read, array)
     lazy = _MosaicArray(read, stored, numbers, rows)
@@ -187,7 +187,7 @@ class _ZarrPixels(NamedTuple):
     product: str
     array: zarr.PixelArray
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         found = np.empty((len(rows), *self.array.shape), self.array.dtype)
         number = rows // zarr.PATCHES_PER_ZARR_SHARD
         for shard in np.unique(number).tolist():
