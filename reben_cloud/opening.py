@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from reben_cloud.errors import NotFoundError
+from reben_cloud.files.paths import local_path, split_scheme
 from reben_cloud.root.backing import Backing, References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_manifest
@@ -30,7 +32,8 @@ def open(
             the folder of an LMDB, also as ``lmdb://PATH``.
         storage_options: Credentials and endpoint, as in `store.open_store`.
         layers: What is to stand beside it: paths or URLs of layers, to which `storage_options` go as well, or
-            layers from `open_layer`, which have their own.
+            layers from `open_layer`, which have their own. A parquet or CSV file of this machine is made into a table
+            layer in the cache folder first, as `write_table` does, and called after the file.
 
     Raises:
         NotFoundError: If there is no manifest, so no published dataset, or no layer.
@@ -41,29 +44,55 @@ def open(
         StorageError: If the store cannot be reached or refuses.
     """
     dataset = _open(url, storage_options)
-    found = [one if isinstance(one, Layer) else open_layer(one, storage_options) for one in layers]
+    found = [
+        one if isinstance(one, Layer) else open_layer(one, storage_options, ds=dataset) for one in layers
+    ]
     return dataset.with_layers(*found) if found else dataset
 
 
-def open_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Layer:
+def open_layer(
+    url: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    ds: Dataset | None = None,
+) -> Layer:
     """Open a layer, to be handed to `open` or to `Dataset.with_layers`.
 
     Args:
-        url: Path or URL of the layer.
+        url: Path or URL of the layer, or the path of a parquet or CSV file.
         storage_options: Credentials and endpoint, as in `store.open_store`.
+        ds: The root that a layer is made for where `url` is such a file.
 
     Raises:
-        NotFoundError: If there is no published layer.
+        NotFoundError: If there is no published layer, or a file and no root that it is for.
+        SourceError: If a file cannot be a layer as it is.
         ChecksumError: If what it says of itself is damaged.
         RebenError: If a newer version has written it.
         StorageError: If the store cannot be reached or refuses.
     """
+    if (file := _local_file(url)) is not None:
+        if ds is None:
+            raise NotFoundError(
+                f"{file} is a file and no layer; if it is a table, name the dataset that it is for (ds=), or make "
+                "a layer of it (write_table, or `reben-cloud layer table`)"
+            )
+        from reben_cloud.layers.kept import layer_of_file  # late: it loads what a build needs
+
+        return layer_of_file(file, ds)
     if (found := find_layer(url, storage_options)) is None:
         raise NotFoundError(
             f"{open_store(url, storage_options).url} has no {LAYER_MANIFEST}, so no layer is published there; "
             "check the URL, or finish writing it"
         )
     return found
+
+
+def _local_file(url: str | os.PathLike[str]) -> Path | None:
+    """The file of this machine that a path or URL names; None where it names something else, such as a folder."""
+    if split_scheme(os.fspath(url))[0] not in (None, "file"):
+        return None
+    path = local_path(url, "a layer")
+    return path if path.is_file() else None
 
 
 def find_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Layer | None:

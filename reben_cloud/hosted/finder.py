@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -14,22 +13,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from reben_cloud.errors import NotFoundError
-from reben_cloud.files.paths import local_path
+from reben_cloud.files.cache import CACHE_VARIABLE, cache_folder
 from reben_cloud.formats.lmdb_index import RemoteLmdb
 from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.hosted.places import KeptPlaces
 from reben_cloud.root.references import Found, RemoteObject
 from reben_cloud.store import Store
-
-CACHE_VARIABLE = "REBEN_CACHE"
-"""Environment variable that names the folder for what is kept of remote datasets."""
-
-
-def cache_folder() -> Path:
-    """Where what was looked up in remote objects is kept: ``$REBEN_CACHE``, or ``reben_cloud`` in the user's cache."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return local_path(named, CACHE_VARIABLE)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reben_cloud"
 
 
 def name_of(*remote: RemoteObject) -> str:

@@ -28,9 +28,10 @@ from reben_cloud.build.publish import commit
 from reben_cloud.build.tasks import put
 from reben_cloud.errors import ConflictError, SourceError, StorageError
 from reben_cloud.export.copying import Progress
+from reben_cloud.files.cache import cache_folder
 from reben_cloud.formats.lmdb_index import Estimate
 from reben_cloud.hosted.checksums import checksums as read_checksums
-from reben_cloud.hosted.finder import cache_folder, name_of
+from reben_cloud.hosted.finder import name_of
 from reben_cloud.hosted.indexed import Index, IndexedSource, index_of
 from reben_cloud.hosted.lmdb import find_hosted
 from reben_cloud.hosted.tars import BLOCK_BYTES, index_tars, list_tars

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from reben_cloud.errors import ConflictError
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layer_manifest import is_layer_name
 from reben_cloud.schema import ArraySpec, Modality, Schema, TensorSpec
 
@@ -34,11 +36,7 @@ def layer_schema(
     Raises:
         ValueError: If the name is none, or the dataset has something of a name that it would add.
     """
-    if not is_layer_name(name):
-        raise ValueError(
-            f"a layer cannot be named {name!r}: take small letters, digits and underscores, and none of the names that "
-            "roots and batches use themselves"
-        )
+    check_name(ds, name)
     own = ds.manifest.schema
     modality = Modality(
         name=name,
@@ -57,15 +55,46 @@ def layer_schema(
         map_array=modality.arrays[0].name if is_map else None,
         license="other",
     )
-    taken = {array.name for m in own.modalities for array in m.arrays} | set(own.modality_names)
-    if twice := taken & {name, *(array.name for array in modality.arrays)}:
-        raise ValueError(f"{ds.url} has {min(twice)!r} already; give the layer another name")
+    for array in modality.arrays:
+        _check_taken(ds, array.name)
     return found
 
 
 def fill_payload(modality: Modality) -> bytes:
     """The payload of a patch for which a layer has nothing."""
     return modality.encode({t.name: np.full(t.shape, t.fill, t.storage) for t in modality.tensors})
+
+
+def check_name(ds: Dataset, name: str) -> None:
+    """Refuse what no layer of a dataset can be called.
+
+    Raises:
+        ValueError: If it is no name, or the dataset has something of that name.
+    """
+    if not is_layer_name(name):
+        raise ValueError(
+            f"a layer cannot be named {name!r}: take small letters, digits and underscores, and none of the names that "
+            "roots and batches use themselves"
+        )
+    _check_taken(ds, name)
+
+
+def check_whole(ds: Dataset) -> None:
+    """Refuse a part of a root.
+
+    Raises:
+        ConflictError: If it is an export.
+    """
+    if isinstance(ds.manifest, ExportManifest):
+        raise ConflictError(
+            f"{ds.url} is an export of a root; a layer is made for the whole root, and serves its exports as well"
+        )
+
+
+def _check_taken(ds: Dataset, name: str) -> None:
+    own = ds.manifest.schema
+    if name in {*own.modality_names, *(array.name for m in own.modalities for array in m.arrays)}:
+        raise ValueError(f"{ds.url} has {name!r} already; give the layer another name")
 
 
 def _arrays(own: Schema, name: str, tensors: Sequence[TensorSpec]) -> tuple[ArraySpec, ...]:

@@ -26,6 +26,7 @@ from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.layers import publish
 from reben_cloud.layers.columns import Choice, chosen_columns, layer_type, to_layer
+from reben_cloud.layers.describe import check_name, check_whole
 from reben_cloud.layers.keys import Key, Keys, find_keys
 from reben_cloud.layers.sorting import sorted_groups
 from reben_cloud.layers.statistics import Moments, summed
@@ -34,8 +35,7 @@ from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import ints_array, valid_of
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import sealed
-from reben_cloud.root.exported import ExportManifest
-from reben_cloud.root.layer_manifest import PATCH_ID, Kind, LayerManifest, is_layer_name
+from reben_cloud.root.layer_manifest import PATCH_ID, Kind, LayerManifest
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.patches_file import ROW_GROUP_ROWS
 from reben_cloud.sampling import Ints
@@ -94,7 +94,8 @@ def write_table(
         TypeError: If it is no table.
         ValueError: If the name is none or taken, or a column is not there.
     """
-    _check_name(ds, name)
+    check_name(ds, name)
+    check_whole(ds)
     store = open_store(dest, storage_options)
     with tempfile.TemporaryDirectory(prefix="reben_cloud-") as scratch:
         source = open_table(table, Path(scratch))
@@ -123,21 +124,6 @@ def write_table(
             return done
         with Lease(store, f"{publish.JOURNAL}/lease.json") as held:
             return work.write(Path(scratch), progress, held)
-
-
-def _check_name(ds: Dataset, name: str) -> None:
-    if not is_layer_name(name):
-        raise ValueError(
-            f"a layer cannot be named {name!r}: take small letters, digits and underscores, and none of the names that "
-            "roots and batches use themselves"
-        )
-    schema = ds.manifest.schema
-    if name in {*schema.modality_names, *(array.name for m in schema.modalities for array in m.arrays)}:
-        raise ValueError(f"{ds.url} has {name!r} already; give the layer another name")
-    if isinstance(ds.manifest, ExportManifest):
-        raise ConflictError(
-            f"{ds.url} is an export of a root; a layer is made for the whole root, and serves its exports as well"
-        )
 
 
 def _too_many_unknown(keys: Keys, source: TableSource, ds: Dataset) -> str:

@@ -31,13 +31,12 @@ from reben_cloud.catalog import layer_collection
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import tar
 from reben_cloud.layers import publish
-from reben_cloud.layers.describe import fill_payload, layer_schema
+from reben_cloud.layers.describe import check_whole, fill_payload, layer_schema
 from reben_cloud.layers.statistics import Moments, is_measured, moments_of, summed, together
 from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import bools_array
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import is_intact, sealed
-from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layer_manifest import PATCH_ID, LayerManifest
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.metadata import rfc3339
@@ -104,10 +103,7 @@ def write_layer(
     """
     specs = (tensors,) if isinstance(tensors, TensorSpec) else tuple(tensors)
     schema = layer_schema(ds, name, specs, arrays=arrays, title=title, is_map=is_map)
-    if isinstance(ds.manifest, ExportManifest):
-        raise ConflictError(
-            f"{ds.url} is an export of a root; a layer is made for the whole root, and serves its exports as well"
-        )
+    check_whole(ds)
     if not ds.manifest.groups:
         raise ConflictError(
             f"{ds.url} is a catalog of metadata alone, without the shards that an array layer is cut like; "

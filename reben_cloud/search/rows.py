@@ -46,9 +46,9 @@ def draw_rows(
                 f"where= is for rows of {name!r}, and names columns of {', '.join(sorted(others))}"
             )
         wanted = fits(selection.table, selection.rows, expression, joined, first, count)
-        before = np.append(0, np.cumsum(wanted, dtype=np.int64))
+        number = np.append(0, np.cumsum(wanted, dtype=np.int64))
         ends = np.cumsum(count)
-        numbers, count = numbers[wanted], before[ends] - before[ends - count]
+        numbers, count = numbers[wanted], number[ends] - number[ends - count]
     kept = np.flatnonzero(count)
     count = count[kept]
     if not len(kept):

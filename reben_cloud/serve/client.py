@@ -14,6 +14,7 @@ from stac_fastapi.types.requests import get_base_url
 
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.catalog import PlacedLayer, dataset_document, patch_items
+from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
 from reben_cloud.search import known_ids
@@ -208,7 +209,7 @@ class Client(BaseCoreClient):
             *(link for link in document["links"] if link["rel"] in kept),
         ]
         if layers := list_layers(self.dataset):
-            document["reben:layers"] = layers
+            document[f"{layout.PREFIX}layers"] = layers
         return document
 
     @property

@@ -349,3 +349,48 @@ def test_any_table_is_what_pandas_merges(rows, files, ds, names, monkeypatch):
     assert [t if isinstance(t, str) else None for t in found.text] == [
         t if isinstance(t, str) else None for t in expected.text
     ]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBEN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "layers"
+
+
+def test_a_file_is_a_layer_at_once(ds, climate, texts, cache, tmp_path):
+    climate.drop(columns="vector").to_csv(tmp_path / "ben-ge_Climate.csv", index=False)
+    texts.to_parquet(tmp_path / "BigEarthNet.txt.parquet")
+
+    found = rc.open(ds.url, layers=[tmp_path / "ben-ge_Climate.csv", f"{tmp_path}/BigEarthNet.txt.parquet"])
+
+    assert list(found.layers) == ["ben_ge_climate", "bigearthnet_txt"]
+    assert found.layers["bigearthnet_txt"].manifest.num_rows == len(texts)
+    assert set(found.search(has="ben_ge_climate").patch_ids) == set(climate.patch_id)
+
+
+def test_a_layer_of_a_file_is_made_once_for_each_state_of_it(ds, climate, cache, tmp_path):
+    file = tmp_path / "climate.parquet"
+    climate.to_parquet(file)
+    first = rc.open_layer(file, ds=ds)
+    rows = Path(first.url.removeprefix("file://")) / "rows.parquet"
+    before = rows.stat().st_mtime_ns
+
+    again = rc.open_layer(str(file), ds=ds)
+    climate.head(5).to_parquet(file)
+    changed = rc.open_layer(file, ds=ds)
+
+    assert again.url == first.url
+    assert rows.stat().st_mtime_ns == before
+    assert changed.url != first.url
+    assert changed.manifest.num_rows == 5
+
+
+def test_a_file_that_is_no_layer_as_it_is_says_what_to_do(ds, cache, tmp_path):
+    (tmp_path / "x.csv").write_text("patch_id,x\nnobody,1\n")
+
+    with pytest.raises(SourceError, match=r"table for another dataset\?.*write_table"):
+        rc.open(ds.url, layers=[tmp_path / "x.csv"])
+    with pytest.raises(NotFoundError, match=r"x.csv is a file and no layer; .* \(ds=\)"):
+        rc.open_layer(tmp_path / "x.csv")
+    with pytest.raises(NotFoundError, match=r"has no layer\.json"):
+        rc.open(ds.url, layers=[tmp_path / "none.csv"])
