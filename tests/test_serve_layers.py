@@ -191,6 +191,27 @@ def test_patches_that_are_alike(client, dataset, ids):
         assert answer.status_code == status
 
 
+def test_items_that_are_alike(client, dataset, ids):
+    path = f"/collections/bigearthnet-v2/items/{ids[3]}/nearest"
+
+    found = client.get(path, params={"limit": 4}).json()
+
+    want = dataset.selection.nearest(ids[3], k=4)
+    assert [item["id"] for item in found["features"]] == want.selection.patch_ids
+    assert [item["properties"]["reben:score"] for item in found["features"]] == want.scores.tolist()
+    assert client.get(path, params={"limit": 0}).status_code == 400
+    assert client.get(path.replace(ids[3], "nothing")).status_code == 404
+    assert client.get(path.replace("bigearthnet-v2", "nothing")).status_code == 404
+
+
+def test_the_server_keeps_no_vectors(client, dataset):
+    client.get("/search", params={"limit": 1})
+
+    tables = [dataset.patch_table, *(layer.rows for layer in dataset.layers.values())]
+    assert "climate:zone" in {name for _, name in dataset.patch_table._columns}
+    assert not {name for one in tables for _, name in one._columns if name.endswith("vector")}
+
+
 @pytest.mark.parametrize(
     ("east", "north", "shade"),
     [

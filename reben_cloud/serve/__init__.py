@@ -33,12 +33,14 @@ def create_app(dataset: Dataset) -> FastAPI:
     from reben_cloud.serve.api import create_api
     from reben_cloud.serve.explore import add_explorer
     from reben_cloud.serve.layers import shown_columns
+    from reben_cloud.serve.nearest import Nearest
 
     # Every column that is shown, now: threads then share what is read and never read themselves.
     table = dataset.patch_table
     table.read(range(len(table.group_starts) - 1), shown_columns(dataset))
-    app = create_api(dataset)
-    add_explorer(app, dataset)
+    nearest = Nearest(dataset)
+    app = create_api(dataset, nearest)
+    add_explorer(app, dataset, nearest)
     return app
 
 

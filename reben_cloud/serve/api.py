@@ -5,9 +5,9 @@ stac-fastapi has the routes and models, `Dataset.search` the answers.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query, Request
 from pydantic import model_validator
 from stac_fastapi.api.app import StacApi
 from stac_fastapi.api.models import (
@@ -31,12 +31,13 @@ from reben_cloud import __version__
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.serve.body_limit import MAX_BODY_BYTES, BodyLimit
-from reben_cloud.serve.client import Client
+from reben_cloud.serve.client import MAX_LIMIT, Client
+from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.queryables import Queryables
 
 
-def create_api(dataset: Dataset) -> FastAPI:
-    """The STAC API of a dataset."""
+def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
+    """The STAC API of a dataset, and beside it the Items nearest to one, where there are embeddings."""
     facts = about(dataset.schema)
     extensions = [
         SearchFilterExtension(client=Queryables(dataset=dataset)),
@@ -62,6 +63,7 @@ def create_api(dataset: Dataset) -> FastAPI:
     client = Client(
         extensions=extensions,
         dataset=dataset,
+        nearest=nearest,
         landing_page_id=facts.id,
         title=settings.stac_fastapi_title,
         description=settings.stac_fastapi_description,
@@ -87,6 +89,17 @@ def create_api(dataset: Dataset) -> FastAPI:
         ],
     )
     app: FastAPI = api.app
+
+    @app.get("/collections/{collection_id}/items/{item_id}/nearest", tags=["STAC API - Core"])
+    def nearest_items(
+        collection_id: str,
+        item_id: str,
+        request: Request,
+        column: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 10,
+    ) -> dict[str, Any]:
+        return client.nearest_items(collection_id, item_id, request, column=column, limit=limit)
+
     folder = dataset.store.local_path()
     if folder is not None:
         # So that the assets of a local root can be had over HTTP like those of a bucket.

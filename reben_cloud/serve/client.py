@@ -21,6 +21,7 @@ from reben_cloud.search import known_ids
 from reben_cloud.serve.fields import Fields, fields_of_body, fields_of_names, with_fields
 from reben_cloud.serve.layers import list_layers, shown_columns
 from reben_cloud.serve.links import Links, position_of
+from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.results import Results
 
 MAX_LIMIT = 1_000
@@ -32,6 +33,7 @@ class Client(BaseCoreClient):
     """Answers from a dataset."""
 
     dataset: Dataset = attr.ib(kw_only=True)
+    nearest: Nearest = attr.ib(kw_only=True)
     _results: Results = attr.ib(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -73,6 +75,22 @@ class Client(BaseCoreClient):
         if not len(found):
             raise NotFoundError(f"no such patch: {item_id}")
         return self._items(found, kwargs["request"])[0]
+
+    def nearest_items(
+        self, collection_id: str, item_id: str, request: Request, *, column: str | None, limit: int
+    ) -> dict[str, Any]:
+        """The Items of the patches that are most like one, nearest first, each with its score."""
+        self._check_collection(collection_id)
+        found = self.nearest.to(item_id, column=column, k=limit)
+        items = self._items(found.selection, request)
+        for item, score in zip(items, found.scores.tolist(), strict=True):
+            item["properties"]["reben:score"] = score
+        return {
+            "type": "FeatureCollection",
+            "features": items,
+            "links": self._links(request).of_collections(),
+            "numberReturned": len(items),
+        }
 
     def item_collection(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import threading
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -17,12 +16,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reben_cloud.bigearthnet.about import about
-from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.serve.layers import layer_picture, list_layers
+from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.pictures import describe, picture_of, row_of
 from reben_cloud.serve.results import Results
 from reben_cloud.views.picture import encode_png
@@ -40,7 +39,7 @@ _ASSETS = {
 }
 
 
-def add_explorer(app: FastAPI, dataset: Dataset) -> None:
+def add_explorer(app: FastAPI, dataset: Dataset, nearest: Nearest) -> None:
     """Add the page, which browsers get at ``/``, and what it loads from ``/explore/``."""
     index = _index(dataset)
     # Level 1: the array is made once and sent whole; half the bytes for a third of a second.
@@ -49,7 +48,6 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
     pages = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
     outlines = _outlines(dataset)
     results = Results(dataset)
-    comparing = threading.Lock()  # one look through all embeddings at a time: it takes every core
 
     @app.get("/explore/index.json", include_in_schema=False)
     def send_index() -> dict[str, Any]:
@@ -77,14 +75,7 @@ def add_explorer(app: FastAPI, dataset: Dataset) -> None:
 
     @app.get("/explore/patches/{patch_id}/nearest", include_in_schema=False)
     def send_nearest(patch_id: str, column: str) -> list[dict[str, Any]]:
-        row_of(dataset, patch_id)
-        try:
-            with comparing:
-                found = dataset.selection.nearest(patch_id, column=column, k=NUM_ALIKE)
-        except NotFoundError as error:
-            raise HTTPException(404, str(error)) from error
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from error
+        found = nearest.to(patch_id, column=column, k=NUM_ALIKE)
         alike = found.selection
         numbers = zip(alike.patch_ids, alike.rows.tolist(), found.scores.tolist(), strict=True)
         return [{"id": one, "row": row, "score": round(score, 4)} for one, row, score in numbers]

@@ -1,0 +1,39 @@
+"""Patches that are most like one, for the API and the page."""
+
+from __future__ import annotations
+
+import threading
+
+from stac_fastapi.types.errors import InvalidQueryParameter, NotFoundError
+
+from reben_cloud import errors
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.search import known_ids
+from reben_cloud.search.similar import Neighbours
+
+
+class Nearest:
+    """Looks through the embeddings of a dataset, for one request at a time: each look takes every core."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._lock = threading.Lock()
+
+    def to(self, patch_id: str, *, column: str | None, k: int) -> Neighbours:
+        """The patches nearest to one.
+
+        Raises:
+            NotFoundError: If there is no such patch, or it has no embedding.
+            InvalidQueryParameter: If there is no such column, or several and none is named.
+        """
+        if not known_ids(self.dataset, patch_id):
+            raise NotFoundError(f"no such patch: {patch_id}")
+        try:
+            with self._lock:
+                return self.dataset.selection.nearest(patch_id, column=column, k=k)
+        except errors.NotFoundError as error:
+            raise NotFoundError(str(error)) from error
+        except errors.RebenError:
+            raise
+        except ValueError as error:
+            raise InvalidQueryParameter(str(error)) from error
