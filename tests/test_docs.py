@@ -19,6 +19,8 @@ import yaml
 import reben_cloud as rc
 from reben_cloud.cli.demo import run_demo
 from tests import hub
+from tests.benge import write_benge
+from tests.bigearthnet_txt import write_texts
 from tests.commands import check_command, command_lines
 from tests.conftest import REPOSITORY
 
@@ -50,6 +52,16 @@ def demo_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def files_of_others(demo_folder, tmp_path_factory):
+    """ben-ge and BigEarthNet.txt in their own names, about the demo's patches, and patches that only v1 has."""
+    folder = tmp_path_factory.mktemp("others")
+    official = rc.open(demo_folder / "root").selection.official()
+    write_benge(folder / "ben-ge", official, foreign=45)
+    write_texts(folder / "BigEarthNet.txt.parquet", official, num_patches=500)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def hosted_files(demo_folder, tmp_path_factory):
     """The demo's patches as the hub has BigEarthNet: an LMDB without maps, its metadata beside it."""
     folder = tmp_path_factory.mktemp("hosted") / "lmdb"
@@ -70,9 +82,11 @@ def hubs(hosted_files, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def workplace(demo_folder, s3_bucket, tmp_path, monkeypatch):
-    """A folder with the demo in it, and an S3 server in the environment."""
+def workplace(demo_folder, files_of_others, s3_bucket, tmp_path, monkeypatch):
+    """A folder with the demo and what others have for its patches, and an S3 server in the environment."""
     (tmp_path / "demo").symlink_to(demo_folder)
+    for path in files_of_others.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("MPLBACKEND", "agg")
