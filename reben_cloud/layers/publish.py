@@ -95,8 +95,8 @@ def claim(store: Store, beginning: Mapping[str, Any], text: bytes) -> Layer | No
     except FileExistsError:
         if bytes(store.get(PLAN)) != text:
             raise ConflictError(
-                f"{store.url}: another layer was begun there, or this one of something else; remove all that is in it, "
-                "and write again"
+                f"{store.url}: another layer was begun there, or this one of something else; remove that "
+                "(reben-cloud layer remove), and write again"
             ) from None
     return None
 
