@@ -5,7 +5,7 @@ It knows nothing of datasets, caches or checksums. All calls are synchronous and
 use threads to overlap them (obstore's async interface can abort at interpreter exit).
 """
 
-from reben_cloud.store.answers import Stat
+from reben_cloud.store.answers import Listing, Stat
 from reben_cloud.store.budget import BUDGET, Budget, Tries
 from reben_cloud.store.clients import file_version
 from reben_cloud.store.objects import Store, normalise_url, open_store
@@ -15,6 +15,7 @@ from reben_cloud.store.secrecy import mask, public_url, scrub
 __all__ = [
     "BUDGET",
     "Budget",
+    "Listing",
     "Stat",
     "Store",
     "Tries",
