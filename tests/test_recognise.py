@@ -1,8 +1,11 @@
 """What a build takes of what is there, what it says of the rest, and when it refuses."""
 
+import functools
+import http.server
 import json
 import os
 import shutil
+import threading
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -295,6 +298,96 @@ def test_archives_may_be_spelled_otherwise(tmp_path):
 
     assert set(plan.modalities) == ALL
     assert len(rc.open(tmp_path / "root")) == 4
+
+
+@pytest.fixture
+def at_a_url(tmp_path):
+    """Puts these archives, and the metadata, where no folder is: a store that says what it has."""
+
+    def put(*modalities):
+        official.write_archives(tmp_path / "zst", TABLE, modalities)
+        store = open_store(f"memory://{tmp_path.name}/data")
+        for file in (tmp_path / "zst").iterdir():
+            store.put(file.name, file.read_bytes())
+        return store
+
+    return put
+
+
+NEAR_AT_A_URL = [
+    pytest.param("bigearthnet_s1.tar.zst", r"it must be called BigEarthNet-S1\.tar\.zst", id="misspelled"),
+    pytest.param("BigEarthNet-S1.tar.gz", r"another form than \.tar\.zst", id="another form"),
+    pytest.param("BigEarthNet-S1.tar.zst.part", "a part of one", id="half downloaded"),
+    pytest.param("BigEarthNet-S1-v1.0.tar.gz", "BigEarthNet v1", id="version 1"),
+    pytest.param("BigEarthNet-S1/S1A_scene/a.tif", "must lie on a disk", id="unpacked"),
+]
+
+
+@pytest.mark.parametrize(("path", "why"), NEAR_AT_A_URL)
+def test_what_looks_like_an_archive_at_a_url_is_named_and_not_left_out_unasked(path, why, at_a_url, tmp_path):
+    store = at_a_url("s2", "map")
+    store.put(path, b"never read")
+
+    with pytest.raises(
+        SourceError, match=rf"has no s1, but there is \S+{path.split('/')[0]} .*{why}.*--modality"
+    ):
+        plan_of(store.url, tmp_path)
+    with pytest.raises(SourceError, match=rf"has no s1; it has s2, map; .*{why}.* cannot be taken together"):
+        open_source(store.url, modalities=["s1", "s2"])
+    assert set(open_source(store.url, modalities=["s2", "map"])[0].names()) == {"s2", "map"}
+    with pytest.raises(
+        SourceError, match=rf"has no s2 and no s1; it has map; .*S2.* together with it; .*{why}"
+    ):
+        open_source(f"{store.url}/{ARCHIVES['map']}", modalities=["s2", "s1"])
+
+
+def test_other_things_beside_archives_at_a_url_do_not_matter(at_a_url, tmp_path):
+    store = at_a_url("s2", "map")
+    for path in ("README.md", "notes.tar.zst", "S3.tar.zst", "._BigEarthNet-S1.tar.zst", "sub/x", "s1/x"):
+        store.put(path, b"never read")
+
+    assert set(plan_of(store.url, tmp_path).modalities) == {"s2", "map"}
+
+
+class _ReadOnly(http.server.SimpleHTTPRequestHandler):
+    """An open bucket whose objects anybody may read and nobody may list."""
+
+    def send_head(self):
+        if "list-type" in self.path:
+            self.send_error(403)
+            return None
+        return super().send_head()
+
+    def end_headers(self):
+        self.send_header("ETag", '"1"')
+        super().end_headers()
+
+
+def test_archives_are_taken_from_where_nobody_may_list(tmp_path, caplog):
+    official.write_archives(tmp_path / "bucket", TABLE, ["s2"])
+    handler = functools.partial(_ReadOnly, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        options = {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "anon": True}
+
+        source, _ = open_source("s3://bucket", storage_options=options)
+        server.shutdown()
+
+    assert set(source.names()) == {"s2"}
+    assert "what else is there is not known" in caplog.text
+
+
+def test_a_url_with_misspelled_archives_alone_says_what_they_must_be_called(at_a_url):
+    store = at_a_url()
+    store.put("bigearthnet_s2.tar.zst", b"never read")
+
+    called = r"called BigEarthNet-S2\.tar\.zst"
+    with pytest.raises(
+        SourceError, match=rf"no archive there can be taken; there is \S+bigearthnet_s2.tar.zst .*{called}"
+    ):
+        open_source(store.url)
+    with pytest.raises(SourceError, match=r"under this name; call it BigEarthNet-S2\.tar\.zst"):
+        open_source(f"{store.url}/bigearthnet_s2.tar.zst")
 
 
 def test_a_root_and_an_export_below_their_source_are_not_taken_for_it(tree, tmp_path):

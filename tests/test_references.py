@@ -29,6 +29,7 @@ from reben_cloud.errors import (
 )
 from reben_cloud.hosted import checksums, publish
 from reben_cloud.hosted.publish import index_hosted
+from reben_cloud.hosted.tars import list_tars
 from reben_cloud.root import references
 from reben_cloud.root.references import RANGE_BYTES, plan_spans
 from reben_cloud.sources.recognise import OFFICIAL_METADATA
@@ -384,6 +385,15 @@ def test_what_cannot_be_indexed_is_told(lmdb, tars, tmp_path):
         tar.add(lmdb / OFFICIAL_METADATA[0], "x")
     with pytest.raises(SourceError, match="not an uncompressed tar"):
         index_hosted(tmp_path / "empty", tmp_path / "ref", metadata_paths=[lmdb / OFFICIAL_METADATA[0]])
+
+
+@pytest.mark.parametrize("name", ["b.tar.gz", "b.TAR", "b.tgz", "b.tar (1)", "b.tar.part"])
+def test_what_only_looks_like_a_tar_is_named(name, tmp_path, caplog):
+    for file in ("a.tar", name, "a.tar.md5", "tar", "a.tar.idx", "._b.tar.gz", "guitar"):
+        (tmp_path / file).write_bytes(b"never read")
+
+    assert list(list_tars(open_store(tmp_path))) == ["a.tar"]
+    assert f"not taken: {name}; only uncompressed tars" in caplog.text
 
 
 def test_the_command_makes_a_root_that_the_other_commands_read(lmdb, tmp_path):

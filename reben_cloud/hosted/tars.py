@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,12 +18,20 @@ import pyarrow.compute as pc
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.export.copying import Progress
+from reben_cloud.files.clutter import is_clutter
 from reben_cloud.hosted.indexed import MAP_SUFFIX, Index
 from reben_cloud.root.references import RemoteObject
 from reben_cloud.store import Store
 
+logger = logging.getLogger(__name__)
+
 BLOCK_BYTES = 4 * 1024 * 1024
 """What is read at once: members are nearer to each other than another request would be worth."""
+
+_LIKE_A_TAR = re.compile(
+    r"\.(tar(\.(gz|bz2|xz|zst|zstd|lz4|part|partial|crdownload|tmp))?|tgz|tbz2?|txz|tzst)( ?\(\d+\))?",
+    re.IGNORECASE,
+)
 
 
 class _Member(NamedTuple):
@@ -66,14 +76,38 @@ class _Blocks(io.RawIOBase):
 
 
 def list_tars(store: Store) -> dict[str, int]:
-    """Path -> bytes of the tars below a URL, sorted; the object itself where the URL names one."""
+    """Path -> bytes of the tars below a URL, sorted; the object itself where the URL names one.
+
+    A warning names what looks like a tar and is none to be read in place: compressed, half downloaded, or misnamed.
+    """
     above, name = store.parent()
     if name.endswith(".tar"):
         try:
             return {name: above.head(name)}
         except FileNotFoundError:
             return {}
-    return dict(sorted((path, nbytes) for path, nbytes in store.list() if path.endswith(".tar")))
+    there = sorted(store.list())
+    others = [path for path, _ in there if _only_looks_like_a_tar(path)]
+    if others:
+        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+        logger.warning(
+            "%s: not taken: %s%s; only uncompressed tars whose names end in .tar are",
+            store.url,
+            ", ".join(others[:3]),
+            more,
+        )
+    return {path: nbytes for path, nbytes in there if path.endswith(".tar")}
+
+
+def _only_looks_like_a_tar(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    ending = _LIKE_A_TAR.search(name)
+    return (
+        ending is not None
+        and ending.end() == len(name)
+        and not name.endswith(".tar")
+        and not is_clutter(name)
+    )
 
 
 def index_tars(

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from reben_cloud.bigearthnet import official as metadata
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.errors import MissingExtraError, SourceError
+from reben_cloud.errors import MissingExtraError, SourceError, StorageError, UnreachableError
 from reben_cloud.root.documents import check_exported
 from reben_cloud.root.source import AnySource, StreamedSource
 from reben_cloud.sources.survey import Part
@@ -106,7 +106,8 @@ def _lacks(where: str, lacking: Sequence[str], has: Iterable[str], near: str = "
 
 
 def _find_remote(store: Store, only: tuple[str, ...]) -> AnySource | None:
-    """The archives at a URL, or the one that it is itself; None if there are none."""
+    """The archives at a URL, or the one that it is itself; None if nothing there looks like one."""
+    from reben_cloud.sources import survey
     from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
 
     parent, name = store.parent()
@@ -114,12 +115,42 @@ def _find_remote(store: Store, only: tuple[str, ...]) -> AnySource | None:
     place = parent if is_archive else store
     there = {modality: archive for modality, archive in ARCHIVES.items() if place.exists(archive)}
     held = {m: archive for m, archive in there.items() if archive == name or not is_archive}
+    near = {m: f"{place.url}/{archive}" for m, archive in there.items() if m not in held}
+    unknown = [m for m in only or ARCHIVES if m not in there]
+    parts = _listed(place) if unknown else []
+    near |= {
+        m: survey.describe(same) for m in unknown if (same := [part for part in parts if part.modality == m])
+    }
     if not held:
+        itself = None if is_archive else survey.archive(name, store.url)
+        if itself is not None and itself.form == "archive":
+            raise SourceError(
+                f"{store.url}: no archive is read from a URL under this name; call it {ARCHIVES[itself.modality]}"
+            )
+        if near:
+            raise SourceError(
+                f"{store.url}: no archive there can be taken; there is {', '.join(near.values())}"
+            )
         return None
     if lacking := [m for m in only if m not in held]:
-        raise _lacks(store.url, lacking, held)
-    near = {m: f"{place.url}/{archive}" for m, archive in there.items() if m not in held}
+        what = "".join(f"; {near[m]} cannot be taken together with it" for m in lacking if m in near)
+        raise _lacks(store.url, lacking, held, what)
     return ArchiveSource({m: (place, held[m]) for m in only or held}, {} if only else near)
+
+
+def _listed(place: Store) -> list[Part]:
+    """What at a URL only looks like a part of the dataset, as far as the store says what it has."""
+    from reben_cloud.sources import survey
+
+    if not place.lists:
+        return []
+    try:
+        return survey.listed(place.url, place.list_folder())
+    except UnreachableError:
+        raise
+    except StorageError as error:  # objects that anybody may read often lie where nobody may list
+        logger.warning("what else is there is not known: %s", error)
+        return []
 
 
 def _find_local(path: Path, only: tuple[str, ...]) -> AnySource:

@@ -10,13 +10,14 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.root import layout
-from reben_cloud.sources.folders import SUFFIXES, is_patch, is_v1_patch
+from reben_cloud.sources.folders import FOLDERS, SUFFIXES, is_patch, is_v1_patch
+from reben_cloud.store import Listing
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,29 @@ def beside(path: Path) -> list[Part]:
             found += filter(None, [archive(entry.name, entry.path)])
         elif modality_named(entry.name) is not None:
             found += _survey(entry.path, 2, set())
+    return found
+
+
+def listed(url: str, there: Listing) -> list[Part]:
+    """What is right in a folder at a URL and looks, by its name, like a part of the dataset that cannot be taken there.
+
+    At a URL only archives are taken, and only under their official names: few web servers say what else they have.
+    """
+    found: list[Part] = []
+    for path, _ in there.files:
+        part = archive(path, f"{url}/{path}")
+        if part is None or is_clutter(path) or path == f"{FOLDERS[part.modality]}.tar.zst":
+            continue
+        if part.form == "archive":
+            why = f"at a URL it must be called {FOLDERS[part.modality]}.tar.zst"
+            part = replace(part, form="other", why=why)
+        found.append(part)
+    for path in there.folders:
+        named = modality_named(path)
+        if named is not None and named[1]:
+            found.append(
+                Part("other", named[0], f"{url}/{path}", "a folder; unpacked ones must lie on a disk")
+            )
     return found
 
 

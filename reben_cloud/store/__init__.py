@@ -6,7 +6,7 @@ use threads to overlap them (obstore's async interface can abort at interpreter 
 """
 
 from reben_cloud.store.address import normalise_url
-from reben_cloud.store.answers import Stat
+from reben_cloud.store.answers import Listing, Stat
 from reben_cloud.store.budget import BUDGET, Budget, Tries
 from reben_cloud.store.clients import file_version
 from reben_cloud.store.objects import Store, open_store
@@ -16,6 +16,7 @@ from reben_cloud.store.secrecy import mask, public_url, scrub
 __all__ = [
     "BUDGET",
     "Budget",
+    "Listing",
     "Stat",
     "Store",
     "Tries",
