@@ -218,12 +218,19 @@ class Selection:
         return given_metadata(self.columns(given_columns(names)), names)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a patch: the official columns, product, both acquisition times (UTC), and what layers say of it."""
+        """A row a patch: the official columns, product, both acquisition times (UTC), and what layers say of it.
+
+        Vectors of layers are left out, for their size; `column` has them.
+        """
         columns = given_columns(self.dataset.manifest.metadata_columns)
         given = [name for name in columns if not name.startswith("proj:")]
         times = [name for name in (layout.DATETIME, layout.S1_DATETIME) if name in self.table.names]
-        of_layers = [field.name for one in self.table.joined.values() for field in one.fields]
-        said = [name for name in of_layers if not layout.is_checksum_column(name)]
+        of_layers = [field for one in self.table.joined.values() for field in one.fields]
+        said = [
+            field.name
+            for field in of_layers
+            if not (layout.is_checksum_column(field.name) or pa.types.is_nested(field.type))
+        ]
         names = list(dict.fromkeys([*given, layout.PRODUCT, *times, *said]))
         frame: pd.DataFrame = self.columns(names).to_pandas(
             use_threads=False  # which would hold Python objects
