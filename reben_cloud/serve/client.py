@@ -85,7 +85,7 @@ class Client(BaseCoreClient):
         found = self.nearest.to(item_id, column=column, k=limit)
         items = self._items(found.selection, request)
         for item, score in zip(items, found.scores.tolist(), strict=True):
-            item["properties"]["reben:score"] = score
+            item["properties"][layout.column("score")] = score
         return {
             "type": "FeatureCollection",
             "features": items,
@@ -226,7 +226,7 @@ class Client(BaseCoreClient):
             path = posixpath.normpath(posixpath.join(here, asset["href"]))
             asset["href"] = f"{self._assets_url(request)}/{path}"
         if layers := list_layers(self.dataset):
-            document["reben:layers"] = layers
+            document[layout.column("layers")] = layers
         where = self.dataset.store.s3_location
         if where is not None:
             add_storage(document, document, where)
