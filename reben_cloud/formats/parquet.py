@@ -341,7 +341,9 @@ class ChunkReader:
                 merged[-1][1] = end
             else:
                 merged.append([start, end])
-        buffer = pa.allocate_buffer(self.nbytes)
+        # Not from Arrow's usual pool, which gives the same memory to the next read, so that in the end all of it is
+        # touched; the system takes a large piece back at once.
+        buffer = pa.allocate_buffer(self.nbytes, memory_pool=pa.system_memory_pool())
         memory = np.frombuffer(buffer, np.uint8)
         for (start, end), part in zip(merged, self._ranges(merged), strict=True):
             memory[start:end] = np.frombuffer(part, np.uint8)

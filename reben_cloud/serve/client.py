@@ -84,7 +84,7 @@ class Client(BaseCoreClient):
         found = self.nearest.to(item_id, column=column, k=limit)
         items = self._items(found.selection, request)
         for item, score in zip(items, found.scores.tolist(), strict=True):
-            item["properties"]["reben:score"] = score
+            item["properties"][layout.column("score")] = score
         return {
             "type": "FeatureCollection",
             "features": items,
@@ -227,7 +227,7 @@ class Client(BaseCoreClient):
             *(link for link in document["links"] if link["rel"] in kept),
         ]
         if layers := list_layers(self.dataset):
-            document[f"{layout.PREFIX}layers"] = layers
+            document[layout.column("layers")] = layers
         return document
 
     @property
