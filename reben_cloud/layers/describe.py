@@ -34,11 +34,7 @@ def layer_schema(
     Raises:
         ValueError: If the name is none, or the dataset has something of a name that it would add.
     """
-    if not is_layer_name(name):
-        raise ValueError(
-            f"a layer cannot be named {name!r}: take small letters, digits and underscores, and none of the names that "
-            "roots and batches use themselves"
-        )
+    check_layer_name(name)
     own = ds.manifest.schema
     modality = Modality(
         name=name,
@@ -61,6 +57,19 @@ def layer_schema(
     if twice := taken & {name, *(array.name for array in modality.arrays)}:
         raise ValueError(f"{ds.url} has {min(twice)!r} already; give the layer another name")
     return found
+
+
+def check_layer_name(name: str) -> None:
+    """Refuse what is no name of a layer.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not is_layer_name(name):
+        raise ValueError(
+            f"a layer cannot be named {name!r}: take small letters, digits and underscores, and none of the names that "
+            "roots and batches use themselves"
+        )
 
 
 def fill_payload(modality: Modality) -> bytes:

@@ -29,6 +29,7 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
 __all__ = ["ModelInput", "OrderOptions", "ReadOptions", "StreamDataset", "StreamLoader"]
 
 Batch = dict[str, Tensor]
+"""Name -> tensor; texts and other drawn rows of tables that are no numbers are lists."""
 
 
 class ReadOptions(TypedDict, total=False):
@@ -79,6 +80,7 @@ class StreamLoader:
         selection: Selection,
         *,
         modalities: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
         batch_size: int = 256,
         seed: int = 0,
         epoch: int = 0,
@@ -101,6 +103,7 @@ class StreamLoader:
         self._raw = RawLoader(
             selection,
             modalities=modalities,
+            columns=columns,
             batch_size=batch_size,
             seed=seed,
             epoch=epoch,
@@ -176,6 +179,7 @@ class StreamDataset(IterableDataset[Batch]):
     Args:
         selection: What to stream.
         modalities: As for `StreamLoader`, as is all that follows but for two.
+        columns: Columns of table layers with a row a patch that batches have.
         batch_size: Samples in a batch of a worker.
         seed: Seed of the order.
         epoch: Number of the first epoch.
@@ -198,6 +202,7 @@ class StreamDataset(IterableDataset[Batch]):
         selection: Selection,
         *,
         modalities: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
         batch_size: int = 256,
         seed: int = 0,
         epoch: int = 0,
@@ -218,6 +223,7 @@ class StreamDataset(IterableDataset[Batch]):
         self._place = _place(rank, world_size)
         self._options: dict[str, Any] = {
             "modalities": modalities,
+            "columns": columns,
             "batch_size": batch_size,
             "seed": seed,
             "shuffle": shuffle,
@@ -316,8 +322,8 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _tensors(batch: Mapping[str, Any]) -> Batch:
-    return {name: torch.as_tensor(array) for name, array in batch.items()}
+def _tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: values if isinstance(values, list) else torch.as_tensor(values) for n, values in batch.items()}
 
 
 def _pinned(nbytes: int) -> Tensor:
