@@ -60,6 +60,19 @@ def layer_schema(
     return found
 
 
+def check_layer_name(name: str) -> None:
+    """Refuse what is no name of a layer.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not is_layer_name(name):
+        raise ValueError(
+            f"a layer cannot be named {name!r}: take small letters, digits and underscores, and none of the names that "
+            "roots and batches use themselves"
+        )
+
+
 def fill_payload(modality: Modality) -> bytes:
     """The payload of a patch for which a layer has nothing."""
     return modality.encode({t.name: np.full(t.shape, t.fill, t.storage) for t in modality.tensors})
@@ -71,11 +84,7 @@ def check_name(ds: Dataset, name: str) -> None:
     Raises:
         ValueError: If it is no name, or the dataset has something of that name.
     """
-    if not is_layer_name(name):
-        raise ValueError(
-            f"a layer cannot be named {name!r}: take small letters, digits and underscores, and none of the names that "
-            "roots and batches use themselves"
-        )
+    check_layer_name(name)
     _check_taken(ds, name)
 
 

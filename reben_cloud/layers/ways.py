@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.build import Progress, local, silent
 from reben_cloud.errors import SourceError
+from reben_cloud.layers.describe import check_layer_name
 from reben_cloud.layers.folder import FolderSource, open_folder
 from reben_cloud.layers.raster import RasterSource, Sampled, open_raster
 from reben_cloud.layers.squares import Squares
@@ -78,6 +79,7 @@ def write_raster_layer(
         ValueError: If an argument is none of what it may be.
         ConflictError, StorageError: As `write_layer`.
     """
+    check_layer_name(name)  # tensors are called after it
     source = open_raster(
         raster,
         resampling=resampling,
@@ -181,7 +183,8 @@ def write_folder_layer(
         InvalidPatchError: If a file has another shape or dtype than the first.
         ConflictError, StorageError: As `write_layer`.
     """
-    columns = [name for name in (layout.ID, *layout.OTHER_NAMES) if name in ds.patch_table.names]
+    check_layer_name(name)
+    columns = [column for column in (layout.ID, *layout.OTHER_NAMES) if column in ds.patch_table.names]
     table = ds.selection.columns(columns)
     keys = {layout.field(column): table.column(column).to_pylist() for column in columns}
     source = open_folder(folder, keys, squares_of(ds), key=key, suffix=suffix)

@@ -121,7 +121,8 @@ class Selection:
     ) -> Selection:
         """The patches that have rows in a table layer with several rows a patch, and these rows with them.
 
-        A loader then gives ``batch["<layer>:<column>"]``: texts as a list of strings, numbers as an array.
+        A loader then gives ``batch["<layer>:<column>"]``: texts as a list of strings, numbers as an array, NaN where
+        one is null. Other nulls are None, and whole numbers of a batch that has one are a list.
 
         Args:
             layer: Name of the layer, such as ``"txt"``.

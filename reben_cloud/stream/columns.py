@@ -26,22 +26,31 @@ Beside = dict[str, Any]
 
 
 class Rest:
-    """What a batch has beside the arrays of its slot, while it is filled; rows that nothing fills are padding."""
+    """What a batch has beside the arrays of its slot, while it is filled; rows that nothing fills are padding.
 
-    def __init__(self, num_rows: int) -> None:
+    Args:
+        num_rows: Rows of the slot.
+        readers: Give the columns that every batch has, whatever comes to fill them: ranks must agree on names.
+    """
+
+    def __init__(self, num_rows: int, readers: Sequence[RowReader]) -> None:
         self._num_rows = num_rows
         self.columns: Beside = {}
         """Name -> list or array with as many rows as the slot."""
+        for reader in readers:
+            self.columns |= reader.padding(num_rows)
+
+    def put_texts(self, name: str, texts: list[str]) -> None:
+        """Set a column of texts; those of padding are empty."""
+        self.columns[name] = texts + [""] * (self._num_rows - len(texts))
 
     def put(self, name: str, rows: slice, values: Any) -> None:
-        """Set rows of a column."""
-        if name not in self.columns:
-            self.columns[name] = (
-                np.zeros((self._num_rows, *values.shape[1:]), values.dtype)
-                if isinstance(values, np.ndarray)
-                else [""] * self._num_rows
-            )
-        self.columns[name][rows] = values
+        """Set rows of a column of drawn rows."""
+        column = self.columns[name]
+        if isinstance(column, np.ndarray) and not isinstance(values, np.ndarray):
+            # A null that no number stands for.
+            column = self.columns[name] = column.tolist()
+        column[rows] = values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,7 +75,9 @@ class Columns:
 
     def readers(self, epoch: int, *, seed: int) -> list[RowReader]:
         """What reads the drawn rows of an epoch."""
-        return [RowReader(self, drawn, table, epoch, seed=seed) for drawn, table in self.drawn]
+        return [
+            RowReader(self, drawn, table, epoch, seed=seed) for drawn, table in self.drawn if drawn.columns
+        ]
 
 
 class RowReader:
@@ -81,6 +92,16 @@ class RowReader:
         if drawn.rule == "one":
             turn = (turns(columns.ids, seed=seed) + epoch) % drawn.counts
             self._chosen = drawn.numbers[drawn.offsets[:-1] + turn]
+
+    def padding(self, num_rows: int) -> Beside:
+        """The columns of so many rows of padding: zeros, empty texts, empty lists, None for all else."""
+        drawn, schema = self._drawn, self._table.schema
+        return {
+            layout.joined_column(drawn.layer, name): [[] for _ in range(num_rows)]
+            if drawn.rule == "list"
+            else _padding(schema.field(name).type, num_rows)
+            for name in drawn.columns
+        }
 
     def load(self, samples: Ints) -> LoadedRows:
         """The rows of these samples, read."""
@@ -114,7 +135,11 @@ class LoadedRows:
         self._offsets = offsets
 
     def take(self, inside: slice) -> dict[str, Any]:
-        """Columns of some samples of the block: numbers as an array, all else as a list; or a list of lists."""
+        """Columns of some samples of the block.
+
+        Numbers, and lists of as many numbers each, are an array, NaN where one is null. Where whole numbers or
+        booleans have a null, they are a list with None; so is all else. Several rows a sample are a list of lists.
+        """
         start, stop = inside.start, inside.stop
         if self._offsets is None:
             part = self._table.slice(start, stop - start)
@@ -127,7 +152,18 @@ class LoadedRows:
 
 
 def _values(column: pa.ChunkedArray[Any]) -> Any:
-    return numbers_of(column) if is_number(column.type) and not column.null_count else column.to_pylist()
+    kind = column.type
+    if (is_number(kind) or is_vector(kind)) and (_has_nan(kind) or not column.null_count):
+        return numbers_of(column)
+    return column.to_pylist()
+
+
+def _padding(kind: pa.DataType, num_rows: int) -> Any:
+    if is_vector(kind):
+        return np.zeros((num_rows, kind.list_size), kind.value_type.to_pandas_dtype())
+    if is_number(kind):
+        return np.zeros(num_rows, kind.to_pandas_dtype())
+    return [""] * num_rows if pa.types.is_string(kind) else [None] * num_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

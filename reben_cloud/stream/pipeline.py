@@ -189,7 +189,7 @@ class Pipeline:
         """Copy the samples into the slot; runs on a gather thread. What does not go there is returned."""
         patches = np.empty(num_valid, np.int64)
         arrays, columns = slot.arrays, self._stored.columns
-        beside = Rest(len(arrays["index"]))
+        beside = Rest(len(arrays["index"]), self._rows)
         finished = 0
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
@@ -200,7 +200,7 @@ class Pipeline:
         for name, values in columns.arrays.items():
             arrays[name][:num_valid] = values[patches]
         for name, texts in columns.texts.items():
-            beside.put(name, slice(0, num_valid), texts.take(ints_array(patches)).to_pylist())
+            beside.put_texts(name, texts.take(ints_array(patches)).to_pylist())
         if num_valid < len(arrays["index"]):
             for name in arrays:
                 arrays[name][num_valid:] = 0

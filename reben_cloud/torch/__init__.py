@@ -180,7 +180,7 @@ class StreamDataset(IterableDataset[Batch]):
     Args:
         selection: What to stream.
         modalities: As for `StreamLoader`, as is all that follows but for two.
-        columns: Columns of table layers.
+        columns: Columns of table layers with a row a patch that batches have.
         batch_size: Samples in a batch of a worker.
         seed: Seed of the order.
         epoch: Number of the first epoch.
