@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NO_DEPS := configilm
 # A process per core, each with whole files.
 PARALLEL := -n auto --dist loadfile
-# No S3 server, no browser, and nothing that takes more than about two seconds.
+# No S3 server, no browser, and nothing that takes more than about a second.
 QUICK := $(PARALLEL) -m "not slow and not s3 and not browser"
 
 .PHONY: demo quick test lint types docs coverage system floors pythons clean

@@ -94,6 +94,7 @@ def test_the_estimate_is_right(tmp_path):
 # -- repeats -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scratch_changes_no_byte_and_is_removed(uninterrupted, tmp_path):
     store = open_store(tmp_path / "root")
     plan = plan_of(store, scratch=tmp_path / "scratch")
@@ -342,6 +343,7 @@ def test_two_processes_race_for_a_root(tmp_path):
     assert verify(rc.open(store.url), deep=True, against=SyntheticSource(96)).problems == ()
 
 
+@pytest.mark.slow
 def test_a_lease_of_a_dead_process_is_taken_over_at_once(tmp_path):
     store = open_store(tmp_path / "root")
     code = (

@@ -113,6 +113,7 @@ def condition_cases(root):
     return cases
 
 
+@pytest.mark.slow
 def test_every_condition_finds_what_it_finds_in_python(root):
     cases = condition_cases(root)
     assert {name for name in cases if not name.startswith("not ")} == set(OPTIONS)
@@ -205,6 +206,7 @@ SAMPLE = ["--sample", "12", "--sample-seed", "5", "--balance", "label", "--min-d
 """A sample as every command takes it."""
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_in_every_command(root, tmp_path):
     query = Query(sample=12, sample_seed=5, balance="label", min_distance_m=3000)
     expected = rc.open(root).select(query).patch_ids

@@ -337,6 +337,7 @@ _FILTERS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(_FILTERS)
 @settings(max_examples=300)
 def test_filters_find_what_another_implementation_finds(text):

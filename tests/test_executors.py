@@ -105,6 +105,7 @@ def test_a_killed_process_is_explained(tmp_path):
         build(make_plan(_Killed(6), table, open_store(tmp_path / "root")), workers=2)
 
 
+@pytest.mark.slow
 def test_jobs_that_cannot_be_pickled_are_refused_and_not_waited_for():
     with pytest.raises(TypeError, match="cannot pickle"):
         list(executors.run_processes(print, (threading.Lock() for _ in range(9)), workers=2))
@@ -155,6 +156,7 @@ def test_a_dask_cluster_writes_the_same_root(here, cluster, tmp_path):
     assert contents(store) == here
 
 
+@pytest.mark.slow
 def test_archives_are_unpacked_on_the_cluster(here, cluster, tmp_path):
     official.write_archives(tmp_path / "archives", official.table_of(48))
     source, table = open_source(tmp_path / "archives")

@@ -155,6 +155,7 @@ def test_a_sparse_selection_in_some_modalities(built, tmp_path, modalities):
     assert records_of(tmp_path / "out") == truth(selection, modalities)
 
 
+@pytest.mark.slow
 def test_a_sorted_selection_gives_the_same_bytes(built, whole, tmp_path):
     rc.open(built).search(sortby="-id").export_lmdb(tmp_path / "out", threads=1)
 
@@ -204,6 +205,7 @@ def test_a_finished_export_is_recognised(built, tmp_path):
     assert os.stat(tmp_path / "out" / "data.mdb").st_mtime_ns == before.st_mtime_ns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "said", "fetched"),
     [
@@ -260,6 +262,7 @@ def flip(file, position):
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_verify_names_the_damaged_record_of_an_export(built, tmp_path):
     out = tmp_path / "out"
     selection = rc.open(built).search(split="test")
@@ -496,6 +499,7 @@ def leave(folder, nbytes):
     (folder / "other").write_bytes(bytes(shutil.disk_usage(folder).free - nbytes))
 
 
+@pytest.mark.slow
 def test_what_else_fills_the_disk_meanwhile_does_not_take_the_room(built, whole, small_disk):
     """The room is reserved at the start; only the tables need more, and say so."""
     selection = rc.open(built).search()

@@ -172,6 +172,7 @@ def test_a_stretch_by_the_patch_takes_its_own_percentiles(built, tmp_path):
             np.testing.assert_array_equal(np.array(image)[..., 0], want)
 
 
+@pytest.mark.slow
 def test_a_stretch_by_the_selection_takes_the_percentiles_of_all_and_says_so(built, tmp_path):
     selection = rc.open(built).search()
     selection.export_png(tmp_path / "out", pictures=["true-color", "radar"], stretch="selection")
@@ -490,6 +491,7 @@ def test_files_are_listed_with_sizes_and_checksums(built, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_an_export_is_never_another_one_by_chance(built, tmp_path):
     selection = rc.open(built).search(split="test")
     out = tmp_path / "out"

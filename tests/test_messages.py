@@ -85,6 +85,7 @@ def test_a_wrong_band_is_named(run, folders, tmp_path, change, words):
         assert word in line
 
 
+@pytest.mark.slow
 def test_a_truncated_tiff_is_named(run, folders, tmp_path):
     source, official = folders
     path = band(source, "B08")
@@ -176,6 +177,7 @@ def damaged(path, kind):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cut", "page", "footer", "empty"])
 def test_damaged_tables_are_named(run, tmp_path, kind):
     root, official = tmp_path / "root", tmp_path / "metadata.parquet"
@@ -309,6 +311,7 @@ def test_verbose_shows_the_traceback(tmp_path):
     assert "NotFoundError" in done.stderr
 
 
+@pytest.mark.slow
 def test_damage_is_found_by_verify(run, tmp_path):
     root = tmp_path / "root"
     assert run("build", "synthetic:12", root)[0] == 0

@@ -204,6 +204,7 @@ def command(folder, *arguments):
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_an_export_to_a_bucket_is_refused_and_to_a_file_url_done(root, tmp_path):
     refused = command(tmp_path, "export", root, "s3://bucket/x")
     folder = tmp_path / "a b"

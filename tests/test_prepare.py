@@ -290,6 +290,7 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(inputs, recipe, prepare
     assert not (victim.parent.parent / "no_such_patch").exists()
 
 
+@pytest.mark.slow
 def test_done_products_are_skipped_and_new_ones_added(inputs, prepared, recipe, tmp_path):
     out = shutil.copytree(prepared[0], tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.tif")}

@@ -204,6 +204,7 @@ def make_heights(path, *, side_m, crs=None):
     return path
 
 
+@pytest.mark.slow
 def test_sarsen_makes_scenes_in_decibels_on_the_grid_of_the_tile(tmp_path, program):
     grd = make_grd(tmp_path)
     dem = make_heights(tmp_path / "dem.tif", side_m=2400)
@@ -269,6 +270,7 @@ def test_elevations_that_do_not_fit_are_named(tmp_path, program):
         run_sarsen([grd], tmp_path / "S1", dem=whole, **{**options, "program": "no-such-sarsen"})
 
 
+@pytest.mark.slow
 def test_an_output_of_other_inputs_is_refused_by_what_differs(tmp_path, program):
     """sen2cor, SNAP and sarsen alike: a changed product, option, elevation model or one without a record."""
     l1c, grd = make_l1c(tmp_path), make_grd(tmp_path)

@@ -205,6 +205,7 @@ def train(shared):
     return labels.encode_many(table["labels"]).astype(np.float32), products.indices.to_numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "most"),
     [

@@ -61,6 +61,7 @@ def test_a_real_search_counts_what_the_official_file_counts(everything, official
     assert found.official().column("patch_id").to_pylist() == sorted(want)
 
 
+@pytest.mark.slow
 def test_every_split_and_flag_has_its_published_count(everything):
     assert len(everything.search()) == 549_488
     assert len(everything.search(recommended=True)) == 480_038
@@ -137,6 +138,7 @@ def test_a_patchs_own_edges_and_instant_find_it(everything):
     assert patch_id in everything.search(datetime="2017-06-13T12:10:31+02:00").patch_ids
 
 
+@pytest.mark.slow
 def test_sorting_and_limits(everything):
     newest = everything.search(split="test", sortby="-datetime", limit=5)
     frame = everything.search(split="test").to_pandas()

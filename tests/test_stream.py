@@ -276,6 +276,7 @@ def test_the_zarr_form_gives_the_same_batches(selection):
     same(epoch_of(RawLoader(selection, batch_size=32, seed=2, form="zarr")), shards)
 
 
+@pytest.mark.slow
 def test_a_tar_of_another_writer_is_read_all_the_same(root, truth, tmp_path):
     import hashlib
     import io
@@ -371,6 +372,7 @@ def test_an_interrupted_loop_leaves_no_thread_and_no_part_of_a_file(s3_root, tmp
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+@pytest.mark.slow
 def test_an_error_ends_the_epoch_and_the_threads(root, tmp_path):
     copy = tmp_path / "root"
     shutil.copytree(root, copy)

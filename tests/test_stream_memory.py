@@ -89,6 +89,7 @@ KEEPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", KEEPERS.values(), ids=KEEPERS.keys())
 def test_whatever_is_left_of_a_lent_array_keeps_its_memory(keep):
     returned = []

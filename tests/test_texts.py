@@ -455,6 +455,7 @@ def test_kills_leave_the_same_bytes(built, texts, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_command(built, texts, tmp_path):
     words = ["export", built, tmp_path / "out", "--format", "llava", "--texts", texts, "--size", "448"]
     result = CliRunner().invoke(app, [*map(str, words), "--flip", "vertical", "--without-answers"])

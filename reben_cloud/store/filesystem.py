@@ -8,14 +8,36 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import Protocol, TypedDict
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from reben_cloud.store.answers import Stat
+from reben_cloud.store.answers import Listing, Stat
 
-if TYPE_CHECKING:
-    from reben_cloud.store.objects import Store
+
+class Objects(Protocol):
+    """What a filesystem asks of a `Store`; see its methods."""
+
+    url: str
+
+    @property
+    def lists(self) -> bool:
+        """Whether it says what it holds."""
+
+    def get(self, path: str) -> memoryview:
+        """A whole object."""
+
+    def get_range(self, path: str, start: int, length: int, *, version: str | None = None) -> memoryview:
+        """Bytes of an object."""
+
+    def get_end(self, path: str, length: int) -> memoryview:
+        """The last bytes of an object."""
+
+    def stat(self, path: str) -> Stat:
+        """Size and version of an object."""
+
+    def list_folder(self, prefix: str) -> Listing:
+        """What is directly in a folder."""
 
 
 class Entry(TypedDict, total=False):
@@ -51,7 +73,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec publi
     # fsspec would find an instance by the words of its arguments, which do not tell two credentials apart.
     cachable = False
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Objects) -> None:
         super().__init__(store)
         self.store = store
         """Where the objects lie."""
@@ -122,7 +144,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec publi
         if not start and end is None:
             return bytes(self.store.get(path))
         if end is None or end < 0 or (start or 0) < 0:
-            start, end, _ = slice(start, end).indices(self.store.head(path))
+            start, end, _ = slice(start, end).indices(self.store.stat(path).size)
         start = start or 0
         return bytes(self.store.get_range(path, start, max(0, end - start)))
 
@@ -150,5 +172,5 @@ class StoreFile(AbstractBufferedFile):  # type: ignore[misc]
         super().__init__(fs, path, "rb", **{**kwargs, "size": self._stat.size})
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        store: Store = self.fs.store
+        store: Objects = self.fs.store
         return bytes(store.get_range(self.path, start, end - start, version=self._stat.version))

@@ -129,6 +129,7 @@ def test_mixed_sizes_and_overflow_pages(overflowing):
     check(data, records_of(folder))
 
 
+@pytest.mark.slow
 def test_few_bytes_and_many_requests_at_once(large):
     data, _ = large
     told = estimate(Ranges(data), len(data))
@@ -458,6 +459,7 @@ def test_a_read_that_comes_short_or_fails_ends_it(overflowing):
         index(refuse, len(data))
 
 
+@pytest.mark.slow
 def test_through_a_hub(overflowing):
     data, folder = overflowing
     with serve(Hub(expire_after=50)) as hub:

@@ -121,6 +121,7 @@ def store(tmp_path_factory):
     return folder, values, objects
 
 
+@pytest.mark.slow
 def test_xarray_reads_a_store_with_labels(store):
     folder, values, _ = store
 
