@@ -79,7 +79,7 @@ class TensorSpec(PickledAsMade):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         if isinstance(self.fill, float) and math.isnan(self.fill):
-            # Always the same object: values that have it are equal then, and so are schemas.
+            # Always the same object: hashes of specs that have it are equal then, and tuples of their values.
             object.__setattr__(self, "fill", math.nan)
         if not _TENSOR_NAME.fullmatch(self.name) or self.name == "__metadata__":
             raise ValueError(f"{self.name!r} is not a valid name of a tensor")
@@ -99,6 +99,18 @@ class TensorSpec(PickledAsMade):
             raise ValueError(f"tensor {self.name}: pixel_m must be above 0, got {self.pixel_m}")
         if self.pixel_m is not None and len(self.shape) < 2:
             raise ValueError(f"tensor {self.name} has a pixel size, so it needs two axes, got {self.shape}")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all is the same, NaN as fill included.
+
+        Written out because a dataclass compares tuples, which ask for identity first, up to Python 3.12 only.
+        """
+        if not isinstance(other, TensorSpec):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def _values(self) -> tuple[object, ...]:
+        return self.name, self.shape, self.dtype, self.units, self.fill, self.pixel_m
 
     def _holds_fill(self) -> bool:
         if self.storage.kind == "f":
