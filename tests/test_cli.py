@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 import shapely
 import typer.main
@@ -88,7 +89,7 @@ def condition_cases(root):
     lists = {
         "labels": ["Coniferous forest", "Pastures"], "labels_all": ["Arable land"], "split": ["train", "test"],
         "country": ["Finland", "Austria"], "product": dataset.products[:2], "ids": first,
-        "season": ["summer", "winter"], "sortby": ["-datetime", "id"],
+        "season": ["summer", "winter"], "sortby": ["-datetime", "id"], "has": ["zone"],
     }  # fmt: skip
     texts = {
         "bbox": "-10,35,20,60", "intersects": area, "datetime": month, "s1_datetime": month,
@@ -114,14 +115,18 @@ def condition_cases(root):
 
 
 @pytest.mark.slow
-def test_every_condition_finds_what_it_finds_in_python(root):
+def test_every_condition_finds_what_it_finds_in_python(root, tmp_path):
     cases = condition_cases(root)
+    some = rc.open(root).search().patch_ids[::2]
+    zones = pa.table({"patch_id": some, "code": list(range(len(some)))})
+    layer = rc.write_table(tmp_path / "zone", rc.open(root), name="zone", table=zones)
+    dataset = rc.open(root, layers=[layer])
     assert {name for name in cases if not name.startswith("not ")} == set(OPTIONS)
     for name, (words, query) in cases.items():
-        result = run("search", root, "--format", "ids", *words)
+        result = run("search", root, "--layer", tmp_path / "zone", "--format", "ids", *words)
 
         assert result.exit_code == 0, result.stderr
-        assert result.stdout.split() == rc.open(root).search(**query).patch_ids, name
+        assert result.stdout.split() == dataset.search(**query).patch_ids, name
 
 
 CONDITIONS = ["--season", "summer", "--season", "fall", "--limit", "5", "--sortby", "-id"]

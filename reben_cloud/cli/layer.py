@@ -59,7 +59,12 @@ KeyOption = Annotated[
 def raster(
     source: Annotated[
         str,
-        typer.Argument(metavar="RASTER", help="A GeoTIFF, VRT or Zarr store of any CRS.", show_default=False),
+        typer.Argument(
+            metavar="RASTER",
+            help="A GeoTIFF, VRT or Zarr store of any CRS.",
+            show_default=False,
+            parser=path_or_url,
+        ),
     ],
     root: RootArgument,
     dest: DestArgument,
