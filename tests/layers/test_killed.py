@@ -1,0 +1,68 @@
+"""A layer whose making is killed, at any moment, is the same in the end as one that was made in one go."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import reben_cloud as rc
+from reben_cloud.build import build, make_plan
+from reben_cloud.root.placement import PlacementOptions
+from reben_cloud.sources.recognise import open_source
+from reben_cloud.store import open_store
+
+MAKE = """
+import os, signal, sys
+import reben_cloud as rc
+from tests.layers.data import ELEVATION, elevations
+
+root, dest, scratch, left = *sys.argv[1:4], int(sys.argv[4])
+
+def progress(items, total, what):
+    global left
+    for item in items:
+        yield item
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+rc.write_layer(
+    dest, rc.open(root), name="elevation", tensors=ELEVATION, patches=elevations, scratch=scratch, progress=progress
+)
+"""
+"""Makes a layer, and is killed after so many patches and shards, counted together; never for 0."""
+
+
+def make(*arguments):
+    words = [sys.executable, "-c", MAKE, *map(str, arguments)]
+    return subprocess.run(words, check=False, capture_output=True, text=True)
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "_build" not in path.parts
+    }
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace(tmp_path):
+    options = PlacementOptions(shard_samples=4)
+    build(make_plan(*open_source("synthetic:44"), open_store(tmp_path / "root"), options=options))
+    assert make(tmp_path / "root", tmp_path / "whole", tmp_path / "scratch", 0).returncode == 0
+    draw = random.Random(5)
+
+    for _ in range(10):
+        run = make(tmp_path / "root", tmp_path / "layer", tmp_path / "scratch", draw.randint(2, 6))
+        assert run.returncode == -signal.SIGKILL, run.stderr
+        with pytest.raises(rc.NotFoundError, match="no layer is published"):
+            rc.open_layer(tmp_path / "layer")
+
+    assert make(tmp_path / "root", tmp_path / "layer", tmp_path / "scratch", 0).returncode == 0
+    assert tree(tmp_path / "layer") == tree(tmp_path / "whole")
+    assert not any((tmp_path / "scratch").iterdir())
