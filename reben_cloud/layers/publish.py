@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.formats import parquet
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
+from reben_cloud.root.digest import sealed
 from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.root.layers import Layer, read_layer_manifest
 from reben_cloud.store import Store
@@ -65,13 +67,22 @@ def write_groups(
         return Seal.of(file)
 
 
-def claim(store: Store, beginning: Mapping[str, Any], text: bytes) -> Layer | None:
+def plain(beginning: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a making begins with, as JSON has it: to be compared with what was read."""
+    return json.loads(json.dumps(beginning))  # type: ignore[no-any-return]
+
+
+def plan_of(beginning: Mapping[str, Any]) -> bytes:
+    """What a making began with, as it is stored while the layer is not done."""
+    return json.dumps(sealed(beginning), indent=2).encode()
+
+
+def claim(store: Store, beginning: Mapping[str, Any]) -> Layer | None:
     """Make a place this layer's, or find that it is; the layer if it is finished already.
 
     Args:
         store: Where the layer is to be.
         beginning: What ``layer.json`` will say, as far as it is known before anything is read.
-        text: The same as it is stored, sealed.
 
     Raises:
         ConflictError: If something else is published or being made there.
@@ -90,6 +101,7 @@ def claim(store: Store, beginning: Mapping[str, Any], text: bytes) -> Layer | No
         raise ConflictError(
             f"{store.url} is not empty: it holds {min(paths)}; a layer has a folder or prefix of its own"
         )
+    text = plan_of(beginning)
     try:
         store.put(PLAN, text, create=True)
     except FileExistsError:

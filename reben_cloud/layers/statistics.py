@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from reben_cloud.root.arrow import mask_of, names_array
 from reben_cloud.schema import Buffer, Modality, TensorSpec
 
 
@@ -102,6 +105,12 @@ def together(parts: Iterable[Moments]) -> Moments:
     for part in parts:
         found = found.and_those(part)
     return found
+
+
+def counted(split: pa.ChunkedArray[Any]) -> NDArray[np.bool_]:
+    """Which patches count in statistics, by their split: those for training, or all where none is; (n,)."""
+    in_train = mask_of(pc.equal(split.cast(pa.string()), names_array(["train"])[0]))
+    return in_train if in_train.any() else np.ones(len(in_train), np.bool_)
 
 
 def summed(parts: Iterable[Mapping[str, Moments]], names: Sequence[str]) -> dict[str, dict[str, float]]:

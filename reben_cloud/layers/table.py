@@ -6,7 +6,6 @@ several: what a loader wants at a time then stands together. Nothing but the nam
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,12 +28,11 @@ from reben_cloud.layers.columns import Choice, chosen_columns, layer_type, to_la
 from reben_cloud.layers.describe import check_name, check_whole
 from reben_cloud.layers.keys import Key, Keys, find_keys
 from reben_cloud.layers.sorting import sorted_groups
-from reben_cloud.layers.statistics import Moments, summed
+from reben_cloud.layers.statistics import Moments, counted, summed
 from reben_cloud.layers.tabular import TableSource, Tabular, open_table
 from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import ints_array, valid_of
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.digest import sealed
 from reben_cloud.root.layer_manifest import PATCH_ID, Kind, LayerManifest
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.patches_file import ROW_GROUP_ROWS
@@ -114,7 +112,7 @@ def write_table(
             provenance={**source.identity, "key": keys.key, **(provenance or {})},
         )
         schema = work.schema  # refuses what a layer cannot hold before anything is written
-        done = publish.claim(store, work.beginning, work.plan)
+        done = publish.claim(store, work.beginning)
         if done is not None:
             if done.rows.schema.names != schema.names:
                 raise ConflictError(
@@ -183,21 +181,17 @@ class _Work:
     @cached_property
     def beginning(self) -> Mapping[str, Any]:
         """What ``layer.json`` will say, as far as it is known now."""
-        plain = {
-            "kind": self.kind,
-            "name": self.name,
-            "title": self.title,
-            "fingerprint": self.ds.manifest.fingerprint,
-            "coverage": int((self.counts > 0).sum()),
-            "num_rows": int(self.counts.sum()),
-            "provenance": dict(self.provenance),
-        }
-        return json.loads(json.dumps(plain))  # type: ignore[no-any-return]
-
-    @property
-    def plan(self) -> bytes:
-        """The same as it is stored while the layer is not done."""
-        return json.dumps(sealed(self.beginning), indent=2).encode()
+        return publish.plain(
+            {
+                "kind": self.kind,
+                "name": self.name,
+                "title": self.title,
+                "fingerprint": self.ds.manifest.fingerprint,
+                "coverage": int((self.counts > 0).sum()),
+                "num_rows": int(self.counts.sum()),
+                "provenance": dict(self.provenance),
+            }
+        )
 
     @cached_property
     def patches(self) -> pa.Table:
@@ -296,14 +290,12 @@ class _Work:
     ) -> Iterator[pa.Table]:
         """Row groups with the ids of their patches; what is measured of them is added to `moments`."""
         ids = self.patches.column(layout.ID).cast(pa.string()).combine_chunks()
-        split = self.patches.column(layout.SPLIT).cast(pa.string())
-        in_train = np.asarray(pc.equal(split, "train").to_numpy(zero_copy_only=False), np.bool_)
-        counted = in_train if in_train.any() else np.ones(len(in_train), np.bool_)
+        counts = counted(self.patches.column(layout.SPLIT))
         start = 0
         for group in groups:
             mine = of_row[start : start + group.num_rows]
             start += group.num_rows
-            moments.append(_moments(group, counted[mine]))
+            moments.append(_moments(group, counts[mine]))
             yield pa.table([ids.take(ints_array(mine)), *group.columns], schema=self.schema)
 
     def _index(self) -> tuple[bytes, Seal]:
@@ -360,13 +352,13 @@ def _is_measured(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _moments(group: pa.Table, counted: NDArray[np.bool_]) -> dict[str, Moments]:
+def _moments(group: pa.Table, counts: NDArray[np.bool_]) -> dict[str, Moments]:
     """Moments of each column of numbers, over the rows that count."""
     found = {}
     for field in group.schema:
         if _is_measured(field.type):
             column = group.column(field.name).combine_chunks()
-            column = column.filter(pa.array(counted & valid_of(column)))
+            column = column.filter(pa.array(counts & valid_of(column)))
             values = column.flatten() if pa.types.is_fixed_size_list(field.type) else column
             found[field.name] = Moments.of(values.drop_null().to_numpy(zero_copy_only=False), fill=None)
     return found

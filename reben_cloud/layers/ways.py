@@ -89,16 +89,9 @@ def write_raster_layer(
         nodata=nodata,
         partial=partial,
     )
-    tensors = tuple(
-        TensorSpec(
-            name=tensor,
-            shape=(source.size, source.size),
-            dtype=source.dtype,
-            units=units,
-            fill=source.fill,
-            pixel_m=pixel_m,
-        )
-        for tensor in _tensor_names(name, source.bands)
+    shape = source.size, source.size
+    tensors = _images(
+        _tensor_names(name, source.bands), shape, source.dtype, units=units, fill=source.fill, pixel_m=pixel_m
     )
     squares = squares_of(ds)
     ids = ds.selection.patch_ids
@@ -196,17 +189,7 @@ def write_folder_layer(
         )
     names = _tensor_names(name, [str(band + 1) for band in range(source.shape[0])])
     fill = 0.0 if source.nodata is None else source.nodata
-    tensors = tuple(
-        TensorSpec(
-            name=tensor,
-            shape=source.shape[1:],
-            dtype=source.dtype,
-            units=units,
-            fill=fill,
-            pixel_m=source.pixel_m,
-        )
-        for tensor in names
-    )
+    tensors = _images(names, source.shape[1:], source.dtype, units=units, fill=fill, pixel_m=source.pixel_m)
     ids = keys["patch_id"]
 
     def patches(wanted: Sequence[str]) -> Iterator[tuple[str, Values]]:
@@ -270,6 +253,22 @@ def _sample(block: _Block) -> tuple[NDArray[np.int64], Sampled]:
 def _some(squares: Squares, rows: NDArray[np.int64]) -> Squares:
     return Squares(
         epsg=squares.epsg[rows], left=squares.left[rows], top=squares.top[rows], side_m=squares.side_m
+    )
+
+
+def _images(
+    names: Sequence[str],
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    units: str | None,
+    fill: float,
+    pixel_m: float,
+) -> tuple[TensorSpec, ...]:
+    """The tensors of bands that are alike."""
+    return tuple(
+        TensorSpec(name=name, shape=shape, dtype=dtype, units=units, fill=fill, pixel_m=pixel_m)
+        for name in names
     )
 
 

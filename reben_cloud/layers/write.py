@@ -32,7 +32,7 @@ from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import tar
 from reben_cloud.layers import publish
 from reben_cloud.layers.describe import check_whole, fill_payload, layer_schema
-from reben_cloud.layers.statistics import Moments, is_measured, moments_of, summed, together
+from reben_cloud.layers.statistics import Moments, counted, is_measured, moments_of, summed, together
 from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import bools_array
 from reben_cloud.root.dataset import Dataset
@@ -117,7 +117,7 @@ def write_layer(
         provenance=dict(provenance or {}),
         scratch=Path(scratch) if scratch is not None else Path(tempfile.gettempdir()) / "reben_cloud",
     )
-    done = publish.claim(work.store, work.beginning, work.plan)
+    done = publish.claim(work.store, work.beginning)
     if done is not None:
         return done
     with Lease(work.store, f"{publish.JOURNAL}/lease.json") as held:
@@ -194,19 +194,15 @@ class _Work:
     @cached_property
     def beginning(self) -> Mapping[str, Any]:
         """What ``layer.json`` will say, as far as it is known now."""
-        plain = {
-            "name": self.modality.name,
-            "title": self.title,
-            "schema": self.schema.to_json(),
-            "fingerprint": self.ds.manifest.fingerprint,
-            "provenance": dict(self.provenance),
-        }
-        return json.loads(json.dumps(plain))  # type: ignore[no-any-return]
-
-    @property
-    def plan(self) -> bytes:
-        """The same as it is stored while the layer is not done."""
-        return json.dumps(sealed(self.beginning), indent=2).encode()
+        return publish.plain(
+            {
+                "name": self.modality.name,
+                "title": self.title,
+                "schema": self.schema.to_json(),
+                "fingerprint": self.ds.manifest.fingerprint,
+                "provenance": dict(self.provenance),
+            }
+        )
 
     @cached_property
     def patches(self) -> pa.Table:
@@ -233,7 +229,7 @@ class _Work:
     @cached_property
     def spool(self) -> Spool:
         """Arrays that have come and are in no shard yet."""
-        name = hashlib.sha256(self.plan + self.store.url.encode()).hexdigest()[:16]
+        name = hashlib.sha256(publish.plan_of(self.beginning) + self.store.url.encode()).hexdigest()[:16]
         return Spool(
             folder=str(self.scratch / f"layer-{name}"),
             num_rows=len(self.ids),
@@ -308,7 +304,7 @@ class _Work:
             for row in rows.tolist():
                 payload = self.spool.read(modality.name, row)
                 present.append(payload is not None)
-                if payload is not None and self._counts(row):
+                if payload is not None and self._counted[row]:
                     moments.append(moments_of(modality, payload))
                 payload = fill if payload is None else payload
                 sums.append(xxhash.xxh3_64_intdigest(payload))
@@ -330,13 +326,8 @@ class _Work:
         return receipt
 
     @cached_property
-    def _in_train(self) -> NDArray[np.bool_]:
-        split = self.patches.column(layout.SPLIT).cast(pa.string())
-        return np.array([name == "train" for name in split.to_pylist()], np.bool_)
-
-    def _counts(self, row: int) -> bool:
-        """Whether a patch counts in the statistics: those for training, or all where none is."""
-        return bool(self._in_train[row]) or not self._in_train.any()
+    def _counted(self) -> NDArray[np.bool_]:
+        return counted(self.patches.column(layout.SPLIT))
 
     def commit(self, receipts: Sequence[_Receipt]) -> Layer:
         """Put both tables and ``layer.json``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import xxhash
@@ -13,7 +13,7 @@ Rule = Literal["one", "all", "list"]
 """``one``: a patch has one of its rows, another one in each epoch. ``all``: a patch is delivered once a row.
 ``list``: a patch has a list of all its rows."""
 
-RULES: tuple[Rule, ...] = ("one", "all", "list")
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -39,15 +39,19 @@ class DrawnRows:
     def taken(self, patches: NDArray[np.int64]) -> DrawnRows:
         """The same for these patches, in their order."""
         counts = self.counts[patches]
-        ends = np.cumsum(counts)
-        inside = np.repeat(self.offsets[:-1][patches] - (ends - counts), counts) + np.arange(counts.sum())
         return DrawnRows(
             layer=self.layer,
             rule=self.rule,
             columns=self.columns,
-            offsets=np.concatenate([[0], ends]).astype(np.int64),
-            numbers=self.numbers[inside],
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            numbers=self.numbers[ranges(self.offsets[:-1][patches], counts)],
         )
+
+
+def ranges(first: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers from each `first`, as many as `count` says, on end."""
+    ends = np.cumsum(count)
+    return np.repeat(first - (ends - count), count) + np.arange(int(count.sum()), dtype=np.int64)
 
 
 def turns(ids: NDArray[np.bytes_], *, seed: int) -> NDArray[np.int64]:

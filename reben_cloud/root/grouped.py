@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from reben_cloud.root.documents import again
 from reben_cloud.store import Store
 
 
-class GroupedTable:
+class GroupedTable(ABC):
     """A table whose columns are read by row group, and kept.
 
     Args:
@@ -35,9 +36,9 @@ class GroupedTable:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_reader", "schema")}
         return {**state, "_columns": {}}
 
+    @abstractmethod
     def _open(self) -> ChunkReader:
         """The file, compared with what vouches for it."""
-        raise NotImplementedError
 
     @cached_property
     def _reader(self) -> ChunkReader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -101,9 +102,9 @@ class SealedDocument(Mapping[str, Any]):
         """Whether it carries its own digest; the first version's do not."""
         return DIGEST in self._document
 
+    @abstractmethod
     def _check(self) -> None:
         """See that each key is one of this kind of document, and that they agree."""
-        raise NotImplementedError
 
     def _check_stored(self) -> None:
         """See to what a stored document has, and one before that may lack."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.root import layout
 from reben_cloud.root.arrow import ints_array
+from reben_cloud.root.drawn import ranges
 from reben_cloud.root.joined import JoinedLayer
 from reben_cloud.root.table import PatchTable
 from reben_cloud.search import cql
@@ -78,12 +79,6 @@ def fits(
             both |= {name: repeated.column(name) for name in outer}
         holds[mine] = cql.evaluate(expression, pa.table(both))
     return holds[ranges(first, count)]
-
-
-def ranges(first: Ints, count: Ints) -> Ints:
-    """The numbers from each `first`, as many as `count` says, on end."""
-    ends = np.cumsum(count)
-    return np.repeat(first - (ends - count), count) + np.arange(int(count.sum()), dtype=np.int64)
 
 
 def for_rows_of(joined: JoinedLayer, expression: cql.Expression) -> cql.Expression:

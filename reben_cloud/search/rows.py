@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from reben_cloud.errors import NotFoundError
-from reben_cloud.root.drawn import RULES, DrawnRows, Rule
+from reben_cloud.root.drawn import RULES, DrawnRows, Rule, ranges
 from reben_cloud.root.layer_manifest import PATCH_ID
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import check_names
 from reben_cloud.search import cql
-from reben_cloud.search.fitting import fits, for_rows_of, layers_of_rows, ranges
+from reben_cloud.search.fitting import fits, for_rows_of, layers_of_rows
 
 
 def draw_rows(
