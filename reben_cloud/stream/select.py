@@ -32,7 +32,7 @@ from reben_cloud.stream.columns import BatchColumns, Columns
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
-from reben_cloud.stream.readers.shards import ShardReader
+from reben_cloud.stream.readers.shards import CACHED_USES, ShardReader
 from reben_cloud.stream.readers.zarr import ZarrReader
 
 Form = Literal["shards", "zarr"]
@@ -202,8 +202,11 @@ def open_reader(
     cache_dir: str | os.PathLike[str] | None,
     cache_bytes: int | None,
     keep: int,
+    uses: int = CACHED_USES,
 ) -> Reader:
     """The reader of the form in which the samples are wanted; array layers are read from their shards.
+
+    `uses` says how often a shard in the cache is expected to save what is asked for at one time.
 
     Raises:
         ValueError: If `form` is unknown, or a cache is asked for where there is none.
@@ -218,14 +221,16 @@ def open_reader(
     cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
     own = tuple(m for m in stored.modalities if m.name not in dataset.layers)
     readers: list[Reader] = (
-        [_open_own(stored, own, counters, form=form, cache=cache, keep=keep)] if own else []
+        [_open_own(stored, own, counters, form=form, cache=cache, keep=keep, uses=uses)] if own else []
     )
     for modality in stored.modalities:
         if (layer := dataset.layers.get(modality.name)) is not None:
             places = _places_of(stored, layer)
             objects = _shard_objects(layer.read_objects())
             readers.append(
-                ShardReader(layer.store, places, objects, (modality,), counters, cache=cache, keep=keep)
+                ShardReader(
+                    layer.store, places, objects, (modality,), counters, cache=cache, keep=keep, uses=uses
+                )
             )
     return readers[0] if len(readers) == 1 else Together(readers)
 
@@ -238,6 +243,7 @@ def _open_own(
     form: Form,
     cache: ShardCache | None,
     keep: int,
+    uses: int,
 ) -> Reader:
     """What reads modalities of the dataset itself."""
     dataset = stored.selection.dataset
@@ -281,7 +287,9 @@ def _open_own(
             counters,
         )
     objects = _shard_objects(read_objects(dataset.store, dataset.manifest))
-    return ShardReader(dataset.store, stored.places, objects, modalities, counters, cache=cache, keep=keep)
+    return ShardReader(
+        dataset.store, stored.places, objects, modalities, counters, cache=cache, keep=keep, uses=uses
+    )
 
 
 def _places_of(stored: StoredSelection, layer: Layer) -> Places:

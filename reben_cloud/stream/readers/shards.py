@@ -102,6 +102,7 @@ class ShardReader:
         modalities: What to read.
         counters: Where to count.
         cache: Disk cache of a remote root.
+        uses: How often a shard in that cache is expected to save what is asked for at one time.
         keep: Buffers of each modality that are kept for the next shards.
     """
 
@@ -114,6 +115,7 @@ class ShardReader:
         counters: Counters,
         *,
         cache: ShardCache | None = None,
+        uses: int = CACHED_USES,
         keep: int,
     ) -> None:
         self._modalities = {m.name: m for m in modalities}
@@ -125,6 +127,7 @@ class ShardReader:
         self._objects = objects
         self._counters = counters
         self._cache = None if store.is_local else cache
+        self._uses = 1 if self._cache is None else uses
         # A group's last shard is smaller, and goes to the smallest buffer that holds it.
         most = int(places.num_samples.max(initial=0))
         self._pools = [
@@ -301,8 +304,7 @@ class ShardReader:
         if not wanted.is_strided:
             return None
         rising = np.argsort(wanted.rows, kind="stable")
-        uses = 1 if self._cache is None else CACHED_USES
-        ranges = plan_ranges(wanted.rows[rising], wanted.modality, wanted.num_samples, uses=uses)
+        ranges = plan_ranges(wanted.rows[rising], wanted.modality, wanted.num_samples, uses=self._uses)
         if ranges is None:
             return None
         found: list[tuple[Ints, Payloads]] = []
