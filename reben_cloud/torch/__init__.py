@@ -18,6 +18,7 @@ from reben_cloud.schema import SampleArray
 from reben_cloud.stream import Form, RawLoader, StreamStats
 from reben_cloud.stream.gather import Slot
 from reben_cloud.torch.model_input import ModelInput
+from reben_cloud.torch.patch_dataset import PatchDataset
 from reben_cloud.torch.render import RenderRGB
 
 try:
@@ -27,7 +28,15 @@ try:
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "torch") from error
 
-__all__ = ["ModelInput", "OrderOptions", "ReadOptions", "RenderRGB", "StreamDataset", "StreamLoader"]
+__all__ = [
+    "ModelInput",
+    "OrderOptions",
+    "PatchDataset",
+    "ReadOptions",
+    "RenderRGB",
+    "StreamDataset",
+    "StreamLoader",
+]
 
 Batch = dict[str, Any]
 """Name -> tensor; texts, and lists of rows of a table layer, are lists."""
