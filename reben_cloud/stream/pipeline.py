@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -29,18 +29,18 @@ class _Source(NamedTuple):
     """A key of `Reader.copies`."""
     payloads: list[Payloads]
     """Where they are."""
-    owner: Ints
+    owners: list[int]
     """In which of these each sample has its payload."""
-    number: Ints
+    numbers: list[int]
     """Which payload there it is."""
 
     def fill(self, inside: slice, slot: Rows, rows: Sequence[int]) -> None:
         """Copy the payloads of some samples into as many rows of a slot."""
-        numbers: list[int] = self.number[inside].tolist()
+        numbers = self.numbers[inside]
         if len(self.payloads) == 1:
             self.payloads[0].fill(numbers, slot, rows)
             return
-        owners: list[int] = self.owner[inside].tolist()
+        owners = self.owners[inside]
         for owner in dict.fromkeys(owners):
             mine = [i for i, other in enumerate(owners) if other == owner]
             self.payloads[owner].fill([numbers[i] for i in mine], slot, [rows[i] for i in mine])
@@ -190,7 +190,7 @@ class Pipeline:
             assert (owner >= 0).all()
             if inverse is not None:
                 owner, number = owner[inverse], number[inverse]
-            sources.append(_Source(name, [payloads for _, payloads in found], owner, number))
+            sources.append(_Source(name, [payloads for _, payloads in found], owner.tolist(), number.tolist()))
         return sources
 
     def _plan(self, numbers: Ints) -> list[_Run]:
@@ -225,10 +225,11 @@ class Pipeline:
         patches = np.empty(num_valid, np.int64)
         arrays, columns = slot.arrays, self._stored.columns
         beside = Rest(len(arrays["index"]), self._rows)
+        to = {name: slot.rows(name, copies) for name, copies in self._reader.copies.items()}
         finished = 0
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
-            finished += self._fill_run(slot, runs.pop(), patches, beside)
+            finished += self._fill_run(to, runs.pop(), patches, beside)
         arrays["labels"][:num_valid] = self._stored.labels[patches]
         arrays["index"][:num_valid] = self._stored.index[patches]
         arrays["valid"][:num_valid] = True
@@ -244,14 +245,14 @@ class Pipeline:
             self._in_use -= finished
         return beside.columns
 
-    def _fill_run(self, slot: Slot, run: _Run, patches: Ints, beside: Rest) -> bool:
-        """Copy what a run has into the slot, and note which patches they are; whether it was the last of its block."""
+    def _fill_run(self, to: Mapping[str, Rows], run: _Run, patches: Ints, beside: Rest) -> bool:
+        """Copy what a run has into the rows of its sources, and note which patches they are; whether it was the last of its block."""
         fetched = run.fetched
         rows = range(run.rows.start, run.rows.stop, run.rows.step)
         patches[run.rows] = fetched.patches[run.inside]
         for part in fetched.parts:
             for source in part.result():
-                source.fill(run.inside, slot.rows(source.name, self._reader.copies[source.name]), rows)
+                source.fill(run.inside, to[source.name], rows)
         for loaded in fetched.rows:
             for name, values in loaded.result().take(run.inside).items():
                 beside.put(name, run.rows, values)

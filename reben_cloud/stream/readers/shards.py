@@ -123,6 +123,7 @@ class ShardReader:
         # Objects of a remote root come at the same time; opening files costs less than handing it out.
         self.parts = (tuple(self._modalities),) if store.is_local else tuple((m,) for m in self._modalities)
         self._store = store
+        self._folder = store.local_path()
         self._places = places
         self._objects = objects
         self._counters = counters
@@ -165,10 +166,9 @@ class ShardReader:
     def _load_shard(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]]:
         """Some samples of one shard, by where they are: (which of them, payloads)."""
         every = np.arange(len(wanted.rows))
-        local = self._store.local_path(wanted.path)
-        if local is not None:
+        if self._folder is not None:
             try:
-                file = LocalFile(local)
+                file = LocalFile(f"{self._folder}/{wanted.path}")
             except FileNotFoundError as error:
                 raise self._lost(wanted.path) from error
             self._counters.add(requests=1)
