@@ -7,6 +7,7 @@ What is read, how it is joined into requests and what it is compared with are th
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -22,10 +23,14 @@ from reben_cloud.root.positions import Several, position_of, positions_of
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import SampleArray
-from reben_cloud.stream.gather import Slot
+from reben_cloud.stream.bands import Narrowed, shown_of
+from reben_cloud.stream.gather import Arrays, Layout, Slot, samples_of
 from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.readers.shards import CACHED_USES
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
+
+Sources = tuple[str, ...]
+"""What a reader loads by one call (`Reader.parts`)."""
 
 Sample = dict[str, Any]
 """Name -> array; texts, and lists of rows of a table layer, are lists in a batch."""
@@ -52,6 +57,8 @@ class RawPatches:
             many of its samples that this pays over a few epochs of single reads.
         cache_bytes: Most bytes in that folder; None for no bound.
         form: ``shards`` or ``zarr``.
+        layout: ``arrays`` or ``records``.
+        bands: Names of bands, to have these alone.
 
     Raises:
         NotFoundError: If the selection is empty (it names the condition that left nothing).
@@ -71,13 +78,18 @@ class RawPatches:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
     ) -> None:
         if fetch_threads < 1:
             raise ValueError(f"fetch_threads must be at least 1, got {fetch_threads}")
-        stored = StoredSelection.of(selection, modalities, columns)
+        shown = shown_of(selection, modalities, bands, layout)
+        stored = StoredSelection.of(selection, modalities if shown is None else shown.modality_names, columns)
         selection.require_patches("nothing to read")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the samples hold."""
+        self.schema = shown or selection.dataset.schema.only(self.modalities)
+        """What their pixels are."""
         self.epoch = epoch
         """Number of the epoch, on which rows of table layers depend and nothing else."""
         self._stored = stored
@@ -85,8 +97,9 @@ class RawPatches:
         self._fetch_threads = fetch_threads
         self._cache = (cache_dir, cache_bytes)
         self._form: Form = form
+        self._layout: Layout = layout
         self._specs: Mapping[str, SampleArray] = {
-            **{name: spec for m in stored.modalities for name, spec in m.samples.items()},
+            **{n: spec for m in self.schema.modalities for n, spec in samples_of(m, layout).items()},
             "labels": SampleArray((stored.labels.shape[1],), np.dtype(np.float32)),
             "index": SampleArray((), np.dtype(np.int64)),
             **{n: SampleArray(a.shape[1:], a.dtype) for n, a in stored.columns.arrays.items()},
@@ -146,7 +159,7 @@ class RawPatches:
             name: np.empty((len(samples), *shape), dtype) for name, (shape, dtype) in self._specs.items()
         }
         if len(samples):
-            self._load(Slot(arrays), patches, inverse)
+            self._load(arrays, patches, inverse)
         found: Sample = dict(arrays)
         rows = patches[inverse]
         found["labels"][:], found["index"][:] = stored.labels[rows], stored.index[rows]
@@ -158,31 +171,36 @@ class RawPatches:
             found |= reader.load(samples).take(slice(0, len(samples)))
         return found
 
-    def _load(self, slot: Slot, patches: Ints, inverse: Ints) -> None:
-        """Read the pixels of some patches into the rows of a slot; each row is of the patch that `inverse` says."""
+    def _load(self, arrays: Arrays, patches: Ints, inverse: Ints) -> None:
+        """Read the pixels of some patches into rows of arrays; each row is of the patch that `inverse` says."""
+        todo = deque((part, group) for group in self._cut(patches) for part in self._reader.parts)
         tasks = [
-            self._threads.submit(self._fill, slot, part, patches, group, inverse)
-            for group in self._cut(patches)
-            for part in self._reader.parts
+            self._threads.submit(self._fill, arrays, patches, inverse, todo)
+            for _ in range(min(self._fetch_threads, len(todo)))
         ]
         try:
             for task in tasks:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
+            todo.clear()
 
-    def _fill(self, slot: Slot, part: tuple[str, ...], patches: Ints, group: Ints, inverse: Ints) -> None:
-        """Read what a part has of some of the patches, and copy it into the rows that want them."""
-        for source, found in self._reader.load(part, patches[group]).items():
-            copies = self._reader.copies[source]
-            for positions, payloads in found:
-                # Which of these payloads each row wants, -1 for none.
-                number = np.full(len(patches), -1)
-                number[group[positions]] = np.arange(len(positions))
-                numbers = number[inverse]
-                rows = np.flatnonzero(numbers >= 0)
-                payloads.fill(numbers[rows], slot, copies, rows)
+    def _fill(self, arrays: Arrays, patches: Ints, inverse: Ints, todo: deque[tuple[Sources, Ints]]) -> None:
+        """Do what is left: read what a part has of some of the patches, and copy it into the rows that want them."""
+        slot = Slot(arrays)  # of this thread alone: what nobody wants of a payload goes to memory of the slot
+        while True:
+            try:
+                part, group = todo.popleft()
+            except IndexError:
+                return
+            for source, found in self._reader.load(part, patches[group]).items():
+                for positions, payloads in found:
+                    # Which of these payloads each row wants, -1 for none.
+                    number = np.full(len(patches), -1)
+                    number[group[positions]] = np.arange(len(positions))
+                    numbers = number[inverse]
+                    rows = np.flatnonzero(numbers >= 0)
+                    target = slot.rows(source, self._reader.copies[source])
+                    payloads.fill(numbers[rows].tolist(), target, rows.tolist())
 
     def _cut(self, patches: Ints) -> list[Ints]:
         """Which of the patches are asked for together: those that lie in one object, one after the other."""
@@ -211,16 +229,20 @@ class RawPatches:
     @cached_property
     def _reader(self) -> Reader:
         stored, (cache_dir, cache_bytes) = self._stored, self._cache
-        return open_reader(
+        reader = open_reader(
             stored,
             self.counters,
             form=self._form,
+            layout=self._layout,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             keep=self._fetch_threads,
             # A sampler asks for one sample of a shard at a time, and for all of them in an epoch.
             uses=CACHED_USES * -(-len(stored.index) // max(1, len(stored.places.shards))),
         )
+        if self.schema.modalities == stored.modalities:
+            return reader
+        return Narrowed(reader, stored.modalities, self.schema.modalities)
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:

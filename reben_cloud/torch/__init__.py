@@ -15,7 +15,7 @@ import numpy as np
 from reben_cloud.errors import ForkError, missing_extra
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import SampleArray
-from reben_cloud.stream import Form, RawLoader, StreamStats
+from reben_cloud.stream import Form, Layout, RawLoader, StreamStats
 from reben_cloud.stream.gather import Slot
 from reben_cloud.torch.model_input import ModelInput
 from reben_cloud.torch.patch_dataset import PatchDataset
@@ -57,6 +57,8 @@ class ReadOptions(TypedDict, total=False):
     """Most bytes in that folder."""
     form: Form
     """``shards`` or ``zarr``."""
+    layout: Layout
+    """``arrays`` or ``records``."""
 
 
 class OrderOptions(ReadOptions, total=False):
@@ -106,6 +108,7 @@ class StreamLoader:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
         pin_memory: bool | None = None,
     ) -> None:
         rank, world_size = _place(rank, world_size)
@@ -129,6 +132,7 @@ class StreamLoader:
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             form=form,
+            layout=layout,
             buffers=PinnedBatches if pinned else None,
         )
         self.batch_size = batch_size
@@ -205,6 +209,7 @@ class StreamDataset(IterableDataset[Batch]):
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
         form: ``shards`` or ``zarr``.
+        layout: ``arrays`` or ``records``.
     """
 
     def __init__(
@@ -228,6 +233,7 @@ class StreamDataset(IterableDataset[Batch]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
     ) -> None:
         self._selection = selection
         self._place = _place(rank, world_size)
@@ -246,6 +252,7 @@ class StreamDataset(IterableDataset[Batch]):
             "cache_dir": cache_dir,
             "cache_bytes": cache_bytes,
             "form": form,
+            "layout": layout,
         }
         self._epoch = epoch  # of the next iter()
         self._running = self._epoch

@@ -10,7 +10,8 @@ import numpy as np
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.root.selection import Selection
-from reben_cloud.stream import Form, RawPatches
+from reben_cloud.schema import Schema
+from reben_cloud.stream import Form, Layout, RawPatches
 
 try:
     import torch
@@ -52,6 +53,8 @@ class PatchDataset(Dataset[T], Generic[T]):
             the selection has so many of its samples that this pays over a few epochs of single reads.
         cache_bytes: Most bytes in that folder; None for no bound.
         form: ``shards`` or ``zarr``.
+        layout: As for `StreamLoader`.
+        bands: As for `StreamLoader`: names of bands, to have these alone.
 
     Raises:
         NotFoundError: If the selection is empty (it names the condition that left nothing).
@@ -73,6 +76,8 @@ class PatchDataset(Dataset[T], Generic[T]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
     ) -> None: ...
 
     @overload
@@ -89,6 +94,8 @@ class PatchDataset(Dataset[T], Generic[T]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
     ) -> None: ...
 
     def __init__(
@@ -104,6 +111,8 @@ class PatchDataset(Dataset[T], Generic[T]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
     ) -> None:
         self._raw = RawPatches(
             selection,
@@ -115,6 +124,8 @@ class PatchDataset(Dataset[T], Generic[T]):
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             form=form,
+            layout=layout,
+            bands=bands,
         )
         self.transform = transform
         """What becomes of each sample."""
@@ -148,6 +159,11 @@ class PatchDataset(Dataset[T], Generic[T]):
     def modalities(self) -> tuple[str, ...]:
         """What the samples hold, of ``s2``, ``s1``, ``map`` and array layers."""
         return self._raw.modalities
+
+    @property
+    def schema(self) -> Schema:
+        """What the pixels of samples are, for `ModelInput`."""
+        return self._raw.schema
 
     def set_epoch(self, epoch: int) -> None:
         """Choose which row of a table layer patches have under the rule ``one``; nothing else depends on it.
