@@ -248,7 +248,7 @@ class Pipeline:
         return beside.columns
 
     def _fill_run(self, to: Mapping[str, Rows], run: _Run, patches: Ints, beside: Rest) -> bool:
-        """Copy what a run has into the rows of its sources, and note which patches they are; whether it was the last of its block."""
+        """Copy what a run has, and note which patches they are; whether it was the last of its block."""
         fetched = run.fetched
         rows = range(run.rows.start, run.rows.stop, run.rows.step)
         patches[run.rows] = fetched.patches[run.inside]
