@@ -5,11 +5,12 @@ What runs in its threads is in `pipeline`; where a loader was, and going on ther
 
 from __future__ import annotations
 
+import functools
+import logging
 import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
 from reben_cloud.stream.stats import StreamStats
+
+logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 """Version of `RawLoader.state_dict`; it goes up when an order changes."""
@@ -59,7 +62,8 @@ class RawLoader:
             remote root sample by sample. To evaluate, shuffle and use ``index``.
         drop_last: Leave out the last global batch when it is not full.
         rank: This rank.
-        world_size: Number of ranks; must divide `lanes`.
+        world_size: Number of ranks. If it does not divide `lanes`, ranks share lanes: they deliver the same
+            global batches and read more bytes of a remote root, which is logged once.
         lanes: Canonical partitions of the order; the order depends on it.
         window: Shards of a lane that are shuffled together; the order depends on it.
         prefetch: Shards (of all modalities) fetched ahead of the ones in use; by default as many
@@ -122,6 +126,7 @@ class RawLoader:
         self._steps = Steps(
             num_samples=self.num_samples,
             batch_size=batch_size,
+            lanes=lanes,
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
@@ -131,9 +136,10 @@ class RawLoader:
                 f"nothing to stream: {self.num_samples:,} patches do not fill a batch of {self._steps.global_batch} "
                 "(over all ranks), and drop_last leaves out what does not"
             )
-        self._order()  # refuses wrong lanes, window, rank now and not in the first epoch
+        self._order()  # refuses a wrong seed, epoch or window now and not in the first epoch
         self._counters = Counters()
-        lanes_here = lanes // world_size
+        lanes_read = self._steps.readers()
+        lanes_here = int(lanes_read[rank])
         self._resident = lanes_here * window + (lanes_here * window if prefetch is None else prefetch)
         if self._resident < lanes_here * window:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
@@ -146,6 +152,8 @@ class RawLoader:
             cache_bytes=cache_bytes,
             keep=self._resident,
         )
+        if self._steps.shares_lanes and not rank and not selection.dataset.store.is_local:
+            _say_shared(lanes, world_size, int(lanes_read.sum()))
         self._threads = (fetch_threads, gather_threads)
         pixels = {name: spec for m in stored.modalities for name, spec in m.samples.items()}
         self._sample_bytes = sum(spec.nbytes for spec in pixels.values())
@@ -163,7 +171,7 @@ class RawLoader:
             },
         }
         self._buffers = (
-            buffers(specs) if buffers else LentBatches(partial(_make_arrays, specs), keep=in_memory)
+            buffers(specs) if buffers else LentBatches(functools.partial(_make_arrays, specs), keep=in_memory)
         )
         self._position = 0
         self._resume_at = 0
@@ -244,7 +252,7 @@ class RawLoader:
         shuffle = key.pop("shuffle")
         patches = self._stored.patches(np.arange(self.num_samples))
         places = self._stored.places
-        order = EpochOrder(
+        return EpochOrder(
             np.bincount(places.shard[patches], minlength=len(places.shards)),
             places.row[patches],
             epoch=self.epoch,
@@ -252,8 +260,6 @@ class RawLoader:
             in_order=None if shuffle else np.argsort(self._stored.index[patches], kind="stable"),
             **key,
         )
-        order.schedule(self._steps.rank, self._steps.world_size, start=self.num_samples)
-        return order
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next ``iter()`` runs; a resume position holds if it is the same one."""
@@ -319,6 +325,17 @@ class RawLoader:
             wait_s=self._wait_s,
             elapsed_s=self._elapsed_s,
         )
+
+
+@functools.cache
+def _say_shared(lanes: int, world_size: int, num_read: int) -> None:
+    logger.warning(
+        "%d ranks do not divide %d lanes, so ranks share lanes: every sample is delivered once, and up to "
+        "%.2f times the bytes of an epoch are read; a number of ranks that divides the lanes reads them once",
+        world_size,
+        lanes,
+        num_read / lanes,
+    )
 
 
 def _number(fingerprint: str) -> int:

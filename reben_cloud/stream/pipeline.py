@@ -6,13 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from reben_cloud.root.arrow import ints_array
-from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
+from reben_cloud.sampling import EpochOrder, Ints, Steps
 from reben_cloud.stream.columns import Beside, LoadedRows, Rest, RowReader
 from reben_cloud.stream.gather import BatchBuffers, Slot
 from reben_cloud.stream.payloads import Part
@@ -23,10 +24,12 @@ AHEAD_AT_ONCE = 2
 """Blocks that are asked for ahead of need each time a batch is asked for."""
 
 
-class _Fetched(NamedTuple):
-    """A block that is in memory, or on its way."""
+@dataclass(slots=True, eq=False)
+class _Fetched:
+    """What this rank delivers of a block, in memory or on its way."""
 
-    block: Block
+    samples: Ints
+    """Stored positions of the samples in the order in which they are delivered."""
     patches: Ints
     """The patches of its samples, each once, rising."""
     inverse: Ints
@@ -35,6 +38,8 @@ class _Fetched(NamedTuple):
     """What was asked for of these patches."""
     rows: tuple[Future[LoadedRows], ...]
     """What was asked for of the rows of table layers that the samples have."""
+    taken: int = 0
+    """How many samples batches have been planned of."""
 
 
 class _Run(NamedTuple):
@@ -42,7 +47,7 @@ class _Run(NamedTuple):
 
     fetched: _Fetched
     inside: slice
-    """Which samples of the block."""
+    """Which of its samples."""
     rows: slice
     """Which rows of the batch."""
 
@@ -86,9 +91,9 @@ class Pipeline:
         self._reader = reader
         self._buffers = buffers
         self._max_blocks = max_blocks
-        self._number = start
+        self._start = self._number = start
         self._left = self._steps.remaining(start)
-        self._schedule = deque(self._order.schedule(self._steps.rank, self._steps.world_size, start=start))
+        self._schedule = deque(self._order.schedule(self._steps, start))
         self._blocks: dict[int, deque[_Fetched]] = {}
         self._in_use = 0
         self._queue: deque[tuple[Slot, int, Future[Beside]]] = deque()
@@ -120,13 +125,14 @@ class Pipeline:
 
     def _top_up(self) -> None:
         while self._left and len(self._queue) < self._depth:
-            numbers = self._steps.numbers(self._number)
-            if self._queue and self._is_full() and self._lacks_blocks(numbers):
+            lanes = self._steps.runs(self._number)
+            num_valid = sum(len(range(rows.start, rows.stop, rows.step or 1)) for _, rows in lanes)
+            if self._queue and self._is_full() and self._lacks_blocks(lanes):
                 break  # the batches that are being filled give blocks back first
-            runs = self._plan(numbers)
+            runs = self._plan(lanes)
             slot = self._buffers.take()
-            future = self._gatherers.submit(self._fill, slot, len(numbers), runs)
-            self._queue.append((slot, len(numbers), future))
+            future = self._gatherers.submit(self._fill, slot, num_valid, runs)
+            self._queue.append((slot, num_valid, future))
             self._number += self._steps.global_batch
             self._left -= 1
         # Ahead of need, but bounded: blocks that nobody will use again have left `_in_use`. A few at a
@@ -138,51 +144,48 @@ class Pipeline:
     def _is_full(self) -> bool:
         return self._in_use >= self._max_blocks
 
-    def _lacks_blocks(self, numbers: Ints) -> bool:
-        stride = self._order.lanes // self._steps.world_size
-        for last in numbers[-stride:].tolist():
-            blocks = self._blocks.get(last % self._order.lanes)
-            if not blocks or blocks[-1].block.stop <= last // self._order.lanes:
+    def _lacks_blocks(self, lanes: Sequence[tuple[int, slice]]) -> bool:
+        for lane, rows in lanes:
+            there = sum(len(one.samples) - one.taken for one in self._blocks.get(lane, ()))
+            if there < len(range(rows.start, rows.stop, rows.step or 1)):
                 return True
         return False
 
     def _fetch_next(self) -> None:
         lane, number = self._schedule.popleft()
         block = self._order.block(lane, number)
-        patches, inverse = self._stored.patches(block.samples), np.arange(len(block.samples))
+        numbers = self._order.numbers(block)
+        inside = slice(*np.searchsorted(numbers, (self._start, self._steps.stop(self._start))).tolist())
+        samples, numbers = block.samples[inside], numbers[inside]
+        if self._steps.shares_lanes:
+            samples = samples[self._steps.places(numbers, self._start)[0] == self._steps.rank]
+        patches, inverse = self._stored.patches(samples), np.arange(len(samples))
         if self._stored.columns.patch_of is not None:
             patches, inverse = np.unique(patches, return_inverse=True)
         parts = tuple(self._fetchers.submit(self._reader.load, part, patches) for part in self._reader.parts)
-        rows = tuple(self._fetchers.submit(reader.load, block.samples) for reader in self._rows)
+        rows = tuple(self._fetchers.submit(reader.load, samples) for reader in self._rows)
         with self._lock:
             self._in_use += 1
-        self._blocks.setdefault(lane, deque()).append(_Fetched(block, patches, inverse, parts, rows))
+        self._blocks.setdefault(lane, deque()).append(_Fetched(samples, patches, inverse, parts, rows))
 
-    def _plan(self, numbers: Ints) -> list[_Run]:
+    def _plan(self, lanes: Sequence[tuple[int, slice]]) -> list[_Run]:
         """Which rows come from which blocks; asks for blocks that nobody asked for yet."""
         runs: list[_Run] = []
-        lanes, world_size = self._order.lanes, self._steps.world_size
-        stride = lanes // world_size
-        for first in range(min(stride, len(numbers))):
-            lane = int(numbers[first]) % lanes
-            position, stop = int(numbers[first]) // lanes, 0
-            row = first
-            count = len(range(first, len(numbers), stride))
-            end = position + count
-            while position < end:
-                blocks = self._blocks.setdefault(lane, deque())
+        for lane, whole in lanes:
+            step = whole.step or 1
+            row = whole.start
+            blocks = self._blocks.setdefault(lane, deque())
+            while row < whole.stop:
                 while not blocks:
                     self._fetch_next()
-                fetched = blocks[0]
-                stop = min(end, fetched.block.stop)
-                taken = stop - position
-                rows = slice(row, row + (taken - 1) * stride + 1, stride)
-                runs.append(
-                    _Run(fetched, slice(position - fetched.block.start, stop - fetched.block.start), rows)
-                )
-                if stop == fetched.block.stop:
+                fetched, inside = blocks[0], blocks[0].taken
+                count = min(len(range(row, whole.stop, step)), len(fetched.samples) - inside)
+                fetched.taken += count
+                rows = slice(row, row + (count - 1) * step + 1, step)
+                runs.append(_Run(fetched, slice(inside, fetched.taken), rows))
+                if fetched.taken == len(fetched.samples):
                     blocks.popleft()
-                position, row = stop, row + taken * stride
+                row += count * step
         return runs
 
     def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> Beside:
@@ -227,4 +230,4 @@ class Pipeline:
         for loaded in fetched.rows:
             for name, values in loaded.result().take(run.inside).items():
                 beside.put(name, run.rows, values)
-        return bool(run.inside.stop == len(fetched.block.samples))
+        return bool(run.inside.stop == len(fetched.samples))

@@ -170,8 +170,7 @@ class StreamDataset(IterableDataset[Batch]):
     """Batches for ``DataLoader(dataset, batch_size=None, num_workers=...)``, for who needs workers.
 
     Worker v of V on rank r of W reads as rank ``v * W + r`` of ``W * V``: lanes are split over ranks
-    and workers, no sample is read twice, and `lanes` must be a multiple of W * V. Prefer `StreamLoader`:
-    a DataLoader copies every batch once more through shared memory.
+    and workers, and none is read twice if `lanes` is a multiple of W * V. Prefer `StreamLoader`: a DataLoader copies every batch once more through shared memory.
 
     Each ``iter()`` runs the next epoch, also if the one before was left early: workers run ahead of the
     batches that are taken, so one that is through with its share could not tell. Likewise its state at the

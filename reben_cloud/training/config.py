@@ -158,7 +158,7 @@ class TrainConfig:
     sync_batchnorm: bool = True
     """Batch statistics over all ranks; on CUDA only (PyTorch has none for the CPU)."""
     lanes: int = 8
-    """Canonical partitions of the order; a multiple of every number of ranks that is to be used."""
+    """Canonical partitions of the order; a number of ranks that does not divide it reads more bytes of a remote root."""
 
     checkpoint_steps: int = 500
     """Steps between two checkpoints within an epoch."""
