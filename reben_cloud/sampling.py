@@ -81,7 +81,7 @@ def stratified_order(strata: NDArray[np.integer], *, seed: int, shard_samples: i
     num_shards = -(-num_samples // shard_samples)
     last = num_samples - (num_shards - 1) * shard_samples
     # How many shards have a row j, for rows in the order of the ranges that they hold.
-    by_range = np.argsort(_radical_inverse(np.arange(shard_samples)), kind="stable")
+    by_range = np.argsort(radical_inverse(np.arange(shard_samples)), kind="stable")
     sizes = np.where(by_range < last, num_shards, num_shards - 1)
     row = np.repeat(by_range, sizes)
     words = random_words(num_samples, "write", seed, stream)
@@ -154,7 +154,7 @@ class EpochOrder:
         self._key = (seed, epoch, fingerprint)
         self._in_order = in_order
         self._window = window
-        self._strata = _radical_inverse(np.asarray(rows)) >> np.uint32(32 - _KEPT_STRATA_BITS)
+        self._strata = radical_inverse(np.asarray(rows)) >> np.uint32(32 - _KEPT_STRATA_BITS)
         shards = np.flatnonzero(sizes)
         shards = shards[np.argsort(random_words(len(shards), "shards", *self._key), kind="stable")]
         # Piece i of the string is the samples [first[i], first[i] + size[i]) in stored order.
@@ -417,7 +417,7 @@ def _reverse_bits(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return v
 
 
-def _radical_inverse(values: NDArray[np.integer]) -> NDArray[np.uint32]:
+def radical_inverse(values: NDArray[np.integer]) -> NDArray[np.uint32]:
     """Van der Corput's sequence in base 2, as a fraction of 2**32."""
     return _reverse_bits(values.astype(np.uint32))
 

@@ -115,7 +115,7 @@ def test_shapes_and_dtypes_are_the_documented_ones(selection):
 
 def test_the_batches_are_those_of_the_order(selection):
     loader = RawLoader(selection, batch_size=8, seed=3, epoch=2, lanes=4, window=2)
-    stored, order = loader._stored, loader._order()
+    stored, (_, order) = loader._stored, loader._plan()
     assert isinstance(order, EpochOrder)
 
     found = indices(epoch_of(loader))

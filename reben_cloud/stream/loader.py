@@ -18,6 +18,8 @@ from reben_cloud.errors import ForkError, NotFoundError
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import EpochOrder, Steps
 from reben_cloud.schema import SampleArray
+from reben_cloud.stream.delivered import Delivered
+from reben_cloud.stream.epoch import Entries, EpochSamples
 from reben_cloud.stream.gather import Arrays, BatchBuffers, LentBatches
 from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
@@ -28,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 """Version of `RawLoader.state_dict`; it goes up when an order changes."""
+
+
+_OF_A_PLACE = {"epoch", "position", "rank", "world_size", "delivered", "digest"}
+"""What of a state may differ between two loaders of one order."""
 
 
 class RawLoader:
@@ -117,11 +123,12 @@ class RawLoader:
         """What the batches hold."""
         self.epoch = epoch
         """Number of the epoch that runs or comes next."""
-        self.num_samples = stored.num_samples
+        self._entries = Entries(stored, selection.repeats)
+        self.num_samples = self._entries.num_samples
         """Samples in an epoch, over all ranks."""
         self._order_key = {"seed": seed, "lanes": lanes, "window": window, "shuffle": shuffle}
         self._fingerprint = stored.fingerprint
-        self._digest = stored.digest
+        self._digest = self._entries.digest
         self._stored = stored
         self._steps = Steps(
             num_samples=self.num_samples,
@@ -136,7 +143,7 @@ class RawLoader:
                 f"nothing to stream: {self.num_samples:,} patches do not fill a batch of {self._steps.global_batch} "
                 "(over all ranks), and drop_last leaves out what does not"
             )
-        self._order()  # refuses a wrong seed, epoch or window now and not in the first epoch
+        self._plan()  # refuses a wrong seed, epoch or window now and not in the first epoch
         self._counters = Counters()
         lanes_read = self._steps.readers()
         lanes_here = int(lanes_read[rank])
@@ -176,6 +183,7 @@ class RawLoader:
         self._position = 0
         self._resume_at = 0
         self._running: object = None
+        self._delivered = Delivered(epoch=epoch)
         self._samples = self._batches = 0
         self._wait_s = self._elapsed_s = 0.0
         self._pid = os.getpid()
@@ -203,13 +211,17 @@ class RawLoader:
         # With one rank the last batch is simply short; ranks must agree on shapes and steps.
         pad = steps.world_size > 1
         num_steps = steps.remaining(start)
+        if not start or self._delivered.epoch != self.epoch:
+            self._delivered = Delivered(epoch=self.epoch)
         if not num_steps:
             self._go_to_next_epoch()
         fetch_threads, gather_threads = self._threads
+        samples, order = self._plan()
         pipeline = Pipeline(
             self._stored,
+            epoch=samples,
             steps=steps,
-            order=self._order(),
+            order=order,
             rows=self._stored.columns.readers(self.epoch, seed=self._order_key["seed"]),
             start=start,
             reader=self._reader,
@@ -226,10 +238,11 @@ class RawLoader:
                         "or position; make a second loader to run two epochs at the same time"
                     )
                 asked = time.perf_counter()
-                slot, num_valid, beside = pipeline.next()
+                slot, num_valid, beside, value = pipeline.next()
                 now = time.perf_counter()
                 self._wait_s += now - asked
                 self._elapsed_s = before + now - begin
+                self._delivered = self._delivered.plus(num_valid, value)
                 self._samples += num_valid
                 self._batches += 1
                 if left:
@@ -247,19 +260,16 @@ class RawLoader:
         self._position = 0
         self.epoch += 1
 
-    def _order(self) -> EpochOrder:
-        key = dict(self._order_key)
-        shuffle = key.pop("shuffle")
-        patches = self._stored.patches(np.arange(self.num_samples))
-        places = self._stored.places
-        return EpochOrder(
-            np.bincount(places.shard[patches], minlength=len(places.shards)),
-            places.row[patches],
-            epoch=self.epoch,
-            fingerprint=self._fingerprint,
-            in_order=None if shuffle else np.argsort(self._stored.index[patches], kind="stable"),
-            **key,
+    def _plan(self) -> tuple[EpochSamples, EpochOrder]:
+        """The samples of the epoch and their order."""
+        seed, lanes, window, shuffle = (
+            self._order_key[name] for name in ("seed", "lanes", "window", "shuffle")
         )
+        samples = self._entries.of_epoch(self.epoch, seed=seed)
+        order = samples.order(
+            seed=seed, fingerprint=self._fingerprint, lanes=lanes, window=window, shuffle=bool(shuffle)
+        )
+        return samples, order
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next ``iter()`` runs; a resume position holds if it is the same one."""
@@ -267,7 +277,14 @@ class RawLoader:
             self.epoch, self._resume_at, self._position, self._running = epoch, 0, 0, None
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is, after the batch handed out last: a few integers."""
+        """Where the loader is, after the batch handed out last: a few integers.
+
+        All but ``rank``, ``delivered`` and ``digest`` are the same on every rank: these say what this rank delivered
+        of the epoch (`Delivered`). `merge_states` makes one state of those of all ranks.
+        """
+        delivered = self._delivered
+        if delivered.epoch != self.epoch or not self._position:
+            delivered = Delivered(epoch=self.epoch)
         return {
             "version": STATE_VERSION,
             "epoch": self.epoch,
@@ -276,17 +293,24 @@ class RawLoader:
             "fingerprint": _number(self._fingerprint),
             "selection": self._digest,
             **{name: int(value) for name, value in self._order_key.items()},
+            "rank": self._steps.rank,
+            "world_size": self._steps.world_size,
+            **delivered.to_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue where another loader stopped; the number of ranks and the batch size may differ.
 
+        What was delivered goes on being summed from a state of this rank, or, on rank 0, from one that says what all
+        ranks delivered (`merge_states`, or of a run of one rank). From any other, this loader's sum begins with
+        nothing.
+
         Raises:
-            ValueError: If the state is of another selection or order, or these ranks cannot continue there.
+            ValueError: If the state is of another selection or order.
         """
         self._adopt_former(state)
         here = self.state_dict()
-        for name in here.keys() - {"epoch", "position"}:
+        for name in here.keys() - _OF_A_PLACE:
             if name == "fingerprint" and state.get(name) != here[name] and self._former():
                 raise ValueError(
                     f"the state was saved with fingerprint={state.get(name)}, this loader has {here[name]}: another "
@@ -301,6 +325,12 @@ class RawLoader:
         self._steps.check_start(state["position"])
         self.epoch, self._running = state["epoch"], None
         self._resume_at = self._position = state["position"]
+        delivered = Delivered.of_state(state)
+        is_whole = delivered.num_samples == self._position
+        is_mine = (state.get("rank"), state.get("world_size")) == (self._steps.rank, self._steps.world_size)
+        self._delivered = (
+            delivered if (not self._steps.rank if is_whole else is_mine) else Delivered(epoch=self.epoch)
+        )
 
     def _former(self) -> str | None:
         return self._stored.selection.dataset.former_fingerprint
@@ -324,6 +354,7 @@ class RawLoader:
             cache_hits=counted.cache_hits,
             wait_s=self._wait_s,
             elapsed_s=self._elapsed_s,
+            delivered=self._delivered,
         )
 
 

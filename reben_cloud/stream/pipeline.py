@@ -15,6 +15,7 @@ import numpy as np
 from reben_cloud.root.arrow import ints_array
 from reben_cloud.sampling import EpochOrder, Ints, Steps
 from reben_cloud.stream.columns import Beside, LoadedRows, Rest, RowReader
+from reben_cloud.stream.epoch import EpochSamples
 from reben_cloud.stream.gather import BatchBuffers, Slot
 from reben_cloud.stream.payloads import Part
 from reben_cloud.stream.readers.base import Reader
@@ -59,6 +60,7 @@ class Pipeline:
 
     Args:
         stored: What is streamed.
+        epoch: The samples of the epoch.
         steps: Which samples of the order are this rank's, batch by batch.
         order: Order of the epoch.
         start: Number of the sample, over all ranks, to begin with.
@@ -74,6 +76,7 @@ class Pipeline:
         self,
         stored: StoredSelection,
         *,
+        epoch: EpochSamples,
         steps: Steps,
         order: EpochOrder,
         rows: Sequence[RowReader],
@@ -85,6 +88,7 @@ class Pipeline:
         gather_threads: int,
     ) -> None:
         self._stored = stored
+        self._epoch = epoch
         self._steps = steps
         self._order = order
         self._rows = rows
@@ -96,7 +100,7 @@ class Pipeline:
         self._schedule = deque(self._order.schedule(self._steps, start))
         self._blocks: dict[int, deque[_Fetched]] = {}
         self._in_use = 0
-        self._queue: deque[tuple[Slot, int, Future[Beside]]] = deque()
+        self._queue: deque[tuple[Slot, int, Future[tuple[Beside, int]]]] = deque()
         self._depth = gather_threads + 1
         self._fetchers = ThreadPoolExecutor(fetch_threads, "reben-fetch")
         self._gatherers = ThreadPoolExecutor(gather_threads, "reben-gather")
@@ -114,14 +118,14 @@ class Pipeline:
         while self._queue:
             self._buffers.give_back(self._queue.popleft()[0])
 
-    def next(self) -> tuple[Slot, int, Beside]:
-        """The next batch's slot, its number of valid rows, and what it has beside arrays of fixed size."""
+    def next(self) -> tuple[Slot, int, Beside, int]:
+        """The next batch: slot, number of valid rows, what it has beside arrays of fixed size, sum of its hashes."""
         self._top_up()
         slot, num_valid, filled = self._queue[0]
-        beside = filled.result()
+        beside, value = filled.result()
         self._queue.popleft()
         self._top_up()
-        return slot, num_valid, beside
+        return slot, num_valid, beside, value
 
     def _top_up(self) -> None:
         while self._left and len(self._queue) < self._depth:
@@ -159,11 +163,12 @@ class Pipeline:
         samples, numbers = block.samples[inside], numbers[inside]
         if self._steps.shares_lanes:
             samples = samples[self._steps.places(numbers, self._start)[0] == self._steps.rank]
-        patches, inverse = self._stored.patches(samples), np.arange(len(samples))
-        if self._stored.columns.patch_of is not None:
+        patches, inverse = self._epoch.patches(samples), np.arange(len(samples))
+        if self._epoch.has_repeats:
             patches, inverse = np.unique(patches, return_inverse=True)
         parts = tuple(self._fetchers.submit(self._reader.load, part, patches) for part in self._reader.parts)
-        rows = tuple(self._fetchers.submit(reader.load, samples) for reader in self._rows)
+        entries, copies = self._epoch.entries(samples), self._epoch.copies(samples)
+        rows = tuple(self._fetchers.submit(reader.load, entries, copies) for reader in self._rows)
         with self._lock:
             self._in_use += 1
         self._blocks.setdefault(lane, deque()).append(_Fetched(samples, patches, inverse, parts, rows))
@@ -188,15 +193,16 @@ class Pipeline:
                 row += count * step
         return runs
 
-    def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> Beside:
-        """Copy the samples into the slot; runs on a gather thread. What does not go there is returned."""
-        patches = np.empty(num_valid, np.int64)
+    def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> tuple[Beside, int]:
+        """Copy the samples into the slot, on a gather thread; returns what does not go there, and their sum."""
+        samples = np.empty(num_valid, np.int64)
         arrays, columns = slot.arrays, self._stored.columns
         beside = Rest(len(arrays["index"]), self._rows)
         finished = 0
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
-            finished += self._fill_run(slot, runs.pop(), patches, beside)
+            finished += self._fill_run(slot, runs.pop(), samples, beside)
+        patches = self._epoch.patches(samples)
         arrays["labels"][:num_valid] = self._stored.labels[patches]
         arrays["index"][:num_valid] = self._stored.index[patches]
         arrays["valid"][:num_valid] = True
@@ -210,13 +216,13 @@ class Pipeline:
             arrays["index"][num_valid:] = -1
         with self._lock:
             self._in_use -= finished
-        return beside.columns
+        return beside.columns, self._epoch.sum_of(samples)
 
-    def _fill_run(self, slot: Slot, run: _Run, patches: Ints, beside: Rest) -> bool:
-        """Copy what a run has into the slot, and note which patches they are; whether it was the last of its block."""
+    def _fill_run(self, slot: Slot, run: _Run, samples: Ints, beside: Rest) -> bool:
+        """Copy what a run has into the slot, and note which samples they are; whether it was the last of its block."""
         fetched, rows = run.fetched, np.arange(run.rows.start, run.rows.stop, run.rows.step)
         inside = fetched.inverse[run.inside]
-        patches[run.rows] = fetched.patches[inside]
+        samples[run.rows] = fetched.samples[run.inside]
         for source, found in chain.from_iterable(part.result().items() for part in fetched.parts):
             copies = self._reader.copies[source]
             for positions, payloads in found:

@@ -15,7 +15,7 @@ import numpy as np
 from reben_cloud.errors import ForkError, missing_extra
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import SampleArray
-from reben_cloud.stream import Form, RawLoader, StreamStats
+from reben_cloud.stream import Form, RawLoader, StreamStats, merge_states
 from reben_cloud.stream.gather import Slot
 from reben_cloud.torch.model_input import ModelInput
 from reben_cloud.torch.render import RenderRGB
@@ -27,7 +27,15 @@ try:
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "torch") from error
 
-__all__ = ["ModelInput", "OrderOptions", "ReadOptions", "RenderRGB", "StreamDataset", "StreamLoader"]
+__all__ = [
+    "ModelInput",
+    "OrderOptions",
+    "ReadOptions",
+    "RenderRGB",
+    "StreamDataset",
+    "StreamLoader",
+    "merge_states",
+]
 
 Batch = dict[str, Any]
 """Name -> tensor; texts, and lists of rows of a table layer, are lists."""
@@ -154,7 +162,7 @@ class StreamLoader:
         self._raw.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is, after the batch handed out last: a few integers."""
+        """Where the loader is, after the batch handed out last: a few integers. See `RawLoader.state_dict`."""
         return self._raw.state_dict()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -170,7 +178,8 @@ class StreamDataset(IterableDataset[Batch]):
     """Batches for ``DataLoader(dataset, batch_size=None, num_workers=...)``, for who needs workers.
 
     Worker v of V on rank r of W reads as rank ``v * W + r`` of ``W * V``: lanes are split over ranks
-    and workers, and none is read twice if `lanes` is a multiple of W * V. Prefer `StreamLoader`: a DataLoader copies every batch once more through shared memory.
+    and workers, and none is read twice if `lanes` is a multiple of W * V. Prefer `StreamLoader`: a
+    DataLoader copies every batch once more through shared memory.
 
     Each ``iter()`` runs the next epoch, also if the one before was left early: workers run ahead of the
     batches that are taken, so one that is through with its share could not tell. Likewise its state at the
@@ -303,6 +312,7 @@ class StreamDataset(IterableDataset[Batch]):
         state = self._loader.state_dict()
         if state["epoch"] != self._running:  # with its last batch, a loader is at the start of the next epoch
             state |= {"epoch": self._running, "position": self._loader.num_samples}
+            state |= self._loader.stats().delivered.to_state()
         return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
