@@ -122,6 +122,7 @@ class EpochOrder:
         fingerprint: Names the dataset, so that two datasets do not share an order.
         lanes: Number of lanes, at least 1.
         window: Shards of a lane that are shuffled together, at least 1.
+        parts: Which of several datasets each shard is of, shape (num_shards,): their shards take turns by their share.
         in_order: Do not shuffle: global sample k is the one at stored position ``in_order[k]``.
 
     Raises:
@@ -138,6 +139,7 @@ class EpochOrder:
         fingerprint: str = "",
         lanes: int = 8,
         window: int = 1,
+        parts: Ints | None = None,
         in_order: Ints | None = None,
     ) -> None:
         if seed < 0 or epoch < 0:
@@ -157,6 +159,8 @@ class EpochOrder:
         self._strata = radical_inverse(np.asarray(rows)) >> np.uint32(32 - _KEPT_STRATA_BITS)
         shards = np.flatnonzero(sizes)
         shards = shards[np.argsort(random_words(len(shards), "shards", *self._key), kind="stable")]
+        if parts is not None:
+            shards = shards[np.argsort(_turns(sizes[shards], parts[shards]), kind="stable")]
         # Piece i of the string is the samples [first[i], first[i] + size[i]) in stored order.
         self._first = (np.cumsum(sizes) - sizes)[shards]
         self._ends = np.cumsum(sizes[shards])
@@ -415,6 +419,16 @@ def _reverse_bits(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
         s, m = np.uint32(shift), np.uint32(mask)
         v = ((v >> s) & m) | ((v & m) << s)
     return v
+
+
+def _turns(sizes: Ints, parts: Ints) -> NDArray[np.float64]:
+    """Where the middle of each shard is in its own part when that is stretched to [0, 1)."""
+    found = np.empty(len(sizes))
+    for part in np.unique(parts):
+        mine = parts == part
+        ends = np.cumsum(sizes[mine])
+        found[mine] = (2 * ends - sizes[mine]) / (2 * ends[-1])
+    return found
 
 
 def radical_inverse(values: NDArray[np.integer]) -> NDArray[np.uint32]:

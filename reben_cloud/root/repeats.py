@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.arrow import values_of
+from reben_cloud.root.drawn import ranges
 from reben_cloud.sampling import Ints, radical_inverse, random_words
 
 if TYPE_CHECKING:
@@ -107,6 +108,25 @@ def epoch_counts(units: Ints, *, seed: int, epoch: int) -> Ints:
     teeth = np.arange(length, dtype=np.int64)
     teeth = teeth * apart + teeth * rest // length + apart * turn // _ONE
     return np.bincount(np.searchsorted(ends, teeth, side="right"), minlength=len(units)).astype(np.int64)
+
+
+def copies_of(counts: Ints, passes: int) -> tuple[Ints, Ints, Ints]:
+    """The samples of an epoch in stored order, pass after pass.
+
+    Args:
+        counts: How often each entry comes, shape (n,).
+        passes: Number of passes.
+
+    Returns:
+        The entry of each sample, which of its copies it is, and its pass: copy c comes in pass c modulo `passes`.
+    """
+    entry = np.repeat(np.arange(len(counts)), counts)
+    copy = ranges(np.zeros(len(counts), np.int64), counts)
+    passed = copy % passes
+    if passes > 1:
+        order = np.argsort(passed, kind="stable")
+        entry, copy, passed = entry[order], copy[order], passed[order]
+    return entry, copy, passed
 
 
 def weigh(

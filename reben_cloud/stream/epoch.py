@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from reben_cloud.root.drawn import ranges
-from reben_cloud.root.repeats import Repeats, epoch_counts, epoch_length, units_of
+from reben_cloud.root.repeats import Repeats, copies_of, epoch_counts, epoch_length, units_of
 from reben_cloud.sampling import EpochOrder, Ints
 from reben_cloud.stream.delivered import Words, hash_ids, sum_of
 from reben_cloud.stream.select import StoredSelection
@@ -35,7 +35,7 @@ class Entries:
         rows = [one for one, _ in stored.columns.drawn if one.rule == "all"]
         self.first = rows[0].offsets[:-1] if rows else None
         """First entry of each patch, where a patch may have several."""
-        self.num_samples = stored.num_samples
+        self.num_samples = stored.num_entries
         """Samples in an epoch."""
         if repeats is not None:
             # The comb falls on the entries in the order of the selection, whatever form it is stored in.
@@ -88,13 +88,8 @@ class EpochSamples:
     def _repeat(self, passes: int, seed: int) -> None:
         counts = np.empty(len(self._of.order), np.int64)
         counts[self._of.order] = epoch_counts(self._of.units, seed=seed, epoch=self._epoch)
-        entry = np.repeat(np.arange(len(counts)), counts)
-        copy = ranges(np.zeros(len(counts), np.int64), counts)
-        if passes > 1:
-            passed = copy % passes
-            by_pass = np.argsort(passed, kind="stable")
-            entry, copy, self._passed = entry[by_pass], copy[by_pass], passed[by_pass]
-        self._entry, self._copy = entry, copy
+        self._entry, self._copy, passed = copies_of(counts, passes)
+        self._passed = passed if passes > 1 else None
 
     @property
     def has_repeats(self) -> bool:
@@ -128,9 +123,16 @@ class EpochSamples:
         """The order in which they come."""
         places, patches = self._stored.places, self.patches(np.arange(self.num_samples))
         shard, num_shards = places.shard[patches], len(places.shards)
-        if self._passed is not None:  # a shard of a later pass is a shard of its own
+        parts = self._stored.part_of_shard
+        if self._passed is not None:
+            # A shard of a later pass is a shard of its own, with few samples, all of rare classes, say. So passes
+            # take turns, and a block has shards of all: it is as mixed as one of a single pass.
+            passes = int(self._passed[-1]) + 1
             shard = self._passed * num_shards + shard
-            num_shards *= int(self._passed[-1]) + 1
+            of_pass = np.repeat(np.arange(passes), num_shards)
+            parts = of_pass if parts is None else np.tile(parts, passes) * passes + of_pass
+            num_shards *= passes
+            window *= passes
         return EpochOrder(
             np.bincount(shard, minlength=num_shards),
             places.row[patches],
@@ -139,5 +141,6 @@ class EpochSamples:
             fingerprint=fingerprint,
             lanes=lanes,
             window=window,
+            parts=parts,
             in_order=None if shuffle else np.argsort(self._stored.index[patches], kind="stable"),
         )

@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from reben_cloud.errors import ForkError, NotFoundError
+from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import EpochOrder, Steps
 from reben_cloud.schema import SampleArray
 from reben_cloud.stream.delivered import Delivered
 from reben_cloud.stream.epoch import Entries, EpochSamples
 from reben_cloud.stream.gather import Arrays, BatchBuffers, LentBatches
+from reben_cloud.stream.mixed import open_reader_of, stored_of
 from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
-from reben_cloud.stream.select import Form, StoredSelection, open_reader
+from reben_cloud.stream.select import Form
 from reben_cloud.stream.stats import StreamStats
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class RawLoader:
     cut short or replaced while they are read are an error, or fetched again where they were a cache.
 
     Args:
-        selection: What to stream (`Dataset.search`).
+        selection: What to stream (`Dataset.search`), or several as one (`concat`).
         modalities: Of ``s2``, ``s1``, ``map``, and the names of array layers; by default all that the dataset has.
         columns: Columns of table layers with a row a patch that batches have, such as ``["climate:zone"]``:
             numbers as arrays, texts as lists of strings. By default all of numbers that are never null. Rows of
@@ -91,7 +93,7 @@ class RawLoader:
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | Mixture,
         *,
         modalities: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
@@ -117,7 +119,7 @@ class RawLoader:
                 f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}"
             )
         batch_size = operator.index(batch_size)
-        stored = StoredSelection.of(selection, modalities, columns)
+        stored = stored_of(selection, modalities, columns)
         selection.require_patches("nothing to stream")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the batches hold."""
@@ -151,7 +153,7 @@ class RawLoader:
         if self._resident < lanes_here * window:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
         self._window = window
-        self._reader: Reader = open_reader(
+        self._reader: Reader = open_reader_of(
             stored,
             self._counters,
             form=form,
@@ -159,7 +161,7 @@ class RawLoader:
             cache_bytes=cache_bytes,
             keep=self._resident,
         )
-        if self._steps.shares_lanes and not rank and not selection.dataset.store.is_local:
+        if self._steps.shares_lanes and not rank and not stored.is_local:
             _say_shared(lanes, world_size, int(lanes_read.sum()))
         self._threads = (fetch_threads, gather_threads)
         pixels = {name: spec for m in stored.modalities for name, spec in m.samples.items()}
@@ -333,7 +335,7 @@ class RawLoader:
         )
 
     def _former(self) -> str | None:
-        return self._stored.selection.dataset.former_fingerprint
+        return self._stored.former_fingerprint
 
     def _adopt_former(self, state: Mapping[str, int]) -> None:
         """Go on in the order of the first version, if a state was saved by it."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from reben_cloud.errors import ChecksumError
+from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.stream.delivered import Delivered
 from reben_cloud.stream.epoch import Entries
-from reben_cloud.stream.select import StoredSelection
+from reben_cloud.stream.mixed import stored_of
 
 
 def expected_delivery(
-    selection: Selection,
+    selection: Selection | Mixture,
     *,
     epoch: int,
     seed: int = 0,
@@ -40,7 +41,7 @@ def expected_delivery(
     selection.require_patches("nothing was streamed")
     if epoch < 0 or seed < 0:
         raise ValueError(f"seed and epoch must not be negative, got {seed} and {epoch}")
-    entries = Entries(StoredSelection.of(selection, None, ()), selection.repeats)
+    entries = Entries(stored_of(selection, None, ()), selection.repeats)
     if num_samples is not None and not 0 <= num_samples <= entries.num_samples:
         raise ValueError(
             f"an epoch of this selection has {entries.num_samples:,} samples, of which {num_samples:,} cannot have "

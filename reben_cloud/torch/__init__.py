@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from reben_cloud.errors import ForkError, missing_extra
+from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import SampleArray
 from reben_cloud.stream import Form, RawLoader, StreamStats, merge_states
@@ -86,7 +87,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | Mixture,
         *,
         modalities: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
@@ -208,7 +209,7 @@ class StreamDataset(IterableDataset[Batch]):
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | Mixture,
         *,
         modalities: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
