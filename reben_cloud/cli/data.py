@@ -165,6 +165,9 @@ def stream(
     cache_bytes: Annotated[
         int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what an epoch would take, and read nothing.")
+    ] = False,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -183,6 +186,9 @@ def stream(
         cache_dir=cache_dir,
         cache_bytes=cache_bytes,
     )
+    if dry_run:
+        show(loader.expected(), as_json)
+        return
     stopped = False
     try:
         for _ in rates(loader, epochs):

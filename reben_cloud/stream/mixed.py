@@ -15,8 +15,9 @@ from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy
 from reben_cloud.stream.columns import Columns
+from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.payloads import Part
-from reben_cloud.stream.readers.base import Counters, Places, Reader
+from reben_cloud.stream.readers.base import Cost, Counters, Places, Reader
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
 
 
@@ -111,6 +112,7 @@ def open_reader_of(
     counters: Counters,
     *,
     form: Form,
+    layout: Layout,
     cache_dir: str | os.PathLike[str] | None,
     cache_bytes: int | None,
     keep: int,
@@ -118,7 +120,15 @@ def open_reader_of(
     """The reader of what is streamed; arguments and errors are those of `open_reader`."""
     members = stored.members if isinstance(stored, MixedSelection) else (stored,)
     readers = [
-        open_reader(member, counters, form=form, cache_dir=cache_dir, cache_bytes=cache_bytes, keep=keep)
+        open_reader(
+            member,
+            counters,
+            form=form,
+            layout=layout,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            keep=keep,
+        )
         for member in members
     ]
     return readers[0] if len(readers) == 1 else InTurn(readers, [len(member.index) for member in members])
@@ -144,6 +154,15 @@ class InTurn:
         self.parts = max((reader.parts for reader in readers), key=len)
         self._readers = tuple(readers)
         self._ends = np.cumsum(sizes)
+
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+        """What `load` will take."""
+        whose, total = np.searchsorted(self._ends, stored, side="right"), Cost()
+        for number in np.unique(whose).tolist():
+            here = whose == number
+            first = int(self._ends[number - 1]) if number else 0
+            total += self._readers[number].expect(part, stored[here] - first, times[here], brought)
+        return total
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these sources, each sample by the reader whose it is."""

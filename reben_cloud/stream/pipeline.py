@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +16,37 @@ from reben_cloud.root.arrow import ints_array
 from reben_cloud.sampling import EpochOrder, Ints, Steps
 from reben_cloud.stream.columns import Beside, LoadedRows, Rest, RowReader
 from reben_cloud.stream.epoch import EpochSamples
-from reben_cloud.stream.gather import BatchBuffers, Slot
-from reben_cloud.stream.payloads import Part
-from reben_cloud.stream.readers.base import Reader
+from reben_cloud.stream.gather import BatchBuffers, Rows, Slot
+from reben_cloud.stream.payloads import Payloads
+from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.select import StoredSelection
 
 AHEAD_AT_ONCE = 2
 """Blocks that are asked for ahead of need each time a batch is asked for."""
+
+
+class _Source(NamedTuple):
+    """The payloads of one source that the samples of a block have."""
+
+    name: str
+    """A key of `Reader.copies`."""
+    payloads: list[Payloads]
+    """Where they are."""
+    owners: list[int]
+    """In which of these each sample has its payload."""
+    numbers: list[int]
+    """Which payload there it is."""
+
+    def fill(self, inside: slice, slot: Rows, rows: Sequence[int]) -> None:
+        """Copy the payloads of some samples into as many rows of a slot."""
+        numbers = self.numbers[inside]
+        if len(self.payloads) == 1:
+            self.payloads[0].fill(numbers, slot, rows)
+            return
+        owners = self.owners[inside]
+        for owner in dict.fromkeys(owners):
+            mine = [i for i, other in enumerate(owners) if other == owner]
+            self.payloads[owner].fill([numbers[i] for i in mine], slot, [rows[i] for i in mine])
 
 
 @dataclass(slots=True, eq=False)
@@ -31,11 +55,7 @@ class _Fetched:
 
     samples: Ints
     """Stored positions of the samples in the order in which they are delivered."""
-    patches: Ints
-    """The patches of its samples, each once, rising."""
-    inverse: Ints
-    """Which of these patches each sample is of."""
-    parts: tuple[Future[Part], ...]
+    parts: tuple[Future[list[_Source]], ...]
     """What was asked for of these patches."""
     rows: tuple[Future[LoadedRows], ...]
     """What was asked for of the rows of table layers that the samples have."""
@@ -66,6 +86,7 @@ class Pipeline:
         start: Number of the sample, over all ranks, to begin with.
         rows: Read the rows of table layers that samples have.
         reader: Reads the patches of blocks.
+        counters: Where to count.
         buffers: Gives memory for batches, and takes back what was not handed out.
         max_blocks: Most blocks that are in use or on their way before they are needed.
         fetch_threads: Concurrent requests.
@@ -82,6 +103,7 @@ class Pipeline:
         rows: Sequence[RowReader],
         start: int,
         reader: Reader,
+        counters: Counters,
         buffers: BatchBuffers,
         max_blocks: int,
         fetch_threads: int,
@@ -93,6 +115,7 @@ class Pipeline:
         self._order = order
         self._rows = rows
         self._reader = reader
+        self._counters = counters
         self._buffers = buffers
         self._max_blocks = max_blocks
         self._start = self._number = start
@@ -157,21 +180,32 @@ class Pipeline:
 
     def _fetch_next(self) -> None:
         lane, number = self._schedule.popleft()
-        block = self._order.block(lane, number)
-        numbers = self._order.numbers(block)
-        inside = slice(*np.searchsorted(numbers, (self._start, self._steps.stop(self._start))).tolist())
-        samples, numbers = block.samples[inside], numbers[inside]
-        if self._steps.shares_lanes:
-            samples = samples[self._steps.places(numbers, self._start)[0] == self._steps.rank]
-        patches, inverse = self._epoch.patches(samples), np.arange(len(samples))
-        if self._epoch.has_repeats:
-            patches, inverse = np.unique(patches, return_inverse=True)
-        parts = tuple(self._fetchers.submit(self._reader.load, part, patches) for part in self._reader.parts)
-        entries, copies = self._epoch.entries(samples), self._epoch.copies(samples)
+        samples = self._order.share(lane, number, self._steps, self._start)
+        patches, entries = self._epoch.patches(samples), self._epoch.entries(samples)
+        parts = tuple(self._fetchers.submit(self._load, part, patches) for part in self._reader.parts)
+        copies = self._epoch.copies(samples)
         rows = tuple(self._fetchers.submit(reader.load, entries, copies) for reader in self._rows)
         with self._lock:
             self._in_use += 1
-        self._blocks.setdefault(lane, deque()).append(_Fetched(samples, patches, inverse, parts, rows))
+        self._blocks.setdefault(lane, deque()).append(_Fetched(samples, parts, rows))
+
+    def _load(self, part: tuple[str, ...], patches: Ints) -> list[_Source]:
+        """Bring the payloads of a block near; runs on a fetch thread. Where each is, is found out for all at once."""
+        unique, inverse = patches, None
+        if self._epoch.has_repeats:
+            unique, inverse = np.unique(patches, return_inverse=True)
+        sources = []
+        for name, found in self._reader.load(part, unique).items():
+            owner, number = np.full((2, len(unique)), -1)
+            for which, (positions, _) in enumerate(found):
+                owner[positions], number[positions] = which, np.arange(len(positions))
+            assert (owner >= 0).all()
+            if inverse is not None:
+                owner, number = owner[inverse], number[inverse]
+            sources.append(
+                _Source(name, [payloads for _, payloads in found], owner.tolist(), number.tolist())
+            )
+        return sources
 
     def _plan(self, lanes: Sequence[tuple[int, slice]]) -> list[_Run]:
         """Which rows come from which blocks; asks for blocks that nobody asked for yet."""
@@ -195,13 +229,19 @@ class Pipeline:
 
     def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> tuple[Beside, int]:
         """Copy the samples into the slot, on a gather thread; returns what does not go there, and their sum."""
+        begin, late_s = time.perf_counter(), 0.0
         samples = np.empty(num_valid, np.int64)
         arrays, columns = slot.arrays, self._stored.columns
         beside = Rest(len(arrays["index"]), self._rows)
+        to = {name: slot.rows(name, copies) for name, copies in self._reader.copies.items()}
         finished = 0
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
-            finished += self._fill_run(slot, runs.pop(), samples, beside)
+            asked = time.perf_counter()
+            for part in runs[-1].fetched.parts:
+                part.result()  # `futures.wait` never returns for one that was cancelled
+            late_s += time.perf_counter() - asked
+            finished += self._fill_run(to, runs.pop(), samples, beside)
         patches = self._epoch.patches(samples)
         arrays["labels"][:num_valid] = self._stored.labels[patches]
         arrays["index"][:num_valid] = self._stored.index[patches]
@@ -216,23 +256,17 @@ class Pipeline:
             arrays["index"][num_valid:] = -1
         with self._lock:
             self._in_use -= finished
+        self._counters.add(late_s=late_s, fill_s=time.perf_counter() - begin - late_s)
         return beside.columns, self._epoch.sum_of(samples)
 
-    def _fill_run(self, slot: Slot, run: _Run, samples: Ints, beside: Rest) -> bool:
-        """Copy what a run has into the slot, and note which samples they are; whether it was the last of its block."""
-        fetched, rows = run.fetched, np.arange(run.rows.start, run.rows.stop, run.rows.step)
-        inside = fetched.inverse[run.inside]
+    def _fill_run(self, to: Mapping[str, Rows], run: _Run, samples: Ints, beside: Rest) -> bool:
+        """Copy what a run has, and note which samples they are; whether it was the last of its block."""
+        fetched = run.fetched
+        rows = range(run.rows.start, run.rows.stop, run.rows.step)
         samples[run.rows] = fetched.samples[run.inside]
-        for source, found in chain.from_iterable(part.result().items() for part in fetched.parts):
-            copies = self._reader.copies[source]
-            for positions, payloads in found:
-                # Which of these payloads each sample is, -1 for none.
-                number = np.full(len(fetched.patches), -1)
-                number[positions] = np.arange(len(positions))
-                numbers = number[inside]
-                here = numbers >= 0
-                if here.any():
-                    payloads.fill(numbers[here], slot, copies, rows[here])
+        for part in fetched.parts:
+            for source in part.result():
+                source.fill(run.inside, to[source.name], rows)
         for loaded in fetched.rows:
             for name, values in loaded.result().take(run.inside).items():
                 beside.put(name, run.rows, values)

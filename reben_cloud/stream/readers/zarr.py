@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +12,14 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import zarr
-from reben_cloud.root import layout
+from reben_cloud.root import layout as paths
 from reben_cloud.root.references import REQUEST_BYTES
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy, Modality
 from reben_cloud.store import Store
+from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.payloads import InMemory, Part
-from reben_cloud.stream.readers.base import Counters, persistently
+from reben_cloud.stream.readers.base import Cost, Counters, persistently
 
 
 class ZarrReader:
@@ -30,6 +33,7 @@ class ZarrReader:
         sizes: Path of each Zarr shard -> bytes.
         modalities: What to read.
         counters: Where to count.
+        layout: What pixels batches have; records are put together from their header and the chunks of their arrays.
     """
 
     def __init__(
@@ -41,14 +45,25 @@ class ZarrReader:
         sizes: Mapping[str, int],
         modalities: Sequence[Modality],
         counters: Counters,
+        *,
+        layout: Layout,
     ) -> None:
         self._arrays: dict[str, zarr.PixelArray] = {}
+        self._headers: dict[str, bytes] = {}
         self.copies: dict[str, tuple[Copy, ...]] = {}
         for modality in modalities:
             for batch, array in zip(modality.arrays, zarr.pixel_arrays(modality), strict=True):
                 self._arrays[array.name] = array
-                self.copies[array.name] = (Copy(0, array.nbytes, batch.name, 0),)
-        self.parts = tuple((name,) for name in self._arrays)
+                self.copies[array.name] = (
+                    (Copy(0, array.nbytes, batch.name, 0),)
+                    if layout == "arrays"
+                    else _pieces(modality, batch.tensors)
+                )
+            if layout == "records":
+                name, header = f"{modality.name}:header", modality.payload_header
+                self._headers[name] = header
+                self.copies[name] = (Copy(0, len(header), modality.name, 0),)
+        self.parts = tuple((name,) for name in self.copies)
         self._store = store
         self._products = np.asarray(products)
         self._rows = np.asarray(rows, np.int64)
@@ -58,14 +73,38 @@ class ZarrReader:
         self._counters = counters
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
-        """The decoded chunks of these Zarr arrays."""
+        """The decoded chunks of these Zarr arrays, and the headers of records."""
         every = np.arange(len(stored), dtype=np.int64)
         found: Part = {}
         for name in part:
+            if (header := self._headers.get(name)) is not None:
+                memory = np.frombuffer(header, np.uint8)
+                found[name] = [(every, InMemory(memory, 0 * every, len(header), name=name))]
+                continue
             array = self._arrays[name]
             memory = self._pixels(array, stored).reshape(-1).view(np.uint8)
             found[name] = [(every, InMemory(memory, every * array.nbytes, array.nbytes, name=name))]
         return found
+
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:  # noqa: ARG002
+        """What `load` will take; of a Zarr shard that is read in part, as if all its chunks were of one size."""
+        total, counts = Cost(), np.bincount(self._rows // zarr.PATCHES_PER_ZARR_SHARD)
+        products = self._products[stored]
+        shards = self._rows[stored] // zarr.PATCHES_PER_ZARR_SHARD
+        for name in part:
+            if (array := self._arrays.get(name)) is None:
+                continue
+            pairs = zip(products.tolist(), shards.tolist(), strict=True)
+            for (product, shard), num_rows in Counter(pairs).items():
+                path = paths.zarr_shard(product, array.name, shard, ndim=len(array.shape))
+                size, held = self._sizes[path], num_rows * array.nbytes
+                if size < (num_rows + 1) * REQUEST_BYTES:
+                    total += Cost(1, size, held)
+                else:
+                    there = min(zarr.PATCHES_PER_ZARR_SHARD, int(counts[shard]))
+                    chunks = num_rows * (size - zarr.INDEX_BYTES) // there
+                    total += Cost(1 + num_rows, zarr.INDEX_BYTES + chunks, held)
+        return total
 
     def _pixels(self, array: zarr.PixelArray, stored: Ints) -> NDArray[Any]:
         out = np.empty((len(stored), *array.shape), array.dtype)
@@ -77,7 +116,7 @@ class ZarrReader:
             self._check_names(name)
         for group in np.split(order, cuts):
             number, name = int(shard[group[0]]), str(product[group[0]])
-            path = layout.zarr_shard(name, array.name, number, ndim=len(array.shape))
+            path = paths.zarr_shard(name, array.name, number, ndim=len(array.shape))
             inner = rows[group] % zarr.PATCHES_PER_ZARR_SHARD
             out[group] = self._read(array, path, inner)
         return out
@@ -86,7 +125,7 @@ class ZarrReader:
         """See, once, that the rows of a product's store are the patches that the table says."""
         if product in self._named:
             return
-        prefix = f"{layout.zarr_store(product)}/"
+        prefix = f"{paths.zarr_store(product)}/"
         try:
             names = zarr.read_patch_ids(lambda path: self._store.get(prefix + path), name=prefix[:-1])
         except FileNotFoundError as error:
@@ -109,24 +148,38 @@ class ZarrReader:
         size, name = self._sizes[path], f"{self._store.url}/{path}"
 
         def attempt() -> NDArray[Any]:
+            begin = time.perf_counter()
             try:
                 if size < (len(rows) + 1) * REQUEST_BYTES:
                     data = self._store.get(path)
-                    self._counters.add(requests=1, bytes_read=data.nbytes)
-                    return zarr.decode_shard(array, data, rows=rows, name=name)
+                    there = time.perf_counter()
+                    self._counters.add(requests=1, bytes_read=data.nbytes, store_s=there - begin)
+                    out = zarr.decode_shard(array, data, rows=rows, name=name)
+                    self._counters.add(checks_s=time.perf_counter() - there)
+                    return out
                 tail = self._store.get_range(path, size - zarr.INDEX_BYTES, zarr.INDEX_BYTES)
                 index = zarr.decode_index(tail, name=name)
                 places = [zarr.chunk_range(index, row, name=name) for row in rows.tolist()]
                 chunks = self._store.get_ranges(path, [s for s, _ in places], [n for _, n in places])
             except FileNotFoundError as error:
                 raise NotFoundError(f"{self._store.url} has lost {path}; run `reben-cloud verify`") from error
-            self._counters.add(
-                requests=1 + len(chunks), bytes_read=tail.nbytes + sum(c.nbytes for c in chunks)
-            )
+            there = time.perf_counter()
+            nbytes = tail.nbytes + sum(c.nbytes for c in chunks)
+            self._counters.add(requests=1 + len(chunks), bytes_read=nbytes, store_s=there - begin)
             out = np.empty((len(rows), *array.shape), array.dtype)
             for position, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
                 # With "...", a patch that is a single value is a view too.
                 zarr.decode_chunk(chunk, out[position, ...], name=f"{name}: patch {row}")
+            self._counters.add(checks_s=time.perf_counter() - there)
             return out
 
         return persistently(attempt, self._counters)
+
+
+def _pieces(modality: Modality, tensors: Sequence[str]) -> tuple[Copy, ...]:
+    """How the pixels of some tensors, one after the other, become parts of a payload."""
+    nbytes = modality.specs[tensors[0]].nbytes
+    return tuple(
+        Copy(number * nbytes, nbytes, modality.name, modality.places[name].offset)
+        for number, name in enumerate(tensors)
+    )
