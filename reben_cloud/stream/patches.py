@@ -63,7 +63,7 @@ class RawPatches:
     Raises:
         NotFoundError: If the selection is empty (it names the condition that left nothing).
         TypeError: If `selection` is no selection.
-        ValueError: If an argument is out of range, or the selection lacks a modality.
+        ValueError: If an argument is out of range, or the selection lacks a modality or has weights.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class RawPatches:
         shown = shown_of(selection, modalities, bands, layout)
         stored = StoredSelection.of(selection, modalities if shown is None else shown.modality_names, columns)
         selection.require_patches("nothing to read")
+        selection.refuse_repeats("a sequence of patches, whose order and repeats are a sampler's,")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the samples hold."""
         self.schema = shown or selection.dataset.schema.only(self.modalities)
@@ -104,7 +105,7 @@ class RawPatches:
             "index": SampleArray((), np.dtype(np.int64)),
             **{n: SampleArray(a.shape[1:], a.dtype) for n, a in stored.columns.arrays.items()},
         }
-        every = np.arange(stored.num_samples)
+        every = np.arange(stored.num_entries)
         # The samples in the order of the selection, as numbers in stored order.
         self._order = np.argsort(stored.index[stored.patches(every)], kind="stable")
         self._pid: int | None = os.getpid()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.gather import BufferPool, Layout, copies_of
 from reben_cloud.stream.payloads import InMemory, Part, Payloads
-from reben_cloud.stream.readers.base import Counters, persistently
+from reben_cloud.stream.readers.base import Cost, Counters, persistently
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,18 @@ class ReferenceReader:
         """The payloads of these modalities."""
         return {name: self._load(self._modalities[name], stored) for name in part}
 
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:  # noqa: ARG002
+        """What `load` will take."""
+        total = Cost()
+        for name in part:
+            places, nbytes = self._places[name], self._modalities[name].payload_bytes
+            numbers = places.object[stored]
+            for number in np.unique(numbers).tolist():
+                spans = plan_spans(places.start[stored][numbers == number], nbytes)
+                span_bytes = sum(span.nbytes for span in spans)
+                total += Cost(len(spans), span_bytes, span_bytes)
+        return total
+
     def _load(self, modality: Modality, stored: Ints) -> list[tuple[Ints, Payloads]]:
         places, nbytes = self._places[modality.name], modality.payload_bytes
         numbers, starts = places.object[stored], places.start[stored]
@@ -81,8 +94,11 @@ class ReferenceReader:
         self, modality: Modality, number: int, spans: Sequence[Span], stored: Ints, starts: Ints
     ) -> list[tuple[Ints, InMemory]]:
         memory = self._pool.take(sum(span.nbytes for span in spans))
+        begin = time.perf_counter()
         answers, sums = self._objects.read(number, spans, memory), self._checksums.get(modality.name)
-        self._counters.add(requests=len(spans), bytes_read=sum(data.nbytes for data in answers))
+        there = time.perf_counter()
+        nbytes = sum(data.nbytes for data in answers)
+        self._counters.add(requests=len(spans), bytes_read=nbytes, store_s=there - begin)
         found = []
         for span, data in zip(spans, answers, strict=True):
             payloads = InMemory(
@@ -102,6 +118,7 @@ class ReferenceReader:
                     patch_id=self._ids[sample].decode(),
                 )
             found.append((span.members, payloads))
+        self._counters.add(checks_s=time.perf_counter() - there)
         return found
 
 
