@@ -13,7 +13,7 @@ from reben_cloud.root.backing import Backing, References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layers import Layer, read_layer_manifest
-from reben_cloud.root.layout import LAYER_MANIFEST, MANIFEST
+from reben_cloud.root.layout import LAYER_MANIFEST
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.references import options_for
 from reben_cloud.store import Store, open_store
@@ -118,10 +118,10 @@ def _open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
 
         if (dataset := open_hosted_root(os.fspath(url), storage_options)) is not None:
             return dataset
-    raise NotFoundError(
-        f"{url if store is None else store.url} has no {MANIFEST}, so no dataset is published there; "
-        "check the URL, or finish the build (run `reben-cloud build` again)"
-    )
+    from reben_cloud.sources.instead import instead  # late, as above
+
+    assert store is not None  # an lmdb:// URL without an LMDB was refused
+    raise NotFoundError(instead(store))
 
 
 def _backing(store: Store, manifest: Manifest) -> Backing:

@@ -439,7 +439,14 @@ def test_a_batch_larger_than_the_epoch_is_the_epoch(selection):
     ("query", "message"),
     [
         pytest.param(
-            {"bbox": (-120.0, 30.0, -119.0, 31.0)}, r"fits bbox=\(-120.0, 30.0, -119.0, 31.0\)$", id="alone"
+            {"bbox": (-120.0, 30.0, -119.0, 31.0)},
+            r"fits bbox=\(-120.0, 30.0, -119.0, 31.0\): all patches are within -?\d.*west,south,east,north\)$",
+            id="alone",
+        ),
+        pytest.param(
+            {"bbox": (30.0, 2.0, 70.0, 31.0)},
+            r"longitude comes first: did you mean 2,30,31,70\?$",
+            id="latitude first",
         ),
         pytest.param(
             {"country": "Kosovo", "datetime": "2001", "split": "train"},

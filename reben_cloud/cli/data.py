@@ -111,6 +111,8 @@ def search(
         found, scores = alike.selection, alike.scores
     for piece in render(found, "json" if as_json else form, scores=scores):
         sys.stdout.buffer.write(piece)
+    if not len(found):
+        typer.echo(found.why_empty(), err=True)
 
 
 @search_options

@@ -67,6 +67,7 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
         return _open_export(folder)
     # Not searched any deeper: what is opened is most often a folder of a million files, half built.
     found = sorted(file.parent for pattern in ("data.mdb", "*/data.mdb") for file in folder.glob(pattern))
+    found = [lmdb for lmdb in found if not is_export(lmdb)]  # opened by its own name only
     if found:
         made = MadeRoot(str(folder))
         backing = LmdbFolder(path=str(found[0]), compute_former=made.compute_former_fingerprint)

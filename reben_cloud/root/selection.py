@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -39,12 +38,6 @@ if TYPE_CHECKING:
     from reben_cloud.search.contradicted import SuspectLabels
     from reben_cloud.search.similar import Neighbours
     from reben_cloud.views.resize import Resampling
-
-
-_NO_CONDITION = frozenset(
-    ("missing_ok", "ids_order", "sortby", "limit", "sample", "sample_seed", "balance", "min_distance_m")
-)
-"""Arguments of a search that leave no patch out, or none of an empty selection."""
 
 
 class Selection:
@@ -90,26 +83,13 @@ class Selection:
             NotFoundError: If there is no patch.
         """
         if not len(self):
-            raise NotFoundError(f"{purpose}: {self._why_empty()}")
+            raise NotFoundError(f"{purpose}: {self.why_empty()}")
 
-    def _why_empty(self) -> str:
-        conditions = {name: value for name, value in self.query.given().items() if name not in _NO_CONDITION}
-        if not len(self.dataset) or not conditions:
-            return f"{self.dataset.url} has no patch" if not len(self.dataset) else "the selection is empty"
-        asked = {name: f"{name}={reprlib.repr(value)}" for name, value in conditions.items()}
+    def why_empty(self) -> str:
+        """Which conditions of its search left nothing, in words; that costs a few searches."""
+        from reben_cloud.search.empty import why_empty
 
-        def count(names: Iterable[str]) -> int:
-            query = Query(missing_ok=True, **{name: conditions[name] for name in names})
-            return len(self.dataset.select(query))
-
-        if alone := [text for name, text in asked.items() if not count([name])]:
-            return f"no patch of {self.dataset.url} fits {', and none '.join(alone)}"
-        without = {text: count(conditions.keys() - {name}) for name, text in asked.items()}
-        helps = [f"without {text} there are {number:,}" for text, number in without.items() if number]
-        return (
-            f"no patch of {self.dataset.url} fits {' and '.join(asked.values())} together; "
-            f"{', '.join(helps) or 'to leave one of them out is not enough'}"
-        )
+        return why_empty(self)
 
     def with_rows(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,6 +125,23 @@ def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
         if name not in known:
             lower = {one.lower(): one for one in known}
             near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(repr(lower[n]) for n in near)}?" if near else ""
-            some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-            raise ValueError(f"unknown {what} {name!r}; {hint or 'known are ' + some}")
+            if near:
+                raise ValueError(
+                    f"unknown {what} {name!r}; did you mean {' or '.join(repr(lower[n]) for n in near)}?"
+                )
+            raise ValueError(f"unknown {what} {name!r}; known are{_listed(known)}")
+
+
+def respelled(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Names in the spelling of the known ones, where only case differs and one name fits; others as they are."""
+    folded = Counter(name.casefold() for name in known)
+    spelled = {name.casefold(): name for name in known if folded[name.casefold()] == 1}
+    return [name if name in known else spelled.get(str(name).casefold(), name) for name in names]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a list, on lines of their own where they have commas in them."""
+    more = [f"and {len(names) - 20} more"] if len(names) > 20 else []
+    if any("," in name for name in names):
+        return "".join(f"\n  {name}" for name in [*names[:20], *more])
+    return " ".join(["", ", ".join(names[:20]), *more])

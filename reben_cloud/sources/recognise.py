@@ -277,5 +277,6 @@ def _find_metadata(folder: Path) -> list[Path]:
         if found:
             return found
     raise SourceError(
-        f"{folder}: no metadata*.parquet in or beside it; name the official metadata files (--metadata)"
+        f"{folder}: no metadata*.parquet in or beside it, which says what its patches are; put the official "
+        "metadata.parquet there, or name it where it is (--metadata of build and index)"
     )

@@ -40,6 +40,11 @@ _CHECK_CREDENTIALS = (
 
 _REFUSALS: Sequence[tuple[Sequence[str], str, str]] = (
     (
+        ("NoSuchBucket", "NoSuchContainer", "ContainerNotFound"),
+        "there is no such bucket",
+        "check its name, the endpoint and the region, or make it (`reben-cloud bucket create`)",
+    ),
+    (
         ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"),
         "the clock of this machine is not that of the store",
         "set the clock (NTP): a signature more than 15 minutes off is refused",

@@ -26,7 +26,7 @@ from reben_cloud.root.references import Found, places_in
 from reben_cloud.root.references import check_places as check_references
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
-from reben_cloud.schema import Modality
+from reben_cloud.schema import Modality, respelled
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.columns import BatchColumns, Columns
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
@@ -108,7 +108,8 @@ class StoredSelection:
             )
         if isinstance(modalities, str):
             raise ValueError(f"modalities must be a list of names, such as [{modalities!r}], not a string")
-        for modality in modalities or ():
+        modalities = respelled(modalities or (), there)
+        for modality in modalities:
             if modality not in there:
                 raise ValueError(
                     f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
