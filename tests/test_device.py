@@ -177,9 +177,13 @@ def test_statistics_stay_float32_whatever_the_module_is_told(both, change):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"dtype": torch.int32}, "dtype must be one of floating point, got torch.int32", id="dtype"),
         pytest.param(
-            {"memory_format": torch.preserve_format}, "must be contiguous_format or channels_last", id="format"
+            {"dtype": torch.int32}, "dtype must be one of floating point, got torch.int32", id="dtype"
+        ),
+        pytest.param(
+            {"memory_format": torch.preserve_format},
+            "must be contiguous_format or channels_last",
+            id="format",
         ),
     ],
 )

@@ -161,7 +161,7 @@ class ModelInput(nn.Module):
             self.register_buffer(name, values.clone(), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ModelInput:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in self._statistics.items():  # moved, but never rounded
             setattr(self, name, values.to(self.get_buffer(name).device))
         return self
