@@ -817,3 +817,8 @@ def test_any_small_schema_is_built_streamed_and_verified(schema, count, shard_sa
                 found = [classes[n] for n in np.flatnonzero(batch["labels"][position])]
                 assert sorted(found) == sorted(infos[patch_id].labels)
         assert sorted(seen) == sorted(infos)
+        for batch in RawLoader(selection, batch_size=4, form=form, layout="records"):
+            for position in np.flatnonzero(batch["valid"]).tolist():
+                info = infos[selection.patch_ids[batch["index"][position]]]
+                payloads = source.read(info, schema.modality_names).payloads
+                assert {name: bytes(batch[name][position]) for name in payloads} == payloads

@@ -161,6 +161,9 @@ def stream(
     seed: Annotated[int, typer.Option(help="Seed of the order, and of --sample.")] = 0,
     threads: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
     form: Annotated[str, typer.Option(help="shards or zarr.")] = "shards",
+    layout: Annotated[
+        str, typer.Option(help="arrays, or records: payloads as they are stored, in less time.")
+    ] = "arrays",
     cache_dir: CacheDirOption = None,
     cache_bytes: Annotated[
         int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
@@ -176,6 +179,7 @@ def stream(
         seed=seed,
         fetch_threads=threads,
         form=form,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
         cache_dir=cache_dir,
         cache_bytes=cache_bytes,
     )

@@ -3,8 +3,9 @@
 It gives NumPy arrays and knows nothing of PyTorch; `reben_cloud.torch` wraps it.
 """
 
+from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.loader import RawLoader
 from reben_cloud.stream.select import Form
 from reben_cloud.stream.stats import StreamStats
 
-__all__ = ["Form", "RawLoader", "StreamStats"]
+__all__ = ["Form", "Layout", "RawLoader", "StreamStats"]

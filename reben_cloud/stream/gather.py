@@ -1,5 +1,7 @@
 """The buffers that batches and downloads live in, and how a payload becomes a sample of a batch.
 
+A batch has one of two layouts: the arrays of the schema, or the payloads as they are (`samples_of`).
+
 Memory is lent: what was handed out may be written again once the last array over it, or view of one, is
 gone. The arrays themselves say so when they end, in whichever thread that is; nothing counts references.
 """
@@ -9,19 +11,32 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.schema import Copy
+from reben_cloud.schema import Copy, Modality, SampleArray
 
 Arrays = dict[str, NDArray[Any]]
 
+Layout = Literal["arrays", "records"]
+"""What pixels a batch has: the arrays of the schema, or for each modality its payloads as bytes."""
 
-NOT_PIXELS = frozenset({"labels", "index", "valid"})
-"""Arrays of a batch that no payload fills."""
+
+def samples_of(modality: Modality, layout: Layout) -> Mapping[str, SampleArray]:
+    """Batch array -> shape and dtype of one sample, of what a modality fills."""
+    if layout == "arrays":
+        return modality.samples
+    return {modality.name: SampleArray((modality.payload_bytes,), np.dtype(np.uint8))}
+
+
+def copies_of(modality: Modality, layout: Layout) -> tuple[Copy, ...]:
+    """How a payload becomes a sample of these arrays."""
+    if layout == "arrays":
+        return modality.copies
+    return (Copy(0, modality.payload_bytes, modality.name, 0),)
 
 
 class _Loan:
@@ -82,35 +97,58 @@ class BufferPool:
         return lend({"": buffer[:nbytes]}, partial(self._free.append, buffer))[""]
 
 
+class Rows:
+    """The rows of a slot, as the payloads of one source fill them.
+
+    Args:
+        arrays: Batch array -> the whole buffer.
+        copies: How a payload of this source becomes a sample.
+    """
+
+    def __init__(self, arrays: Arrays, copies: Sequence[Copy]) -> None:
+        self._bytes = {
+            c.array: arrays[c.array].reshape(len(arrays[c.array]), -1).view(np.uint8) for c in copies
+        }
+        self._copies = sorted(copies)
+
+    @cached_property
+    def targets(self) -> list[tuple[int, int, NDArray[np.uint8]]]:
+        """Where a payload goes: (first byte, byte after the last, bytes of each row) of each piece."""
+        return [
+            (c.source, c.source + c.nbytes, self._bytes[c.array][:, c.target : c.target + c.nbytes])
+            for c in self._copies
+        ]
+
+    @cached_property
+    def pieces(self) -> list[list[memoryview]]:
+        """The memory of every row in the order of a payload, and as long: a payload can be read into it as it is.
+
+        The header goes, where no array has it, to memory that all rows share.
+        """
+        spare = [memoryview(bytearray(first))] if (first := self._copies[0].source) else []
+        # One address for a whole array: NumPy's own slices cost four times as much, and a batch has hundreds.
+        flat = {name: rows.reshape(-1).data for name, rows in self._bytes.items()}
+        places = [(flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes) for c in self._copies]
+        return [
+            spare + [m[row * size + start : row * size + start + n] for m, size, start, n in places]
+            for row in range(len(next(iter(self._bytes.values()))))
+        ]
+
+
 class Slot:
     """The buffers of one batch, while they are filled."""
 
     def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
         """Batch array -> the whole buffer, contiguous, shape (batch_size, *shape of a sample)."""
-        self._bytes = {
-            n: a.reshape(len(a), -1).view(np.uint8) for n, a in arrays.items() if n not in NOT_PIXELS
-        }
-        self._pieces: dict[tuple[Copy, ...], list[list[memoryview]]] = {}
+        self._rows: dict[str, Rows] = {}
 
-    def targets(self, copies: Sequence[Copy]) -> list[tuple[int, int, NDArray[np.uint8]]]:
-        """Where a payload goes: (first byte, byte after the last, bytes of each row) of each piece."""
-        return [
-            (c.source, c.source + c.nbytes, self._bytes[c.array][:, c.target : c.target + c.nbytes])
-            for c in copies
-        ]
-
-    def row_pieces(self, copies: Sequence[Copy]) -> list[list[memoryview]]:
-        """The memory of every row in the order of a payload, whose end can be read into it as it is."""
-        key = tuple(copies)
-        if key not in self._pieces:
-            flat = {c.array: self._bytes[c.array].reshape(-1).data for c in key}
-            places = [(flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes) for c in sorted(key)]
-            self._pieces[key] = [
-                [m[row * size + start : row * size + start + n] for m, size, start, n in places]
-                for row in range(len(self._bytes[key[0].array]))
-            ]
-        return self._pieces[key]
+    def rows(self, source: str, copies: Sequence[Copy]) -> Rows:
+        """The rows as the payloads of a source fill them; a source has the same copies for good."""
+        found = self._rows.get(source)
+        if found is None:
+            found = self._rows[source] = Rows(self.arrays, copies)
+        return found
 
 
 class BatchBuffers(Protocol):

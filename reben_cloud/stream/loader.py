@@ -17,7 +17,7 @@ from reben_cloud.errors import ForkError, NotFoundError
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import EpochOrder, Steps
 from reben_cloud.schema import SampleArray
-from reben_cloud.stream.gather import Arrays, BatchBuffers, LentBatches
+from reben_cloud.stream.gather import Arrays, BatchBuffers, Layout, LentBatches, samples_of
 from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
@@ -69,6 +69,10 @@ class RawLoader:
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
         form: ``shards`` or ``zarr``; an LMDB export is always read as what it is.
+        layout: ``arrays``, or ``records``: a batch then has, for each modality under its name, the payloads as they
+            are stored, uint8 [B, payload_bytes] (rows of padding are zeros), in place of the pixel arrays. It is a
+            copy for each payload and no more; `reben_cloud.torch.ModelInput` takes either, and
+            `reben_cloud.torch.unpack` makes the arrays of it, on any device. Order, state and cache are the same.
         buffers: Makes the memory that batches are handed out in, given the name, shape and dtype of every
             array; by default NumPy arrays that are used again.
 
@@ -100,6 +104,7 @@ class RawLoader:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
         buffers: Callable[[Mapping[str, SampleArray]], BatchBuffers] | None = None,
     ) -> None:
         if fetch_threads < 1 or gather_threads < 1:
@@ -142,17 +147,23 @@ class RawLoader:
             stored,
             self._counters,
             form=form,
+            layout=layout,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             keep=self._resident,
         )
         self._threads = (fetch_threads, gather_threads)
-        pixels = {name: spec for m in stored.modalities for name, spec in m.samples.items()}
-        self._sample_bytes = sum(spec.nbytes for spec in pixels.values())
+        pixels = {name: spec for m in stored.modalities for name, spec in samples_of(m, layout).items()}
+        self._sample_bytes = sum(tensor.nbytes for m in stored.modalities for tensor in m.tensors)
         # Ranks must agree on shapes; one alone never needs more rows than there are samples.
         rows = batch_size if world_size > 1 else min(batch_size, self.num_samples)
         in_memory = gather_threads + 2
-        _check_memory(rows * self._sample_bytes, in_memory, batch_size)
+        _check_memory(rows * sum(spec.nbytes for spec in pixels.values()), in_memory, batch_size)
+        if taken := pixels.keys() & {"labels", "index", "valid"}:
+            raise ValueError(
+                f"layout='records' gives a modality's payloads under its name, and {sorted(taken)[0]!r} is what every "
+                "batch holds; leave layout out"
+            )
         specs = {name: SampleArray((rows, *shape), dtype) for name, (shape, dtype) in pixels.items()} | {
             "labels": SampleArray((rows, stored.labels.shape[1]), np.dtype(np.float32)),
             "index": SampleArray((rows,), np.dtype(np.int64)),

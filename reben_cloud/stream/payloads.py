@@ -19,15 +19,15 @@ from reben_cloud.errors import ChecksumError, StorageError
 from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
 from reben_cloud.sampling import Ints
-from reben_cloud.schema import Buffer, Copy
-from reben_cloud.stream.gather import Slot
+from reben_cloud.schema import Buffer
+from reben_cloud.stream.gather import Rows
 
 
 class Payloads(Protocol):
     """Some payloads of one modality, or of one Zarr array, numbered from 0."""
 
-    def fill(self, numbers: Ints, slot: Slot, copies: Sequence[Copy], rows: Ints) -> None:
-        """Copy payloads into rows of a slot.
+    def fill(self, numbers: Sequence[int], slot: Rows, rows: Sequence[int]) -> None:
+        """Copy payloads into as many rows of a slot.
 
         Raises:
             ChecksumError: If one is not what was written.
@@ -63,19 +63,20 @@ class InMemory:
                 f"{memory.nbytes:,} bytes; run `reben-cloud verify`"
             )
         self._memory = memory
-        self._starts = starts
+        self._starts: list[int] = starts.tolist()
         self._nbytes = nbytes
 
-    def fill(self, numbers: Ints, slot: Slot, copies: Sequence[Copy], rows: Ints) -> None:
-        """Copy payloads into rows of a slot."""
-        memory, targets = self._memory, slot.targets(copies)
-        for row, start in zip(rows.tolist(), self._starts[numbers].tolist(), strict=True):
+    def fill(self, numbers: Sequence[int], slot: Rows, rows: Sequence[int]) -> None:
+        """Copy payloads into as many rows of a slot."""
+        memory, starts, targets = self._memory, self._starts, slot.targets
+        for number, row in zip(numbers, rows, strict=True):
+            start = starts[number]
             for first, stop, target in targets:
                 target[row] = memory[start + first : start + stop]
 
     def read(self, number: int) -> Buffer:
         """One payload."""
-        start = int(self._starts[number])
+        start = self._starts[number]
         return self._memory[start : start + self._nbytes].data
 
 
@@ -85,13 +86,13 @@ class InFile:
 
     file: LocalFile
     """The file."""
-    starts: Ints
+    starts: list[int]
     """First byte of each payload."""
     nbytes: int
     """Bytes of each payload."""
     header: bytes
     """First bytes of every payload."""
-    checksums: NDArray[np.uint64] | None
+    checksums: list[int] | None
     """xxh3-64 of each payload; None where none is known."""
     names: Sequence[bytes] = ()
     """What the tar header right before each payload starts with, where there is one: the member's name, and its end."""
@@ -104,49 +105,50 @@ class InFile:
     _again: InMemory | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fill(self, numbers: Ints, slot: Slot, copies: Sequence[Copy], rows: Ints) -> None:
-        """Read payloads into rows of a slot."""
-        read, pieces = self._make_read(), slot.row_pieces(copies)
-        for position, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
+    def fill(self, numbers: Sequence[int], slot: Rows, rows: Sequence[int]) -> None:
+        """Read payloads into as many rows of a slot."""
+        read, pieces = self._make_read(), slot.pieces
+        for position, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             try:
                 read(number, pieces[row])
             except (ChecksumError, StorageError) as error:
-                self._recovered(error).fill(numbers[position:], slot, copies, rows[position:])
+                self._recovered(error).fill(numbers[position:], slot, rows[position:])
                 break
         self.count(len(numbers) * self.nbytes)
 
     def read(self, number: int) -> Buffer:
         """One payload."""
-        rest = bytearray(self.nbytes - len(self.header))
+        payload = memoryview(bytearray(self.nbytes))
         try:
-            self._make_read()(number, [memoryview(rest)])
+            self._make_read()(number, [payload])
         except (ChecksumError, StorageError) as error:
             return self._recovered(error).read(number)
         self.count(self.nbytes)
-        return self.header + rest
+        return payload
 
-    def _make_read(self) -> Callable[[int, Sequence[memoryview]], None]:
-        """What reads the pixels of a payload into pieces and compares them; for one thread.
+    def _make_read(self) -> Callable[[int, list[memoryview]], None]:
+        """What reads a payload into pieces and compares it; for one thread.
 
         It runs three times for each sample: whatever is the same for all payloads is made once, here.
         """
-        header, checksums, read_into = self.header, self.checksums, self.file.read_into
-        lead = tar.BLOCK_BYTES if self.names else 0
-        head, nbytes = bytearray(lead + len(header)), lead + self.nbytes
+        starts, names, checksums, read_into = self.starts, self.names, self.checksums, self.file.read_into
+        lead = bytearray(tar.BLOCK_BYTES if names else 0)
+        before, nbytes = len(lead), len(lead) + self.nbytes
         digest = xxhash.xxh3_64()
         reset, update, result = digest.reset, digest.update, digest.intdigest
 
-        def read(number: int, pieces: Sequence[memoryview]) -> None:
-            read_into([head, *pieces], int(self.starts[number]) - lead, nbytes)
-            if lead and not head.startswith(self.names[number]):
-                raise ChecksumError(self.damage(number, f"it is {bytes(head[: tar.NAME_BYTES])!r}"))
-            is_right = head.endswith(header)
-            if checksums is not None:
+        def read(number: int, pieces: list[memoryview]) -> None:
+            read_into([lead, *pieces], starts[number] - before, nbytes)
+            if names and not lead.startswith(names[number]):
+                raise ChecksumError(self.damage(number, f"it is {bytes(lead[: tar.NAME_BYTES])!r}"))
+            if checksums is None:
+                is_right = pieces[0][: len(self.header)] == self.header
+            else:
+                # The pieces that were just written are still in the processor's cache.
                 reset()
-                update(header)
                 for piece in pieces:
                     update(piece)
-                is_right = is_right and result() == checksums[number]
+                is_right = result() == checksums[number]
             if not is_right:
                 raise ChecksumError(self.damage(number, "xxh3 differs"))
 

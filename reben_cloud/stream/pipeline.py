@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,8 @@ import numpy as np
 from reben_cloud.root.arrow import ints_array
 from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
 from reben_cloud.stream.columns import Beside, LoadedRows, Rest, RowReader
-from reben_cloud.stream.gather import BatchBuffers, Slot
-from reben_cloud.stream.payloads import Part
+from reben_cloud.stream.gather import BatchBuffers, Rows, Slot
+from reben_cloud.stream.payloads import Payloads
 from reben_cloud.stream.readers.base import Reader
 from reben_cloud.stream.select import StoredSelection
 
@@ -23,15 +22,37 @@ AHEAD_AT_ONCE = 2
 """Blocks that are asked for ahead of need each time a batch is asked for."""
 
 
+class _Source(NamedTuple):
+    """The payloads of one source that the samples of a block have."""
+
+    name: str
+    """A key of `Reader.copies`."""
+    payloads: list[Payloads]
+    """Where they are."""
+    owners: list[int]
+    """In which of these each sample has its payload."""
+    numbers: list[int]
+    """Which payload there it is."""
+
+    def fill(self, inside: slice, slot: Rows, rows: Sequence[int]) -> None:
+        """Copy the payloads of some samples into as many rows of a slot."""
+        numbers = self.numbers[inside]
+        if len(self.payloads) == 1:
+            self.payloads[0].fill(numbers, slot, rows)
+            return
+        owners = self.owners[inside]
+        for owner in dict.fromkeys(owners):
+            mine = [i for i, other in enumerate(owners) if other == owner]
+            self.payloads[owner].fill([numbers[i] for i in mine], slot, [rows[i] for i in mine])
+
+
 class _Fetched(NamedTuple):
     """A block that is in memory, or on its way."""
 
     block: Block
     patches: Ints
-    """The patches of its samples, each once, rising."""
-    inverse: Ints
-    """Which of these patches each sample is of."""
-    parts: tuple[Future[Part], ...]
+    """The patch of each sample."""
+    parts: tuple[Future[list[_Source]], ...]
     """What was asked for of these patches."""
     rows: tuple[Future[LoadedRows], ...]
     """What was asked for of the rows of table layers that the samples have."""
@@ -149,14 +170,30 @@ class Pipeline:
     def _fetch_next(self) -> None:
         lane, number = self._schedule.popleft()
         block = self._order.block(lane, number)
-        patches, inverse = self._stored.patches(block.samples), np.arange(len(block.samples))
-        if self._stored.columns.patch_of is not None:
-            patches, inverse = np.unique(patches, return_inverse=True)
-        parts = tuple(self._fetchers.submit(self._reader.load, part, patches) for part in self._reader.parts)
+        patches = self._stored.patches(block.samples)
+        parts = tuple(self._fetchers.submit(self._load, part, patches) for part in self._reader.parts)
         rows = tuple(self._fetchers.submit(reader.load, block.samples) for reader in self._rows)
         with self._lock:
             self._in_use += 1
-        self._blocks.setdefault(lane, deque()).append(_Fetched(block, patches, inverse, parts, rows))
+        self._blocks.setdefault(lane, deque()).append(_Fetched(block, patches, parts, rows))
+
+    def _load(self, part: tuple[str, ...], patches: Ints) -> list[_Source]:
+        """Bring the payloads of a block near; runs on a fetch thread. Where each is, is found out for all at once."""
+        unique, inverse = patches, None
+        if self._stored.columns.patch_of is not None:
+            unique, inverse = np.unique(patches, return_inverse=True)
+        sources = []
+        for name, found in self._reader.load(part, unique).items():
+            owner, number = np.full((2, len(unique)), -1)
+            for which, (positions, _) in enumerate(found):
+                owner[positions], number[positions] = which, np.arange(len(positions))
+            assert (owner >= 0).all()
+            if inverse is not None:
+                owner, number = owner[inverse], number[inverse]
+            sources.append(
+                _Source(name, [payloads for _, payloads in found], owner.tolist(), number.tolist())
+            )
+        return sources
 
     def _plan(self, numbers: Ints) -> list[_Run]:
         """Which rows come from which blocks; asks for blocks that nobody asked for yet."""
@@ -190,10 +227,11 @@ class Pipeline:
         patches = np.empty(num_valid, np.int64)
         arrays, columns = slot.arrays, self._stored.columns
         beside = Rest(len(arrays["index"]), self._rows)
+        to = {name: slot.rows(name, copies) for name, copies in self._reader.copies.items()}
         finished = 0
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
-            finished += self._fill_run(slot, runs.pop(), patches, beside)
+            finished += self._fill_run(to, runs.pop(), patches, beside)
         arrays["labels"][:num_valid] = self._stored.labels[patches]
         arrays["index"][:num_valid] = self._stored.index[patches]
         arrays["valid"][:num_valid] = True
@@ -209,21 +247,14 @@ class Pipeline:
             self._in_use -= finished
         return beside.columns
 
-    def _fill_run(self, slot: Slot, run: _Run, patches: Ints, beside: Rest) -> bool:
-        """Copy what a run has into the slot, and note which patches they are; whether it was the last of its block."""
-        fetched, rows = run.fetched, np.arange(run.rows.start, run.rows.stop, run.rows.step)
-        inside = fetched.inverse[run.inside]
-        patches[run.rows] = fetched.patches[inside]
-        for source, found in chain.from_iterable(part.result().items() for part in fetched.parts):
-            copies = self._reader.copies[source]
-            for positions, payloads in found:
-                # Which of these payloads each sample is, -1 for none.
-                number = np.full(len(fetched.patches), -1)
-                number[positions] = np.arange(len(positions))
-                numbers = number[inside]
-                here = numbers >= 0
-                if here.any():
-                    payloads.fill(numbers[here], slot, copies, rows[here])
+    def _fill_run(self, to: Mapping[str, Rows], run: _Run, patches: Ints, beside: Rest) -> bool:
+        """Copy what a run has, and note which patches they are; whether it was the last of its block."""
+        fetched = run.fetched
+        rows = range(run.rows.start, run.rows.stop, run.rows.step)
+        patches[run.rows] = fetched.patches[run.inside]
+        for part in fetched.parts:
+            for source in part.result():
+                source.fill(run.inside, to[source.name], rows)
         for loaded in fetched.rows:
             for name, values in loaded.result().take(run.inside).items():
                 beside.put(name, run.rows, values)

@@ -19,7 +19,7 @@ from reben_cloud.root.arrow import values_of
 from reben_cloud.root.backing import LmdbFolder, References, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.layers import Layer
-from reben_cloud.root.layout import PATCHES
+from reben_cloud.root.layout import PATCHES, PRODUCT, ZARR_ROW
 from reben_cloud.root.objects import Objects
 from reben_cloud.root.placement import STORED, check_places
 from reben_cloud.root.references import Found, places_in
@@ -29,6 +29,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality, respelled
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.columns import BatchColumns, Columns
+from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
@@ -203,30 +204,35 @@ def open_reader(
     cache_dir: str | os.PathLike[str] | None,
     cache_bytes: int | None,
     keep: int,
+    layout: Layout = "arrays",
 ) -> Reader:
     """The reader of the form in which the samples are wanted; array layers are read from their shards.
 
     Raises:
-        ValueError: If `form` is unknown, or a cache is asked for where there is none.
+        ValueError: If `form` or `layout` is unknown, or a cache is asked for where there is none.
     """
     dataset = stored.selection.dataset
     if cache_dir is not None:
         cache_dir = local_path(cache_dir, "cache_dir")
     if form not in get_args(Form):
         raise ValueError(f"form must be 'shards' or 'zarr', got {form!r}")
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be 'arrays' or 'records', got {layout!r}")
     if cache_bytes is not None and cache_dir is None:
         raise ValueError("cache_bytes bounds the files in cache_dir, which is not given")
     cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
     own = tuple(m for m in stored.modalities if m.name not in dataset.layers)
     readers: list[Reader] = (
-        [_open_own(stored, own, counters, form=form, cache=cache, keep=keep)] if own else []
+        [_open_own(stored, own, counters, form=form, layout=layout, cache=cache, keep=keep)] if own else []
     )
     for modality in stored.modalities:
         if (layer := dataset.layers.get(modality.name)) is not None:
             places = _places_of(stored, layer)
             objects = _shard_objects(layer.read_objects())
             readers.append(
-                ShardReader(layer.store, places, objects, (modality,), counters, cache=cache, keep=keep)
+                ShardReader(
+                    layer.store, places, objects, (modality,), counters, layout=layout, cache=cache, keep=keep
+                )
             )
     return readers[0] if len(readers) == 1 else Together(readers)
 
@@ -237,6 +243,7 @@ def _open_own(
     counters: Counters,
     *,
     form: Form,
+    layout: Layout,
     cache: ShardCache | None,
     keep: int,
 ) -> Reader:
@@ -249,6 +256,7 @@ def _open_own(
             modalities,
             stored.places.checksums,
             counters,
+            layout=layout,
         )
     if isinstance(dataset.backing, References):
         if form == "zarr":
@@ -262,9 +270,10 @@ def _open_own(
             modalities,
             stored.places.checksums,
             counters,
+            layout=layout,
         )
     if form == "zarr":
-        rows = np.array(stored.values(layout.ZARR_ROW))
+        rows = np.array(stored.values(ZARR_ROW))
         if rows.size and not 0 <= rows.min() <= rows.max() < len(dataset):
             raise ChecksumError(
                 f"{dataset.url}/{PATCHES}: names rows {rows.min()} to {rows.max()} of Zarr stores, which have no such "
@@ -274,15 +283,18 @@ def _open_own(
         sizes = {path: one.nbytes for path, one in listed}
         return ZarrReader(
             dataset.store,
-            stored.values(layout.PRODUCT),
+            stored.values(PRODUCT),
             rows,
             stored.places.ids,
             sizes,
             modalities,
             counters,
+            layout=layout,
         )
     objects = _shard_objects(read_objects(dataset.store, dataset.manifest))
-    return ShardReader(dataset.store, stored.places, objects, modalities, counters, cache=cache, keep=keep)
+    return ShardReader(
+        dataset.store, stored.places, objects, modalities, counters, layout=layout, cache=cache, keep=keep
+    )
 
 
 def _places_of(stored: StoredSelection, layer: Layer) -> Places:

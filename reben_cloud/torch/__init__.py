@@ -7,30 +7,36 @@ there. The order, the threads and the reading are `reben_cloud.stream`'s.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
-
-import numpy as np
 
 from reben_cloud.errors import ForkError, missing_extra
 from reben_cloud.root.selection import Selection
-from reben_cloud.schema import SampleArray
-from reben_cloud.stream import Form, RawLoader, StreamStats
-from reben_cloud.stream.gather import Slot
+from reben_cloud.stream import Form, Layout, RawLoader, StreamStats
+from reben_cloud.stream.gather import Arrays
+from reben_cloud.torch.device import OnDevice, Transform
 from reben_cloud.torch.model_input import ModelInput
+from reben_cloud.torch.pinned import PinnedBatches
+from reben_cloud.torch.records import Batch, unpack
 from reben_cloud.torch.render import RenderRGB
 
 try:
     import torch
-    from torch import Tensor
     from torch.utils.data import IterableDataset, get_worker_info
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "torch") from error
 
-__all__ = ["ModelInput", "OrderOptions", "ReadOptions", "RenderRGB", "StreamDataset", "StreamLoader"]
-
-Batch = dict[str, Any]
-"""Name -> tensor; texts, and lists of rows of a table layer, are lists."""
+__all__ = [
+    "Batch",
+    "ModelInput",
+    "OrderOptions",
+    "PinnedBatches",
+    "ReadOptions",
+    "RenderRGB",
+    "StreamDataset",
+    "StreamLoader",
+    "unpack",
+]
 
 
 class ReadOptions(TypedDict, total=False):
@@ -48,6 +54,8 @@ class ReadOptions(TypedDict, total=False):
     """Most bytes in that folder."""
     form: Form
     """``shards`` or ``zarr``."""
+    layout: Layout
+    """``arrays`` or ``records``."""
 
 
 class OrderOptions(ReadOptions, total=False):
@@ -74,6 +82,35 @@ class StreamLoader:
     Iterate it once an epoch; the epoch's number then goes up by itself (`set_epoch` chooses another).
     `state_dict` after any batch, `load_state_dict` into a new loader, also one of another number of
     ranks, and the next batch is the one that would have come.
+
+    With `device`, batches are there: with CUDA they are copied and transformed on a stream of their own, one ahead
+    of the one in use, so that one more batch than you hold is in the device's memory. They belong to the stream that
+    is current when they are handed out; on another one, `Tensor.record_stream` is yours to call.
+
+    Args:
+        selection: What to stream.
+        modalities: As for `RawLoader`, as is all that follows but for three.
+        columns: Columns of table layers with a row a patch that batches have.
+        batch_size: Samples in a batch of this rank.
+        seed: Seed of the order.
+        epoch: Number of the first epoch.
+        shuffle: Shuffle; otherwise samples come in the order of the selection.
+        drop_last: Leave out the last global batch when it is not full.
+        rank: This rank; from ``torch.distributed`` when it is None and that is initialised.
+        world_size: Number of ranks; likewise.
+        lanes: Canonical partitions of the order.
+        window: Shards of a lane that are shuffled together.
+        prefetch: Shards fetched ahead of the ones in use.
+        fetch_threads: Concurrent requests.
+        gather_threads: Threads that fill batches.
+        cache_dir: Folder for whole shards of a remote root; may be shared by processes.
+        cache_bytes: Most bytes in that folder; None for no bound.
+        form: ``shards`` or ``zarr``.
+        layout: ``arrays`` or ``records``.
+        pin_memory: Whether batches are filled in pinned memory; by default, if they can go to a CUDA device.
+        device: Where batches are handed out, such as ``cuda``; by default where they are filled.
+        transform: Called with each batch on `device` (the CPU by default). A tensor that it gives is added to the
+            batch as ``image``, which is what `ModelInput` is for; a dict is the batch in place of the one it got.
     """
 
     def __init__(
@@ -97,10 +134,19 @@ class StreamLoader:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
         pin_memory: bool | None = None,
+        device: str | torch.device | None = None,
+        transform: Transform | None = None,
     ) -> None:
         rank, world_size = _place(rank, world_size)
-        pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
+        where = None if device is None else torch.device(device)
+        if pin_memory is None:
+            pin_memory = torch.cuda.is_available() if where is None else where.type == "cuda"
+        self._on_device = None
+        if where is not None or transform is not None:
+            self._on_device = OnDevice(where or torch.device("cpu"), transform)
+        self._state: dict[str, int] | None = None
         self._raw = RawLoader(
             selection,
             modalities=modalities,
@@ -120,7 +166,8 @@ class StreamLoader:
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             form=form,
-            buffers=PinnedBatches if pinned else None,
+            layout=layout,
+            buffers=PinnedBatches if pin_memory else None,
         )
         self.batch_size = batch_size
         """Samples in a batch of this rank."""
@@ -128,7 +175,7 @@ class StreamLoader:
     @property
     def epoch(self) -> int:
         """Number of the epoch that runs or comes next."""
-        return self._raw.epoch
+        return self._raw.epoch if self._state is None else self._state["epoch"]
 
     @property
     def num_samples(self) -> int:
@@ -146,20 +193,35 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Run one epoch; closing the iterator (or leaving the loop) stops its threads."""
+        if (
+            self._state is not None
+        ):  # the raw loader may be through with the epoch, which was left before its end
+            self._raw.set_epoch(self._state["epoch"])
+            self._state = None
         batches = iter(self._raw)  # refuses a fork now, not at the first batch
-        return (_tensors(batch) for batch in batches)
+        if self._on_device is None:
+            return (_tensors(batch) for batch in batches)
+        return self._run_ahead(batches, self._on_device)
+
+    def _run_ahead(self, batches: Iterator[Arrays], on_device: OnDevice) -> Iterator[Batch]:
+        marked = ((_tensors(batch), self._raw.state_dict()) for batch in batches)
+        for batch, self._state in on_device.run(marked):
+            yield batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next ``iter()`` runs; a resume position holds if it is the same one."""
-        self._raw.set_epoch(epoch)
+        if epoch != self.epoch:
+            self._state = None
+            self._raw.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader is, after the batch handed out last: a few integers."""
-        return self._raw.state_dict()
+        return self._raw.state_dict() if self._state is None else dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue where another loader stopped; see `RawLoader.load_state_dict`."""
         self._raw.load_state_dict(state)
+        self._state = None
 
     def stats(self) -> StreamStats:
         """Samples, bytes, waiting, retries so far; may be called at any time."""
@@ -196,6 +258,7 @@ class StreamDataset(IterableDataset[Batch]):
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
         form: ``shards`` or ``zarr``.
+        layout: ``arrays`` or ``records``.
     """
 
     def __init__(
@@ -219,6 +282,7 @@ class StreamDataset(IterableDataset[Batch]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         form: Form = "shards",
+        layout: Layout = "arrays",
     ) -> None:
         self._selection = selection
         self._place = _place(rank, world_size)
@@ -237,6 +301,7 @@ class StreamDataset(IterableDataset[Batch]):
             "cache_dir": cache_dir,
             "cache_bytes": cache_bytes,
             "form": form,
+            "layout": layout,
         }
         self._epoch = epoch  # of the next iter()
         self._running = self._epoch
@@ -325,50 +390,3 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 def _tensors(batch: Mapping[str, Any]) -> Batch:
     return {name: v if isinstance(v, list) else torch.as_tensor(v) for name, v in batch.items()}
-
-
-def _pinned(nbytes: int) -> Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-
-
-class PinnedBatches:
-    """Batches in pinned memory of torch's own allocator, as a ``DataLoader`` with ``pin_memory`` has them.
-
-    Each batch is new memory to us. The allocator records an event on the stream of every ``non_blocking``
-    copy from its memory, whichever stream that is, and gives memory out again only when it was let go and all
-    its events are done. We could see only the streams that are current when a batch is let go, in whatever
-    thread that is. It knows its memory by the tensor, so no array in between is handed out.
-
-    Args:
-        specs: Name, shape and dtype of every array of a batch.
-        allocate: Makes so many bytes of pinned memory.
-    """
-
-    def __init__(
-        self, specs: Mapping[str, SampleArray], *, allocate: Callable[[int], Tensor] = _pinned
-    ) -> None:
-        self._specs = specs
-        self._allocate = allocate
-
-    def take(self) -> Slot:
-        """A slot in memory that no copy reads any more."""
-        return _TensorSlot({name: self._make(spec) for name, spec in self._specs.items()})
-
-    def hand_out(self, slot: Slot, num_rows: int) -> Batch:
-        """The first rows of every tensor."""
-        assert isinstance(slot, _TensorSlot)
-        return {name: tensor[:num_rows] for name, tensor in slot.tensors.items()}
-
-    def give_back(self, slot: Slot) -> None:
-        """Return a slot that was not handed out: its memory goes back to the allocator by itself."""
-
-    def _make(self, spec: SampleArray) -> Tensor:
-        # Through bytes: the dtype's name in torch is not needed.
-        dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
-        return self._allocate(spec.nbytes).view(dtype).view(spec.shape)
-
-
-class _TensorSlot(Slot):
-    def __init__(self, tensors: Batch) -> None:
-        super().__init__({name: tensor.numpy() for name, tensor in tensors.items()})
-        self.tensors = tensors

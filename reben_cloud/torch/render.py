@@ -13,6 +13,7 @@ from reben_cloud.bigearthnet.about import TRUE_COLOR
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import missing_extra
 from reben_cloud.schema import Schema
+from reben_cloud.torch.records import has_records, pixels_of
 
 try:
     import torch
@@ -96,6 +97,8 @@ class RenderRGB(nn.Module):
 
     def _values(self, batch: Mapping[str, Tensor], name: str) -> Tensor:
         array = self._array
+        if has_records(batch, self._modality.name, self._modality.payload_bytes):
+            batch = {array.name: pixels_of(batch[self._modality.name], self._modality, array)}
         if array.name not in batch:
             raise ValueError(
                 f"the batch has no {array.name}, which the picture {self.render.name} needs; it has "

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import NotFoundError
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
+from reben_cloud.stream.gather import Layout, copies_of
 from reben_cloud.stream.payloads import InFile, Part
 from reben_cloud.stream.readers.base import Counters
 
@@ -23,6 +24,7 @@ class LmdbReader:
         modalities: What to read.
         checksums: Modality -> xxh3-64 of each payload; empty for an LMDB that has none.
         counters: Where to count.
+        layout: What pixels batches have.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class LmdbReader:
         modalities: Sequence[Modality],
         checksums: Mapping[str, NDArray[np.uint64]],
         counters: Counters,
+        *,
+        layout: Layout,
     ) -> None:
         self._modalities = {m.name: m for m in modalities}
-        self.copies = {m.name: m.copies for m in modalities}
+        self.copies = {m.name: copies_of(m, layout) for m in modalities}
         self.parts = (tuple(self._modalities),)
         self._folder = folder
         self._keys = keys
@@ -68,10 +72,10 @@ class LmdbReader:
         sums = self._checksums.get(modality.name)
         return InFile(
             file=self._file.file,
-            starts=starts,
+            starts=starts.tolist(),
             nbytes=nbytes,
             header=modality.payload_header,
-            checksums=None if sums is None else sums[stored],
+            checksums=None if sums is None else sums[stored].tolist(),
             damage=lambda number, _: self._damage(modality, keys[stored[number]]),
             count=lambda nbytes: self._counters.add(bytes_read=nbytes),
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reben_cloud.root.references import Found, RemoteObjects, Span, plan_spans
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
-from reben_cloud.stream.gather import BufferPool
+from reben_cloud.stream.gather import BufferPool, Layout, copies_of
 from reben_cloud.stream.payloads import InMemory, Part, Payloads
 from reben_cloud.stream.readers.base import Counters, persistently
 
@@ -35,6 +35,7 @@ class ReferenceReader:
         modalities: What to read.
         checksums: Modality -> xxh3-64 of each payload; a modality without any is not a key.
         counters: Where to count.
+        layout: What pixels batches have.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class ReferenceReader:
         modalities: Sequence[Modality],
         checksums: Mapping[str, NDArray[np.uint64]],
         counters: Counters,
+        *,
+        layout: Layout,
     ) -> None:
         self._modalities = {m.name: m for m in modalities}
-        self.copies = {m.name: m.copies for m in modalities}
+        self.copies = {m.name: copies_of(m, layout) for m in modalities}
         self.parts = tuple((name,) for name in self._modalities)
         self._objects = objects
         self._places = places

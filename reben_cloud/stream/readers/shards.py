@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, StorageError
 from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
-from reben_cloud.root import layout
+from reben_cloud.root import layout as paths
 from reben_cloud.root.references import REQUEST_BYTES
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Buffer, Modality
 from reben_cloud.store import Store, Tries
 from reben_cloud.stream.cache import ShardCache
-from reben_cloud.stream.gather import BufferPool
+from reben_cloud.stream.gather import BufferPool, Layout, copies_of
 from reben_cloud.stream.payloads import InFile, InMemory, Part, Payloads
 from reben_cloud.stream.readers.base import Counters, Places, persistently
 
@@ -101,6 +101,7 @@ class ShardReader:
         objects: Path of each shard -> (bytes, xxh3-64).
         modalities: What to read.
         counters: Where to count.
+        layout: What pixels batches have.
         cache: Disk cache of a remote root.
         keep: Buffers of each modality that are kept for the next shards.
     """
@@ -113,14 +114,16 @@ class ShardReader:
         modalities: Sequence[Modality],
         counters: Counters,
         *,
+        layout: Layout,
         cache: ShardCache | None = None,
         keep: int,
     ) -> None:
         self._modalities = {m.name: m for m in modalities}
-        self.copies = {m.name: m.copies for m in modalities}
+        self.copies = {m.name: copies_of(m, layout) for m in modalities}
         # Objects of a remote root come at the same time; opening files costs less than handing it out.
         self.parts = (tuple(self._modalities),) if store.is_local else tuple((m,) for m in self._modalities)
         self._store = store
+        self._folder = store.local_path()
         self._places = places
         self._objects = objects
         self._counters = counters
@@ -145,7 +148,7 @@ class ShardReader:
 
     def _wanted(self, modality: Modality, shard: int, stored: Ints) -> _Wanted:
         group, number = self._places.shards[shard]
-        path = layout.shard(group, modality.name, number)
+        path = paths.shard(group, modality.name, number)
         if path not in self._objects:
             raise NotFoundError(f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`")
         nbytes, num_samples = self._objects[path][0], int(self._places.num_samples[shard])
@@ -163,10 +166,9 @@ class ShardReader:
     def _load_shard(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]]:
         """Some samples of one shard, by where they are: (which of them, payloads)."""
         every = np.arange(len(wanted.rows))
-        local = self._store.local_path(wanted.path)
-        if local is not None:
+        if self._folder is not None:
             try:
-                file = LocalFile(local)
+                file = LocalFile(f"{self._folder}/{wanted.path}")
             except FileNotFoundError as error:
                 raise self._lost(wanted.path) from error
             self._counters.add(requests=1)
@@ -208,10 +210,10 @@ class ShardReader:
             starts = self._members(wanted, lambda: io.BytesIO(file.read(0, wanted.nbytes)))
         return InFile(
             file=file,
-            starts=starts,
+            starts=starts.tolist(),
             nbytes=wanted.modality.payload_bytes,
             header=wanted.modality.payload_header,
-            checksums=wanted.checksums,
+            checksums=wanted.checksums.tolist(),
             names=[name + b"\0" for name in wanted.names.tolist()] if is_ours else (),
             damage=lambda number, cause: self._damage(wanted, number, cause),
             count=lambda nbytes: self._counters.add(bytes_read=nbytes),

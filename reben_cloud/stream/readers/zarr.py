@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import zarr
-from reben_cloud.root import layout
+from reben_cloud.root import layout as paths
 from reben_cloud.root.references import REQUEST_BYTES
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy, Modality
 from reben_cloud.store import Store
+from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.payloads import InMemory, Part
 from reben_cloud.stream.readers.base import Counters, persistently
 
@@ -30,6 +31,7 @@ class ZarrReader:
         sizes: Path of each Zarr shard -> bytes.
         modalities: What to read.
         counters: Where to count.
+        layout: What pixels batches have; records are put together from their header and the chunks of their arrays.
     """
 
     def __init__(
@@ -41,14 +43,25 @@ class ZarrReader:
         sizes: Mapping[str, int],
         modalities: Sequence[Modality],
         counters: Counters,
+        *,
+        layout: Layout,
     ) -> None:
         self._arrays: dict[str, zarr.PixelArray] = {}
+        self._headers: dict[str, bytes] = {}
         self.copies: dict[str, tuple[Copy, ...]] = {}
         for modality in modalities:
             for batch, array in zip(modality.arrays, zarr.pixel_arrays(modality), strict=True):
                 self._arrays[array.name] = array
-                self.copies[array.name] = (Copy(0, array.nbytes, batch.name, 0),)
-        self.parts = tuple((name,) for name in self._arrays)
+                self.copies[array.name] = (
+                    (Copy(0, array.nbytes, batch.name, 0),)
+                    if layout == "arrays"
+                    else _pieces(modality, batch.tensors)
+                )
+            if layout == "records":
+                name, header = f"{modality.name}:header", modality.payload_header
+                self._headers[name] = header
+                self.copies[name] = (Copy(0, len(header), modality.name, 0),)
+        self.parts = tuple((name,) for name in self.copies)
         self._store = store
         self._products = np.asarray(products)
         self._rows = np.asarray(rows, np.int64)
@@ -58,10 +71,14 @@ class ZarrReader:
         self._counters = counters
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
-        """The decoded chunks of these Zarr arrays."""
+        """The decoded chunks of these Zarr arrays, and the headers of records."""
         every = np.arange(len(stored), dtype=np.int64)
         found: Part = {}
         for name in part:
+            if (header := self._headers.get(name)) is not None:
+                memory = np.frombuffer(header, np.uint8)
+                found[name] = [(every, InMemory(memory, 0 * every, len(header), name=name))]
+                continue
             array = self._arrays[name]
             memory = self._pixels(array, stored).reshape(-1).view(np.uint8)
             found[name] = [(every, InMemory(memory, every * array.nbytes, array.nbytes, name=name))]
@@ -77,7 +94,7 @@ class ZarrReader:
             self._check_names(name)
         for group in np.split(order, cuts):
             number, name = int(shard[group[0]]), str(product[group[0]])
-            path = layout.zarr_shard(name, array.name, number, ndim=len(array.shape))
+            path = paths.zarr_shard(name, array.name, number, ndim=len(array.shape))
             inner = rows[group] % zarr.PATCHES_PER_ZARR_SHARD
             out[group] = self._read(array, path, inner)
         return out
@@ -86,7 +103,7 @@ class ZarrReader:
         """See, once, that the rows of a product's store are the patches that the table says."""
         if product in self._named:
             return
-        prefix = f"{layout.zarr_store(product)}/"
+        prefix = f"{paths.zarr_store(product)}/"
         try:
             names = zarr.read_patch_ids(lambda path: self._store.get(prefix + path), name=prefix[:-1])
         except FileNotFoundError as error:
@@ -130,3 +147,12 @@ class ZarrReader:
             return out
 
         return persistently(attempt, self._counters)
+
+
+def _pieces(modality: Modality, tensors: Sequence[str]) -> tuple[Copy, ...]:
+    """How the pixels of some tensors, one after the other, become parts of a payload."""
+    nbytes = modality.specs[tensors[0]].nbytes
+    return tuple(
+        Copy(number * nbytes, nbytes, modality.name, modality.places[name].offset)
+        for number, name in enumerate(tensors)
+    )
