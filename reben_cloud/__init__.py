@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from reben_cloud.opening import open, open_layer
     from reben_cloud.root.dataset import Dataset
     from reben_cloud.root.layers import Layer
+    from reben_cloud.root.mixture import concat
     from reben_cloud.root.query import Query
     from reben_cloud.root.selection import Selection
 
@@ -46,6 +47,7 @@ __all__ = [
     "Selection",
     "SourceError",
     "StorageError",
+    "concat",
     "grid",
     "open",
     "open_layer",
@@ -58,6 +60,7 @@ _HOMES = {
     "Layer": "reben_cloud.root.layers",
     "Query": "reben_cloud.root.query",
     "Selection": "reben_cloud.root.selection",
+    "concat": "reben_cloud.root.mixture",
     "open": "reben_cloud.opening",
     "open_layer": "reben_cloud.opening",
     "write_layer": "reben_cloud.layers",

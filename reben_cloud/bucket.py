@@ -236,6 +236,7 @@ def share(
         StorageError: If there are no credentials to sign with.
     """
     selection.require_patches("nothing to share")
+    selection.refuse_repeats("a share")
     store = selection.dataset.store
     wanted = tuple(modalities or selection.dataset.modalities)
     if missing := set(wanted) - set(selection.dataset.modalities):

@@ -115,7 +115,7 @@ def test_shapes_and_dtypes_are_the_documented_ones(selection):
 
 def test_the_batches_are_those_of_the_order(selection):
     loader = RawLoader(selection, batch_size=8, seed=3, epoch=2, lanes=4, window=2)
-    stored, order = loader._stored, loader._order()
+    stored, (_, order) = loader._stored, loader._plan()
     assert isinstance(order, EpochOrder)
 
     found = indices(epoch_of(loader))
@@ -123,33 +123,52 @@ def test_the_batches_are_those_of_the_order(selection):
     assert np.array_equal(found, stored.index[order.take(np.arange(NUM_PATCHES))])
 
 
+def run_ranks(selection, world_size, batch_size, *, state=None, steps=None, **options):
+    """(Patches of each global batch, sorted; the state after them), run by as many loaders as there are ranks."""
+    ranks, states = [], []
+    for rank in range(world_size):
+        loader = RawLoader(selection, batch_size=batch_size, rank=rank, world_size=world_size, **options)
+        if state is not None:
+            loader.load_state_dict(state)
+        iterator, batches = iter(loader), []
+        for batch in iterator:
+            batches.append({name: batch[name].copy() for name in ("index", "valid", "map")})
+            if len(batches) == steps:
+                break
+        states.append(loader.state_dict())
+        iterator.close()
+        ranks.append(batches)
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len({state["position"] for state in states}) == 1
+    for batch in (batch for batches in ranks for batch in batches):
+        assert len(batch["index"]) == (batch_size if world_size > 1 else np.count_nonzero(batch["valid"]))
+        assert not batch["map"][~batch["valid"]].any()
+        assert (batch["index"][~batch["valid"]] == -1).all()
+    together = [
+        np.sort(np.concatenate([b["index"][b["valid"]] for b in step])) for step in zip(*ranks, strict=True)
+    ]
+    return [step.tolist() for step in together], states[0]
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("world_size", [2, 4, 8])
+@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 7, 8, 12])
 def test_ranks_deliver_the_same_global_batches_as_one_process(selection, world_size, drop_last):
     options = {"seed": 5, "drop_last": drop_last, "modalities": ["map"]}
-    alone = epoch_of(RawLoader(selection, batch_size=16, **options))
+    per_rank = max(1, 16 // world_size)
+    alone = epoch_of(RawLoader(selection, batch_size=per_rank * world_size, **options))
 
-    ranks = [
-        epoch_of(RawLoader(selection, batch_size=16 // world_size, rank=r, world_size=world_size, **options))
-        for r in range(world_size)
-    ]
+    together, _ = run_ranks(selection, world_size, per_rank, **options)
 
-    assert {len(r) for r in ranks} == {len(alone)}
-    for step, whole in enumerate(alone):
-        together = np.concatenate([r[step]["index"][r[step]["valid"]] for r in ranks])
-        assert sorted(together) == sorted(whole["index"])
-        assert {len(r[step]["index"]) for r in ranks} == {16 // world_size}, "ranks must agree on shapes"
-    last = ranks[-1][-1]
-    assert not last["map"][~last["valid"]].any()
-    assert (last["index"][~last["valid"]] == -1).all()
+    assert together == [sorted(whole["index"].tolist()) for whole in alone]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("step", [0, 1, 4, 9])
 def test_resumed_on_any_number_of_ranks_it_continues_identically(selection, step, world_size):
     options = {"seed": 9, "epoch": 1, "modalities": ["map"]}
-    uninterrupted = epoch_of(RawLoader(selection, batch_size=16, **options))
-    first = RawLoader(selection, batch_size=16, **options)
+    global_batch = {3: 15, 7: 14}.get(world_size, 16)
+    uninterrupted = epoch_of(RawLoader(selection, batch_size=global_batch, **options))
+    first = RawLoader(selection, batch_size=global_batch, **options)
     iterator = iter(first)
     for _ in range(step):
         next(iterator)
@@ -157,22 +176,39 @@ def test_resumed_on_any_number_of_ranks_it_continues_identically(selection, step
     iterator.close()
 
     assert all(type(value) is int for value in state.values())
-    rest = []
-    for rank in range(world_size):
-        loader = RawLoader(
-            selection,
-            batch_size=16 // world_size,
-            rank=rank,
-            world_size=world_size,
-            **{**options, "epoch": 0},
-        )
-        loader.load_state_dict(state)
-        rest.append(epoch_of(loader))
+    rest, _ = run_ranks(
+        selection, world_size, global_batch // world_size, state=state, **{**options, "epoch": 0}
+    )
 
-    for i, whole in enumerate(uninterrupted[step:]):
-        together = np.concatenate([r[i]["index"][r[i]["valid"]] for r in rest])
-        assert sorted(together) == sorted(whole["index"])
-    assert {len(r) for r in rest} == {len(uninterrupted) - step}
+    assert rest == [sorted(whole["index"].tolist()) for whole in uninterrupted[step:]]
+
+
+def test_eight_then_seven_then_three_ranks_deliver_every_patch_once(selection):
+    options = {"seed": 4, "modalities": ["map"]}
+
+    first, state = run_ranks(selection, 8, 5, steps=1, **options)
+    second, state = run_ranks(selection, 7, 5, state=state, steps=2, **options)
+    assert state["position"] == 8 * 5 + 2 * 7 * 5
+    third, state = run_ranks(selection, 3, 4, state=state, **options)
+
+    assert [len(batch) for batch in (*first, *second)] == [40, 35, 35]
+    assert [len(batch) for batch in third] == [12, 12, 12, 4]
+    delivered = [patch for batch in (*first, *second, *third) for patch in batch]
+    assert sorted(delivered) == list(range(NUM_PATCHES))
+    assert (state["epoch"], state["position"]) == (1, 0)
+
+
+@pytest.mark.parametrize("position", [1, 13, 149])
+def test_any_position_is_continued_by_any_number_of_ranks(selection, position):
+    loader = RawLoader(selection, batch_size=1, modalities=["map"])
+    whole = indices(epoch_of(loader))
+    loader.set_epoch(0)
+    state = {**loader.state_dict(), "position": position}
+
+    rest, _ = run_ranks(selection, 4, 8, state=state, modalities=["map"])
+
+    expected = whole[position:]
+    assert rest == [sorted(expected[i : i + 32].tolist()) for i in range(0, len(expected), 32)]
 
 
 def test_resuming_reads_nothing_of_what_was_consumed(selection, root):
@@ -410,7 +446,7 @@ def test_a_flipped_bit_on_disk_is_found_and_named(root, tmp_path, part):
         pytest.param({"modalities": ["s3"]}, "'s3' is not in .*which has s2, s1, map", id="modality"),
         pytest.param({"modalities": "s2"}, r"must be a list of names, such as \['s2'\]", id="one name"),
         pytest.param({"batch_size": 0}, "batch_size must be at least 1", id="batch_size"),
-        pytest.param({"world_size": 3, "rank": 0}, "must divide the lanes", id="world_size"),
+        pytest.param({"lanes": 0}, "lanes must be at least 1", id="lanes"),
         pytest.param({"rank": 1}, "rank must be in", id="rank"),
         pytest.param({"prefetch": -1}, "prefetch must not be negative", id="prefetch"),
         pytest.param({"form": "lance"}, "form must be", id="form"),

@@ -55,6 +55,7 @@ def open_plan(
     """
     if only is not None:
         only.require_patches("nothing to build")
+        only.refuse_repeats("a build")
     hosted = None if only is None else only.dataset.backing
     found: AnySource
     if only is not None and isinstance(hosted, References) and hosted.finder is not None:

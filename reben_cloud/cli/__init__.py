@@ -49,6 +49,7 @@ for command in (
     build.verify,
     data.info,
     data.stream,
+    data.verify_epoch,
     start.doctor,
 ):
     app.command(cls=Command)(command)

@@ -18,6 +18,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.drawn import DrawnRows, Rule
 from reben_cloud.root.metadata import given_columns, given_metadata
 from reben_cloud.root.query import Query
+from reben_cloud.root.repeats import Repeats, balance, weigh
 from reben_cloud.root.table import PatchTable
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Selection:
         *,
         query: Query | None = None,
         drawn: Sequence[DrawnRows] = (),
+        repeats: Repeats | None = None,
     ) -> None:
         self.dataset = dataset
         """The dataset it was found in."""
@@ -65,6 +67,8 @@ class Selection:
         """What it was found by; no conditions where the rows come from elsewhere."""
         self.drawn = tuple(drawn)
         """Which rows of table layers its samples have (`with_rows`)."""
+        self.repeats = repeats
+        """How often its patches come in an epoch (`weighted`, `balanced`); None: once."""
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -84,6 +88,21 @@ class Selection:
         """
         if not len(self):
             raise NotFoundError(f"{purpose}: {self.why_empty()}")
+
+    def refuse_repeats(self, purpose: str) -> None:
+        """Refuse a selection whose patches come more or less often than once an epoch.
+
+        Args:
+            purpose: What takes each patch once, to begin the message with.
+
+        Raises:
+            ValueError: If it has weights.
+        """
+        if self.repeats is not None:
+            raise ValueError(
+                f"{purpose} takes each patch once, and this selection has weights: pass it as it was before "
+                "weighted() or balanced()"
+            )
 
     def why_empty(self) -> str:
         """Which conditions of its search left nothing, in words; that costs a few searches."""
@@ -120,6 +139,70 @@ class Selection:
         from reben_cloud.search import draw_rows
 
         return draw_rows(self, layer, rule=rule, where=where, columns=columns)
+
+    def weighted(
+        self,
+        weights: str | Mapping[str, float] | ArrayLike,
+        *,
+        num_samples: int | None = None,
+        passes: int = 1,
+    ) -> Selection:
+        """The same patches, some of which come more often in an epoch than others, and some perhaps not in each.
+
+        A patch of weight 2.25 comes twice or three times in an epoch, and 2.25 times in the mean: in 16 epochs from a
+        multiple of 16 on, 36 times or one more or less (`root.repeats.epoch_counts`). All epochs have equally many
+        samples, the whole number nearest to the sum of the weights, which are scaled to it. Seed and epoch decide, so
+        all else that is said of an epoch holds: it is the same on any number of ranks, and resumes from a few
+        integers.
+
+        Exports, evaluation and builds take each patch once, and refuse a selection with weights.
+
+        Args:
+            weights: A number for each patch: an array in the order of the selection; a mapping from patch id; or the
+                name of a column of numbers, such as ``"scores:weight"``. Not negative; with 0, a patch never comes.
+            num_samples: Scale the weights to an epoch of so many samples.
+            passes: Copies of a patch come from one block of the order, which is read once and in which they are
+                spread out (docs/howto/balance.md has distances). With more passes, copy c comes in pass c modulo
+                `passes`, from blocks anywhere in the epoch, and is read from the store again.
+
+        Raises:
+            NotFoundError: If all weights are 0.
+            ValueError: If a weight is negative, not finite or missing, or there are not as many as patches.
+        """
+        return self._with(weigh(self, weights, num_samples=num_samples, passes=passes))
+
+    def balanced(
+        self,
+        power: float = 0.5,
+        *,
+        threshold: float | None = None,
+        num_samples: int | None = None,
+        passes: int = 1,
+    ) -> Selection:
+        """The same patches, those of rare classes more often: repeat factor sampling.
+
+        A patch has the weight r = max over its classes c of max(1, (t / f(c)) ** power), where f(c) is the share of
+        the selection's patches that have the class (Gupta, Dollar and Girshick, "LVIS", CVPR 2019, with power 0.5).
+        No patch comes less than once. `weighted` tells what an epoch of weights is.
+
+        Args:
+            power: In [0, 1]: 0 repeats nothing, 1 repeats most.
+            threshold: t, in (0, 1]: classes of at least this share are not repeated. By default the median of f over
+                the classes that occur, so that half of them are.
+            num_samples: As in `weighted`.
+            passes: As in `weighted`.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        return self._with(
+            balance(self, power=power, threshold=threshold, num_samples=num_samples, passes=passes)
+        )
+
+    def _with(self, repeats: Repeats) -> Selection:
+        return Selection(
+            self.dataset, self.table, self.rows, query=self.query, drawn=self.drawn, repeats=repeats
+        )
 
     def nearest(
         self, to: str | ArrayLike, *, column: str | None = None, k: int = 10, metric: Metric = "cosine"

@@ -71,6 +71,7 @@ def draw_rows(
         selection.rows[kept],
         query=selection.query,
         drawn=(*earlier, drawn),
+        repeats=None if selection.repeats is None else selection.repeats.taken(kept),
     )
 
 

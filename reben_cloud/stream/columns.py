@@ -90,8 +90,7 @@ class RowReader:
         self._drawn = drawn
         self._table = table
         if drawn.rule == "one":
-            turn = (turns(columns.ids, seed=seed) + epoch) % drawn.counts
-            self._chosen = drawn.numbers[drawn.offsets[:-1] + turn]
+            self._turn = turns(columns.ids, seed=seed) + epoch
 
     def padding(self, num_rows: int) -> Beside:
         """The columns of so many rows of padding: zeros, empty texts, empty lists, None for all else."""
@@ -103,15 +102,16 @@ class RowReader:
             for name in drawn.columns
         }
 
-    def load(self, samples: Ints) -> LoadedRows:
-        """The rows of these samples, read."""
+    def load(self, entries: Ints, copies: Ints | None = None) -> LoadedRows:
+        """The rows of these entries, read; under the rule ``one``, copies of a patch have its rows in turn."""
         drawn, patch_of = self._drawn, self._columns.patch_of
-        patches = samples if patch_of is None else patch_of[samples]
+        patches = entries if patch_of is None else patch_of[entries]
         offsets = None
         if drawn.rule == "one":
-            rows = self._chosen[patches]
+            turn = self._turn[patches] if copies is None else self._turn[patches] + copies
+            rows = drawn.numbers[drawn.offsets[patches] + turn % drawn.counts[patches]]
         elif drawn.rule == "all":
-            rows = drawn.numbers[samples]  # in stored order, as the samples are counted
+            rows = drawn.numbers[entries]  # in stored order, as the entries are counted
         else:
             some = drawn.taken(patches)
             rows, offsets = some.numbers, some.offsets

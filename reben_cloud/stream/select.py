@@ -44,7 +44,7 @@ Form = Literal["shards", "zarr"]
 class StoredSelection:
     """The selected patches in stored order: by shard, then by row.
 
-    A sample is a patch, or one of the rows that a table layer has for it (`DrawnRows`, rule ``all``).
+    An entry is a patch, or one of the rows that a table layer has for it (`DrawnRows`, rule ``all``).
     """
 
     selection: Selection
@@ -71,15 +71,30 @@ class StoredSelection:
         return digest.intdigest() >> 1
 
     @property
-    def num_samples(self) -> int:
-        """Samples of an epoch."""
+    def former_fingerprint(self) -> str | None:
+        """Names the root as the first version did, where that differs."""
+        return self.selection.dataset.former_fingerprint
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is in a folder of this machine."""
+        return self.selection.dataset.store.is_local
+
+    @property
+    def part_of_shard(self) -> Ints | None:
+        """Which of several roots each shard is of; None: there is one."""
+        return None
+
+    @property
+    def num_entries(self) -> int:
+        """Entries: patches, or the rows that a table layer has for them."""
         repeated = self.columns.patch_of
         return len(self.index) if repeated is None else len(repeated)
 
-    def patches(self, samples: Ints) -> Ints:
-        """Which patch each of these samples is of, as a stored position."""
+    def patches(self, entries: Ints) -> Ints:
+        """Which patch each of these entries is of, as a stored position."""
         repeated = self.columns.patch_of
-        return samples if repeated is None else repeated[samples]
+        return entries if repeated is None else repeated[entries]
 
     @classmethod
     def of(

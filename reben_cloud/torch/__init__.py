@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 from reben_cloud.errors import ForkError, missing_extra
+from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
-from reben_cloud.stream import Form, Layout, RawLoader, StreamStats
+from reben_cloud.stream import Form, Layout, RawLoader, StreamStats, merge_states
 from reben_cloud.stream.gather import Arrays
 from reben_cloud.torch.device import OnDevice, Transform
 from reben_cloud.torch.model_input import ModelInput
@@ -35,6 +36,7 @@ __all__ = [
     "RenderRGB",
     "StreamDataset",
     "StreamLoader",
+    "merge_states",
     "unpack",
 ]
 
@@ -115,7 +117,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | Mixture,
         *,
         modalities: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
@@ -215,7 +217,7 @@ class StreamLoader:
             self._raw.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is, after the batch handed out last: a few integers."""
+        """Where the loader is, after the batch handed out last: a few integers. See `RawLoader.state_dict`."""
         return self._raw.state_dict() if self._state is None else dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -232,8 +234,8 @@ class StreamDataset(IterableDataset[Batch]):
     """Batches for ``DataLoader(dataset, batch_size=None, num_workers=...)``, for who needs workers.
 
     Worker v of V on rank r of W reads as rank ``v * W + r`` of ``W * V``: lanes are split over ranks
-    and workers, no sample is read twice, and `lanes` must be a multiple of W * V. Prefer `StreamLoader`:
-    a DataLoader copies every batch once more through shared memory.
+    and workers, and none is read twice if `lanes` is a multiple of W * V. Prefer `StreamLoader`: a
+    DataLoader copies every batch once more through shared memory.
 
     Each ``iter()`` runs the next epoch, also if the one before was left early: workers run ahead of the
     batches that are taken, so one that is through with its share could not tell. Likewise its state at the
@@ -263,7 +265,7 @@ class StreamDataset(IterableDataset[Batch]):
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | Mixture,
         *,
         modalities: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
@@ -369,6 +371,7 @@ class StreamDataset(IterableDataset[Batch]):
         state = self._loader.state_dict()
         if state["epoch"] != self._running:  # with its last batch, a loader is at the start of the next epoch
             state |= {"epoch": self._running, "position": self._loader.num_samples}
+            state |= self._loader.stats().delivered.to_state()
         return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

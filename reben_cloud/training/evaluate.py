@@ -78,6 +78,7 @@ def evaluate(
         ValueError: If the model's classes or bands are not those of the dataset.
     """
     selection.require_patches("nothing to evaluate")
+    selection.refuse_repeats("an evaluation")
     schema = selection.dataset.schema
     loader = StreamLoader(
         selection,

@@ -78,6 +78,17 @@ class TrainResult(Metrics):
     """Number of the epoch that they are of, from 0."""
     validation_score: float
     """What chose them."""
+    delivered: NotRequired[dict[str, EpochDelivery]]
+    """Epoch -> what was delivered of the train subset, over all processes."""
+
+
+class EpochDelivery(TypedDict):
+    """What a run says of an epoch; ``reben-cloud verify-epoch`` computes the same."""
+
+    samples: int
+    """How many samples were delivered."""
+    digest: str
+    """Sum of their hashes, 16 hex digits."""
 
 
 class Groups(NamedTuple):

@@ -72,6 +72,8 @@ def train(
     with compute_context(config.precision) as compute:
         claim(folder, config, schema)
         train_on = _subset(dataset, config.train, "train")
+        if config.balanced:
+            train_on = train_on.balanced(config.balanced)
         loader = StreamLoader(
             train_on,
             modalities=modalities_for(spec, schema),
@@ -192,6 +194,10 @@ def _measure_best(
         "best_epoch": run.progress.best_epoch,
         "validation_score": run.progress.best_score,
         "left_out": left_out,
+        "delivered": {
+            str(epoch): {"samples": samples, "digest": digest}
+            for epoch, (samples, digest) in sorted(run.progress.delivered.items())
+        },
     }
     if compute.rank == 0:
         write_report(folder / "report", result, evaluation, spec=spec, model=model, selection=selection)

@@ -126,5 +126,7 @@ def test_in_a_bucket(place, s3_bucket):
     assert "has nothing in it; did you mean 'roots'?" in told(
         f"{s3_bucket.url}/rots", storage_options=options
     )
-    with pytest.raises(StorageError, match=r"s3://no-such-bucket-here/x: there is no such bucket .*bucket create"):
+    with pytest.raises(
+        StorageError, match=r"s3://no-such-bucket-here/x: there is no such bucket .*bucket create"
+    ):
         rc.open("s3://no-such-bucket-here/x", storage_options=options)
