@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 
 import numpy as np
@@ -552,7 +553,7 @@ def s3_root(s3_server, root):
     """(url, storage options) of the root in a bucket that lives as long as the session."""
     from tests.conftest import empty_bucket
 
-    client, name = s3_server.client(), f"reben-stream-{os.getpid()}"
+    client, name = s3_server.client(), f"reben-stream-{uuid.uuid4().hex[:16]}"
     client.create_bucket(Bucket=name)
     for path in sorted(root.rglob("*")):
         if path.is_file():

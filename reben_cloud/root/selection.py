@@ -6,7 +6,7 @@ import html
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.drawn import DrawnRows, Rule
 from reben_cloud.root.metadata import given_columns, given_metadata
+from reben_cloud.root.positions import Several, position_of, positions_of
 from reben_cloud.root.query import Query
 from reben_cloud.root.repeats import Repeats, balance, weigh
 from reben_cloud.root.table import PatchTable
@@ -73,6 +74,46 @@ class Selection:
     def __len__(self) -> int:
         """Number of patches."""
         return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int | np.integer) -> xr.Dataset: ...
+
+    @overload
+    def __getitem__(self, at: Several) -> Selection: ...
+
+    def __getitem__(self, at: int | np.integer | Several) -> xr.Dataset | Selection:
+        """One patch, opened (`Dataset.open_patch`); or some of the patches, as a selection in the order asked for.
+
+        Args:
+            at: Number of a patch, from the end where negative; or a slice, a list or array of different numbers, or
+                of a boolean for each patch.
+
+        Raises:
+            IndexError: If there is no such patch, or a mask has another length.
+            TypeError: If it is not such an index.
+            ValueError: If a number comes twice.
+        """
+        if isinstance(at, int | np.integer):
+            one = position_of(at, len(self), what="patch")
+            return self.dataset.open_patch(self[one : one + 1].patch_ids[0])
+        positions = positions_of(at, len(self), what="patch")
+        if len(np.unique(positions)) < len(positions):
+            twice = np.flatnonzero(np.bincount(positions) > 1)[0]
+            raise ValueError(f"a selection has a patch once, and patch {twice} is asked for several times")
+        drawn = [one.taken(positions) for one in self.drawn]
+        return Selection(self.dataset, self.table, self.rows[positions], drawn=drawn)
+
+    def __iter__(self) -> Iterator[xr.Dataset]:
+        """The patches, opened one after another, each when it is asked for; loaders are what is quick."""
+        return (self[at] for at in range(len(self)))
+
+    def __contains__(self, patch_id: object) -> bool:
+        """Whether the patch of this id is one of them."""
+        return patch_id in self._ids
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(self.patch_ids)
 
     def __repr__(self) -> str:
         return f"Selection({len(self):,} of {len(self.dataset):,} patches of {self.dataset.url!r})"

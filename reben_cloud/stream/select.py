@@ -33,7 +33,7 @@ from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
-from reben_cloud.stream.readers.shards import ShardReader
+from reben_cloud.stream.readers.shards import CACHED_USES, ShardReader
 from reben_cloud.stream.readers.zarr import ZarrReader
 
 Form = Literal["shards", "zarr"]
@@ -220,8 +220,11 @@ def open_reader(
     cache_bytes: int | None,
     keep: int,
     layout: Layout = "arrays",
+    uses: int = CACHED_USES,
 ) -> Reader:
     """The reader of the form in which the samples are wanted; array layers are read from their shards.
+
+    `uses` says how often a shard in the cache is expected to save what is asked for at one time.
 
     Raises:
         ValueError: If `form` or `layout` is unknown, or a cache is asked for where there is none.
@@ -238,7 +241,9 @@ def open_reader(
     cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
     own = tuple(m for m in stored.modalities if m.name not in dataset.layers)
     readers: list[Reader] = (
-        [_open_own(stored, own, counters, form=form, layout=layout, cache=cache, keep=keep)] if own else []
+        [_open_own(stored, own, counters, form=form, layout=layout, cache=cache, keep=keep, uses=uses)]
+        if own
+        else []
     )
     for modality in stored.modalities:
         if (layer := dataset.layers.get(modality.name)) is not None:
@@ -246,7 +251,15 @@ def open_reader(
             objects = _shard_objects(layer.read_objects())
             readers.append(
                 ShardReader(
-                    layer.store, places, objects, (modality,), counters, layout=layout, cache=cache, keep=keep
+                    layer.store,
+                    places,
+                    objects,
+                    (modality,),
+                    counters,
+                    layout=layout,
+                    cache=cache,
+                    keep=keep,
+                    uses=uses,
                 )
             )
     return readers[0] if len(readers) == 1 else Together(readers)
@@ -261,6 +274,7 @@ def _open_own(
     layout: Layout,
     cache: ShardCache | None,
     keep: int,
+    uses: int,
 ) -> Reader:
     """What reads modalities of the dataset itself."""
     dataset = stored.selection.dataset
@@ -308,7 +322,15 @@ def _open_own(
         )
     objects = _shard_objects(read_objects(dataset.store, dataset.manifest))
     return ShardReader(
-        dataset.store, stored.places, objects, modalities, counters, layout=layout, cache=cache, keep=keep
+        dataset.store,
+        stored.places,
+        objects,
+        modalities,
+        counters,
+        layout=layout,
+        cache=cache,
+        keep=keep,
+        uses=uses,
     )
 
 

@@ -103,6 +103,7 @@ class ShardReader:
         counters: Where to count.
         layout: What pixels batches have.
         cache: Disk cache of a remote root.
+        uses: How often a shard in that cache is expected to save what is asked for at one time.
         keep: Buffers of each modality that are kept for the next shards.
     """
 
@@ -116,6 +117,7 @@ class ShardReader:
         *,
         layout: Layout,
         cache: ShardCache | None = None,
+        uses: int = CACHED_USES,
         keep: int,
     ) -> None:
         self._modalities = {m.name: m for m in modalities}
@@ -128,6 +130,7 @@ class ShardReader:
         self._objects = objects
         self._counters = counters
         self._cache = None if store.is_local else cache
+        self._uses = 1 if self._cache is None else uses
         # A group's last shard is smaller, and goes to the smallest buffer that holds it.
         most = int(places.num_samples.max(initial=0))
         self._pools = [
@@ -303,8 +306,7 @@ class ShardReader:
         if not wanted.is_strided:
             return None
         rising = np.argsort(wanted.rows, kind="stable")
-        uses = 1 if self._cache is None else CACHED_USES
-        ranges = plan_ranges(wanted.rows[rising], wanted.modality, wanted.num_samples, uses=uses)
+        ranges = plan_ranges(wanted.rows[rising], wanted.modality, wanted.num_samples, uses=self._uses)
         if ranges is None:
             return None
         found: list[tuple[Ints, Payloads]] = []
