@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from reben_cloud.root import layout
@@ -19,6 +19,9 @@ from reben_cloud.schema import check_names
 from reben_cloud.stream.columns import is_vector, numbers_of
 
 Ints = NDArray[np.int64]
+
+_AHEAD = 3
+"""Row groups that are read at a time, while one is used."""
 
 
 class Part(NamedTuple):
@@ -67,7 +70,7 @@ class VectorColumn:
     def parts(self, rows: Ints) -> Iterator[Part]:
         """The vectors of rows of the table of patches, in the layer's order; a patch that has none is left out.
 
-        One row group is held while the next one is read, and neither is kept.
+        A few row groups are held, while the next ones are read, and none is kept.
         """
         table = self.joined.layer.by_patch
         places = self.joined.places(rows)
@@ -77,21 +80,22 @@ class VectorColumn:
         cuts = np.split(at, np.searchsorted(places[at], starts[1:-1]))
         groups = [(group, mine) for group, mine in enumerate(cuts) if len(mine)]
 
-        def read(group: int) -> pa.ChunkedArray[Any]:
-            return table.read_once([group], [self._column]).column(0)
+        def read(group: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+            if (found := table.vectors_once(group, self._column)) is not None:
+                return found, None
+            column = table.read_once([group], [self._column]).column(0)
+            return numbers_of(column), valid_of(column) if column.null_count else None
 
-        with ThreadPoolExecutor(1) as ahead:
-            following = [ahead.submit(read, group) for group, _ in groups[:1]]
+        with ThreadPoolExecutor(_AHEAD) as ahead:
+            following = deque(ahead.submit(read, group) for group, _ in groups[:_AHEAD])
             for number, (group, mine) in enumerate(groups):
-                column = following.pop().result()
-                following += [ahead.submit(read, after) for after, _ in groups[number + 1 : number + 2]]
+                vectors, valid = following.popleft().result()
+                following.extend(ahead.submit(read, after) for after, _ in groups[number + _AHEAD :][:1])
                 inside = places[mine] - starts[group]
-                has = valid_of(column)[inside]
-                vectors = numbers_of(column)
-                if len(inside) == len(vectors) and has.all():  # rising, so all of them: no copy
-                    yield Part(mine, vectors)
-                else:
-                    yield Part(mine[has], vectors[inside[has]])
+                if valid is not None:
+                    mine, inside = mine[valid[inside]], inside[valid[inside]]
+                # Rising, so if as many they are all of them: no copy.
+                yield Part(mine, vectors if len(inside) == len(vectors) else vectors[inside])
 
     @property
     def _column(self) -> str:
