@@ -195,9 +195,9 @@ def add_chunk_sums(file: BinaryIO, *, tails: Sequence[Mapping[str, Tail]] = ()) 
         file.seek(int(starts[group, leaf]))
         chunk = memoryview(file.read(int(sizes[group, leaf])))
         sums[group, leaf] = xxhash.xxh3_64_intdigest(chunk)
-        tail = tails[group].get(meta.row_group(group).column(leaf).path_in_schema) if tails else None
-        if tail and tail.nbytes and xxhash.xxh3_64_intdigest(chunk[-tail.nbytes :]) == tail.xxh3:
-            values[group, leaf] = tail.xxh3
+        last = tails[group].get(meta.row_group(group).column(leaf).path_in_schema) if tails else None
+        if last and last.nbytes and xxhash.xxh3_64_intdigest(chunk[-last.nbytes :]) == last.xxh3:
+            values[group, leaf] = last.xxh3
     added = {CHUNK_SUMS: sums} | ({VALUE_SUMS: values} if values.any() else {})
     # Arrow writes a footer only with a file: one without rows, which then takes over the row groups.
     empty, whole = io.BytesIO(), io.BytesIO()

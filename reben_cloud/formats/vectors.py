@@ -98,7 +98,8 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _dtype(kind: pa.DataType) -> np.dtype[Any]:
-    return np.dtype(kind.value_type.to_pandas_dtype())
+    dtype: np.dtype[Any] = np.dtype(kind.value_type.to_pandas_dtype())
+    return dtype
 
 
 def _leaf(field: pa.Field) -> str:

@@ -18,8 +18,10 @@ from reben_cloud.ranking.suspects import suspects
 from reben_cloud.root import layout
 from reben_cloud.root.grouped import GroupedTable
 from reben_cloud.root.layer_manifest import LayerManifest
+from reben_cloud.schema import TensorSpec
+from reben_cloud.serve.layers import embeddings_of
 from reben_cloud.store import open_store
-from tests.layers.data import embedding_of
+from tests.layers.data import EMBEDDING, embedding_of
 
 
 def vectors_column(values, dtype):
@@ -353,3 +355,60 @@ def test_every_byte_of_the_vectors_is_compared(ds, root, tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ChecksumError, match=r"column vector\.list\.element of row group 0"):
             rc.open(root, layers=[layer.url]).selection.nearest(ids[0])
+
+
+@pytest.fixture(scope="module")
+def array_layer(ds, covered, tmp_path_factory):
+    """The same embeddings of two of three patches as tensors, beside one that is no vector of floats."""
+    number = TensorSpec(name="number", shape=(1,), dtype="int16")
+    return rc.write_layer(
+        tmp_path_factory.mktemp("array") / "emb",
+        ds,
+        name="emb",
+        tensors=[EMBEDDING, number],
+        patches=[(i, {"vector": embedding_of(i), "number": np.ones(1, np.int16)}) for i in covered],
+    )
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_vectors_in_an_array_layer_are_compared_alike(root, array_layer, covered, metric):
+    selection = rc.open(root, layers=[array_layer.url]).selection
+
+    found = selection.nearest(covered[7], k=9, metric=metric)
+
+    ids, scores = expected([i for i in covered if i != covered[7]], embedding_of(covered[7]), metric, k=9)
+    assert (found.column, found.selection.patch_ids) == ("emb:vector", ids)
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
+    assert found.num_left_out == 60 - len(covered)
+    some = selection.dataset.search(ids=covered[30:4:-3], ids_order=True)
+    query = embedding_of(covered[0])
+    assert (
+        some.nearest(query, k=100).selection.patch_ids
+        == expected(covered[30:4:-3], query, "cosine", k=100)[0]
+    )
+
+
+def test_an_export_that_took_them_along_has_the_same_neighbours(root, array_layer, covered, tmp_path):
+    selection = rc.open(root, layers=[array_layer.url]).selection
+    selection.export_lmdb(tmp_path / "lmdb", modalities=["emb"])
+
+    found = rc.open(tmp_path / "lmdb").selection.nearest(covered[3], column="emb:vector", k=6)
+
+    same = selection.nearest(covered[3], k=6)
+    assert found.selection.patch_ids == same.selection.patch_ids
+    np.testing.assert_array_equal(found.scores, same.scores)
+    assert found.num_left_out == same.num_left_out
+
+
+def test_what_an_array_layer_lacks_is_named(root, ds, array_layer, covered):
+    dataset = rc.open(root, layers=[array_layer.url])
+    lacking = next(i for i in ds.selection.patch_ids if i not in covered)
+
+    with pytest.raises(NotFoundError, match=f"no emb:vector of {lacking}: name a patch that has one"):
+        dataset.selection.nearest(lacking)
+    with pytest.raises(ValueError, match="'emb:number'"):
+        dataset.selection.nearest(covered[0], column="emb:number")
+    with pytest.raises(ValueError, match="emb:vector has 24 numbers a patch"):
+        dataset.selection.suspects("emb:vector")
+    rows = [ds.selection.patch_ids.index(i) for i in (lacking, covered[0])]
+    assert [embeddings_of(dataset, row) for row in rows] == [[], ["emb:vector"]]
