@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reben_cloud.errors import ConflictError, StorageError
-from reben_cloud.formats import parquet
+from reben_cloud.formats import parquet, vectors
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
 from reben_cloud.root.digest import sealed
@@ -52,18 +52,19 @@ def write_groups(
         of_few: Columns that have few different values in a row group.
         statistics: Whether the smallest and largest value of each column of a row group are kept.
     """
+    tails = list[Mapping[str, vectors.Tail]]()
     with pq.ParquetWriter(
         path,
         schema,
-        compression="zstd",
         write_page_checksum=True,
         use_dictionary=list(of_few),
-        write_statistics=statistics,
+        **vectors.writer_options(schema, statistics=statistics),
     ) as writer:
         for table in groups:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
+            tails.append(vectors.tails_of(table))
     with path.open("r+b") as file:
-        parquet.add_chunk_sums(file)
+        parquet.add_chunk_sums(file, tails=tails)
         return Seal.of(file)
 
 

@@ -109,6 +109,13 @@ class GroupedTable(ABC):
         found = again(self.store, self.path, lambda: self._reader.read(groups, columns))
         return pa.concat_tables(found).select(list(columns))
 
+    def vectors_once(self, group: int, column: str) -> NDArray[Any] | None:
+        """The vectors of a row group as they stand in the file, (rows, size), or None where they have to be decoded.
+
+        None of them is null. What is read is not kept. May be called in any thread.
+        """
+        return again(self.store, self.path, lambda: self._reader.read_vectors(group, column))
+
     def parts(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Columns of rising rows, a row group at a time; what is read for that is not kept."""
         for mine in np.split(rows, np.searchsorted(rows, self.group_starts[1:-1])):

@@ -256,7 +256,8 @@ class Selection:
         Args:
             to: Id of a patch of the dataset, which need not be in the selection and is not among its own neighbours;
                 or a vector (d,), taken as float32.
-            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``; by default the only one.
+            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``, or tensor of d floats of an
+                array layer; by default the only one.
             k: How many, at least 1; where there are fewer, all.
             metric: ``cosine``, ``dot`` (the scalar product) or ``l2`` (Euclidean distance).
 
@@ -281,8 +282,9 @@ class Selection:
 
         Args:
             probabilities: The model's probability of every class of the schema, in its order: a column of a table
-                layer, such as ``"pred:probabilities"``, or an array of floats (len(self), num_classes). They must be
-                out of sample, as from cross-validation: a model repeats the mistakes that it was trained on.
+                layer, such as ``"pred:probabilities"``, a tensor of an array layer named like one, or an array of
+                floats (len(self), num_classes). They must be out of sample, as from cross-validation: a model repeats
+                the mistakes that it was trained on.
             by: ``label`` ranks each label of each patch, also those that are not given and might be missing;
                 ``patch`` ranks patches by the probability that any of their labels is wrong.
             limit: At most so many, at least 1; None: all.
