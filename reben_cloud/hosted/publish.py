@@ -146,7 +146,7 @@ def publish_references(
     written = [put(store, PATCHES, patches)]
     for path, data in catalog.root_documents(table, {}, written, schema=plan.schema).items():
         written.append(put(store, path, data))
-    data = Objects(written).encode()
+    data = Objects.of(written).encode()
     store.put(OBJECTS, data)
     manifest = commit(store, manifest_of(plan).referring_to(index.objects), patches, data)
     _forget(kept)
