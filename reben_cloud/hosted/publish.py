@@ -215,7 +215,7 @@ def index_hosted(
             lambda tell: pages.index(keep=keep, progress=tell), progress, total, "pages of the LMDB"
         )
         index = index_of(remote, table)
-    elif tars := list_tars(store):
+    elif tars := list_tars(store, progress):
         if not metadata_paths:
             raise SourceError(
                 f"{store.url}: tars carry no metadata of their patches; name the official files (--metadata)"
