@@ -215,14 +215,16 @@ MANIFEST = Manifest.of(
     [("train", 0, 4), ("train", 1, 2), ("train", 2, 0), ("train", -1, 0), ("train", 0, -1), ("other", 0, 0)],
 )
 def test_a_place_outside_of_the_shards_is_refused(group, shard, row):
-    good = {"groups": np.array(["train", "test", "train"]), "shards": np.array([1, 0, 0])}
+    good = {"names": ["train", "test"], "codes": np.array([0, 1, 0]), "shards": np.array([1, 0, 0])}
     check_places(MANIFEST, **good, rows=np.array([1, 0, 3]), name="t")
-    check_places(MANIFEST, groups=np.array([]), shards=np.array([]), rows=np.array([]), name="t")
+    none = np.array([], np.int64)
+    check_places(MANIFEST, names=[], codes=none, shards=none, rows=none, name="t")
 
     with pytest.raises(ChecksumError, match=f"t: names row {row} of shard {shard} of group '{group}'"):
         check_places(
             MANIFEST,
-            groups=np.array(["test", group]),
+            names=["test", group],
+            codes=np.array([0, 1]),
             shards=np.array([0, shard]),
             rows=np.array([0, row]),
             name="t",

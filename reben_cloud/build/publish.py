@@ -80,7 +80,7 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Manifest:
     groups = group_sizes(plan.placement)
     for path, data in catalog.root_documents(table, groups, written, schema=plan.schema).items():
         written.append(put(plan.store, path, data))
-    objects = Objects(written).encode()
+    objects = Objects.of(written).encode()
     written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
     _check_presence(plan.store, written)
@@ -125,7 +125,7 @@ def publish_metadata(metadata: pa.Table, schema: Schema, store: Store, *, given:
     )
     for path, data in catalog.root_documents(table, {}, written, schema=schema).items():
         written.append(put(store, path, data))
-    objects = Objects(written).encode()
+    objects = Objects.of(written).encode()
     store.put(OBJECTS, objects)
     return commit(store, manifest, patches, objects)
 

@@ -68,7 +68,7 @@ def look_at_layer(layer: Layer, root: Dataset | None, *, quick: bool, deep: bool
     problems = _check_document(layer)
     seals = {layout.ROWS: said.rows_parquet} | ({layout.INDEX: s} if (s := said.index_parquet) else {})
     sizes = {path: seal.nbytes for path, seal in seals.items()}
-    objects = Objects([])
+    objects = Objects()
     unlisted = [layout.LAYER_MANIFEST]
     if said.kind == "array":
         objects, faults = listed_objects(layer.store, said.objects_sha256)

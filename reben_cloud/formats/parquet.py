@@ -322,8 +322,15 @@ class ChunkReader:
             found.setdefault(group.column(number).path_in_schema.split(".")[0], []).append(number)
         return found
 
-    def read(self, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Table]:
+    def read(
+        self, groups: Sequence[int], columns: Sequence[str], *, as_codes: Sequence[str] = ()
+    ) -> list[pa.Table]:
         """Columns of some row groups, a table each, in order.
+
+        Args:
+            groups: Numbers of the row groups.
+            columns: Names of the columns.
+            as_codes: Those of them, of strings or lists of strings, whose strings are to come as dictionaries.
 
         Raises:
             ChecksumError: If the bytes are not those that were written.
@@ -333,11 +340,22 @@ class ChunkReader:
             leaves = sorted(leaf for name in columns for leaf in self._leaves[name])
             buffer = self._fetch(groups, leaves)
         with _translated(self._name):
+            row_group = self.metadata.row_group(0) if self.metadata.num_row_groups else None
             # Checksums of pages say nothing where those of whole chunks were compared already.
             file = pq.ParquetFile(
-                pa.BufferReader(buffer), metadata=self.metadata, page_checksum_verification=self._sums is None
+                pa.BufferReader(buffer),
+                metadata=self.metadata,
+                page_checksum_verification=self._sums is None,
+                read_dictionary=[
+                    row_group.column(leaf).path_in_schema
+                    for name in as_codes
+                    if row_group is not None
+                    for leaf in self._leaves[name]
+                ],
             )
-            return [file.read_row_group(group, columns=list(columns)) for group in groups]
+            # Without Arrow's threads, which take more time to share a row group of this size than they save: all
+            # 549,488 patches cost 0.1 s of processor time for what a loader reads, with them 0.25 s on two cores.
+            return [file.read_row_group(g, columns=list(columns), use_threads=False) for g in groups]
 
     def read_vectors(self, group: int, column: str) -> NDArray[Any] | None:
         """The vectors of a row group as they stand in the file, (rows, size), read-only.

@@ -146,7 +146,7 @@ def publish_references(
     written = [put(store, PATCHES, patches)]
     for path, data in catalog.root_documents(table, {}, written, schema=plan.schema).items():
         written.append(put(store, path, data))
-    data = Objects(written).encode()
+    data = Objects.of(written).encode()
     store.put(OBJECTS, data)
     manifest = commit(store, manifest_of(plan).referring_to(index.objects), patches, data)
     _forget(kept)
@@ -215,7 +215,7 @@ def index_hosted(
             lambda tell: pages.index(keep=keep, progress=tell), progress, total, "pages of the LMDB"
         )
         index = index_of(remote, table)
-    elif tars := list_tars(store):
+    elif tars := list_tars(store, progress):
         if not metadata_paths:
             raise SourceError(
                 f"{store.url}: tars carry no metadata of their patches; name the official files (--metadata)"

@@ -377,7 +377,7 @@ class _Work:
         document = self._collection(said(objects_sha256="0" * 64), table.schema, written)
         self.store.put(layout.LAYER_COLLECTION, document)
         written.append(WrittenObject.of(layout.LAYER_COLLECTION, document))
-        objects = Objects(written).encode()
+        objects = Objects.of(written).encode()
         self.store.put(layout.OBJECTS, objects)
         sizes_written = {one.path: one.nbytes for one in written}
         return publish.commit(

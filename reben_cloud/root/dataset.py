@@ -14,6 +14,7 @@ import numpy as np
 
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.bigearthnet.inputs import BandStatistics
+from reben_cloud.bigearthnet.reben import whole
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.exported import ExportManifest
@@ -293,8 +294,18 @@ class Dataset:
                 f"  made from    {self.manifest.created_from}",
                 f"  fingerprint  {self.manifest.fingerprint}",
                 *(f"  layer        {text}" for text in self._layer_lines()),
+                *self._lacking(),
             ]
         )
+
+    def _lacking(self) -> Iterator[str]:
+        """A line for a root of a known dataset whose maps lie elsewhere, as those of hosted LMDBs do."""
+        may = self.modalities and not isinstance(self.manifest, ExportManifest)
+        if may and self.schema.map_array is None and whole(self.schema).map_array is not None:
+            yield (
+                "  lacks        maps: `reben-cloud layer maps Reference_Maps.tar.zst "
+                f"{self.url} LAYER` adds them as a layer"
+            )
 
     def _layer_lines(self) -> Iterator[str]:
         """A line for each layer that is in an export, and for each that stands beside it."""

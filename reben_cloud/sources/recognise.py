@@ -96,6 +96,29 @@ def open_source(
     return found, _read_metadata(store, metadata_paths)
 
 
+def open_modality(
+    source: str | os.PathLike[str], modality: str, *, storage_options: Mapping[str, Any] | None = None
+) -> AnySource:
+    """What holds one modality of the official data at a path or URL; no metadata are looked for.
+
+    Args:
+        source: A folder or prefix with the official archive, the archive, the official folder of GeoTIFFs, or an LMDB.
+        modality: Its name.
+        storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
+
+    Raises:
+        SourceError: If it is not there.
+    """
+    store = open_store(os.fspath(source), storage_options)
+    folder = store.local_path()
+    found = _find_remote(store, (modality,)) if folder is None else _find_local(folder, (modality,))
+    if found is None:
+        from reben_cloud.sources.archives import ARCHIVES
+
+        raise SourceError(f"{store.url}: no {ARCHIVES[modality]} there; unpacked folders must lie on a disk")
+    return found
+
+
 def default_scratch(source: AnySource) -> Path | None:
     """A scratch folder for a source that cannot do without one, None for the others."""
     return Path(tempfile.gettempdir()) / "reben-cloud" if isinstance(source, StreamedSource) else None

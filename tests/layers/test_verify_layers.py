@@ -109,7 +109,7 @@ def resealed(folder, **changes):
         WrittenObject.of(p.relative_to(folder).as_posix(), p.read_bytes(), is_shard=p.suffix == ".tar")
         for p in sorted(paths)
     ]
-    objects = Objects(written).encode()
+    objects = Objects.of(written).encode()
     (folder / "objects.parquet").write_bytes(objects)
     document |= {"objects_sha256": hashlib.sha256(objects).hexdigest(), **changes}
     (folder / "layer.json").write_bytes(LayerManifest(document).to_bytes())
