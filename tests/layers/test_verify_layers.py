@@ -160,7 +160,7 @@ def test_a_lacking_patch_that_has_something_is_found(copied, elevation, covered,
         ({"coverage": 41}, "coverage is 41, and 40 by the tables"),
         ({"groups": {"train": 60}}, "groups is {'train': 60}"),
         ({"shard_samples": 15}, "does not have one patch for each row of"),
-        ({"num_patches": 61}, "num_patches is 61, and 60"),
+        ({"num_patches": 61, "num_rows": 61}, "has 60 rows and layer.json says 61"),
         ({"statistics": {}}, "statistics is []"),
         (
             {"statistics": {"dem": {"mean": 1, "std": 2, "min": 3, "max": 4, "count": 5}}},
