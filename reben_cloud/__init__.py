@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from reben_cloud.root.layers import Layer
     from reben_cloud.root.query import Query
     from reben_cloud.root.selection import Selection
+    from reben_cloud.training.predict import predict
 
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = [
     "grid",
     "open",
     "open_layer",
+    "predict",
     "write_layer",
     "write_table",
 ]
@@ -60,6 +62,7 @@ _HOMES = {
     "Selection": "reben_cloud.root.selection",
     "open": "reben_cloud.opening",
     "open_layer": "reben_cloud.opening",
+    "predict": "reben_cloud.training.predict",
     "write_layer": "reben_cloud.layers",
     "write_table": "reben_cloud.layers",
 }

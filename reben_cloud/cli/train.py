@@ -13,16 +13,29 @@ from reben_cloud.cli.options import (
     EndpointOption,
     JsonOption,
     LayerOption,
+    RootArgument,
     RootOption,
+    WorkerIndexOption,
+    WorkersTotalOption,
     name_or_path,
+    new_root,
     open_root,
     path,
     search_options,
     select,
+    storage_options,
 )
-from reben_cloud.cli.output import show_json
-from reben_cloud.cli.progress import is_first_rank, steps
+from reben_cloud.cli.output import show, show_json
+from reben_cloud.cli.progress import bar_of_first_rank, is_first_rank, steps
 from reben_cloud.root.query import Query
+
+BandsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Order of the model's bands: a set's name or names with commas; by default what the model tells.",
+        show_default=False,
+    ),
+]
 
 
 def train(
@@ -86,6 +99,72 @@ def evaluate(
     found = measure(checkpoint, selection, report=report, precision=precision, batch_size=batch_size)
     if is_first_rank():
         _show_metrics(found.metrics, as_json, f"{checkpoint} on {len(selection):,} patches")
+
+
+@search_options
+def predict(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a model, or owner/name on the hub.", show_default=False, parser=name_or_path
+        ),
+    ],
+    root: RootArgument,
+    dest: Annotated[
+        str,
+        typer.Argument(
+            help="Path or URL of the layer to write, or of a .parquet file.",
+            show_default=False,
+            parser=new_root,
+        ),
+    ],
+    query: Query,
+    what: Annotated[
+        Literal["probabilities", "labels", "mask", "embedding"], typer.Option(help="What to keep.")
+    ] = "probabilities",
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the layer; pred, mask or emb by default.", show_default=False),
+    ] = None,
+    bands: BandsOption = None,
+    geotiff: Annotated[
+        Path | None,
+        typer.Option(help="Folder for masks as GeoTIFFs too.", show_default=False, parser=path),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Patches a step of each process.")] = 256,
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
+    layer: LayerOption = None,
+    cache_dir: CacheDirOption = None,
+    worker_index: WorkerIndexOption = None,
+    workers_total: WorkersTotalOption = 1,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a model says of all that a search finds as a layer, or go on where that was interrupted."""
+    if geotiff is not None and what != "mask":
+        raise typer.BadParameter(f"--geotiff is for --what mask; {what} are no images")
+    if worker_index is not None and not 0 <= worker_index < workers_total:
+        raise typer.BadParameter(f"--worker-index counts from 0 to {workers_total - 1} (--workers-total)")
+    selection = select(root, query, endpoint_url, layer)
+    from reben_cloud.training.predict import predict as run  # takes seconds; a typo above is told at once
+
+    found = run(
+        model,
+        selection,
+        dest,
+        what=what,
+        name=name,
+        bands=bands,
+        batch_size=batch_size,
+        precision=precision,
+        share=(0, 1) if worker_index is None else (worker_index, workers_total),
+        storage_options=storage_options(endpoint_url),
+        geotiffs=geotiff,
+        progress=bar_of_first_rank,
+        cache_dir=cache_dir,
+    )
+    if is_first_rank():
+        show(found, as_json)
 
 
 def _show_metrics(metrics: Mapping[str, Any], as_json: bool, title: str) -> None:
