@@ -302,6 +302,18 @@ def test_lightning_predicts_every_patch(synthetic):
         assert found[patch_id] == pytest.approx(float(ds.open_patch(patch_id)["s2_10m"].mean()), rel=1e-5)
 
 
+def test_the_input_of_many_patches_is_made_in_inference_mode_too(synthetic):
+    """Parts of a large batch are put together by other threads, which know nothing of the mode."""
+    (batch,) = StreamLoader(rc.open(synthetic).search(), modalities=("s2", "s1"), batch_size=40)
+    many = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
+
+    with torch.inference_mode():
+        found = ModelInput(BANDS)(many)
+
+    assert torch.equal(found[:40], found[40:])
+    assert torch.equal(found, ModelInput(BANDS)(many))
+
+
 @pytest.mark.slow
 def test_the_command_predicts(root, classifier, tmp_path):
     command = [sys.executable, "-m", "reben_cloud.cli", "predict", classifier, root, tmp_path / "layer"]

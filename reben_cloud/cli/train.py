@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,17 +89,76 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Patches a step, over all processes.")] = 256,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
+    bands: BandsOption = None,
+    draws: Annotated[
+        int, typer.Option(min=0, help="Draws of squares for confidence intervals; 0 for none.")
+    ] = 1000,
+    at_half: Annotated[
+        bool, typer.Option("--at-half", help="Decide at 0.5, whatever thresholds the model has.")
+    ] = False,
+    choose_thresholds: Annotated[
+        Literal["class", "global"] | None,
+        typer.Option(
+            help="Choose thresholds on what is found (validation by default) and keep them in the model's folder.",
+            show_default=False,
+        ),
+    ] = None,
     layer: LayerOption = None,
+    cache_dir: CacheDirOption = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model on what a search finds (the whole root by default), each patch once."""
+    """Measure a model on what a search finds (of the test split by default), each patch once."""
+    query, said = _with_split(query, "validation" if choose_thresholds else "test")
     selection = select(root, query, endpoint_url, layer)
-    from reben_cloud.training.measure import measure  # takes seconds; a typo above is told at once
+    if said and is_first_rank():
+        typer.echo(said.format(count=f"{len(selection):,}"), err=True)
+    from reben_cloud.training import measure  # takes seconds; a typo above is told at once
 
-    found = measure(checkpoint, selection, report=report, precision=precision, batch_size=batch_size)
+    if choose_thresholds:
+        chosen = measure.choose_thresholds(
+            checkpoint, selection, per=choose_thresholds, precision=precision, batch_size=batch_size,
+            cache_dir=cache_dir,
+        )  # fmt: skip
+        if is_first_rank():
+            names = selection.dataset.schema.classes.names
+            _show_thresholds(dict(zip(names, chosen, strict=True)), as_json, checkpoint)
+        return
+    found = measure.measure(
+        checkpoint, selection, report=report, precision=precision, batch_size=batch_size, draws=draws,
+        bands=bands, at_half=at_half, cache_dir=cache_dir,
+    )  # fmt: skip
     if is_first_rank():
         _show_metrics(found.metrics, as_json, f"{checkpoint} on {len(selection):,} patches")
+
+
+def _with_split(query: Query, default: str) -> tuple[Query, str]:
+    """The query with a split, and what to say of it where none was given; ``any`` takes all."""
+    if query.split == "any":
+        return replace(query, split=None), ""
+    if query.split is not None:
+        return query, ""
+    meaning = (
+        "whose patches have chosen neither weights nor epoch, if the model was trained by a recipe of ours"
+        if default == "test"
+        else "so keep the test split for measuring"
+    )
+    with_all = (
+        "" if query.recommended else ", those with snow, cloud or shadow too (--recommended leaves them out)"
+    )
+    return replace(query, split=default), (
+        f"no --split: these are the {{count}} patches of the {default} split{with_all}, {meaning}; "
+        "--split any takes all splits"
+    )
+
+
+def _show_thresholds(thresholds: Mapping[str, float], as_json: bool, checkpoint: str) -> None:
+    if as_json:
+        show_json(thresholds)
+        return
+    typer.echo(f"thresholds kept in {checkpoint}; evaluate and predict decide at them:")
+    for name, value in thresholds.items():
+        typer.echo(f"  {value:.3f}  {name}")
 
 
 @search_options
@@ -174,12 +234,23 @@ def _show_metrics(metrics: Mapping[str, Any], as_json: bool, title: str) -> None
         return
     classes = f", {metrics['num_classes']} of {len(metrics['per_class'])} classes occur"
     typer.echo(title + classes)
-    for mean in ("macro", "micro"):
+    intervals = metrics.get("intervals", {})
+    for mean in ("macro", "micro", "samples"):
+        ends = intervals.get(mean, {})
         values = "  ".join(
-            f"{name} {value:.4f}" for name, value in metrics.get(mean, {}).items() if value is not None
+            f"{name} {value:.4f}" + (" [{:.4f}, {:.4f}]".format(*ends[name]) if name in ends else "")
+            for name, value in metrics.get(mean, {}).items()
+            if value is not None
         )
         if values:
             typer.echo(f"  {mean}  {values}")
+    if intervals:
+        typer.echo(
+            f"  in brackets: {intervals['level']:.0%} of {intervals['num_draws']:,} draws of the "
+            f"{intervals['num_squares']} squares that the patches are in"
+        )
+    if set(metrics.get("thresholds", ())) - {0.5}:
+        typer.echo("  decided at the model's own thresholds (--at-half for 0.5)")
     for what, number in metrics.get("left_out", {}).items():
         if number:
             typer.echo(f"  left out: {number:,} {what}")

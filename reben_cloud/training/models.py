@@ -26,7 +26,13 @@ from reben_cloud.errors import ChecksumError, NotFoundError, RebenError, missing
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import replacing, write_whole
 from reben_cloud.schema import Classes
-from reben_cloud.training.checksums import SUMS, check_files, read_json, vouch_for
+from reben_cloud.training.checksums import (
+    SUMS,
+    check_files,
+    read_json,
+    vouch_for,
+    vouch_for_another,
+)
 
 try:
     from reben_cloud.training.torchvision_ops import load_torchvision
@@ -168,10 +174,35 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec
     }
     with replacing(folder / WEIGHTS) as new:
         save_file(weights, new)
-    write_json(folder / FACTS, {**dataclasses.asdict(spec), "version": FACTS_VERSION})
+    _write_facts(folder, spec)
     if spec.task == "labels":
         write_json(folder / CONFIG, ilm_configuration(spec))
     vouch_for(folder, [WEIGHTS, FACTS, *([CONFIG] if spec.task == "labels" else [])])
+
+
+def _write_facts(folder: Path, spec: ModelSpec) -> None:
+    write_json(folder / FACTS, {**dataclasses.asdict(spec), "version": FACTS_VERSION})
+
+
+def check_owned(folder: Path) -> None:
+    """Refuse a model whose facts are not ours to write.
+
+    Raises:
+        NotFoundError: If there is no such folder.
+        ValueError: If it was not written by `save_model`.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder}: no such folder of a model")
+    if not (folder / FACTS).is_file():
+        raise ValueError(
+            f"{folder} has no {FACTS}, so nothing can be kept in it: load it and write it with save_model first"
+        )
+
+
+def save_facts(folder: Path, spec: ModelSpec) -> None:
+    """Write a model's facts again, such as thresholds that were chosen since; its weights stay as they are."""
+    _write_facts(folder, spec)
+    vouch_for_another(folder, FACTS)
 
 
 def weights_digest(model: nn.Module) -> str:
