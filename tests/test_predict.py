@@ -1,27 +1,31 @@
 """What a model says of a selection, written beside the root: equal to a plain loop, once each, whatever happens."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
 import torch
+from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
+from reben_cloud.cli import app
 from reben_cloud.errors import ConflictError, NotFiniteError
 from reben_cloud.root.selection import Selection
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.torch import ModelInput, StreamLoader
 from reben_cloud.training import parts
-from reben_cloud.training.models import ModelSpec, create_model, save_model
+from reben_cloud.training.models import ModelSpec, create_model, load_pretrained, save_model
 from reben_cloud.training.outputs import embed
 from tests.conftest import free_port
 
@@ -67,8 +71,6 @@ def segmenter(tmp_path_factory):
 
 def by_loop(folder, selection, ask):
     """Patch id -> what a model says, by a plain loop over single patches."""
-    from reben_cloud.training.models import load_pretrained
-
     model, spec = load_pretrained(folder)
     inputs = ModelInput(spec.bands)
     found = {}
@@ -312,6 +314,35 @@ def test_the_input_of_many_patches_is_made_in_inference_mode_too(synthetic):
 
     assert torch.equal(found[:40], found[40:])
     assert torch.equal(found, ModelInput(BANDS)(many))
+
+
+def test_evaluate_says_what_it_measures_and_keeps_thresholds(synthetic, tmp_path):
+    folder = str(saved(tmp_path / "model"))
+    ask = partial(CliRunner().invoke, app)
+    splits = {name: len(rc.open(synthetic).search(split=name)) for name in ("validation", "test")}
+
+    first = ask(["evaluate", folder, "--root", synthetic, "--draws", "20"])
+    every = ask(["evaluate", folder, "--root", synthetic, "--split", "any", "--json", "--draws", "20"])
+    chosen = ask(["evaluate", folder, "--root", synthetic, "--choose-thresholds", "class"])
+    after = ask(["evaluate", folder, "--root", synthetic, "--split", "validation", "--json", "--draws", "0"])
+    half = ask(["evaluate", folder, "--root", synthetic, "--split", "validation", "--json", "--at-half"])
+
+    assert [one.exit_code for one in (first, every, chosen, after, half)] == [0] * 5, first.output
+    assert f"no --split: these are the {splits['test']} patches of the test split" in first.stderr
+    assert "with snow, cloud or shadow too" in first.stderr
+    found = json.loads(every.stdout)
+    assert found["num_patches"] == 40
+    low, high = found["intervals"]["micro"]["ap"]
+    assert 0 <= low <= high <= 1
+    assert f"these are the {splits['validation']} patches of the validation split" in chosen.stderr
+    _, spec = load_pretrained(folder)
+    assert len(set(spec.thresholds)) > 2
+    mine, other = json.loads(after.stdout), json.loads(half.stdout)
+    assert mine["thresholds"] == list(spec.thresholds)
+    assert "intervals" not in mine
+    assert other["thresholds"] == [0.5] * 19
+    assert mine["macro"]["ap"] == other["macro"]["ap"]
+    assert mine["macro"]["f1"] > other["macro"]["f1"]
 
 
 @pytest.mark.slow

@@ -30,6 +30,9 @@ from reben_cloud.cli.output import show, show_json
 from reben_cloud.cli.progress import bar_of_first_rank, is_first_rank, steps
 from reben_cloud.root.query import Query
 
+ANY = "any"
+"""Value of ``--split`` that takes all splits."""
+
 BandsOption = Annotated[
     str | None,
     typer.Option(
@@ -134,10 +137,9 @@ def evaluate(
 
 def _with_split(query: Query, default: str) -> tuple[Query, str]:
     """The query with a split, and what to say of it where none was given; ``any`` takes all."""
-    if query.split == "any":
-        return replace(query, split=None), ""
-    if query.split is not None:
-        return query, ""
+    given = [query.split] if isinstance(query.split, str) else list(query.split or ())
+    if given:
+        return (replace(query, split=None) if ANY in given else query), ""
     meaning = (
         "whose patches have chosen neither weights nor epoch, if the model was trained by a recipe of ours"
         if default == "test"
