@@ -99,7 +99,10 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
                 "SHA256SUMS",
             )
         ),
-        *(f"report/{name}" for name in ("metrics.json", "per_class.png", "curves.png", "examples.png")),
+        *(
+            f"report/{name}"
+            for name in ("metrics.json", "per_class.png", "curves.png", "calibration.png", "examples.png")
+        ),
     }
     assert json.loads((folder / "report" / "metrics.json").read_text()) == result
     assert result["subset"] == "test"

@@ -40,6 +40,7 @@ for command in (
     prepare.prepare,
     train.train,
     train.evaluate,
+    train.predict,
     export.export,
     build.catalog,
     build.index,
