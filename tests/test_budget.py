@@ -16,16 +16,14 @@ import numpy as np
 import pytest
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import StorageError, UnreachableError
 from reben_cloud.export import export_lmdb
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Budget, Store, mask, open_store, public_url
 from reben_cloud.store import objects as store_module
 from reben_cloud.stream import RawLoader
+from tests.roots import synthetic_root
 from tests.webserver import _Ranged
 
 SHORT = Budget(attempts=3, seconds=1.5, silence_s=0.8, request_s=1.2)
@@ -142,8 +140,7 @@ class Stalling(_Ranged):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("budget") / "root"
-    source, official = open_source("synthetic:24")
-    build(make_plan(source, official, open_store(folder), options=PlacementOptions(shard_samples=8)))
+    synthetic_root(folder, 24, shard_samples=8)
     return folder
 
 
@@ -438,9 +435,8 @@ def test_verify_and_build_of_a_store_that_stalls_on_the_way_end_in_time(short, r
 
     fault_proxy.rules.clear()
     fault_proxy.add("PUT", "delay", times=10**6, seconds=1000)
-    source, official = open_source("synthetic:4")
-    plan = make_plan(source, official, open_store(f"{s3_bucket.url}/other", behind.storage_options))
-    failure_of(lambda: build(plan), within_s=3 * MOST_S)
+    options = {"storage_options": behind.storage_options}
+    failure_of(lambda: synthetic_root(f"{s3_bucket.url}/other", 4, **options), within_s=3 * MOST_S)
 
 
 @pytest.mark.parametrize("mode", ["accept", "body", "trickle"])

@@ -49,6 +49,7 @@ from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from tests.conftest import missing
 from tests.faultproxy import Rule
+from tests.roots import synthetic_root
 
 SUPPORT = Path(__file__).parent / "support"
 """What lets torchvision be imported beside a CPU-only torch."""
@@ -86,8 +87,7 @@ def synthetic(info):
 def built(tmp_path_factory):
     """A root of synthetic patches."""
     folder = tmp_path_factory.mktemp("export") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, NUM_PATCHES)
     return folder
 
 

@@ -40,6 +40,7 @@ from reben_cloud.store import open_store
 from reben_cloud.views.recipes import MapColors, choose_recipes
 from reben_cloud.views.resize import resize
 from tests.official import table_of
+from tests.roots import synthetic_root
 from tests.test_other_schema import DEPTH, GROUND, NAMES, OPTICS, REEFS
 
 NUM_PATCHES = 120
@@ -53,8 +54,7 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, NUM_PATCHES)
     return folder
 
 

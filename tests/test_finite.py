@@ -11,10 +11,7 @@ pytest.importorskip("timm")
 
 import reben_cloud as rc  # noqa: E402
 from reben_cloud.bigearthnet.reben import REBEN  # noqa: E402
-from reben_cloud.build import build, make_plan  # noqa: E402
 from reben_cloud.errors import NotFiniteError  # noqa: E402
-from reben_cloud.sources.recognise import open_source  # noqa: E402
-from reben_cloud.store import open_store  # noqa: E402
 from reben_cloud.torch import StreamLoader  # noqa: E402
 from reben_cloud.training.compute import compute_context  # noqa: E402
 from reben_cloud.training.config import load_recipe  # noqa: E402
@@ -24,12 +21,13 @@ from reben_cloud.training.finite import FiniteCheck  # noqa: E402
 from reben_cloud.training.models import ModelSpec  # noqa: E402
 from reben_cloud.training.train import train  # noqa: E402
 from tests.conftest import free_port  # noqa: E402
+from tests.roots import synthetic_root  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finite") / "root"
-    build(make_plan(*open_source("synthetic:48"), open_store(folder)))
+    synthetic_root(folder, 48)
     return rc.open(folder)
 
 

@@ -16,17 +16,15 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.reben import MAP, REBEN, S2
-from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
 from reben_cloud.formats import tar
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sampling import EpochOrder
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import BUDGET, open_store
+from reben_cloud.store import BUDGET
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.readers.shards import plan_ranges
+from tests.roots import synthetic_root
 
 NUM_PATCHES = 150
 SHARD_SAMPLES = 16
@@ -36,9 +34,7 @@ SHARD_SAMPLES = 16
 def root(tmp_path_factory):
     """A root of 150 synthetic patches in shards of 16."""
     folder = tmp_path_factory.mktemp("stream") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    options = PlacementOptions(shard_samples=SHARD_SAMPLES)
-    build(make_plan(source, official, open_store(folder), options=options))
+    synthetic_root(folder, NUM_PATCHES, num_products=5, shard_samples=SHARD_SAMPLES)
     return folder
 
 

@@ -31,13 +31,11 @@ from reben_cloud.bigearthnet.texts import (
     parse_reference,
     replace_point,
 )
-from reben_cloud.build import build, make_plan
 from reben_cloud.checks.files import verify_files
 from reben_cloud.cli import app
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
 from reben_cloud.export.opened import find_exported_files
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
+from tests.roots import synthetic_root
 from tests.test_export_files import contents
 
 HUNDREDTHS = st.integers(0, 100).map(lambda n: n / 100)
@@ -218,8 +216,7 @@ def test_fall_is_autumn_too():
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts") / "root"
-    source, official = open_source("synthetic:60")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, 60)
     return folder
 
 

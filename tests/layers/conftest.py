@@ -5,19 +5,15 @@ from __future__ import annotations
 import pytest
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
 from tests.layers.data import ELEVATION, NUM_PATCHES, elevations
+from tests.roots import synthetic_root
 
 
 @pytest.fixture(scope="package")
 def root(tmp_path_factory):
     """A root of 60 synthetic patches in shards of 16."""
     folder = tmp_path_factory.mktemp("layers") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder), options=PlacementOptions(shard_samples=16)))
+    synthetic_root(folder, NUM_PATCHES, shard_samples=16)
     return folder
 
 

@@ -10,10 +10,7 @@ import sys
 import pytest
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
+from tests.roots import synthetic_root
 
 MAKE = """
 import os, signal, sys
@@ -52,8 +49,7 @@ def tree(folder):
 
 @pytest.mark.slow
 def test_ten_kills_leave_no_trace(tmp_path):
-    options = PlacementOptions(shard_samples=4)
-    build(make_plan(*open_source("synthetic:44"), open_store(tmp_path / "root"), options=options))
+    synthetic_root(tmp_path / "root", 44, shard_samples=4)
     assert make(tmp_path / "root", tmp_path / "whole", tmp_path / "scratch", 0).returncode == 0
     draw = random.Random(5)
 
