@@ -30,6 +30,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from tests.roots import synthetic_root
 
 NUM_PATCHES = 40
 PACKAGE = Path(__file__).parent.parent / "reben_cloud"
@@ -38,8 +39,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, NUM_PATCHES)
     return folder
 
 
@@ -103,6 +103,7 @@ def positions_everywhere(data):
 # -- patches.parquet ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", ["sealed", "older"])
 def test_no_flipped_bit_of_the_table_gets_through(catalog, age):
     data = bytes(catalog.get("patches.parquet"))

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,8 @@ from reben_cloud.layers.folder import open_folder
 from reben_cloud.layers.inputs import InputFiles
 from reben_cloud.layers.raster import RasterSource, Sampled, open_raster
 from reben_cloud.layers.squares import Squares
-from reben_cloud.layers.write import Values, write_layer
+from reben_cloud.layers.work import Values
+from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layers import Layer
@@ -46,7 +46,7 @@ def write_raster_layer(
     is_map: bool = False,
     title: str = "",
     units: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     workers: int = 1,
     progress: Progress = silent,
@@ -149,7 +149,7 @@ def write_folder_layer(
     title: str = "",
     units: str | None = None,
     allow_missing: int = 0,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     threads: int = 2,
     progress: Progress = silent,

@@ -50,7 +50,7 @@ def check_process(url: str) -> None:
 
 
 def connect_obstore(
-    url: str, storage_options: Mapping[str, Any], budget: Budget, *, attempts: int = 1
+    url: str, storage_options: Mapping[str, object], budget: Budget, *, attempts: int = 1
 ) -> Any:
     """An obstore client.
 
@@ -97,7 +97,12 @@ def connect_obstore(
 
 
 def _connect_cloud(
-    scheme: str, bucket: str, prefix: str, storage_options: Mapping[str, Any], budget: Budget, attempts: int
+    scheme: str,
+    bucket: str,
+    prefix: str,
+    storage_options: Mapping[str, object],
+    budget: Budget,
+    attempts: int,
 ) -> Any:
     """A client of Google Cloud Storage or Azure Blob Storage; what is not given comes from their own variables.
 
@@ -116,7 +121,7 @@ def _connect_cloud(
         raise ValueError(f"a storage option of {scheme}:// is not understood: {scrub(error)}") from error
 
 
-def _cloud_config(scheme: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
+def _cloud_config(scheme: str, storage_options: Mapping[str, object]) -> dict[str, Any]:
     """Options in obstore's words; of fsspec's, those that obstore calls otherwise are translated.
 
     Raises:
@@ -134,7 +139,9 @@ def _cloud_config(scheme: str, storage_options: Mapping[str, Any]) -> dict[str, 
     return config
 
 
-def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) -> tuple[WebClient, Hub | None]:
+def connect_web(
+    url: str, storage_options: Mapping[str, object], budget: Budget
+) -> tuple[WebClient, Hub | None]:
     """What answers for the objects below an http(s) or hf URL, and the hub behind it if there is one.
 
     Args:
@@ -159,7 +166,7 @@ def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) ->
     return WebClient(Connections(limit, budget), locations_below(url)), None
 
 
-def max_connections(storage_options: Mapping[str, Any]) -> int:
+def max_connections(storage_options: Mapping[str, object]) -> int:
     """Most requests that a store on the web has on their way.
 
     Raises:
