@@ -85,6 +85,7 @@ class RawPatches:
             raise ValueError(f"fetch_threads must be at least 1, got {fetch_threads}")
         shown = shown_of(selection, modalities, bands, layout)
         stored = StoredSelection.of(selection, modalities if shown is None else shown.modality_names, columns)
+        selection.refuse_repeats("a map-style dataset")
         selection.require_patches("nothing to read")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the samples hold."""
@@ -104,7 +105,7 @@ class RawPatches:
             "index": SampleArray((), np.dtype(np.int64)),
             **{n: SampleArray(a.shape[1:], a.dtype) for n, a in stored.columns.arrays.items()},
         }
-        every = np.arange(stored.num_samples)
+        every = np.arange(stored.num_entries)
         # The samples in the order of the selection, as numbers in stored order.
         self._order = np.argsort(stored.index[stored.patches(every)], kind="stable")
         self._pid: int | None = os.getpid()

@@ -11,6 +11,7 @@ import rasterio
 import rasterio.shutil
 import rioxarray
 from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
