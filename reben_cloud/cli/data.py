@@ -112,6 +112,8 @@ def search(
         found, scores = alike.selection, alike.scores
     for piece in render(found, "json" if as_json else form, scores=scores):
         sys.stdout.buffer.write(piece)
+    if not len(found):
+        typer.echo(found.why_empty(), err=True)
 
 
 @search_options
@@ -161,6 +163,9 @@ def stream(
     balanced_power: BalancedPowerOption = None,
     threads: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
     form: Annotated[str, typer.Option(help="shards or zarr.")] = "shards",
+    layout: Annotated[
+        str, typer.Option(help="arrays, or records: payloads as they are stored, in less time.")
+    ] = "arrays",
     cache_dir: CacheDirOption = None,
     cache_bytes: Annotated[
         int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
@@ -183,6 +188,7 @@ def stream(
         seed=seed,
         fetch_threads=threads,
         form=form,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
         cache_dir=cache_dir,
         cache_bytes=cache_bytes,
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import html
 import os
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.drawn import DrawnRows, Rule
 from reben_cloud.root.metadata import given_columns, given_metadata
+from reben_cloud.root.positions import Several, position_of, positions_of
 from reben_cloud.root.query import Query
 from reben_cloud.root.repeats import Repeats, balance, weigh
 from reben_cloud.root.table import PatchTable
@@ -40,12 +40,6 @@ if TYPE_CHECKING:
     from reben_cloud.search.contradicted import SuspectLabels
     from reben_cloud.search.similar import Neighbours
     from reben_cloud.views.resize import Resampling
-
-
-_NO_CONDITION = frozenset(
-    ("missing_ok", "ids_order", "sortby", "limit", "sample", "sample_seed", "balance", "min_distance_m")
-)
-"""Arguments of a search that leave no patch out, or none of an empty selection."""
 
 
 class Selection:
@@ -81,6 +75,47 @@ class Selection:
         """Number of patches."""
         return len(self.rows)
 
+    @overload
+    def __getitem__(self, at: int | np.integer) -> xr.Dataset: ...
+
+    @overload
+    def __getitem__(self, at: Several) -> Selection: ...
+
+    def __getitem__(self, at: int | np.integer | Several) -> xr.Dataset | Selection:
+        """One patch, opened (`Dataset.open_patch`); or some of the patches, as a selection in the order asked for.
+
+        Args:
+            at: Number of a patch, from the end where negative; or a slice, a list or array of different numbers, or
+                of a boolean for each patch.
+
+        Raises:
+            IndexError: If there is no such patch, or a mask has another length.
+            TypeError: If it is not such an index.
+            ValueError: If a number comes twice.
+        """
+        if isinstance(at, int | np.integer):
+            one = position_of(at, len(self), what="patch")
+            return self.dataset.open_patch(self[one : one + 1].patch_ids[0])
+        positions = positions_of(at, len(self), what="patch")
+        if len(np.unique(positions)) < len(positions):
+            twice = np.flatnonzero(np.bincount(positions) > 1)[0]
+            raise ValueError(f"a selection has a patch once, and patch {twice} is asked for several times")
+        drawn = [one.taken(positions) for one in self.drawn]
+        repeats = None if self.repeats is None else self.repeats.taken(positions)
+        return Selection(self.dataset, self.table, self.rows[positions], drawn=drawn, repeats=repeats)
+
+    def __iter__(self) -> Iterator[xr.Dataset]:
+        """The patches, opened one after another, each when it is asked for; loaders are what is quick."""
+        return (self[at] for at in range(len(self)))
+
+    def __contains__(self, patch_id: object) -> bool:
+        """Whether the patch of this id is one of them."""
+        return patch_id in self._ids
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(self.patch_ids)
+
     def __repr__(self) -> str:
         return f"Selection({len(self):,} of {len(self.dataset):,} patches of {self.dataset.url!r})"
 
@@ -94,7 +129,7 @@ class Selection:
             NotFoundError: If there is no patch.
         """
         if not len(self):
-            raise NotFoundError(f"{purpose}: {self._why_empty()}")
+            raise NotFoundError(f"{purpose}: {self.why_empty()}")
 
     def refuse_repeats(self, purpose: str) -> None:
         """Refuse a selection whose patches come more or less often than once an epoch.
@@ -111,24 +146,11 @@ class Selection:
                 "weighted() or balanced()"
             )
 
-    def _why_empty(self) -> str:
-        conditions = {name: value for name, value in self.query.given().items() if name not in _NO_CONDITION}
-        if not len(self.dataset) or not conditions:
-            return f"{self.dataset.url} has no patch" if not len(self.dataset) else "the selection is empty"
-        asked = {name: f"{name}={reprlib.repr(value)}" for name, value in conditions.items()}
+    def why_empty(self) -> str:
+        """Which conditions of its search left nothing, in words; that costs a few searches."""
+        from reben_cloud.search.empty import why_empty
 
-        def count(names: Iterable[str]) -> int:
-            query = Query(missing_ok=True, **{name: conditions[name] for name in names})
-            return len(self.dataset.select(query))
-
-        if alone := [text for name, text in asked.items() if not count([name])]:
-            return f"no patch of {self.dataset.url} fits {', and none '.join(alone)}"
-        without = {text: count(conditions.keys() - {name}) for name, text in asked.items()}
-        helps = [f"without {text} there are {number:,}" for text, number in without.items() if number]
-        return (
-            f"no patch of {self.dataset.url} fits {' and '.join(asked.values())} together; "
-            f"{', '.join(helps) or 'to leave one of them out is not enough'}"
-        )
+        return why_empty(self)
 
     def with_rows(
         self,
@@ -235,7 +257,8 @@ class Selection:
         Args:
             to: Id of a patch of the dataset, which need not be in the selection and is not among its own neighbours;
                 or a vector (d,), taken as float32.
-            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``; by default the only one.
+            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``, or tensor of d floats of an
+                array layer; by default the only one.
             k: How many, at least 1; where there are fewer, all.
             metric: ``cosine``, ``dot`` (the scalar product) or ``l2`` (Euclidean distance).
 
@@ -260,8 +283,9 @@ class Selection:
 
         Args:
             probabilities: The model's probability of every class of the schema, in its order: a column of a table
-                layer, such as ``"pred:probabilities"``, or an array of floats (len(self), num_classes). They must be
-                out of sample, as from cross-validation: a model repeats the mistakes that it was trained on.
+                layer, such as ``"pred:probabilities"``, a tensor of an array layer named like one, or an array of
+                floats (len(self), num_classes). They must be out of sample, as from cross-validation: a model repeats
+                the mistakes that it was trained on.
             by: ``label`` ranks each label of each patch, also those that are not given and might be missing;
                 ``patch`` ranks patches by the probability that any of their labels is wrong.
             limit: At most so many, at least 1; None: all.

@@ -7,6 +7,7 @@ from reben_cloud.stream.delivered import Delivered, merge_states
 from reben_cloud.stream.expected import Expected
 from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.loader import RawLoader
+from reben_cloud.stream.patches import RawPatches
 from reben_cloud.stream.proof import expected_delivery
 from reben_cloud.stream.select import Form
 from reben_cloud.stream.stats import StreamStats
@@ -17,6 +18,7 @@ __all__ = [
     "Form",
     "Layout",
     "RawLoader",
+    "RawPatches",
     "StreamStats",
     "expected_delivery",
     "merge_states",

@@ -19,6 +19,7 @@ from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import EpochOrder, Steps
 from reben_cloud.schema import SampleArray
+from reben_cloud.stream.bands import Narrowed, shown_of
 from reben_cloud.stream.delivered import Delivered
 from reben_cloud.stream.epoch import Entries, EpochSamples
 from reben_cloud.stream.expected import Expected, expect_epoch
@@ -86,6 +87,11 @@ class RawLoader:
             are stored, uint8 [B, payload_bytes] (rows of padding are zeros), in place of the pixel arrays. It is a
             copy for each payload and no more; `reben_cloud.torch.ModelInput` takes either, and
             `reben_cloud.torch.unpack` makes the arrays of it, on any device. Order, state and cache are the same.
+        bands: Names of bands, such as ``("B04", "B03", "B02")``: batches have these alone, in this order within
+            each array (``s2_10m`` [B, 3, 120, 120]), and `schema` says so to a `ModelInput`. Modalities without any of
+            them are not read, but for those without bands (``map``) that `modalities` names. Payloads are read and
+            compared whole, because a checksum is of all of one; with ``form="zarr"`` only arrays with one of the
+            bands are read. Order, state and cache are the same.
         buffers: Makes the memory that batches are handed out in, given the name, shape and dtype of every
             array; by default NumPy arrays that are used again.
 
@@ -118,6 +124,7 @@ class RawLoader:
         cache_bytes: int | None = None,
         form: Form = "shards",
         layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
         buffers: Callable[[Mapping[str, SampleArray]], BatchBuffers] | None = None,
     ) -> None:
         if fetch_threads < 1 or gather_threads < 1:
@@ -125,10 +132,14 @@ class RawLoader:
                 f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}"
             )
         batch_size = operator.index(batch_size)
-        stored = stored_of(selection, modalities, columns)
+        first = selection.parts[0] if isinstance(selection, Mixture) else selection
+        shown = shown_of(first, modalities, bands, layout)
+        stored = stored_of(selection, modalities if shown is None else shown.modality_names, columns)
         selection.require_patches("nothing to stream")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the batches hold."""
+        self.schema = shown or first.dataset.schema.only(self.modalities)
+        """What the pixels of batches are."""
         self.epoch = epoch
         """Number of the epoch that runs or comes next."""
         self._entries = Entries(stored, selection.repeats)
@@ -170,9 +181,11 @@ class RawLoader:
         )
         if self._steps.shares_lanes and not rank and not stored.is_local:
             _say_shared(lanes, world_size, int(lanes_read.sum()))
+        if shown is not None:
+            self._reader = Narrowed(self._reader, stored.modalities, shown.modalities)
         self._threads = (fetch_threads, gather_threads)
-        pixels = {name: spec for m in stored.modalities for name, spec in samples_of(m, layout).items()}
-        self._sample_bytes = sum(tensor.nbytes for m in stored.modalities for tensor in m.tensors)
+        pixels = {n: spec for m in self.schema.modalities for n, spec in samples_of(m, layout).items()}
+        self._sample_bytes = sum(tensor.nbytes for m in self.schema.modalities for tensor in m.tensors)
         # Ranks must agree on shapes; one alone never needs more rows than there are samples.
         rows = batch_size if world_size > 1 else min(batch_size, self.num_samples)
         in_memory = gather_threads + 2

@@ -13,10 +13,12 @@ from typing import Any, TypedDict
 from reben_cloud.errors import ForkError, missing_extra
 from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
+from reben_cloud.schema import Schema
 from reben_cloud.stream import Expected, Form, Layout, RawLoader, StreamStats, merge_states
 from reben_cloud.stream.gather import Arrays
 from reben_cloud.torch.device import OnDevice, Transform
 from reben_cloud.torch.model_input import ModelInput
+from reben_cloud.torch.patch_dataset import PatchDataset
 from reben_cloud.torch.pinned import PinnedBatches
 from reben_cloud.torch.records import Batch, unpack
 from reben_cloud.torch.render import RenderRGB
@@ -31,6 +33,7 @@ __all__ = [
     "Batch",
     "ModelInput",
     "OrderOptions",
+    "PatchDataset",
     "PinnedBatches",
     "ReadOptions",
     "RenderRGB",
@@ -109,6 +112,7 @@ class StreamLoader:
         cache_bytes: Most bytes in that folder; None for no bound.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
+        bands: Names of bands, to have these alone, such as ``("B04", "B03", "B02")``.
         pin_memory: Whether batches are filled in pinned memory; by default, if they can go to a CUDA device.
         device: Where batches are handed out, such as ``cuda``; by default where they are filled.
         transform: Called with each batch on `device` (the CPU by default). A tensor that it gives is added to the
@@ -137,6 +141,7 @@ class StreamLoader:
         cache_bytes: int | None = None,
         form: Form = "shards",
         layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
         pin_memory: bool | None = None,
         device: str | torch.device | None = None,
         transform: Transform | None = None,
@@ -169,6 +174,7 @@ class StreamLoader:
             cache_bytes=cache_bytes,
             form=form,
             layout=layout,
+            bands=bands,
             buffers=PinnedBatches if pin_memory else None,
         )
         self.batch_size = batch_size
@@ -188,6 +194,11 @@ class StreamLoader:
     def modalities(self) -> tuple[str, ...]:
         """What the batches hold, of ``s2``, ``s1``, ``map``."""
         return self._raw.modalities
+
+    @property
+    def schema(self) -> Schema:
+        """What the pixels of the batches are, for `ModelInput`."""
+        return self._raw.schema
 
     def __len__(self) -> int:
         """Batches in a whole epoch, the same on every rank."""
@@ -265,6 +276,7 @@ class StreamDataset(IterableDataset[Batch]):
         cache_bytes: Most bytes in that folder; None for no bound.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
+        bands: Names of bands, to have these alone.
     """
 
     def __init__(
@@ -289,6 +301,7 @@ class StreamDataset(IterableDataset[Batch]):
         cache_bytes: int | None = None,
         form: Form = "shards",
         layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
     ) -> None:
         self._selection = selection
         self._place = _place(rank, world_size)
@@ -308,6 +321,7 @@ class StreamDataset(IterableDataset[Batch]):
             "cache_bytes": cache_bytes,
             "form": form,
             "layout": layout,
+            "bands": bands,
         }
         self._epoch = epoch  # of the next iter()
         self._running = self._epoch

@@ -104,6 +104,7 @@ class ShardReader:
         counters: Where to count.
         layout: What pixels batches have.
         cache: Disk cache of a remote root.
+        uses: How often a shard in that cache is expected to save what is asked for at one time.
         keep: Buffers of each modality that are kept for the next shards.
     """
 
@@ -117,6 +118,7 @@ class ShardReader:
         *,
         layout: Layout,
         cache: ShardCache | None = None,
+        uses: int = CACHED_USES,
         keep: int,
     ) -> None:
         self._modalities = {m.name: m for m in modalities}
@@ -129,6 +131,7 @@ class ShardReader:
         self._objects = objects
         self._counters = counters
         self._cache = None if store.is_local else cache
+        self._uses = 1 if self._cache is None else uses
         # A group's last shard is smaller, and goes to the smallest buffer that holds it.
         most = int(places.num_samples.max(initial=0))
         self._pools = [
@@ -174,8 +177,7 @@ class ShardReader:
         return Cost(len(ranges), nbytes, nbytes)
 
     def _ranges(self, wanted: _Wanted) -> list[tuple[int, int]] | None:
-        uses = 1 if self._cache is None else CACHED_USES
-        return plan_ranges(np.sort(wanted.rows), wanted.modality, wanted.num_samples, uses=uses)
+        return plan_ranges(np.sort(wanted.rows), wanted.modality, wanted.num_samples, uses=self._uses)
 
     def _wanted(self, modality: Modality, shard: int, stored: Ints) -> _Wanted:
         group, number = self._places.shards[shard]
