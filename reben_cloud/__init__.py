@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reben_cloud.root.mixture import concat
     from reben_cloud.root.query import Query
     from reben_cloud.root.selection import Selection
+    from reben_cloud.training.predict import predict
 
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "grid",
     "open",
     "open_layer",
+    "predict",
     "write_layer",
     "write_table",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "concat": "reben_cloud.root.mixture",
     "open": "reben_cloud.opening",
     "open_layer": "reben_cloud.opening",
+    "predict": "reben_cloud.training.predict",
     "write_layer": "reben_cloud.layers",
     "write_table": "reben_cloud.layers",
 }

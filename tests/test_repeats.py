@@ -16,7 +16,7 @@ from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.repeats import Repeats, copies_of, epoch_counts, epoch_length, repeat_factors, units_of
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
-from reben_cloud.stream import Delivered, RawLoader, expected_delivery
+from reben_cloud.stream import Delivered, RawLoader, RawPatches, expected_delivery
 
 NUM_PATCHES = 60
 OPTIONS = {"modalities": ["map"], "batch_size": 16}
@@ -305,6 +305,15 @@ def test_a_balanced_selection_has_its_rarest_class_more_often(selection):
 def test_wrong_weights_are_refused(selection, make, error, message):
     with pytest.raises(error, match=message):
         make(selection)
+
+
+def test_weights_stay_with_their_patches_in_a_part(selection):
+    weighted = selection.weighted(np.arange(NUM_PATCHES) + 1.0)
+
+    assert weighted[10:13].repeats.weights.tolist() == [11, 12, 13]
+    assert weighted[[5, 2]].repeats.weights.tolist() == [6, 3]
+    with pytest.raises(ValueError, match="whose sampler says how often a patch comes, takes each patch once"):
+        RawPatches(weighted)
 
 
 def test_an_export_refuses_weights_with_the_way_out(selection, tmp_path):

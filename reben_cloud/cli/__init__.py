@@ -40,6 +40,7 @@ for command in (
     prepare.prepare,
     train.train,
     train.evaluate,
+    train.predict,
     export.export,
     build.catalog,
     build.index,
@@ -56,7 +57,7 @@ for command in (
 for command in (bucket.create, bucket.policy, bucket.presign):
     bucket_app.command(cls=Command)(command)
 app.add_typer(bucket_app, name="bucket")
-for command in (layer.raster, layer.folder, layer.table, layer.rebase, layer.info, layer.remove):
+for command in (layer.maps, layer.raster, layer.folder, layer.table, layer.rebase, layer.info, layer.remove):
     layer_app.command(cls=Command)(command)
 app.add_typer(layer_app, name="layer")
 

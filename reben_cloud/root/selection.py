@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
@@ -41,12 +40,6 @@ if TYPE_CHECKING:
     from reben_cloud.search.contradicted import SuspectLabels
     from reben_cloud.search.similar import Neighbours
     from reben_cloud.views.resize import Resampling
-
-
-_NO_CONDITION = frozenset(
-    ("missing_ok", "ids_order", "sortby", "limit", "sample", "sample_seed", "balance", "min_distance_m")
-)
-"""Arguments of a search that leave no patch out, or none of an empty selection."""
 
 
 class Selection:
@@ -136,7 +129,7 @@ class Selection:
             NotFoundError: If there is no patch.
         """
         if not len(self):
-            raise NotFoundError(f"{purpose}: {self._why_empty()}")
+            raise NotFoundError(f"{purpose}: {self.why_empty()}")
 
     def refuse_repeats(self, purpose: str) -> None:
         """Refuse a selection whose patches come more or less often than once an epoch.
@@ -153,24 +146,11 @@ class Selection:
                 "weighted() or balanced()"
             )
 
-    def _why_empty(self) -> str:
-        conditions = {name: value for name, value in self.query.given().items() if name not in _NO_CONDITION}
-        if not len(self.dataset) or not conditions:
-            return f"{self.dataset.url} has no patch" if not len(self.dataset) else "the selection is empty"
-        asked = {name: f"{name}={reprlib.repr(value)}" for name, value in conditions.items()}
+    def why_empty(self) -> str:
+        """Which conditions of its search left nothing, in words; that costs a few searches."""
+        from reben_cloud.search.empty import why_empty
 
-        def count(names: Iterable[str]) -> int:
-            query = Query(missing_ok=True, **{name: conditions[name] for name in names})
-            return len(self.dataset.select(query))
-
-        if alone := [text for name, text in asked.items() if not count([name])]:
-            return f"no patch of {self.dataset.url} fits {', and none '.join(alone)}"
-        without = {text: count(conditions.keys() - {name}) for name, text in asked.items()}
-        helps = [f"without {text} there are {number:,}" for text, number in without.items() if number]
-        return (
-            f"no patch of {self.dataset.url} fits {' and '.join(asked.values())} together; "
-            f"{', '.join(helps) or 'to leave one of them out is not enough'}"
-        )
+        return why_empty(self)
 
     def with_rows(
         self,
@@ -277,7 +257,8 @@ class Selection:
         Args:
             to: Id of a patch of the dataset, which need not be in the selection and is not among its own neighbours;
                 or a vector (d,), taken as float32.
-            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``; by default the only one.
+            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``, or tensor of d floats of an
+                array layer; by default the only one.
             k: How many, at least 1; where there are fewer, all.
             metric: ``cosine``, ``dot`` (the scalar product) or ``l2`` (Euclidean distance).
 
@@ -302,8 +283,9 @@ class Selection:
 
         Args:
             probabilities: The model's probability of every class of the schema, in its order: a column of a table
-                layer, such as ``"pred:probabilities"``, or an array of floats (len(self), num_classes). They must be
-                out of sample, as from cross-validation: a model repeats the mistakes that it was trained on.
+                layer, such as ``"pred:probabilities"``, a tensor of an array layer named like one, or an array of
+                floats (len(self), num_classes). They must be out of sample, as from cross-validation: a model repeats
+                the mistakes that it was trained on.
             by: ``label`` ranks each label of each patch, also those that are not given and might be missing;
                 ``patch`` ranks patches by the probability that any of their labels is wrong.
             limit: At most so many, at least 1; None: all.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy, Modality, Schema
@@ -18,10 +17,7 @@ from reben_cloud.stream.readers.base import Cost, Reader
 
 
 def shown_of(
-    selection: Selection | Mixture,
-    modalities: Sequence[str] | None,
-    bands: Sequence[str] | None,
-    layout: Layout,
+    selection: Selection, modalities: Sequence[str] | None, bands: Sequence[str] | None, layout: Layout
 ) -> Schema | None:
     """What batches have if bands are asked for; None for all of what is read.
 
@@ -34,8 +30,7 @@ def shown_of(
         raise ValueError(
             f"layout={layout!r} gives whole payloads, so bands cannot be chosen; leave one of them out"
         )
-    first = selection.parts[0] if isinstance(selection, Mixture) else selection
-    return first.dataset.schema.narrowed(bands, modalities)
+    return selection.dataset.schema.narrowed(bands, modalities)
 
 
 class Narrowed:
@@ -58,13 +53,13 @@ class Narrowed:
         kept = (tuple(source for source in part if source in self.copies) for part in reader.parts)
         self.parts = tuple(part for part in kept if part)
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
-        """What `load` will take."""
-        return self._reader.expect(part, stored, times, brought)
-
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these sources."""
         return self._reader.load(part, stored)
+
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+        """What `load` will take."""
+        return self._reader.expect(part, stored, times, brought)
 
 
 Places = Mapping[str, tuple[int, tuple[int | None, ...]]]

@@ -223,13 +223,14 @@ class BatchColumns:
         """All columns of the table that are needed."""
         return [*self.present, *self.numbers, *self.texts]
 
-    def read(self, table: pa.Table, order: Ints, selection: Selection) -> Columns:
+    def read(self, table: pa.Table, order: Ints, selection: Selection, *, ids: NDArray[np.bytes_]) -> Columns:
         """The columns in stored order.
 
         Args:
             table: The selection's columns, among them those of `names`.
             order: The patches in stored order, as positions in the selection.
             selection: What is streamed.
+            ids: Patch ids in stored order, shape (n,).
 
         Raises:
             ValueError: If a column of whole numbers that was asked for is null for patches that its layer has.
@@ -255,7 +256,7 @@ class BatchColumns:
             arrays=arrays,
             texts={name: _filled(table.column(name)).take(ints_array(order)) for name in self.texts},
             drawn=tuple((one, selection.table.joined[one.layer].layer.rows) for one in stored),
-            ids=table.column(layout.ID).to_numpy().astype(np.bytes_)[order] if stored else np.empty(0, "S1"),
+            ids=ids if stored else np.empty(0, "S1"),
             patch_of=np.repeat(np.arange(len(order)), repeated[0].counts) if repeated else None,
         )
 

@@ -132,12 +132,13 @@ class RawLoader:
                 f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}"
             )
         batch_size = operator.index(batch_size)
-        shown = shown_of(selection, modalities, bands, layout)
+        first = selection.parts[0] if isinstance(selection, Mixture) else selection
+        shown = shown_of(first, modalities, bands, layout)
         stored = stored_of(selection, modalities if shown is None else shown.modality_names, columns)
         selection.require_patches("nothing to stream")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the batches hold."""
-        self.schema = shown or stored.selection.dataset.schema.only(self.modalities)
+        self.schema = shown or first.dataset.schema.only(self.modalities)
         """What the pixels of batches are."""
         self.epoch = epoch
         """Number of the epoch that runs or comes next."""
@@ -178,10 +179,10 @@ class RawLoader:
             cache_bytes=cache_bytes,
             keep=self._resident,
         )
-        if shown is not None:
-            self._reader = Narrowed(self._reader, stored.modalities, shown.modalities)
         if self._steps.shares_lanes and not rank and not stored.is_local:
             _say_shared(lanes, world_size, int(lanes_read.sum()))
+        if shown is not None:
+            self._reader = Narrowed(self._reader, stored.modalities, shown.modalities)
         self._threads = (fetch_threads, gather_threads)
         pixels = {n: spec for m in self.schema.modalities for n, spec in samples_of(m, layout).items()}
         self._sample_bytes = sum(tensor.nbytes for m in self.schema.modalities for tensor in m.tensors)

@@ -63,7 +63,7 @@ class RawPatches:
     Raises:
         NotFoundError: If the selection is empty (it names the condition that left nothing).
         TypeError: If `selection` is no selection.
-        ValueError: If an argument is out of range, or the selection lacks a modality or has weights.
+        ValueError: If an argument is out of range, or the selection lacks a modality.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RawPatches:
         shown = shown_of(selection, modalities, bands, layout)
         stored = StoredSelection.of(selection, modalities if shown is None else shown.modality_names, columns)
         selection.require_patches("nothing to read")
-        selection.refuse_repeats("a sequence of patches, whose order and repeats are a sampler's,")
+        selection.refuse_repeats("a map-style dataset, whose sampler says how often a patch comes,")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the samples hold."""
         self.schema = shown or selection.dataset.schema.only(self.modalities)

@@ -47,12 +47,12 @@ class OnDevice:
     """
 
     def __init__(self, device: torch.device, transform: Transform | None) -> None:
-        if device.type == "cuda" and device.index is None:
+        if device == torch.device("cuda"):
             device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         """Where batches go."""
         self._transform = transform
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def run(self, batches: Iterable[tuple[Batch, T]]) -> Iterator[tuple[Batch, T]]:
         """The batches on the device, each with what it came with; the following one is on its way by then."""

@@ -74,7 +74,7 @@ class Stack(NamedTuple):
         pixels = records[:, self.offset : self.offset + self.nbytes]
         if self.payload_bytes % self.dtype.itemsize:
             pixels = pixels.contiguous()
-        return pixels.view(self.dtype).unflatten(1, self.shape)
+        return pixels.view(self.dtype).view(len(records), *self.shape)
 
 
 def stacks_of(modality: Modality, tensors: Sequence[str]) -> list[Stack]:

@@ -207,7 +207,10 @@ class TrainConfig:
             "0 unless the bands are of several modalities",
         )
         has_map = schema.map_array is not None and bool(schema.classes.codes)
-        _check("task", self.task, has_map or self.task != "map", f"'labels': {schema.name} has no map")
+        no_map = (
+            f"{schema.name} has no map here; one that is a layer (reben-cloud layer maps) is named by --layer"
+        )
+        _check("task", self.task, has_map or self.task != "map", f"'labels': {no_map}")
 
     def with_statistics(self, known: Mapping[str, BandStatistics], schema: Schema) -> TrainConfig:
         """The same with the statistics of its bands that are known and that it does not have itself.

@@ -140,7 +140,7 @@ def _delivery(metrics: TrainResult, config: TrainConfig) -> list[str]:
     one = metrics.get("delivered", {}).get(str(epoch))
     if one is None:
         return []
-    balanced = f" --balanced {config.balanced:g}" if config.balanced else ""
+    balanced = f" --balanced-power {config.balanced:g}" if config.balanced else ""
     return [
         f"Epoch {epoch} delivered {one['samples']:,} samples with the digest `{one['digest']}`. With the search "
         f"options of the train subset, `reben-cloud verify-epoch ROOT --epoch {epoch} --seed {config.seed} "

@@ -24,9 +24,10 @@ from reben_cloud.training.config import Subset, TrainConfig
 from reben_cloud.training.evaluate import evaluate
 from reben_cloud.training.feed import map_array_of, modalities_for
 from reben_cloud.training.finite import FiniteCheck
+from reben_cloud.training.groups import GROUPINGS
 from reben_cloud.training.learner import Learner
 from reben_cloud.training.log import RunLog, StepInfo
-from reben_cloud.training.metrics import GROUPINGS, TrainResult, early_stopping_score
+from reben_cloud.training.metrics import TrainResult, early_stopping_score
 from reben_cloud.training.modelcard import write_card
 from reben_cloud.training.models import ModelSpec, load_pretrained
 from reben_cloud.training.objective import Objective, positive_weights

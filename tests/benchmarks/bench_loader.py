@@ -2,7 +2,7 @@
 
     pip install 'reben-cloud[torch,lmdb]' -r tests/benchmarks/requirements.txt
     python -m tests.benchmarks.bench_loader [--samples 4096] [--rounds 5] [--dir /tmp/reben-bench] [--only NAME ...]
-        [--metadata metadata.parquet metadata_for_patches_with_snow_cloud_or_shadow.parquet]
+        [--busy] [--metadata metadata.parquet metadata_for_patches_with_snow_cloud_or_shadow.parquet]
 
 More than 4,553 samples need the official metadata files for their ids.
 
@@ -10,6 +10,8 @@ Each peer gets the samples in its own format (three payloads a sample, so nobody
 known configuration, a zero-copy decode and batch buffers that are reused: what is compared is reading
 and handing over. Rounds are interleaved, so that a noisy neighbour hits all; medians and ratios are
 printed, and the floors beside them: a random gather of the same records from memory with NumPy and memcpy.
+Threads are named where there are several. CPU is the processor time of the whole process, which a busy machine distorts
+less than rates; with --busy, two processes that do nothing but compute run beside.
 DataLoader workers are left out for everybody: above 3,000 samples/s their hand-over makes all loaders slower.
 """
 
@@ -18,9 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,106 +32,16 @@ from typing import Any
 import numpy as np
 import torch
 
-BATCH = 64
-SHARD = 256
-
-
-# -- the data, once in every format ------------------------------------------------------------------
-
-
-def make_root(folder: Path, samples: int, metadata: Sequence[Path] = ()) -> Path:
-    from reben_cloud.build import build, make_plan
-    from reben_cloud.sources.recognise import open_source
-    from reben_cloud.store import open_store
-
-    root = folder / "root"
-    if not (root / "manifest.json").exists():
-        source, official = open_source(f"synthetic:{samples}", metadata_paths=metadata)
-        build(make_plan(source, official, open_store(root)), workers=2)
-    return root
-
-
-def payloads_of(root: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    from reben_cloud.bigearthnet.reben import REBEN
-    from reben_cloud.formats import tar
-
-    for path in sorted(root.glob("shards/*/s2/*.tar")):
-        others = {
-            m: Path(str(path).replace("/s2/", f"/{m}/").replace("-s2-", f"-{m}-"))
-            for m in ("s2", "s1", "map")
-        }
-        read = {m: tar.iter_samples(REBEN.modality(m), p.read_bytes()) for m, p in others.items()}
-        for i, (patch_id, _, _) in enumerate(read["s2"]):
-            yield patch_id, {m: read[m][i][1] for m in read}
-
-
-def make_once(path: Path, make: Callable[[Path], None]) -> Path:
-    done = path / ".done"
-    if not done.exists():
-        path.mkdir(parents=True, exist_ok=True)
-        make(path)
-        done.touch()
-    return path
-
-
-# -- batches from payloads, the same code for every peer --------------------------------------------
-
-
-class Buffers:
-    """Batch arrays that are reused, and the copies that fill a row from payloads."""
-
-    def __init__(self, *, floats: bool) -> None:
-        from reben_cloud.bigearthnet.reben import REBEN
-
-        specs = {n: s for modality in REBEN.modalities for n, s in modality.samples.items()}
-        self.arrays = {n: np.zeros((BATCH, *s.shape), s.dtype) for n, s in specs.items()}
-        self.flat = {n: a.view(np.uint8).reshape(BATCH, -1) for n, a in self.arrays.items()}
-        self.copies = {modality.name: modality.copies for modality in REBEN.modalities}
-        self.image = np.zeros((BATCH, 14, 120, 120), np.float32) if floats else None
-        self.row = 0
-
-    def add(self, **payloads: Any) -> bool:
-        """Put one sample in; True when the batch is full."""
-        for modality, payload in payloads.items():
-            if modality == "map" and self.image is not None:
-                continue  # no part of the image
-            data = np.frombuffer(payload, np.uint8)
-            for c in self.copies[modality]:
-                self.flat[c.array][self.row, c.target : c.target + c.nbytes] = data[
-                    c.source : c.source + c.nbytes
-                ]
-        if self.image is not None:
-            # Each sample while it is in the cache: the fastest plain NumPy (4 strided copies and one of rows).
-            image, i = self.image[self.row], self.row
-            image[0:2] = self.arrays["s1"][i]
-            for channel, array, band in CHANNELS:
-                source = self.arrays[array][i, band]
-                if array == "s2_10m":
-                    image[channel] = source
-                else:
-                    factor = 2 if array == "s2_20m" else 6
-                    block = image[channel].reshape(len(source), factor, len(source), factor)
-                    for column in range(factor):
-                        block[:, 0, :, column] = source
-                    block[:, 1:] = block[:, :1]
-        self.row = (self.row + 1) % BATCH
-        return self.row == 0
-
-
-def _channels() -> list[tuple[int, str, int]]:
-    from reben_cloud.bigearthnet.bands import ARRAYS, BAND_SETS
-
-    places = {b: (a, i) for a, names in ARRAYS.items() for i, b in enumerate(names)}
-    return [(c, *places[b]) for c, b in enumerate(BAND_SETS["ALL"]) if b.startswith("B")]
-
-
-CHANNELS = _channels()
-
+from reben_cloud.stream import Layout
+from tests.benchmarks import loader_peers as peers
+from tests.benchmarks.loader_data import BATCH, SHARD, Buffers, make_once, make_root, payloads_of
 
 # -- the loaders: each returns a function that runs one epoch and says how many samples came ------------
 
 
-def reben(root: Path, folder: Path, *, floats: bool, threads: int = 2) -> Callable[[], int]:
+def reben(
+    root: Path, folder: Path, *, floats: bool, threads: int = 2, layout: Layout = "arrays"
+) -> Callable[[], int]:
     import reben_cloud as rc
     from reben_cloud.torch import ModelInput, StreamLoader
 
@@ -137,6 +51,7 @@ def reben(root: Path, folder: Path, *, floats: bool, threads: int = 2) -> Callab
         gather_threads=threads,
         modalities=("s2", "s1") if floats else ("s2", "s1", "map"),
         prefetch=32,  # all shards are open, as the peers have them
+        layout=layout,
     )
     model_input = ModelInput("ALL", normalize=None)
     image = torch.empty(BATCH, 14, 120, 120)
@@ -152,8 +67,21 @@ def reben(root: Path, folder: Path, *, floats: bool, threads: int = 2) -> Callab
     return epoch
 
 
-def reben_one_thread(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
-    return reben(root, folder, floats=floats, threads=1)
+def reben_without_reading(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+    """All that the loader does but for reading payloads and comparing them: what its Python costs."""
+    from reben_cloud.stream.payloads import InFile
+
+    whole = reben(root, folder, floats=floats)
+
+    def epoch() -> int:
+        fill = InFile.fill
+        InFile.fill = lambda self, numbers, slot, rows: None  # type: ignore[method-assign]
+        try:
+            return whole()
+        finally:
+            InFile.fill = fill  # type: ignore[method-assign]
+
+    return epoch
 
 
 def webdataset(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
@@ -330,7 +258,9 @@ def tensorstore_zarr(root: Path, folder: Path, *, floats: bool) -> Callable[[], 
     return epoch
 
 
-def floor_take(root: Path, folder: Path, *, floats: bool, buffers: int = 1) -> Callable[[], int]:
+def floor_take(
+    root: Path, folder: Path, *, floats: bool, buffers: int = 1, threads: int = 1
+) -> Callable[[], int]:
     """The floor: records in anonymous memory, gathered at random by np.take(out=) into one buffer.
 
     One buffer stays in the processor's cache. With as many in turn as a loader has that fills batches
@@ -356,9 +286,13 @@ def floor_take(root: Path, folder: Path, *, floats: bool, buffers: int = 1) -> C
 
     def epoch() -> int:
         order = rng.permutation(len(whole))
-        for i in range(0, len(order), BATCH):
+
+        def fill(i: int) -> None:
             part, buffer = order[i : i + BATCH], ring[i // BATCH % buffers]
             np.take(whole, part, axis=0, out=buffer[: len(part)], mode="clip")
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(0, len(order), BATCH)))
         return len(order)
 
     return epoch
@@ -366,7 +300,16 @@ def floor_take(root: Path, folder: Path, *, floats: bool, buffers: int = 1) -> C
 
 LOADERS: dict[str, Callable[..., Callable[[], int]]] = {
     "reben_cloud, 2 threads": reben,
-    "reben_cloud, 1 thread": reben_one_thread,
+    "reben_cloud, 1 thread": partial(reben, threads=1),
+    "reben_cloud, records, 2 threads": partial(reben, layout="records"),
+    "reben_cloud, records, 1 thread": partial(reben, layout="records", threads=1),
+    "reben_cloud, nothing read": reben_without_reading,
+    "mapped arrays, 2 threads": peers.mapped_arrays,
+    "mapped arrays, checks, 2 threads": partial(peers.mapped_arrays, checks=True),
+    "SPDL, mapped arrays, 2 threads": peers.spdl,
+    "loaderx": peers.loaderx,
+    "ArrayRecord": peers.array_record,
+    "Lance, take": peers.lance,
     "webdataset, zero-copy": webdataset,
     "MosaicML streaming": mosaicml,
     "LitData, batch_decode=0": litdata,
@@ -375,7 +318,12 @@ LOADERS: dict[str, Callable[..., Callable[[], int]]] = {
     "tensorstore, Zarr shards": tensorstore_zarr,
     "floor: np.take(out=)": floor_take,
     "floor: the same, 6 buffers": partial(floor_take, buffers=6),
+    "floor: 6 buffers, 2 threads": partial(floor_take, buffers=6, threads=2),
 }
+
+
+BUSY = "while True: sum(range(10**6))"
+"""What a busy process runs."""
 
 
 def main() -> None:
@@ -385,6 +333,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("/tmp/reben-bench"))
     parser.add_argument("--metadata", type=Path, nargs="*", default=[])
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--busy", action="store_true", help="two processes that compute run beside")
     parser.add_argument("--floats", action="store_true", help="float32 [B,14,120,120] instead of raw batches")
     arguments = parser.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)
@@ -396,36 +345,46 @@ def main() -> None:
     for name, make in LOADERS.items():
         if arguments.only and not any(part in name for part in arguments.only):
             continue
-        if arguments.floats and name.startswith("floor"):
+        if arguments.floats and (name.startswith(("floor", *peers.RAW_ONLY)) or "records" in name):
             continue
         try:
             epochs[name] = make(root, arguments.dir, floats=arguments.floats)
             count = epochs[name]()  # warm: page cache, mappings, buffers
             assert count == arguments.samples, f"{name} delivered {count} samples"
         except ImportError as error:
-            print(f"{name}: left out ({error})", file=sys.stderr)
+            print(f"NOT MEASURED: {name}, which is not installed ({error})", file=sys.stderr)
             epochs.pop(name, None)
     rates: dict[str, list[float]] = {name: [] for name in epochs}
     # CPU time is what a busy machine does not distort as much.
     costs: dict[str, list[float]] = {name: [] for name in epochs}
+    beside = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(2 * arguments.busy)]
     for _ in range(arguments.rounds):
         for name, epoch in epochs.items():
             start, cpu = time.perf_counter(), time.process_time()
             count = epoch()
             rates[name].append(count / (time.perf_counter() - start))
             costs[name].append((time.process_time() - cpu) / count * 1e6)
-    ours = rates.get("reben_cloud, 2 threads") or next(iter(rates.values()))
+    for process in beside:
+        process.kill()
+    first = "reben_cloud, 2 threads" if "reben_cloud, 2 threads" in rates else next(iter(rates))
+    ours, our_cost = rates[first], costs[first]
     print(
         f"\n{'float32 [64,14,120,120]' if arguments.floats else 'raw s2+s1+map'}, {arguments.samples} samples, "
-        f"median of {arguments.rounds} interleaved rounds"
+        f"median of {arguments.rounds} interleaved rounds{', two busy processes beside' * arguments.busy}"
     )
     for name, values in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
         ratio = statistics.median(o / v for o, v in zip(ours, values, strict=True))
+        cost = statistics.median(o / c for o, c in zip(our_cost, costs[name], strict=True))
         print(
-            f"  {name:28s} {statistics.median(values):9,.0f} samples/s   ours = {ratio:5.2f}x   "
-            f"({min(values):,.0f} - {max(values):,.0f})   {statistics.median(costs[name]):6,.0f} us CPU a sample"
+            f"  {name:32s} {statistics.median(values):9,.0f} samples/s   ours = {ratio:5.2f}x   "
+            f"({min(values):,.0f} - {max(values):,.0f})   {statistics.median(costs[name]):6,.0f} us CPU a sample, "
+            f"ours = {cost:5.2f}x"
         )
-    print(json.dumps({name: [round(v) for v in values] for name, values in rates.items()}))
+    print(json.dumps({"samples_s": _rounded(rates), "cpu_us": _rounded(costs)}))
+
+
+def _rounded(figures: dict[str, list[float]]) -> dict[str, list[int]]:
+    return {name: [round(v) for v in values] for name, values in figures.items()}
 
 
 if __name__ == "__main__":
