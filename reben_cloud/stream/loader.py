@@ -68,6 +68,9 @@ class RawLoader:
         gather_threads: Threads that fill batches.
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
+        memory_bytes: Most bytes of whole shards, local or remote, that are kept in the memory of this process once
+            they were read and verified. Later epochs copy from there, at half the cost of files in the page cache;
+            what does not fit is read as ever.
         form: ``shards`` or ``zarr``; an LMDB export is always read as what it is.
         layout: ``arrays``, or ``records``: a batch then has, for each modality under its name, the payloads as they
             are stored, uint8 [B, payload_bytes] (rows of padding are zeros), in place of the pixel arrays. It is a
@@ -103,6 +106,7 @@ class RawLoader:
         gather_threads: int = 2,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         buffers: Callable[[Mapping[str, SampleArray]], BatchBuffers] | None = None,
@@ -148,6 +152,7 @@ class RawLoader:
             self._counters,
             form=form,
             layout=layout,
+            memory_bytes=memory_bytes,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             keep=self._resident,

@@ -30,6 +30,7 @@ from reben_cloud.schema import Modality
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.columns import BatchColumns, Columns
 from reben_cloud.stream.gather import Layout
+from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
@@ -204,6 +205,7 @@ def open_reader(
     cache_bytes: int | None,
     keep: int,
     layout: Layout = "arrays",
+    memory_bytes: int = 0,
 ) -> Reader:
     """The reader of the form in which the samples are wanted; array layers are read from their shards.
 
@@ -219,10 +221,15 @@ def open_reader(
         raise ValueError(f"layout must be 'arrays' or 'records', got {layout!r}")
     if cache_bytes is not None and cache_dir is None:
         raise ValueError("cache_bytes bounds the files in cache_dir, which is not given")
+    if memory_bytes and cache_dir is not None:
+        raise ValueError("memory_bytes keeps shards in memory and cache_dir on a disk: give one of them")
     cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
+    kept = KeptShards(memory_bytes) if memory_bytes else None
     own = tuple(m for m in stored.modalities if m.name not in dataset.layers)
     readers: list[Reader] = (
-        [_open_own(stored, own, counters, form=form, layout=layout, cache=cache, keep=keep)] if own else []
+        [_open_own(stored, own, counters, form=form, layout=layout, cache=cache, kept=kept, keep=keep)]
+        if own
+        else []
     )
     for modality in stored.modalities:
         if (layer := dataset.layers.get(modality.name)) is not None:
@@ -230,7 +237,15 @@ def open_reader(
             objects = _shard_objects(layer.read_objects())
             readers.append(
                 ShardReader(
-                    layer.store, places, objects, (modality,), counters, layout=layout, cache=cache, keep=keep
+                    layer.store,
+                    places,
+                    objects,
+                    (modality,),
+                    counters,
+                    layout=layout,
+                    cache=cache,
+                    kept=kept,
+                    keep=keep,
                 )
             )
     return readers[0] if len(readers) == 1 else Together(readers)
@@ -244,6 +259,7 @@ def _open_own(
     form: Form,
     layout: Layout,
     cache: ShardCache | None,
+    kept: KeptShards | None,
     keep: int,
 ) -> Reader:
     """What reads modalities of the dataset itself."""
@@ -292,7 +308,15 @@ def _open_own(
         )
     objects = _shard_objects(read_objects(dataset.store, dataset.manifest))
     return ShardReader(
-        dataset.store, stored.places, objects, modalities, counters, layout=layout, cache=cache, keep=keep
+        dataset.store,
+        stored.places,
+        objects,
+        modalities,
+        counters,
+        layout=layout,
+        cache=cache,
+        kept=kept,
+        keep=keep,
     )
 
 

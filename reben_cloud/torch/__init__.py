@@ -52,6 +52,8 @@ class ReadOptions(TypedDict, total=False):
     """Folder for whole shards of a remote root."""
     cache_bytes: int | None
     """Most bytes in that folder."""
+    memory_bytes: int
+    """Most bytes of whole shards that are kept in memory."""
     form: Form
     """``shards`` or ``zarr``."""
     layout: Layout
@@ -105,6 +107,7 @@ class StreamLoader:
         gather_threads: Threads that fill batches.
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
+        memory_bytes: Most bytes of whole shards that are kept in the memory of this process.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
         pin_memory: Whether batches are filled in pinned memory; by default, if they can go to a CUDA device.
@@ -133,6 +136,7 @@ class StreamLoader:
         gather_threads: int = 2,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         pin_memory: bool | None = None,
@@ -165,6 +169,7 @@ class StreamLoader:
             gather_threads=gather_threads,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
+            memory_bytes=memory_bytes,
             form=form,
             layout=layout,
             buffers=PinnedBatches if pin_memory else None,
@@ -257,6 +262,7 @@ class StreamDataset(IterableDataset[Batch]):
         gather_threads: Threads of a worker that fill batches.
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
+        memory_bytes: Most bytes of whole shards that are kept in the memory of this process.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
     """
@@ -281,6 +287,7 @@ class StreamDataset(IterableDataset[Batch]):
         gather_threads: int = 2,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
     ) -> None:
@@ -300,6 +307,7 @@ class StreamDataset(IterableDataset[Batch]):
             "gather_threads": gather_threads,
             "cache_dir": cache_dir,
             "cache_bytes": cache_bytes,
+            "memory_bytes": memory_bytes,
             "form": form,
             "layout": layout,
         }

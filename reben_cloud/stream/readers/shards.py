@@ -28,11 +28,12 @@ from reben_cloud.schema import Buffer, Modality
 from reben_cloud.store import Store, Tries
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.gather import BufferPool, Layout, copies_of
+from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.payloads import InFile, InMemory, Part, Payloads
 from reben_cloud.stream.readers.base import Counters, Places, persistently
 
 CACHED_USES = 4
-"""Epochs over which a shard in the disk cache is expected to pay; a training run has more."""
+"""Epochs over which a shard in the disk cache, or kept in memory, is expected to pay; a training run has more."""
 
 
 def plan_ranges(
@@ -103,6 +104,7 @@ class ShardReader:
         counters: Where to count.
         layout: What pixels batches have.
         cache: Disk cache of a remote root.
+        kept: Where whole shards are kept in memory; None for nowhere.
         keep: Buffers of each modality that are kept for the next shards.
     """
 
@@ -116,6 +118,7 @@ class ShardReader:
         *,
         layout: Layout,
         cache: ShardCache | None = None,
+        kept: KeptShards | None = None,
         keep: int,
     ) -> None:
         self._modalities = {m.name: m for m in modalities}
@@ -128,6 +131,7 @@ class ShardReader:
         self._objects = objects
         self._counters = counters
         self._cache = None if store.is_local else cache
+        self._kept = kept
         # A group's last shard is smaller, and goes to the smallest buffer that holds it.
         most = int(places.num_samples.max(initial=0))
         self._pools = [
@@ -166,6 +170,8 @@ class ShardReader:
     def _load_shard(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]]:
         """Some samples of one shard, by where they are: (which of them, payloads)."""
         every = np.arange(len(wanted.rows))
+        if (kept := self._find_kept(wanted)) is not None:
+            return [(every, self._in_memory(wanted, kept))]
         if self._folder is not None:
             try:
                 file = LocalFile(f"{self._folder}/{wanted.path}")
@@ -264,6 +270,19 @@ class ShardReader:
         self._cache.add(wanted.path, checksum, nbytes, lambda _: data.data, self._store.budget)
         return self._in_memory(wanted, data)
 
+    def _find_kept(self, wanted: _Wanted) -> NDArray[np.uint8] | None:
+        """The whole shard, kept in memory from now on; None where that is not asked for, or too dear for a few rows."""
+        if self._kept is None or (
+            wanted.is_strided and self._ranges(wanted, np.sort(wanted.rows)) is not None
+        ):
+            return None
+        nbytes, checksum = self._objects[wanted.path]
+        return self._kept.get(checksum, nbytes, lambda: self._download(wanted.path))
+
+    def _ranges(self, wanted: _Wanted, rising: Ints) -> list[tuple[int, int]] | None:
+        uses = 1 if self._cache is None and self._kept is None else CACHED_USES
+        return plan_ranges(rising, wanted.modality, wanted.num_samples, uses=uses)
+
     # -- in memory ---------------------------------------------------------------------------------
 
     def _in_memory(self, wanted: _Wanted, data: NDArray[np.uint8]) -> InMemory:
@@ -303,8 +322,7 @@ class ShardReader:
         if not wanted.is_strided:
             return None
         rising = np.argsort(wanted.rows, kind="stable")
-        uses = 1 if self._cache is None else CACHED_USES
-        ranges = plan_ranges(wanted.rows[rising], wanted.modality, wanted.num_samples, uses=uses)
+        ranges = self._ranges(wanted, wanted.rows[rising])
         if ranges is None:
             return None
         found: list[tuple[Ints, Payloads]] = []
