@@ -40,7 +40,13 @@ from tests.benchmarks.loader_data import BATCH, SHARD, Buffers, make_once, make_
 
 
 def reben(
-    root: Path, folder: Path, *, floats: bool, threads: int = 2, layout: Layout = "arrays"
+    root: Path,
+    folder: Path,
+    *,
+    floats: bool,
+    threads: int = 2,
+    layout: Layout = "arrays",
+    memory_bytes: int = 0,
 ) -> Callable[[], int]:
     import reben_cloud as rc
     from reben_cloud.torch import ModelInput, StreamLoader
@@ -52,6 +58,7 @@ def reben(
         modalities=("s2", "s1") if floats else ("s2", "s1", "map"),
         prefetch=32,  # all shards are open, as the peers have them
         layout=layout,
+        memory_bytes=memory_bytes,
     )
     model_input = ModelInput("ALL", normalize=None)
     image = torch.empty(BATCH, 14, 120, 120)
@@ -303,6 +310,8 @@ LOADERS: dict[str, Callable[..., Callable[[], int]]] = {
     "reben_cloud, 1 thread": partial(reben, threads=1),
     "reben_cloud, records, 2 threads": partial(reben, layout="records"),
     "reben_cloud, records, 1 thread": partial(reben, layout="records", threads=1),
+    "reben_cloud, kept, 2 threads": partial(reben, memory_bytes=1 << 40),
+    "reben_cloud, records kept, 2 threads": partial(reben, layout="records", memory_bytes=1 << 40),
     "reben_cloud, nothing read": reben_without_reading,
     "mapped arrays, 2 threads": peers.mapped_arrays,
     "mapped arrays, checks, 2 threads": partial(peers.mapped_arrays, checks=True),
@@ -376,7 +385,7 @@ def main() -> None:
         ratio = statistics.median(o / v for o, v in zip(ours, values, strict=True))
         cost = statistics.median(o / c for o, c in zip(our_cost, costs[name], strict=True))
         print(
-            f"  {name:32s} {statistics.median(values):9,.0f} samples/s   ours = {ratio:5.2f}x   "
+            f"  {name:36s} {statistics.median(values):9,.0f} samples/s   ours = {ratio:5.2f}x   "
             f"({min(values):,.0f} - {max(values):,.0f})   {statistics.median(costs[name]):6,.0f} us CPU a sample, "
             f"ours = {cost:5.2f}x"
         )
