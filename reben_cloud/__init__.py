@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from reben_cloud.opening import open, open_layer
     from reben_cloud.root.dataset import Dataset
     from reben_cloud.root.layers import Layer
+    from reben_cloud.root.mixture import concat
     from reben_cloud.root.query import Query
     from reben_cloud.root.selection import Selection
+    from reben_cloud.training.predict import predict
 
 
 __version__ = "0.1.0"
@@ -46,9 +48,11 @@ __all__ = [
     "Selection",
     "SourceError",
     "StorageError",
+    "concat",
     "grid",
     "open",
     "open_layer",
+    "predict",
     "write_layer",
     "write_table",
 ]
@@ -58,8 +62,10 @@ _HOMES = {
     "Layer": "reben_cloud.root.layers",
     "Query": "reben_cloud.root.query",
     "Selection": "reben_cloud.root.selection",
+    "concat": "reben_cloud.root.mixture",
     "open": "reben_cloud.opening",
     "open_layer": "reben_cloud.opening",
+    "predict": "reben_cloud.training.predict",
     "write_layer": "reben_cloud.layers",
     "write_table": "reben_cloud.layers",
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.files.paths import local_path, split_scheme
@@ -13,7 +12,7 @@ from reben_cloud.root.backing import Backing, References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layers import Layer, read_layer_manifest
-from reben_cloud.root.layout import LAYER_MANIFEST, MANIFEST
+from reben_cloud.root.layout import LAYER_MANIFEST
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.references import options_for
 from reben_cloud.store import Store, open_store
@@ -21,7 +20,7 @@ from reben_cloud.store import Store, open_store
 
 def open(
     url: str | os.PathLike[str],
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     *,
     layers: Sequence[str | os.PathLike[str] | Layer] = (),
 ) -> Dataset:
@@ -52,7 +51,7 @@ def open(
 
 def open_layer(
     url: str | os.PathLike[str],
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     *,
     ds: Dataset | None = None,
 ) -> Layer:
@@ -95,7 +94,9 @@ def _local_file(url: str | os.PathLike[str]) -> Path | None:
     return path if path.is_file() else None
 
 
-def find_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Layer | None:
+def find_layer(
+    url: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None
+) -> Layer | None:
     """The layer at a path or URL; None when it is something else. Raises as `open_layer` otherwise."""
     if os.fspath(url).startswith("lmdb://"):
         return None
@@ -104,7 +105,7 @@ def find_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     return None if manifest is None else Layer(store, manifest)
 
 
-def _open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Dataset:
+def _open(url: str | os.PathLike[str], storage_options: Mapping[str, object] | None) -> Dataset:
     store = None if os.fspath(url).startswith("lmdb://") else open_store(url, storage_options)
     if store is not None and (manifest := read_manifest(store)) is not None:
         return Dataset(store, manifest, backing=_backing(store, manifest))
@@ -118,10 +119,10 @@ def _open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
 
         if (dataset := open_hosted_root(os.fspath(url), storage_options)) is not None:
             return dataset
-    raise NotFoundError(
-        f"{url if store is None else store.url} has no {MANIFEST}, so no dataset is published there; "
-        "check the URL, or finish the build (run `reben-cloud build` again)"
-    )
+    from reben_cloud.sources.instead import instead  # late, as above
+
+    assert store is not None  # an lmdb:// URL without an LMDB was refused
+    raise NotFoundError(instead(store))
 
 
 def _backing(store: Store, manifest: Manifest) -> Backing:

@@ -8,16 +8,19 @@ any part of it is computed without what comes before. The words:
 *lane*: one of `lanes` equal ranges of the string; *global sample* k comes from lane k mod lanes;
 *block*: the samples of `window` neighbouring shards of a lane, which are shuffled together.
 
-Rank r of W takes the global samples k with k mod W = r. W divides the lanes, so a rank reads only
-the lanes l with l mod W = r, and the global batches are the same for every such W.
+A step of W ranks is the next ``batch_size * W`` global samples, whatever W is; how they are shared out is
+`Steps`. Where W divides the lanes, rank r takes the k with k mod W = r and reads only the lanes l with
+l mod W = r. For any other W the ranks share lanes: as few as can be, and never a sample.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +81,7 @@ def stratified_order(strata: NDArray[np.integer], *, seed: int, shard_samples: i
     num_shards = -(-num_samples // shard_samples)
     last = num_samples - (num_shards - 1) * shard_samples
     # How many shards have a row j, for rows in the order of the ranges that they hold.
-    by_range = np.argsort(_radical_inverse(np.arange(shard_samples)), kind="stable")
+    by_range = np.argsort(radical_inverse(np.arange(shard_samples)), kind="stable")
     sizes = np.where(by_range < last, num_shards, num_shards - 1)
     row = np.repeat(by_range, sizes)
     words = random_words(num_samples, "write", seed, stream)
@@ -119,6 +122,7 @@ class EpochOrder:
         fingerprint: Names the dataset, so that two datasets do not share an order.
         lanes: Number of lanes, at least 1.
         window: Shards of a lane that are shuffled together, at least 1.
+        parts: Which of several datasets each shard is of, shape (num_shards,): their shards take turns by their share.
         in_order: Do not shuffle: global sample k is the one at stored position ``in_order[k]``.
 
     Raises:
@@ -135,6 +139,7 @@ class EpochOrder:
         fingerprint: str = "",
         lanes: int = 8,
         window: int = 1,
+        parts: Ints | None = None,
         in_order: Ints | None = None,
     ) -> None:
         if seed < 0 or epoch < 0:
@@ -151,9 +156,11 @@ class EpochOrder:
         self._key = (seed, epoch, fingerprint)
         self._in_order = in_order
         self._window = window
-        self._strata = _radical_inverse(np.asarray(rows)) >> np.uint32(32 - _KEPT_STRATA_BITS)
+        self._strata = radical_inverse(np.asarray(rows)) >> np.uint32(32 - _KEPT_STRATA_BITS)
         shards = np.flatnonzero(sizes)
         shards = shards[np.argsort(random_words(len(shards), "shards", *self._key), kind="stable")]
+        if parts is not None:
+            shards = shards[np.argsort(_turns(sizes[shards], parts[shards]), kind="stable")]
         # Piece i of the string is the samples [first[i], first[i] + size[i]) in stored order.
         self._first = (np.cumsum(sizes) - sizes)[shards]
         self._ends = np.cumsum(sizes[shards])
@@ -183,27 +190,40 @@ class EpochOrder:
                 found[mine[here]] = block.samples[positions[here] - block.start]
         return found
 
-    def schedule(self, rank: int, world_size: int, *, start: int = 0) -> list[tuple[int, int]]:
+    def schedule(self, steps: Steps, start: int = 0) -> list[tuple[int, int]]:
         """The blocks that a rank needs from global sample `start` on, in the order of first use.
+
+        Args:
+            steps: Of the rank.
+            start: Global sample with which its first step begins.
 
         Returns:
             (lane, number of the block), for `block`.
         """
-        if self.lanes % world_size or not 0 <= rank < world_size:
-            raise ValueError(
-                f"rank must be in [0, world_size) and world_size must divide the lanes ({self.lanes}), "
-                f"got rank {rank} of {world_size}; pass lanes={-(-self.lanes // world_size) * world_size}"
-            )
+        stop = steps.stop(start)
+        if steps.shares_lanes:
+            numbers = np.arange(start + (steps.rank - start) % steps.classes, stop, steps.classes)
+            numbers = numbers[steps.places(numbers, start)[0] == steps.rank]
         found = []
-        for lane in range(rank, self.lanes, world_size):
-            position = max(0, -(-(start - lane) // self.lanes))
+        for lane in range(steps.rank % steps.classes, self.lanes, steps.classes):
             starts = self._block_starts[lane]
+            if steps.shares_lanes:
+                mine = numbers[numbers % self.lanes == lane]
+                blocks, first = np.unique(self._block_of(lane, mine // self.lanes), return_index=True)
+                found += [(k, lane, n) for k, n in zip(mine[first].tolist(), blocks.tolist(), strict=True)]
+                continue
+            position = max(0, -(-(start - lane) // self.lanes))
             if position >= starts[-1]:
                 continue
             for number in range(int(self._block_of(lane, np.array([position]))[0]), len(starts) - 1):
-                first = max(position, int(starts[number]))
-                found.append((first * self.lanes + lane, lane, number))
+                first_used = max(position, int(starts[number])) * self.lanes + lane
+                if first_used < stop:
+                    found.append((first_used, lane, number))
         return [(lane, number) for _, lane, number in sorted(found)]
+
+    def numbers(self, block: Block) -> Ints:
+        """The global numbers of a block's samples, rising."""
+        return (block.start + np.arange(len(block.samples))) * self.lanes + block.lane
 
     def block(self, lane: int, number: int) -> Block:
         """One block of a lane."""
@@ -249,12 +269,21 @@ class EpochOrder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
-    """How an epoch is cut into batches, for one rank. All ranks have equally many steps."""
+    """How an epoch is cut into batches, for one rank. All ranks have equally many steps, from any position on.
+
+    A step is the next ``batch_size * world_size`` global samples. With g the greatest common divisor of ranks and
+    lanes, the samples k with k mod g = c belong to the ranks r with r mod g = c: as many of each step for every c.
+    Where W divides the lanes that is one rank. Otherwise these W / g ranks take the step's samples, sorted by lane,
+    in W / g equal runs: there are only lanes + W - g pairs of a lane and a rank that reads it, and no rule has fewer
+    (but for batches so small that a run is not always of the same lanes).
+    """
 
     num_samples: int
     """Samples in the epoch."""
     batch_size: int
     """Samples in a batch of this rank."""
+    lanes: int
+    """Lanes of the order."""
     rank: int = 0
     """This rank."""
     world_size: int = 1
@@ -267,38 +296,103 @@ class Steps:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be in [0, {self.world_size}), got {self.rank}")
+        if self.lanes < 1:
+            raise ValueError(f"lanes must be at least 1, got {self.lanes}")
 
     @property
     def global_batch(self) -> int:
         """Samples in a step of all ranks together."""
         return self.batch_size * self.world_size
 
+    @property
+    def classes(self) -> int:
+        """Into how many parts that share nothing ranks and lanes fall: rank r reads lanes l with l = r modulo this."""
+        return math.gcd(self.world_size, self.lanes)
+
+    @property
+    def shares_lanes(self) -> bool:
+        """Whether some lanes are read by more than one rank."""
+        return self.world_size > self.classes
+
     def remaining(self, start: int) -> int:
         """Number of steps from global sample `start` on."""
         left = max(0, self.num_samples - start)
         return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
 
+    def stop(self, start: int) -> int:
+        """Global sample after the last one that is delivered, if the first step begins at `start`."""
+        return min(self.num_samples, start + self.remaining(start) * self.global_batch)
+
     def numbers(self, start: int) -> Ints:
-        """Global numbers of this rank's samples in the step that begins at `start`.
+        """Global numbers of this rank's samples in the step that begins at `start`, row by row.
 
         There are `batch_size` of them, and fewer where the epoch ends.
         """
         stop = min(start + self.global_batch, self.num_samples)
-        return np.arange(start + self.rank, stop, self.world_size)
+        numbers = np.arange(start + (self.rank - start) % self.classes, stop, self.classes)
+        if not self.shares_lanes:
+            return numbers
+        part, parts = self.rank // self.classes, self.world_size // self.classes
+        numbers = numbers[np.argsort(numbers % self.lanes, kind="stable")]
+        return numbers[part * len(numbers) // parts : (part + 1) * len(numbers) // parts]
+
+    def places(self, numbers: Ints, start: int) -> tuple[Ints, Ints]:
+        """Whose global samples are, without what comes before them: the inverse of `numbers`.
+
+        Args:
+            numbers: Global numbers in [start, num_samples), any shape.
+            start: Global sample with which a step begins.
+
+        Returns:
+            The rank of each, and its row in the rank's batch.
+        """
+        classes, lanes = self.classes, self.lanes
+        begin = numbers - (numbers - start) % self.global_batch
+        if not self.shares_lanes:
+            rank = numbers % classes
+            return rank, (numbers - begin - (rank - begin) % classes) // classes
+        end = np.minimum(begin + self.global_batch, self.num_samples)
+        own, lane, parts = numbers % classes, numbers % lanes, self.world_size // classes
+
+        def below(stop: Ints, limit: Ints | int) -> Ints:
+            # How many samples under `stop` are of the same class and of its first `limit` lanes.
+            rest: Ints = np.clip(-(-(stop % lanes - own) // classes), 0, limit)
+            return stop // lanes * limit + rest
+
+        place = below(end, lane // classes) - below(begin, lane // classes)
+        place += (numbers - begin - (lane - begin) % lanes) // lanes
+        size = below(end, lanes // classes) - below(begin, lanes // classes)
+        part = ((place + 1) * parts - 1) // size
+        return own + classes * part, place - part * size // parts
+
+    def runs(self, start: int) -> list[tuple[int, slice]]:
+        """The lanes of this rank's step that begins at `start`, and the rows of its batch that each fills, in order."""
+        lanes = self.numbers(start) % self.lanes
+        if not self.shares_lanes:
+            stride = self.lanes // self.classes
+            first = lanes[:stride].tolist()
+            return [(lane, slice(row, len(lanes), stride)) for row, lane in enumerate(first)]
+        cuts = np.flatnonzero(np.diff(lanes)) + 1
+        rows = [0, *cuts.tolist(), len(lanes)]
+        return [(int(lanes[a]), slice(a, b)) for a, b in pairwise(rows) if a < b]
+
+    def readers(self) -> Ints:
+        """How many lanes each rank reads, shape (world_size,)."""
+        if not self.shares_lanes:
+            return np.full(self.world_size, self.lanes // self.world_size)
+        # After so many samples, steps begin at the same lane again.
+        numbers = np.arange(min(math.lcm(self.global_batch, self.lanes), self.num_samples))
+        pairs = np.unique(self.places(numbers, 0)[0] * self.lanes + numbers % self.lanes)
+        return np.bincount(pairs // self.lanes, minlength=self.world_size)
 
     def check_start(self, start: int) -> None:
-        """Refuse a resume position at which these ranks cannot begin.
+        """Refuse a resume position outside the epoch; ranks can begin at any other.
 
         Raises:
-            ValueError: If it is outside the epoch, or not a multiple of the number of ranks.
+            ValueError: If it is outside.
         """
         if not 0 <= start <= self.num_samples:
             raise ValueError(f"the position must be in [0, {self.num_samples}], got {start}")
-        if start % self.world_size and start < self.num_samples:
-            raise ValueError(
-                f"{start} samples of the epoch were delivered, which {self.world_size} ranks cannot continue; "
-                "take a number of ranks that divides it"
-            )
 
 
 def design_effect(features: NDArray[np.floating], batches: Sequence[Ints]) -> float:
@@ -327,7 +421,17 @@ def _reverse_bits(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return v
 
 
-def _radical_inverse(values: NDArray[np.integer]) -> NDArray[np.uint32]:
+def _turns(sizes: Ints, parts: Ints) -> NDArray[np.float64]:
+    """Where the middle of each shard is in its own part when that is stretched to [0, 1)."""
+    found = np.empty(len(sizes))
+    for part in np.unique(parts):
+        mine = parts == part
+        ends = np.cumsum(sizes[mine])
+        found[mine] = (2 * ends - sizes[mine]) / (2 * ends[-1])
+    return found
+
+
+def radical_inverse(values: NDArray[np.integer]) -> NDArray[np.uint32]:
     """Van der Corput's sequence in base 2, as a fraction of 2**32."""
     return _reverse_bits(values.astype(np.uint32))
 

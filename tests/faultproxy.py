@@ -16,7 +16,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["503", "delay", "reset-before", "reset-mid", "truncate", "stall", "corrupt", "slow"]
+Fault = Literal[
+    "503", "delay", "reset-before", "reset-mid", "truncate", "stall", "corrupt", "slow",
+    "cut-upload", "stall-upload", "corrupt-upload", "lose-answer",
+]  # fmt: skip
+"""The first ones break answers; the last four the body of a request in its middle, or hang up after it was done."""
 
 _SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
@@ -32,7 +36,7 @@ class Rule:
     fault: Fault
     times: int = 1
     seconds: float = 1.0
-    """How long a `delay` or a `stall` lasts."""
+    """How long a `delay`, a `stall` or a `stall-upload` lasts."""
     bytes_per_s: float = 1e6
     """Speed of a `slow` body."""
 
@@ -177,13 +181,21 @@ class FaultProxy:
                 if up_reader is None or up_writer is None:
                     up_reader, up_writer = await asyncio.open_connection(host, port)
                 up_writer.write(head)
-                sending = asyncio.create_task(_copy(client, up_writer, num_bytes))
+                if picked and picked.fault == "cut-upload":
+                    await _copy(client, up_writer, num_bytes // 2)
+                    up_writer.transport.abort()
+                    reply.transport.abort()
+                    return
+                sending = asyncio.create_task(_send(client, up_writer, num_bytes, picked))
                 answer = await up_reader.readuntil(b"\r\n\r\n")
                 while answer.startswith(b"HTTP/1.1 100"):
                     reply.write(answer)
                     await reply.drain()
                     answer = await up_reader.readuntil(b"\r\n\r\n")
                 await sending
+                if picked and picked.fault == "lose-answer":
+                    reply.transport.abort()
+                    return
                 reply.write(answer)
                 if not (line.startswith("HEAD") or answer[9:12] in (b"204", b"304")):
                     if _header(answer, b"transfer-encoding"):
@@ -214,6 +226,21 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, num_
         writer.write(data)
         await writer.drain()
         num_bytes -= len(data)
+
+
+async def _send(
+    client: asyncio.StreamReader, writer: asyncio.StreamWriter, num_bytes: int, picked: _Picked | None
+) -> None:
+    """Pass a request's body on, broken in its middle as picked."""
+    if picked and num_bytes and picked.fault in ("stall-upload", "corrupt-upload"):
+        await _copy(client, writer, num_bytes // 2)
+        num_bytes -= num_bytes // 2
+        if picked.fault == "stall-upload":
+            await asyncio.sleep(picked.seconds)
+        else:
+            writer.write(bytes([(await client.readexactly(1))[0] ^ 255]))
+            num_bytes -= 1
+    await _copy(client, writer, num_bytes)
 
 
 async def _copy_chunked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reben_cloud.build import build, make_plan
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
+from tests.roots import synthetic_root
 
 PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
@@ -142,6 +140,7 @@ def is_above_faces(module):
     return module.startswith("reben_cloud.") and module.split(".")[1] in ABOVE_FACES
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_a_detour():
     graph = {
         module: {name for name in imports_of(module) if name != module}
@@ -197,8 +196,7 @@ def test_a_first_search_loads_neither_pandas_nor_what_draws(tmp_path):
         "labels='Pastures', bbox=(9, 46, 17, 49), datetime='2017/2018', season='summer', recommended=True, "
         "sortby='-datetime', limit=5); found.patch_ids"
     )
-    source, official = open_source("synthetic:8")
-    build(make_plan(source, official, open_store(tmp_path)))
+    synthetic_root(tmp_path, 8)
 
     loaded = {name.split(".")[0] for name in modules_after(code, str(tmp_path))}
 

@@ -94,7 +94,7 @@ def test_too_little_scratch_space_is_said_before_anything_is_read(archives, tmp_
     source, table = open_source(archives)
     plan = make_plan(source, table, open_store(tmp_path / "root"), scratch=tmp_path / "scratch")
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    large = dataclasses.replace(plan.spool, num_rows=len(plan.table) * (1 + free // plan.spool.nbytes))
+    large = dataclasses.replace(plan.spool, num_rows=len(plan.table) * (1 + 2 * free // plan.spool.nbytes))
 
     with pytest.raises(StorageError, match=r"scratch folder needs .* GB more .*--scratch"):
         large.prepare()

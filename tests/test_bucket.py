@@ -12,13 +12,11 @@ import webdataset
 
 import reben_cloud as rc
 from reben_cloud.bucket import access_policy, create_bucket, presign, put_policy, s3_client, share
-from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, StorageError
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from tests.conftest import empty_bucket
+from tests.roots import synthetic_root
 
 DATA = bytes(range(256)) * 40
 
@@ -189,8 +187,7 @@ def test_the_policies_allow_what_the_store_does_and_no_more():
 @pytest.mark.s3
 def test_a_shared_selection_is_read_without_credentials(s3_bucket):
     url, options = f"{s3_bucket.url}/root", s3_bucket.storage_options
-    source, metadata = open_source("synthetic:12")
-    build(make_plan(source, metadata, open_store(url, options), options=PlacementOptions(shard_samples=4)))
+    synthetic_root(url, 12, storage_options=options, shard_samples=4)
     selection = rc.open(url, options).search(split="validation")
 
     links = share(selection, modalities=("s1",), expires_s=60)
@@ -218,8 +215,7 @@ def test_a_builder_builds_and_a_reader_streams_with_nothing_more_than_their_poli
     put_policy(s3_bucket.name, json.dumps(policy), s3_bucket.storage_options)
     url = f"{s3_bucket.url}/root"
 
-    source, metadata = open_source("synthetic:12")
-    build(make_plan(source, metadata, open_store(url, builder.storage_options)))
+    synthetic_root(url, 12, storage_options=builder.storage_options)
     dataset = rc.open(url, reader.storage_options)
     found = dataset.search(split="train")
     delivered = sum(len(batch["index"]) for batch in RawLoader(found, batch_size=8))
@@ -228,7 +224,7 @@ def test_a_builder_builds_and_a_reader_streams_with_nothing_more_than_their_poli
     assert delivered == len(found) > 0
     assert product.sizes["patch"] > 0
     with pytest.raises(StorageError, match="permission denied"):
-        build(make_plan(source, metadata, open_store(f"{s3_bucket.url}/other", reader.storage_options)))
+        synthetic_root(f"{s3_bucket.url}/other", 12, storage_options=reader.storage_options)
     with pytest.raises(StorageError, match="permission denied"):
         open_store(url, builder.storage_options).delete("manifest.json")
 
@@ -236,8 +232,7 @@ def test_a_builder_builds_and_a_reader_streams_with_nothing_more_than_their_poli
 @pytest.mark.s3
 def test_the_commands_make_a_bucket_and_share_a_part_of_it(s3_bucket):
     environment = {**os.environ, **s3_bucket.environment}
-    source, metadata = open_source("synthetic:12")
-    build(make_plan(source, metadata, open_store(f"{s3_bucket.url}/root", s3_bucket.storage_options)))
+    synthetic_root(f"{s3_bucket.url}/root", 12, storage_options=s3_bucket.storage_options)
 
     def run(*arguments):
         command = [sys.executable, "-m", "reben_cloud.cli", "bucket", *arguments]

@@ -16,16 +16,14 @@ import numpy as np
 import pytest
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import StorageError, UnreachableError
 from reben_cloud.export import export_lmdb
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Budget, Store, mask, open_store, public_url
 from reben_cloud.store import objects as store_module
 from reben_cloud.stream import RawLoader
+from tests.roots import synthetic_root
 from tests.webserver import _Ranged
 
 SHORT = Budget(attempts=3, seconds=1.5, silence_s=0.8, request_s=1.2)
@@ -142,8 +140,7 @@ class Stalling(_Ranged):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("budget") / "root"
-    source, official = open_source("synthetic:24")
-    build(make_plan(source, official, open_store(folder), options=PlacementOptions(shard_samples=8)))
+    synthetic_root(folder, 24, shard_samples=8)
     return folder
 
 
@@ -306,6 +303,7 @@ def test_refusals_are_told_at_once(server, call, answer, message):
         assert answer.split()[1] in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_slow_download_goes_on_for_as_long_as_it_takes(tmp_path):
     data = np.random.default_rng(5).bytes(1_600_000)
     (tmp_path / "x").write_bytes(data)
@@ -323,6 +321,7 @@ def test_a_slow_download_goes_on_for_as_long_as_it_takes(tmp_path):
         assert all(headers["Range"] for _, _, headers in server.asked[1:])
 
 
+@pytest.mark.slow
 def test_a_large_object_has_the_time_that_its_size_takes_to_be_written(server):
     data = bytes(6_000_000)
     store = s3_store(server)
@@ -337,6 +336,7 @@ def test_a_large_object_has_the_time_that_its_size_takes_to_be_written(server):
     assert [method for method, *_ in server.asked] == ["PUT"]
 
 
+@pytest.mark.slow
 def test_a_large_object_that_stalls_is_told_in_the_time_of_its_size(server):
     store = s3_store(server)
     store.budget = replace(SHORT, write_bytes_per_s=4e6)
@@ -402,6 +402,7 @@ def stalled_accesses(root, tmp_path_factory):
         return all_at_once(root.parent, {case: access(*case) for case in cases})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("access", ACCESSES)
 @pytest.mark.parametrize("mode", ["accept", "trickle"])
 def test_every_access_to_a_stalled_store_ends_in_time(stalled_accesses, access, mode):
@@ -438,11 +439,11 @@ def test_verify_and_build_of_a_store_that_stalls_on_the_way_end_in_time(short, r
 
     fault_proxy.rules.clear()
     fault_proxy.add("PUT", "delay", times=10**6, seconds=1000)
-    source, official = open_source("synthetic:4")
-    plan = make_plan(source, official, open_store(f"{s3_bucket.url}/other", behind.storage_options))
-    failure_of(lambda: build(plan), within_s=3 * MOST_S)
+    options = {"storage_options": behind.storage_options}
+    failure_of(lambda: synthetic_root(f"{s3_bucket.url}/other", 4, **options), within_s=3 * MOST_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["accept", "body", "trickle"])
 def test_the_defaults_end_within_ninety_seconds(a_tenth_of_the_defaults, mode):
     outcome = a_tenth_of_the_defaults[mode]

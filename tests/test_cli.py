@@ -12,13 +12,12 @@ from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud import cli
-from reben_cloud.build import build, make_plan
 from reben_cloud.cli.options import SEARCH
 from reben_cloud.root.query import OPTIONS, Query
 from reben_cloud.scenes.run import Preparation
 from reben_cloud.scenes.run import run as run_preparation
-from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
+from tests.roots import synthetic_root
 from tests.scenes import make_landscape
 
 TAKE_A_SELECTION = {"build", "search", "suspects", "stream", "export", "evaluate", "bucket presign"}
@@ -27,8 +26,7 @@ TAKE_A_SELECTION = {"build", "search", "suspects", "stream", "export", "evaluate
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "root"
-    source, official = open_source("synthetic:60")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, 60)
     return folder
 
 

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
 from tests.conftest import REPOSITORY
+from tests.roots import synthetic_root
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
 
@@ -20,8 +18,7 @@ EXAMPLES = REPOSITORY / "docs" / "examples"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
-    source, metadata = open_source("synthetic:120")
-    build(make_plan(source, metadata, open_store(folder)))
+    synthetic_root(folder, 120, num_products=4)
     return folder
 
 
@@ -45,6 +42,7 @@ def test_the_lightning_example_runs(root, tmp_path):
     assert "validation AP 0." in example(EXAMPLES / "lightning_fit.py", root, tmp_path, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's own advice
 def test_lightning_goes_on_in_the_middle_of_an_epoch(root, tmp_path):
     with warnings.catch_warnings():

@@ -18,11 +18,13 @@ import yaml
 
 import reben_cloud as rc
 from reben_cloud.cli.demo import run_demo
+from reben_cloud.sources.archives import ARCHIVES
 from tests import hub
 from tests.benge import write_benge
 from tests.bigearthnet_txt import write_texts
 from tests.commands import check_command, command_lines
 from tests.conftest import REPOSITORY
+from tests.official import members, pack
 
 DOCS = REPOSITORY / "docs"
 BESIDE = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "infra/README.md"]
@@ -53,11 +55,13 @@ def demo_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def files_of_others(demo_folder, tmp_path_factory):
-    """ben-ge and BigEarthNet.txt in their own names, about the demo's patches, and patches that only v1 has."""
+    """ben-ge, BigEarthNet.txt and the archive of maps in their own names, about the demo's patches, ben-ge with some
+    that only v1 has."""
     folder = tmp_path_factory.mktemp("others")
     official = rc.open(demo_folder / "root").selection.official()
     write_benge(folder / "ben-ge", official, foreign=45)
     write_texts(folder / "BigEarthNet.txt.parquet", official, num_patches=500)
+    (folder / ARCHIVES["map"]).write_bytes(pack(members("map", official)))
     return folder
 
 

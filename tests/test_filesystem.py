@@ -14,19 +14,17 @@ from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.dirfs import DirFileSystem
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChangedError
-from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from tests import webserver
 from tests.hub import Hub, serve
+from tests.roots import synthetic_root
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsspec") / "root"
-    source, official = open_source("synthetic:24")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, 24)
     return folder
 
 

@@ -11,10 +11,7 @@ pytest.importorskip("timm")
 
 import reben_cloud as rc  # noqa: E402
 from reben_cloud.bigearthnet.reben import REBEN  # noqa: E402
-from reben_cloud.build import build, make_plan  # noqa: E402
 from reben_cloud.errors import NotFiniteError  # noqa: E402
-from reben_cloud.sources.recognise import open_source  # noqa: E402
-from reben_cloud.store import open_store  # noqa: E402
 from reben_cloud.torch import StreamLoader  # noqa: E402
 from reben_cloud.training.compute import compute_context  # noqa: E402
 from reben_cloud.training.config import load_recipe  # noqa: E402
@@ -24,12 +21,13 @@ from reben_cloud.training.finite import FiniteCheck  # noqa: E402
 from reben_cloud.training.models import ModelSpec  # noqa: E402
 from reben_cloud.training.train import train  # noqa: E402
 from tests.conftest import free_port  # noqa: E402
+from tests.roots import synthetic_root  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finite") / "root"
-    build(make_plan(*open_source("synthetic:48"), open_store(folder)))
+    synthetic_root(folder, 48)
     return rc.open(folder)
 
 
@@ -48,6 +46,7 @@ class Spoiled(torch.nn.Module):
         return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("task", ["labels", "map"])
 def test_an_evaluation_stops_with_the_step_and_the_patch(dataset, task, value):
@@ -128,6 +127,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(dataset, t
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_saved(dataset, tmp_path):
     """A learning rate that float32 cannot hold makes every weight infinite while the loss was finite."""
     with pytest.raises(NotFiniteError, match=r"stops at step 1: the weights .* are infinite"):

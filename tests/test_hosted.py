@@ -17,6 +17,7 @@ from reben_cloud.errors import ChangedError, NotFoundError, SourceError, Storage
 from reben_cloud.hosted import places
 from reben_cloud.hosted.finder import LmdbFinder
 from reben_cloud.hosted.publish import index_hosted
+from reben_cloud.layers.maps import write_map_layer
 from reben_cloud.sources.recognise import OFFICIAL_METADATA
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -76,6 +77,16 @@ def test_one_line_opens_searches_and_streams_it(server, root):
     np.testing.assert_array_equal(
         dataset.open_patch(patch_id)["s1"].values, root.open_patch(patch_id)["s1"].values
     )
+
+
+def test_maps_are_a_layer_of_it_before_any_index(server, root, tmp_path):
+    official.write_archives(tmp_path / "zst", official.table_of(NUM_PATCHES), ["map"])
+
+    layer = write_map_layer(tmp_path / "maps", rc.open(URL), tmp_path / "zst", scratch=tmp_path / "scratch")
+
+    assert layer.manifest.coverage == NUM_PATCHES
+    found = batches.samples(rc.open(URL, layers=[layer.url]).search())
+    assert_same(batches.samples(root.search()), found)
 
 
 def test_a_search_reads_no_pixels(server):
@@ -155,6 +166,7 @@ def test_an_object_without_commits_that_changes_is_refused(server, files, tmp_pa
         samples(reference.search())
 
 
+@pytest.mark.slow
 def test_a_part_becomes_a_root_an_export_and_an_index(server, root, tmp_path):
     dataset = rc.open(URL)
     wanted = dataset.search(split="train", limit=12)

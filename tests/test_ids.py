@@ -12,20 +12,18 @@ from hypothesis import strategies as st
 import reben_cloud as rc
 from reben_cloud.bigearthnet.official import describe
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.build import build, make_plan
 from reben_cloud.build.publish import publish_metadata
 from reben_cloud.errors import NotFoundError
 from reben_cloud.search import known_ids, read_ids
-from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from tests.roots import synthetic_root
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
-    source, official = open_source("synthetic:40")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, 40)
     return rc.open(folder)
 
 

@@ -30,6 +30,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from tests.roots import synthetic_root
 
 NUM_PATCHES = 40
 PACKAGE = Path(__file__).parent.parent / "reben_cloud"
@@ -38,8 +39,7 @@ PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, NUM_PATCHES)
     return folder
 
 
@@ -103,6 +103,7 @@ def positions_everywhere(data):
 # -- patches.parquet ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", ["sealed", "older"])
 def test_no_flipped_bit_of_the_table_gets_through(catalog, age):
     data = bytes(catalog.get("patches.parquet"))
@@ -215,14 +216,16 @@ MANIFEST = Manifest.of(
     [("train", 0, 4), ("train", 1, 2), ("train", 2, 0), ("train", -1, 0), ("train", 0, -1), ("other", 0, 0)],
 )
 def test_a_place_outside_of_the_shards_is_refused(group, shard, row):
-    good = {"groups": np.array(["train", "test", "train"]), "shards": np.array([1, 0, 0])}
+    good = {"names": ["train", "test"], "codes": np.array([0, 1, 0]), "shards": np.array([1, 0, 0])}
     check_places(MANIFEST, **good, rows=np.array([1, 0, 3]), name="t")
-    check_places(MANIFEST, groups=np.array([]), shards=np.array([]), rows=np.array([]), name="t")
+    none = np.array([], np.int64)
+    check_places(MANIFEST, names=[], codes=none, shards=none, rows=none, name="t")
 
     with pytest.raises(ChecksumError, match=f"t: names row {row} of shard {shard} of group '{group}'"):
         check_places(
             MANIFEST,
-            groups=np.array(["test", group]),
+            names=["test", group],
+            codes=np.array([0, 1]),
             shards=np.array([0, shard]),
             rows=np.array([0, row]),
             name="t",

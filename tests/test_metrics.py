@@ -5,22 +5,25 @@ import pyarrow as pa
 import pytest
 import torch
 from torchmetrics.classification import (
+    BinaryAUROC,
+    BinaryCalibrationError,
     MulticlassJaccardIndex,
     MultilabelAccuracy,
+    MultilabelAUROC,
     MultilabelAveragePrecision,
     MultilabelF1Score,
+    MultilabelFBetaScore,
     MultilabelPrecision,
     MultilabelRecall,
+    MultilabelSpecificity,
 )
 
 from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL
-from reben_cloud.training.metrics import (
-    confusion_of,
-    early_stopping_score,
-    group_numbers,
-    label_metrics,
-    map_metrics,
-)
+from reben_cloud.schema import Classes
+from reben_cloud.training.bootstrap import intervals
+from reben_cloud.training.groups import group_numbers
+from reben_cloud.training.measures import best_thresholds
+from reben_cloud.training.metrics import confusion_of, early_stopping_score, label_metrics, map_metrics
 
 NUM_CLASSES = len(CLASSES_ALPHABETICAL)
 
@@ -86,12 +89,15 @@ def test_every_macro_mean_is_over_the_classes_that_occur():
     p, t = probabilities[:, there], labels[:, there].int()
     modules = {
         "ap": MultilabelAveragePrecision(17),
+        "auroc": MultilabelAUROC(17),
+        "f2": MultilabelFBetaScore(2.0, 17),
+        "specificity": MultilabelSpecificity(17),
         "f1": MultilabelF1Score(17),
         "precision": MultilabelPrecision(17),
         "recall": MultilabelRecall(17),
         "accuracy": MultilabelAccuracy(17),
     }
-    assert found["macro"].keys() == modules.keys() == found["micro"].keys()
+    assert found["macro"].keys() == modules.keys() | {"ece"} == found["micro"].keys()
     for name, module in modules.items():
         assert found["macro"][name] == pytest.approx(float(module(p, t)), abs=1e-6), name
     for name, module in (("f1", MultilabelF1Score), ("precision", MultilabelPrecision)):
@@ -104,8 +110,123 @@ def test_where_no_class_occurs_there_is_no_mean():
 
     assert found["num_classes"] == 0
     assert set(found["macro"].values()) == {None}
-    assert found["micro"] == {"ap": None, "f1": None, "precision": None, "recall": None, "accuracy": 0.0}
+    known = {name: value for name, value in found["micro"].items() if value is not None}
+    assert known == {"accuracy": 0.0, "specificity": 0.0, "ece": pytest.approx(0.9)}
     assert early_stopping_score(found) == 0.0
+
+
+def test_equal_probabilities_count_as_torchmetrics_counts_them():
+    """Rounded to a few values, so that most are equal to others."""
+    probabilities, labels = predictions(400, seed=5)
+    probabilities = (probabilities * 8).round() / 8
+    probabilities[0, 0], probabilities[1, 1] = 0.0, 1.0
+
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        found = label_metrics(probabilities.to(dtype), labels)
+
+        for metric, oracle in (("ap", MultilabelAveragePrecision), ("auroc", MultilabelAUROC)):
+            each = oracle(NUM_CLASSES, average="none")(probabilities, labels.int())
+            ours = [found["per_class"][name][metric] for name in CLASSES_ALPHABETICAL]
+            assert ours == pytest.approx(each.tolist(), abs=1e-6)
+        pooled = BinaryAUROC()(probabilities.ravel(), labels.ravel().int())
+        assert found["micro"]["auroc"] == pytest.approx(float(pooled), abs=1e-6)
+
+
+def test_calibration_and_samplewise_metrics_equal_torchmetrics():
+    probabilities, labels = predictions(500, seed=2)
+    whole = labels.int()
+
+    found = label_metrics(probabilities, labels)
+
+    error = BinaryCalibrationError(n_bins=15, norm="l1")
+    assert found["micro"]["ece"] == pytest.approx(
+        float(error(probabilities.ravel(), whole.ravel())), abs=1e-6
+    )
+    each = [float(error(probabilities[:, c], whole[:, c])) for c in range(NUM_CLASSES)]
+    assert found["macro"]["ece"] == pytest.approx(np.mean(each), abs=1e-6)
+    options = {"average": "micro", "multidim_average": "samplewise"}
+    modules = {
+        "f1": MultilabelF1Score(NUM_CLASSES, **options),
+        "f2": MultilabelFBetaScore(2.0, NUM_CLASSES, **options),
+        "precision": MultilabelPrecision(NUM_CLASSES, **options),
+        "recall": MultilabelRecall(NUM_CLASSES, **options),
+        "specificity": MultilabelSpecificity(NUM_CLASSES, **options),
+        "accuracy": MultilabelAccuracy(NUM_CLASSES, **options),
+    }
+    assert found["samples"].keys() == modules.keys()
+    for name, module in modules.items():
+        oracle = module(probabilities[..., None], whole[..., None]).mean()
+        assert found["samples"][name] == pytest.approx(float(oracle), abs=1e-6), name
+
+
+def test_a_class_that_every_patch_has_has_no_auroc():
+    probabilities, labels = predictions(30)
+    labels[:, 4] = 1
+
+    found = label_metrics(probabilities, labels)
+
+    assert found["per_class"][CLASSES_ALPHABETICAL[4]]["auroc"] is None
+    others = [values["auroc"] for values in found["per_class"].values() if values["auroc"] is not None]
+    assert found["macro"]["auroc"] == pytest.approx(np.mean(others))
+
+
+def test_thresholds_are_the_best_that_there_are():
+    probabilities, labels = predictions(80, seed=9)
+    labels[:, 2] = 0
+    p, t = probabilities.numpy(), labels.numpy() > 0
+
+    for beta, metric in ((1.0, "f1"), (2.0, "f2")):
+        each = best_thresholds(p, t, beta=beta)
+        one = best_thresholds(p, t, per="global", beta=beta)
+
+        found = label_metrics(probabilities, labels, thresholds=each)
+        assert found["thresholds"] == list(each)
+        assert each[2] == 0.5
+        tried = [
+            label_metrics(probabilities, labels, thresholds=[cut] * NUM_CLASSES)
+            for cut in np.unique(np.concatenate([p.ravel()[::7], [0.0, 0.5], one]))
+        ]
+        for c, name in enumerate(CLASSES_ALPHABETICAL):
+            if c != 2:
+                best = max(one["per_class"][name][metric] for one in tried)
+                assert found["per_class"][name][metric] >= best - 1e-9
+        assert len(set(one)) == 1
+        pooled = label_metrics(probabilities, labels, thresholds=one)["micro"][metric]
+        assert pooled >= max(one["micro"][metric] for one in tried) - 1e-9
+
+
+def test_a_threshold_lets_through_what_it_was_chosen_for():
+    """Between neighbouring floats there is no middle."""
+    low = np.float32(0.3)
+    high = np.nextafter(low, np.float32(1))
+
+    (cut,) = best_thresholds(np.array([[low], [high]]), np.array([[False], [True]]))
+
+    assert label_metrics(torch.tensor([[low], [high]]), torch.tensor([[0.0], [1.0]]),
+                         classes=Classes(names=("one",)), thresholds=[cut])["macro"]["f1"] == 1.0  # fmt: skip
+
+
+def test_intervals_are_those_of_patches_drawn_by_squares():
+    """Beside a bootstrap that copies rows, with the same draws."""
+    probabilities, labels = predictions(600, seed=1)
+    squares = np.arange(600) // 50 * 7
+    p, t = probabilities.numpy(), labels.numpy() > 0
+    cuts = np.full(NUM_CLASSES, 0.5, np.float32)
+
+    found = intervals(p, t, squares, cuts, num_draws=70, seed=3)
+
+    words = np.random.Philox(key=3).random_raw(70 * 12).reshape(70, 12) % 12
+    copies = []
+    for drawn in words:
+        rows = torch.from_numpy(np.concatenate([np.flatnonzero(squares == 7 * s) for s in drawn]))
+        copies.append(label_metrics(probabilities[rows], labels[rows]))
+    assert (found["num_squares"], found["num_draws"], found["level"]) == (12, 70, 0.95)
+    for mean in ("macro", "micro"):
+        assert found[mean].keys() == {"ap", "f1", "f2", "precision", "recall", "specificity", "accuracy"}
+        for name, ends in found[mean].items():
+            expected = np.quantile([one[mean][name] for one in copies], [0.025, 0.975])
+            assert ends == pytest.approx(expected, abs=5e-3 if name == "ap" else 1e-9), (mean, name)
+    assert intervals(p, t, np.zeros(600, np.int64), cuts) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.01, 1.5])

@@ -11,16 +11,14 @@ import pytest
 import torch
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, NotFoundError, RebenError
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
 from reben_cloud.training.checkpoint import load_checkpoint
 from reben_cloud.training.checksums import SUMS
 from reben_cloud.training.config import load_recipe
 from reben_cloud.training.models import create_model, load_pretrained, save_model
 from reben_cloud.training.run import claim
 from reben_cloud.training.train import train
+from tests.roots import synthetic_root
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +35,7 @@ CONFIG = load_recipe(
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root") / "root"
-    build(make_plan(*open_source("synthetic:48"), open_store(folder)))
+    synthetic_root(folder, 48)
     return rc.open(folder)
 
 

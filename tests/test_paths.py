@@ -15,7 +15,7 @@ import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.bigearthnet.country import load_countries
 from reben_cloud.bigearthnet.official import read_official
-from reben_cloud.build import build, make_plan
+from reben_cloud.build import make_plan
 from reben_cloud.cli import options
 from reben_cloud.cli.demo import run_demo
 from reben_cloud.files.paths import local_path, split_scheme
@@ -25,6 +25,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import normalise_url, open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.training.config import load_recipe
+from tests.roots import synthetic_root
 
 PARSERS = {options.path, options.whole_path, options.path_or_url, options.new_root, options.name_or_path}
 
@@ -64,8 +65,7 @@ NOT_PATHS = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paths") / "root"
-    source, official = open_source("synthetic:12")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, 12)
     return folder
 
 

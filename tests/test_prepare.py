@@ -339,6 +339,7 @@ def test_a_dask_cluster_gives_what_one_process_gives(inputs, several, tmp_path):
     assert contents(tmp_path) == files
 
 
+@pytest.mark.slow
 def test_shares_give_together_what_one_process_gives(inputs, several, tmp_path):
     products, reports, files = several
 
@@ -412,6 +413,20 @@ def write_again(path, change):
     os.utime(path, ns=(time + 10**9, time + 10**9))
 
 
+def write_back(path, change):
+    """Other bytes with the size and time of the old ones."""
+    stat = path.stat()
+    path.write_bytes(change(path.read_bytes()))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+
+
+def last_flipped(data):
+    """Other bytes; what is XML stays so."""
+    last = len(data) - 1 if b"<?xml" not in data[:100] else data.index(b"\n")
+    return data[:last] + (b" " if last < len(data) - 1 else bytes([data[last] ^ 1])) + data[last + 1 :]
+
+
 def process_again(given):
     """As the ground segment does: a new generation time in the name and in the metadata, other pixels."""
     safe = next((given / "s2").glob("*.SAFE"))
@@ -425,7 +440,7 @@ CHANGES = [
     pytest.param(process_again, "generation time: was 20240101T000000, is 20250202T000000", id="processed again"),
     pytest.param(
         lambda given: write_again(next(given.rglob("*_B02_10m.jp2")), bytes),
-        r"Sentinel-2 T33UUP_.*_B02_10m.jp2: was [\d,]+ bytes of .*Z, is ", id="pixels of a band",
+        r"Sentinel-2 T33UUP_.*_B02_10m.jp2: was [\d,]+ bytes of .*Z, xxh3 \w+, is ", id="pixels of a band",
     ),
     pytest.param(
         lambda given: write_again(next(given.rglob("S1A*.tif")), bytes), "Sentinel-1 S1A_.*_VV_VH.tif: was ", id="scene"
@@ -437,6 +452,16 @@ CHANGES = [
         r"Sentinel-1 S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif is new", id="one scene more",
     ),
     pytest.param(lambda given: write_again(given / "clc.gpkg", bytes), r"land cover clc.gpkg: was ", id="land cover"),
+    *(
+        pytest.param(
+            lambda given, pattern=pattern: write_back(next(given.rglob(pattern)), last_flipped),
+            rf"{role}: was ([\d,]+ bytes of .*Z), xxh3 \w+, is \1, xxh3 ", id=f"size and time set again, {pattern}",
+        )
+        for pattern, role in [
+            ("*_B02_10m.jp2", r"Sentinel-2 T33UUP_\w+.jp2"), ("MTD_TL.xml", r"Sentinel-2 MTD_TL.xml"),
+            ("S1A*.tif", r"Sentinel-1 S1A_\w+.tif"), ("clc.gpkg", "land cover clc.gpkg"),
+        ]
+    ),
 ]  # fmt: skip
 
 
@@ -480,6 +505,20 @@ def test_the_way_out_of_other_inputs_works(landscape, made, tmp_path):
 
     assert mended.exit_code == 0
     assert "written now: 9 patches of 1 product; already there: 0 patches of 0 products" in mended.stdout
+
+
+def test_what_an_earlier_version_recorded_is_read(landscape, made, tmp_path):
+    given, out = copied(landscape, made, tmp_path)
+    (receipt,) = (out / ".prepared").glob("*.parquet")
+    table = pq.read_table(receipt)
+    earlier = {name: re.sub(rb", xxh3 \w{16}", b"", value) for name, value in table.schema.metadata.items()}
+    assert earlier != table.schema.metadata
+    pq.write_table(table.replace_schema_metadata(earlier), receipt)
+    claimed = tmp_path / "root" / "_build" / "prepared-from"
+    claimed.write_bytes(re.sub(rb", xxh3 \w{16}", b"", claimed.read_bytes()))
+
+    assert run(given, "--out", out).exit_code == 0
+    assert json.loads(run(given, "--root", tmp_path / "root", "--json").stdout)["published_already"] is True
 
 
 def test_moved_inputs_are_the_same_inputs(landscape, made, tmp_path):
@@ -787,6 +826,7 @@ def test_one_command_goes_from_scenes_to_a_root(landscape, tmp_path):
         raise run(landscape, "--root", tmp_path / "two").exception
 
 
+@pytest.mark.slow
 def test_a_failed_way_to_a_root_continues_once_the_cause_is_mended(landscape, tmp_path):
     scenes = shutil.copytree(landscape, tmp_path / "in")
     image = next(scenes.rglob("*_B8A_20m.jp2"))

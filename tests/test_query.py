@@ -16,12 +16,10 @@ import shapely
 
 import reben_cloud as rc
 from reben_cloud import export
-from reben_cloud.build import build, make_plan
 from reben_cloud.root.backing import LmdbFolder, RootObjects
 from reben_cloud.root.query import OPTIONS, Query
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
 from reben_cloud.training.config import Subset, TrainConfig, config_from
+from tests.roots import synthetic_root
 
 FIELDS = {one.name: one for one in dataclasses.fields(Query)}
 
@@ -29,8 +27,7 @@ FIELDS = {one.name: one for one in dataclasses.fields(Query)}
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
-    source, official = open_source("synthetic:40")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, 40)
     ds = rc.open(folder)
     layers = [
         rc.write_table(

@@ -16,6 +16,7 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.errors import NotFoundError
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
+from tests.roots import synthetic_root
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +174,7 @@ def test_what_cannot_be_laid_out_is_said(root):
 def scattered(tmp_path_factory):
     """A few patches of several products and UTM zones."""
     url = tmp_path_factory.mktemp("scattered") / "root"
-    source, metadata = open_source("synthetic:40")
-    build(make_plan(source, metadata, open_store(url)))
+    synthetic_root(url, 40, num_products=10)
     return rc.open(url)
 
 

@@ -28,6 +28,7 @@ from reben_cloud.errors import (
     StorageError,
 )
 from reben_cloud.hosted import checksums, publish
+from reben_cloud.hosted import tars as tars_module
 from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.hosted.tars import list_tars
 from reben_cloud.root import references
@@ -97,6 +98,7 @@ def reference(request, lmdb, tars, tmp_path):
     return rc.open(tmp_path / "ref")
 
 
+@pytest.mark.slow
 def test_a_reference_root_is_read_like_the_root_itself(root, reference, tmp_path):
     assert set(reference.search().patch_ids) == set(root.search().patch_ids)
     assert_same(samples(root), samples(reference))
@@ -394,6 +396,26 @@ def test_what_only_looks_like_a_tar_is_named(name, tmp_path, caplog):
 
     assert list(list_tars(open_store(tmp_path))) == ["a.tar"]
     assert f"not taken: {name}; only uncompressed tars" in caplog.text
+
+
+def test_what_holds_far_more_than_tars_is_not_listed_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars_module, "MOST_OTHERS", 20)
+    monkeypatch.setattr(tars_module, "_FIRST_PAGE", 5)
+    for number in range(12):
+        (tmp_path / f"{number:02}.tar").touch()
+    shown = []
+
+    def progress(items, total, what):
+        for item in items:
+            shown.append((total, what))
+            yield item
+
+    assert len(list_tars(open_store(tmp_path), progress)) == 12
+    assert shown == [(20, "objects listed, at most")] * 7
+    for number in range(21):
+        (tmp_path / f"{number:02}.txt").touch()
+    with pytest.raises(SourceError, match=r"more than 20 objects there are no tars .*; name the folder"):
+        list_tars(open_store(tmp_path))
 
 
 def test_the_command_makes_a_root_that_the_other_commands_read(lmdb, tmp_path):

@@ -15,13 +15,13 @@ from reben_cloud.errors import ChecksumError, ConflictError, SourceError
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from tests.roots import synthetic_root
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made") / "root"
-    source, metadata = open_source("synthetic:90")
-    build(make_plan(source, metadata, open_store(root)))
+    synthetic_root(root, 90)
     return root
 
 

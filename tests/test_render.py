@@ -9,10 +9,8 @@ import torch
 import reben_cloud as rc
 from reben_cloud.bigearthnet.about import FALSE_COLOR, RADAR, TRUE_COLOR
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.build import build, make_plan
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
 from reben_cloud.torch import RenderRGB, StreamLoader
+from tests.roots import synthetic_root
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 
@@ -20,8 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 @pytest.fixture(scope="module")
 def selection(tmp_path_factory):
     folder = tmp_path_factory.mktemp("render") / "root"
-    source, official = open_source("synthetic:12")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, 12)
     return rc.open(folder).selection
 
 

@@ -182,7 +182,10 @@ def test_cql2_text_and_json_agree_with_arguments(everything):
         pytest.param({"limit": 0}, "at least 1", id="limit"),
         pytest.param({"cql2": "no such ("}, "cannot be", id="cql2"),
         pytest.param({"country": ""}, "unknown country ''", id="empty text"),
-        pytest.param({"country": "finland"}, "did you mean 'Finland'", id="lower case"),
+        pytest.param({"country": "finnland"}, "did you mean 'Finland'", id="misspelled"),
+        pytest.param(
+            {"labels": "lava"}, "known are\n  Agro-forestry areas\n  Arable land\n", id="a label a line"
+        ),
         pytest.param({"product": "S2A"}, "unknown product 'S2A'", id="product"),
         pytest.param({"season": "autumn"}, "unknown season 'autumn'; known are spring", id="season"),
         pytest.param({"split": []}, "split is an empty list", id="no split"),
@@ -356,3 +359,11 @@ def test_a_selection_describes_itself(everything):
     assert empty._repr_html_().startswith("<b>0 patches</b>")
     labels = selection.to_pandas().labels
     assert np.mean([len(names) for names in labels]) > 1
+
+
+def test_names_are_taken_in_any_case(everything):
+    exact = everything.search(country="Finland", labels=["Coniferous forest"], split="train", season="summer")
+    loose = everything.search(country="FINLAND", labels=["coniferous Forest"], split="Train", season="Summer")
+
+    assert np.array_equal(exact.rows, loose.rows)
+    assert len(exact)

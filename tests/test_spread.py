@@ -24,6 +24,7 @@ from reben_cloud.search import SEASONS
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.spread import MARGIN_M, draw, earth_points, seeded_keys
 from reben_cloud.store import open_store
+from tests.roots import synthetic_root
 
 GEOD = pyproj.Geod(ellps="WGS84")
 
@@ -149,8 +150,7 @@ KEYS = [9853597113845583197, 15555327831108728156, 9361187535794662018]
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
-    source, official = open_source("synthetic:300")
-    build(make_plan(source, official, open_store(folder)))
+    synthetic_root(folder, 300, num_products=10)
     return rc.open(folder)
 
 
@@ -195,6 +195,7 @@ def test_a_sample_of_what_was_sampled_before_is_the_same_in_a_part(dataset, tmp_
     assert set(rc.open(tmp_path).search(sample=15).patch_ids) == set(drawn)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_draws_the_same(dataset):
     code = (
         "import sys, reben_cloud as rc\n"

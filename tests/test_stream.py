@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 
 import numpy as np
@@ -16,17 +17,15 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.reben import MAP, REBEN, S2
-from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, NotFoundError, StorageError
 from reben_cloud.formats import tar
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sampling import EpochOrder
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import BUDGET, open_store
+from reben_cloud.store import BUDGET
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.readers.shards import plan_ranges
+from tests.roots import synthetic_root
 
 NUM_PATCHES = 150
 SHARD_SAMPLES = 16
@@ -36,9 +35,7 @@ SHARD_SAMPLES = 16
 def root(tmp_path_factory):
     """A root of 150 synthetic patches in shards of 16."""
     folder = tmp_path_factory.mktemp("stream") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    options = PlacementOptions(shard_samples=SHARD_SAMPLES)
-    build(make_plan(source, official, open_store(folder), options=options))
+    synthetic_root(folder, NUM_PATCHES, num_products=6, shard_samples=SHARD_SAMPLES)
     return folder
 
 
@@ -115,7 +112,7 @@ def test_shapes_and_dtypes_are_the_documented_ones(selection):
 
 def test_the_batches_are_those_of_the_order(selection):
     loader = RawLoader(selection, batch_size=8, seed=3, epoch=2, lanes=4, window=2)
-    stored, order = loader._stored, loader._order()
+    stored, (_, order) = loader._stored, loader._plan()
     assert isinstance(order, EpochOrder)
 
     found = indices(epoch_of(loader))
@@ -123,33 +120,52 @@ def test_the_batches_are_those_of_the_order(selection):
     assert np.array_equal(found, stored.index[order.take(np.arange(NUM_PATCHES))])
 
 
+def run_ranks(selection, world_size, batch_size, *, state=None, steps=None, **options):
+    """(Patches of each global batch, sorted; the state after them), run by as many loaders as there are ranks."""
+    ranks, states = [], []
+    for rank in range(world_size):
+        loader = RawLoader(selection, batch_size=batch_size, rank=rank, world_size=world_size, **options)
+        if state is not None:
+            loader.load_state_dict(state)
+        iterator, batches = iter(loader), []
+        for batch in iterator:
+            batches.append({name: batch[name].copy() for name in ("index", "valid", "map")})
+            if len(batches) == steps:
+                break
+        states.append(loader.state_dict())
+        iterator.close()
+        ranks.append(batches)
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len({state["position"] for state in states}) == 1
+    for batch in (batch for batches in ranks for batch in batches):
+        assert len(batch["index"]) == (batch_size if world_size > 1 else np.count_nonzero(batch["valid"]))
+        assert not batch["map"][~batch["valid"]].any()
+        assert (batch["index"][~batch["valid"]] == -1).all()
+    together = [
+        np.sort(np.concatenate([b["index"][b["valid"]] for b in step])) for step in zip(*ranks, strict=True)
+    ]
+    return [step.tolist() for step in together], states[0]
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("world_size", [2, 4, 8])
+@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 7, 8, 12])
 def test_ranks_deliver_the_same_global_batches_as_one_process(selection, world_size, drop_last):
     options = {"seed": 5, "drop_last": drop_last, "modalities": ["map"]}
-    alone = epoch_of(RawLoader(selection, batch_size=16, **options))
+    per_rank = max(1, 16 // world_size)
+    alone = epoch_of(RawLoader(selection, batch_size=per_rank * world_size, **options))
 
-    ranks = [
-        epoch_of(RawLoader(selection, batch_size=16 // world_size, rank=r, world_size=world_size, **options))
-        for r in range(world_size)
-    ]
+    together, _ = run_ranks(selection, world_size, per_rank, **options)
 
-    assert {len(r) for r in ranks} == {len(alone)}
-    for step, whole in enumerate(alone):
-        together = np.concatenate([r[step]["index"][r[step]["valid"]] for r in ranks])
-        assert sorted(together) == sorted(whole["index"])
-        assert {len(r[step]["index"]) for r in ranks} == {16 // world_size}, "ranks must agree on shapes"
-    last = ranks[-1][-1]
-    assert not last["map"][~last["valid"]].any()
-    assert (last["index"][~last["valid"]] == -1).all()
+    assert together == [sorted(whole["index"].tolist()) for whole in alone]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("step", [0, 1, 4, 9])
 def test_resumed_on_any_number_of_ranks_it_continues_identically(selection, step, world_size):
     options = {"seed": 9, "epoch": 1, "modalities": ["map"]}
-    uninterrupted = epoch_of(RawLoader(selection, batch_size=16, **options))
-    first = RawLoader(selection, batch_size=16, **options)
+    global_batch = {3: 15, 7: 14}.get(world_size, 16)
+    uninterrupted = epoch_of(RawLoader(selection, batch_size=global_batch, **options))
+    first = RawLoader(selection, batch_size=global_batch, **options)
     iterator = iter(first)
     for _ in range(step):
         next(iterator)
@@ -157,22 +173,39 @@ def test_resumed_on_any_number_of_ranks_it_continues_identically(selection, step
     iterator.close()
 
     assert all(type(value) is int for value in state.values())
-    rest = []
-    for rank in range(world_size):
-        loader = RawLoader(
-            selection,
-            batch_size=16 // world_size,
-            rank=rank,
-            world_size=world_size,
-            **{**options, "epoch": 0},
-        )
-        loader.load_state_dict(state)
-        rest.append(epoch_of(loader))
+    rest, _ = run_ranks(
+        selection, world_size, global_batch // world_size, state=state, **{**options, "epoch": 0}
+    )
 
-    for i, whole in enumerate(uninterrupted[step:]):
-        together = np.concatenate([r[i]["index"][r[i]["valid"]] for r in rest])
-        assert sorted(together) == sorted(whole["index"])
-    assert {len(r) for r in rest} == {len(uninterrupted) - step}
+    assert rest == [sorted(whole["index"].tolist()) for whole in uninterrupted[step:]]
+
+
+def test_eight_then_seven_then_three_ranks_deliver_every_patch_once(selection):
+    options = {"seed": 4, "modalities": ["map"]}
+
+    first, state = run_ranks(selection, 8, 5, steps=1, **options)
+    second, state = run_ranks(selection, 7, 5, state=state, steps=2, **options)
+    assert state["position"] == 8 * 5 + 2 * 7 * 5
+    third, state = run_ranks(selection, 3, 4, state=state, **options)
+
+    assert [len(batch) for batch in (*first, *second)] == [40, 35, 35]
+    assert [len(batch) for batch in third] == [12, 12, 12, 4]
+    delivered = [patch for batch in (*first, *second, *third) for patch in batch]
+    assert sorted(delivered) == list(range(NUM_PATCHES))
+    assert (state["epoch"], state["position"]) == (1, 0)
+
+
+@pytest.mark.parametrize("position", [1, 13, 149])
+def test_any_position_is_continued_by_any_number_of_ranks(selection, position):
+    loader = RawLoader(selection, batch_size=1, modalities=["map"])
+    whole = indices(epoch_of(loader))
+    loader.set_epoch(0)
+    state = {**loader.state_dict(), "position": position}
+
+    rest, _ = run_ranks(selection, 4, 8, state=state, modalities=["map"])
+
+    expected = whole[position:]
+    assert rest == [sorted(expected[i : i + 32].tolist()) for i in range(0, len(expected), 32)]
 
 
 def test_resuming_reads_nothing_of_what_was_consumed(selection, root):
@@ -410,7 +443,7 @@ def test_a_flipped_bit_on_disk_is_found_and_named(root, tmp_path, part):
         pytest.param({"modalities": ["s3"]}, "'s3' is not in .*which has s2, s1, map", id="modality"),
         pytest.param({"modalities": "s2"}, r"must be a list of names, such as \['s2'\]", id="one name"),
         pytest.param({"batch_size": 0}, "batch_size must be at least 1", id="batch_size"),
-        pytest.param({"world_size": 3, "rank": 0}, "must divide the lanes", id="world_size"),
+        pytest.param({"lanes": 0}, "lanes must be at least 1", id="lanes"),
         pytest.param({"rank": 1}, "rank must be in", id="rank"),
         pytest.param({"prefetch": -1}, "prefetch must not be negative", id="prefetch"),
         pytest.param({"form": "lance"}, "form must be", id="form"),
@@ -439,11 +472,18 @@ def test_a_batch_larger_than_the_epoch_is_the_epoch(selection):
     ("query", "message"),
     [
         pytest.param(
-            {"bbox": (-120.0, 30.0, -119.0, 31.0)}, r"fits bbox=\(-120.0, 30.0, -119.0, 31.0\)$", id="alone"
+            {"bbox": (-120.0, 30.0, -119.0, 31.0)},
+            r"fits bbox=\(-120.0, 30.0, -119.0, 31.0\): all patches are within -?\d.*west,south,east,north\)$",
+            id="alone",
+        ),
+        pytest.param(
+            {"bbox": (30.0, 2.0, 70.0, 31.0)},
+            r"longitude comes first: did you mean 2,30,31,70\?$",
+            id="latitude first",
         ),
         pytest.param(
             {"country": "Kosovo", "datetime": "2001", "split": "train"},
-            r"fits country='Kosovo', and none datetime='2001'$|fits datetime='2001'$",
+            r"fits datetime='2001', and none country='Kosovo'$",
             id="two of three",
         ),
         pytest.param(
@@ -509,7 +549,7 @@ def s3_root(s3_server, root):
     """(url, storage options) of the root in a bucket that lives as long as the session."""
     from tests.conftest import empty_bucket
 
-    client, name = s3_server.client(), f"reben-stream-{os.getpid()}"
+    client, name = s3_server.client(), f"reben-stream-{uuid.uuid4().hex[:16]}"
     client.create_bucket(Bucket=name)
     for path in sorted(root.rglob("*")):
         if path.is_file():
@@ -562,7 +602,9 @@ def test_the_cache_serves_later_epochs_and_damaged_files_are_fetched_again(s3_ro
     assert second.stats().cache_hits > 0
     assert fault_proxy.num_requests(".tar") == num_requests > 0
     damaged = sorted(tmp_path.glob("*-s2-*.tar"))[0]
-    damaged.write_bytes(damaged.read_bytes()[:-5000] + bytes(5000))
+    data = damaged.read_bytes()
+    middle = len(data) // 2  # its end is padding, which is zero anyway
+    damaged.write_bytes(data[:middle] + bytes(5000) + data[middle + 5000 :])
     cut = sorted(tmp_path.glob("*-s1-*.tar"))[0]
     cut.write_bytes(cut.read_bytes()[:5000])
     third = RawLoader(remote, batch_size=32, cache_dir=tmp_path)

@@ -20,7 +20,7 @@ from reben_cloud.training.metrics import confusion_of, early_stopping_score, lab
 from reben_cloud.training.modelcard import write_card
 from reben_cloud.training.models import ModelSpec, create_model, load_pretrained, save_model
 from reben_cloud.training.objective import Objective
-from reben_cloud.training.report import colors_of, confusion_plot, per_class_bars, precision_recall_plot
+from reben_cloud.training.plots import colors_of, confusion_plot, per_class_bars, precision_recall_plot
 from reben_cloud.training.train import model_spec
 from tests.test_models import validator
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -30,7 +30,7 @@ def open_plan(
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     options: PlacementOptions | None = None,
     scratch: Path | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> tuple[BuildPlan, pa.Table]:
     """Recognise a source and plan a root of it; nothing is written.
 
@@ -55,6 +55,7 @@ def open_plan(
     """
     if only is not None:
         only.require_patches("nothing to build")
+        only.refuse_repeats("a build")
     hosted = None if only is None else only.dataset.backing
     found: AnySource
     if only is not None and isinstance(hosted, References) and hosted.finder is not None:

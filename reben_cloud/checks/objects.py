@@ -21,14 +21,14 @@ def listed_objects(store: Store, sha256: str | None) -> tuple[Objects, list[str]
     try:
         listing = bytes(store.get(name))
     except FileNotFoundError:
-        return Objects([]), [f"{name}: missing, so nothing says what must be there"]
+        return Objects(), [f"{name}: missing, so nothing says what must be there"]
     problems = []
     if hashlib.sha256(listing).hexdigest() != sha256:
         problems.append(f"{name}: not the list that the manifest names, its sha256 differs")
     try:
         return Objects.unchecked(listing, where=name), problems
     except ChecksumError as error:
-        return Objects([]), [*problems, str(error)]
+        return Objects(), [*problems, str(error)]
 
 
 def check_presence(store: Store, sizes: Mapping[str, int], unlisted: Iterable[str]) -> list[str]:

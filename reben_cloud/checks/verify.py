@@ -234,7 +234,7 @@ def _look(dataset: Dataset, *, quick: bool) -> _Seen:
     if isinstance(dataset.backing, References):
         changed = check_versions(dataset.backing)
         if dataset.backing.finder is not None:  # opened where it lies: nobody has listed anything
-            return _Seen(objects=Objects([]), sizes=[], problems=changed, readable=True)
+            return _Seen(objects=Objects(), sizes=[], problems=changed, readable=True)
     if not isinstance(dataset.backing, LmdbFolder):
         objects, problems = listed_objects(dataset.store, dataset.manifest.objects_sha256)
         must = {path: listed.nbytes for path, listed in objects.items()}
@@ -247,7 +247,7 @@ def _look(dataset: Dataset, *, quick: bool) -> _Seen:
     files, problems, readable = lmdb_files(dataset.backing.path)
     if isinstance(dataset.manifest, ExportManifest) and not quick:
         problems += check_export(dataset, dataset.manifest)
-    return _Seen(objects=Objects([]), sizes=[*files.values()], problems=problems, readable=readable)
+    return _Seen(objects=Objects(), sizes=[*files.values()], problems=problems, readable=readable)
 
 
 def _has_checksums(dataset: Dataset) -> bool:

@@ -40,6 +40,7 @@ for command in (
     prepare.prepare,
     train.train,
     train.evaluate,
+    train.predict,
     export.export,
     build.catalog,
     build.index,
@@ -49,13 +50,14 @@ for command in (
     build.verify,
     data.info,
     data.stream,
+    data.verify_epoch,
     start.doctor,
 ):
     app.command(cls=Command)(command)
 for command in (bucket.create, bucket.policy, bucket.presign):
     bucket_app.command(cls=Command)(command)
 app.add_typer(bucket_app, name="bucket")
-for command in (layer.raster, layer.folder, layer.table, layer.rebase, layer.info, layer.remove):
+for command in (layer.maps, layer.raster, layer.folder, layer.table, layer.rebase, layer.info, layer.remove):
     layer_app.command(cls=Command)(command)
 app.add_typer(layer_app, name="layer")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from reben_cloud.cli.options import (
+    BalancedOption,
     CacheDirOption,
     EndpointOption,
     JsonOption,
@@ -111,6 +112,8 @@ def search(
         found, scores = alike.selection, alike.scores
     for piece in render(found, "json" if as_json else form, scores=scores):
         sys.stdout.buffer.write(piece)
+    if not len(found):
+        typer.echo(found.why_empty(), err=True)
 
 
 @search_options
@@ -157,6 +160,7 @@ def stream(
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 256,
     epochs: Annotated[int, typer.Option(help="How often to go through the selection.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the order, and of --sample.")] = 0,
+    balanced: BalancedOption = None,
     threads: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
     form: Annotated[str, typer.Option(help="shards or zarr.")] = "shards",
     layout: Annotated[
@@ -170,8 +174,12 @@ def stream(
     as_json: JsonOption = False,
 ) -> None:
     """Stream batches as training would, show the rate, and sum up."""
+    selection = select(root, query, endpoint_url, layer)
+    if balanced is not None:
+        with usage():
+            selection = selection.balanced(balanced)
     loader = _fastest_loader()(
-        select(root, query, endpoint_url, layer),
+        selection,
         modalities=modality or None,
         batch_size=batch_size,
         seed=seed,
@@ -191,6 +199,50 @@ def stream(
     show(loader.stats(), as_json)
     if stopped:
         raise typer.Exit(130)
+
+
+@search_options
+def verify_epoch(
+    root: RootArgument,
+    query: Query,
+    epoch: Annotated[int, typer.Option(help="Number of the epoch, from 0.", show_default=False)],
+    digest: Annotated[
+        str | None, typer.Option(help="What the run recorded, to be compared.", show_default=False)
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="How many samples were delivered, if fewer than all.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the run, and of --sample.")] = 0,
+    lanes: Annotated[int, typer.Option(help="Lanes of the run.")] = 8,
+    window: Annotated[int, typer.Option(help="Window of the run.")] = 1,
+    shuffle: Annotated[bool, typer.Option(help="Whether the run shuffled.")] = True,
+    balanced: BalancedOption = None,
+    layer: LayerOption = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute what an epoch should have delivered, and compare the digest of one that did; reads no pixels."""
+    from reben_cloud.stream.proof import compare_delivery, expected_delivery
+
+    selection = select(root, query, endpoint_url, layer)
+    with usage():
+        found = expected_delivery(
+            selection if balanced is None else selection.balanced(balanced),
+            epoch=epoch,
+            seed=seed,
+            num_samples=samples,
+            lanes=lanes,
+            window=window,
+            shuffle=shuffle,
+        )
+        if digest is not None:
+            compare_delivery(found, digest)
+    if as_json:
+        show_json({"epoch": found.epoch, "samples": found.num_samples, "digest": found.digest})
+    else:
+        same = "" if digest is None else ", as was recorded"
+        typer.echo(f"epoch {found.epoch}: {found.num_samples:,} samples, digest {found.digest}{same}")
 
 
 def _fastest_loader() -> type[RawLoader] | type[StreamLoader]:

@@ -160,6 +160,40 @@ def folder(
     _say(layer, "have no file", as_json)
 
 
+def maps(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MAPS",
+            help="Reference_Maps.tar.zst (path or URL), a folder of the maps, or an LMDB that has them.",
+            show_default=False,
+            parser=path_or_url,
+        ),
+    ],
+    root: RootArgument,
+    dest: DestArgument,
+    name: Annotated[str, typer.Option(help="Name of the layer.")] = "map",
+    scratch: ScratchOption = None,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a layer of the official maps, for a root that has none, such as a hosted one; run again, it continues."""
+    from reben_cloud.layers.maps import write_map_layer
+
+    dataset = open_root(root, endpoint_url)
+    with usage():
+        layer = write_map_layer(
+            dest,
+            dataset,
+            source,
+            name=name,
+            storage_options=storage_options(endpoint_url),
+            scratch=scratch,
+            progress=bar,
+        )
+    _say(layer, "have no map", as_json)
+
+
 def table(
     source: Annotated[
         Path,

@@ -126,6 +126,10 @@ LayerOption = Annotated[
         parser=path_or_url,
     ),
 ]
+BalancedOption = Annotated[
+    float | None,
+    typer.Option(help="Rare classes more often, by this power in [0, 1].", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
 # Where work runs: the same for all that takes hours.

@@ -104,6 +104,11 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def bar_of_first_rank(items: Iterable[T], total: int, what: str) -> Iterable[T]:
+    """`bar`, on the process that speaks; the others only work."""
+    return bar(items, total, what) if is_first_rank() else items
+
+
 @contextlib.contextmanager
 def ends_at_once(what_is_done: Callable[[], str]) -> Iterator[None]:
     """Let Ctrl-C end the process, with a line that says what is done and that the same command goes on."""

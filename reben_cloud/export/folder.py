@@ -16,16 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from reben_cloud.bigearthnet.official import EXTRA_METADATA, OFFICIAL_SCHEMA
 from reben_cloud.errors import ChecksumError, ConflictError, StorageError
 from reben_cloud.export.copying import Sink
 from reben_cloud.export.listing import read_listing
 from reben_cloud.export.plan import MANIFEST, afresh, layers_of
+from reben_cloud.files.sketch import sketch
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout, patches_file
-from reben_cloud.root.documents import WHOLE_BYTES
 from reben_cloud.root.exported import ExportManifest
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ def write_manifest(
         exported_groups={one["values"]: one["counts"] for one in sorted(counts, key=lambda c: c["values"])},
         patches=seal,
         files={
-            file.name: (file.stat().st_size, _sketch(file))
+            file.name: (file.stat().st_size, sketch(file))
             for file in sorted(partial.iterdir())
             if file.is_file() and file.name not in (_LOCK_FILE, MANIFEST)
         },
@@ -184,14 +183,14 @@ def find_damage(path: Path, manifest: ExportManifest) -> str | None:
     Sizes, and a sketch of the bytes; of the files of single patches, sizes. Every payload and file is compared
     by `reben-cloud verify`.
     """
-    for name, (nbytes, sketch) in manifest.files.items():
+    for name, (nbytes, recorded) in manifest.files.items():
         try:
             size = (path / name).stat().st_size
         except FileNotFoundError:
             return f"{name} is missing"
         if size != nbytes:
             return f"{name} has {size:,} bytes, must have {nbytes:,}"
-        if _sketch(path / name) != sketch:
+        if sketch(path / name) != recorded:
             return f"{name} is not the file that was written, its checksum differs"
     try:
         different = (file.difference(path, whole=False) for file in read_listing(path))
@@ -200,26 +199,7 @@ def find_damage(path: Path, manifest: ExportManifest) -> str | None:
         return str(error)
 
 
-def _sketch(file: Path) -> str:
-    """A checksum of a file of up to 64 MB; of a larger one, of both its ends and of pages between.
-
-    So it costs the same for the whole dataset, and still notices another file, a hole or an end that
-    did not reach the disk.
-    """
-    digest = xxhash.xxh3_64()
-    with file.open("rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        if size <= WHOLE_BYTES:
-            digest.update(opened.read())
-        else:
-            for start in range(0, size - _SKETCH_STEP, size // _SKETCH_STEP):
-                digest.update(os.pread(opened.fileno(), 4096, start))
-            digest.update(os.pread(opened.fileno(), _SKETCH_STEP * 1024, size - _SKETCH_STEP * 1024))
-    return digest.hexdigest()
-
-
 _LOCK_FILE = "lock.mdb"  # LMDB's own: readers write to it
-_SKETCH_STEP = 256
 
 
 def _sync(path: Path) -> None:

@@ -106,6 +106,7 @@ def begin(
     """
     path = Path(os.path.abspath(local_path(path, "the folder of an export", way_out=_WAY_OUT)))
     selection.require_patches("nothing to export")
+    selection.refuse_repeats("an export")
     wanted = modalities_of(selection, modalities)
     there = existing(path, selection, kind)
     chosen, wanted, (added, dropped) = reconcile(selection, wanted, path, there, update=update, prune=prune)

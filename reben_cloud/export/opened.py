@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -67,6 +67,7 @@ def find_lmdb_root(url: str | os.PathLike[str]) -> LmdbRoot | None:
         return _open_export(folder)
     # Not searched any deeper: what is opened is most often a folder of a million files, half built.
     found = sorted(file.parent for pattern in ("data.mdb", "*/data.mdb") for file in folder.glob(pattern))
+    found = [lmdb for lmdb in found if not is_export(lmdb)]  # opened by its own name only
     if found:
         made = MadeRoot(str(folder))
         backing = LmdbFolder(path=str(found[0]), compute_former=made.compute_former_fingerprint)
@@ -148,7 +149,7 @@ class MadeRoot(Store):
     Made again in another process: seconds for the whole dataset, and nothing is written.
     """
 
-    def __init__(self, folder: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: str, storage_options: Mapping[str, object] | None = None) -> None:
         super().__init__(open_store(folder).url if "://" not in folder else folder, storage_options or {})
 
     @cached_property

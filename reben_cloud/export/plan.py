@@ -20,7 +20,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.documents import read_patches
 from reben_cloud.root.exported import ExportedLayer, ExportManifest
 from reben_cloud.root.manifest import InvalidManifestError
-from reben_cloud.schema import Modality
+from reben_cloud.schema import Modality, respelled
 from reben_cloud.store import open_store
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[st
     """
     dataset = selection.dataset
     there = dataset.modalities
-    for modality in asked or ():
+    asked = respelled(asked or (), there)
+    for modality in asked:
         if modality not in there:
             raise ValueError(
                 f"modality {modality!r} is not in {dataset.url}, which has {', '.join(there) or 'none'}"
@@ -170,7 +171,7 @@ def identity_of(
     selection: Selection,
     modalities: Sequence[str],
     kind: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     layers: Mapping[str, ExportedLayer],
 ) -> str:
     """Names what the folder is to hold: the same name, the same bytes."""

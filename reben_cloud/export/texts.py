@@ -115,6 +115,7 @@ def export_texts(
     table = TextTable(local_path(texts, "the file of texts"), with_answers=without_answers)
     maker = TextMaker(selection.dataset.schema, options, table, form=form, without_answers=without_answers)
     selection.require_patches("nothing to export")
+    selection.refuse_repeats("an export")
     return export_files(
         table.restrict(selection), path, maker, update=update, prune=prune, threads=threads, progress=progress
     )

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,8 @@ from reben_cloud import catalog
 from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build.plan import BuildPlan, is_root_of, make_plan, manifest_of
-from reben_cloud.build.publish import commit
-from reben_cloud.build.tasks import put
+from reben_cloud.build.publish import commit_root
+from reben_cloud.build.receipts import put
 from reben_cloud.errors import ConflictError, SourceError, StorageError
 from reben_cloud.export.copying import Progress
 from reben_cloud.files.cache import cache_folder
@@ -88,7 +88,7 @@ def publish_references(
     *,
     modalities: Sequence[str] | None = None,
     checksums: bool = False,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     progress: Progress = lambda items, _total, _what: items,
 ) -> Manifest:
     """Write a root whose payloads lie in the objects of an index.
@@ -146,9 +146,9 @@ def publish_references(
     written = [put(store, PATCHES, patches)]
     for path, data in catalog.root_documents(table, {}, written, schema=plan.schema).items():
         written.append(put(store, path, data))
-    data = Objects(written).encode()
+    data = Objects.of(written).encode()
     store.put(OBJECTS, data)
-    manifest = commit(store, manifest_of(plan).referring_to(index.objects), patches, data)
+    manifest = commit_root(store, manifest_of(plan).referring_to(index.objects), patches, data)
     _forget(kept)
     return manifest
 
@@ -161,7 +161,7 @@ def index_hosted(
     modalities: Sequence[str] | None = None,
     checksums: bool = False,
     threads: int = 16,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     tell: Callable[[Cost], object] = lambda _cost: None,
     progress: Progress = lambda items, _total, _what: items,
 ) -> Manifest:
@@ -215,7 +215,7 @@ def index_hosted(
             lambda tell: pages.index(keep=keep, progress=tell), progress, total, "pages of the LMDB"
         )
         index = index_of(remote, table)
-    elif tars := list_tars(store):
+    elif tars := list_tars(store, progress):
         if not metadata_paths:
             raise SourceError(
                 f"{store.url}: tars carry no metadata of their patches; name the official files (--metadata)"
@@ -240,7 +240,7 @@ def index_hosted(
     return manifest
 
 
-def estimate_hosted(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Cost:
+def estimate_hosted(url: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None) -> Cost:
     """What an index costs to make. Raises as `index_hosted`."""
     store = open_store(url, storage_options)
     if (hosted := find_hosted(store)) is not None:

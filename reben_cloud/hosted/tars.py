@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -27,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4 * 1024 * 1024
 """What is read at once: members are nearer to each other than another request would be worth."""
+
+MOST_OTHERS = 100_000
+"""Most objects that are looked through for tars and are none: a hundred requests where 1,000 are listed at once."""
+
+_FIRST_PAGE = 1000
+"""So many objects are listed without a word."""
 
 _LIKE_A_TAR = re.compile(
     r"\.(tar(\.(gz|bz2|xz|zst|zstd|lz4|part|partial|crdownload|tmp))?|tgz|tbz2?|txz|tzst)( ?\(\d+\))?",
@@ -75,10 +82,19 @@ class _Blocks(io.RawIOBase):
         return here.nbytes
 
 
-def list_tars(store: Store) -> dict[str, int]:
+def list_tars(store: Store, progress: Progress = lambda items, _total, _what: items) -> dict[str, int]:
     """Path -> bytes of the tars below a URL, sorted; the object itself where the URL names one.
 
     A warning names what looks like a tar and is none to be read in place: compressed, half downloaded, or misnamed.
+    Of what is no tar nothing is kept, and the listing ends when there is too much of it.
+
+    Args:
+        store: Where to look.
+        progress: Wraps the objects as they are listed, when there are more than a server lists at once.
+
+    Raises:
+        SourceError: If more than `MOST_OTHERS` objects there are no tars.
+        StorageError: If the store fails, or cannot list.
     """
     above, name = store.parent()
     if name.endswith(".tar"):
@@ -86,17 +102,40 @@ def list_tars(store: Store) -> dict[str, int]:
             return {name: above.head(name)}
         except FileNotFoundError:
             return {}
-    there = sorted(store.list())
-    others = [path for path, _ in there if _only_looks_like_a_tar(path)]
-    if others:
-        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+    found: dict[str, int] = {}
+    alike: list[str] = []
+    num_others = 0
+    for path, nbytes in _listed(store, progress):
+        if path.endswith(".tar"):
+            found[path] = nbytes
+            continue
+        num_others += 1
+        if _only_looks_like_a_tar(path):
+            alike.append(path)
+        if num_others > MOST_OTHERS:
+            raise SourceError(
+                f"{store.url}: more than {MOST_OTHERS:,} objects there are no tars ({path} and others), and "
+                f"{len(found):,} are; name the folder that has the tars"
+            )
+    if alike:
+        alike.sort()
+        more = f" and {len(alike) - 3:,} more" if len(alike) > 3 else ""
         logger.warning(
             "%s: not taken: %s%s; only uncompressed tars whose names end in .tar are",
             store.url,
-            ", ".join(others[:3]),
+            ", ".join(alike[:3]),
             more,
         )
-    return {path: nbytes for path, nbytes in there if path.endswith(".tar")}
+    return dict(sorted(found.items()))
+
+
+def _listed(store: Store, progress: Progress) -> Iterator[tuple[str, int]]:
+    """What a store holds; only a long list shows how far it is."""
+    listed = store.list()
+    first = list(islice(listed, _FIRST_PAGE))
+    yield from first
+    if len(first) == _FIRST_PAGE:
+        yield from progress(listed, MOST_OTHERS, "objects listed, at most")
 
 
 def _only_looks_like_a_tar(path: str) -> bool:

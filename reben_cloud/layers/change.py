@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,8 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.layers.publish import JOURNAL
 from reben_cloud.layers.read import iter_payloads
 from reben_cloud.layers.table import write_table
-from reben_cloud.layers.write import Values, write_layer
+from reben_cloud.layers.work import Values
+from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.arrow import names_array
 from reben_cloud.root.dataset import Dataset
@@ -29,7 +29,7 @@ def rebase_layer(
     ds: Dataset,
     layer: Layer,
     *,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Layer:

@@ -6,15 +6,15 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reben_cloud.errors import ConflictError, StorageError
-from reben_cloud.formats import parquet
+from reben_cloud.errors import ConflictError
+from reben_cloud.formats import parquet, vectors
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
+from reben_cloud.root.commit import check_presence, commit
 from reben_cloud.root.digest import sealed
 from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.root.layers import Layer, read_layer_manifest
@@ -52,32 +52,33 @@ def write_groups(
         of_few: Columns that have few different values in a row group.
         statistics: Whether the smallest and largest value of each column of a row group are kept.
     """
+    tails = list[Mapping[str, vectors.Tail]]()
     with pq.ParquetWriter(
         path,
         schema,
-        compression="zstd",
         write_page_checksum=True,
         use_dictionary=list(of_few),
-        write_statistics=statistics,
+        **vectors.writer_options(schema, statistics=statistics),
     ) as writer:
         for table in groups:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
+            tails.append(vectors.tails_of(table))
     with path.open("r+b") as file:
-        parquet.add_chunk_sums(file)
+        parquet.add_chunk_sums(file, tails=tails)
         return Seal.of(file)
 
 
-def plain(beginning: Mapping[str, Any]) -> Mapping[str, Any]:
+def plain(beginning: Mapping[str, object]) -> Mapping[str, object]:
     """What a making begins with, as JSON has it: to be compared with what was read."""
     return json.loads(json.dumps(beginning))  # type: ignore[no-any-return]
 
 
-def plan_of(beginning: Mapping[str, Any]) -> bytes:
+def plan_of(beginning: Mapping[str, object]) -> bytes:
     """What a making began with, as it is stored while the layer is not done."""
     return json.dumps(sealed(beginning), indent=2).encode()
 
 
-def claim(store: Store, beginning: Mapping[str, Any]) -> Layer | None:
+def claim(store: Store, beginning: Mapping[str, object]) -> Layer | None:
     """Make a place this layer's, or find that it is; the layer if it is finished already.
 
     Args:
@@ -113,7 +114,7 @@ def claim(store: Store, beginning: Mapping[str, Any]) -> Layer | None:
     return None
 
 
-def commit(store: Store, manifest: LayerManifest, written: Mapping[str, int]) -> Layer:
+def commit_layer(store: Store, manifest: LayerManifest, written: Mapping[str, int]) -> Layer:
     """Put ``layer.json``, once all objects are there.
 
     Args:
@@ -125,18 +126,6 @@ def commit(store: Store, manifest: LayerManifest, written: Mapping[str, int]) ->
         StorageError: If one is not.
         ConflictError: If another process has published there meanwhile.
     """
-    sizes = dict(store.list())
-    for path, nbytes in written.items():
-        if sizes.get(path) != nbytes:
-            raise StorageError(
-                f"{store.url}/{path}: was written with {nbytes:,} bytes, the store now lists "
-                f"{sizes.get(path, 'nothing')}; does something else write here? Write the layer again"
-            )
-    text = manifest.to_bytes()
-    try:
-        store.put(layout.LAYER_MANIFEST, text, create=True)
-    except FileExistsError:
-        # Our own put, repeated after its answer was lost, says so too.
-        if bytes(store.get(layout.LAYER_MANIFEST)) != text:
-            raise ConflictError(f"{store.url} was published by another process meanwhile") from None
+    check_presence(store, written)
+    commit(store, layout.LAYER_MANIFEST, manifest.to_bytes())
     return Layer(store, manifest)

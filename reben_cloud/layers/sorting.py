@@ -19,7 +19,9 @@ from reben_cloud.errors import SourceError
 from reben_cloud.layers.tabular import TableSource
 from reben_cloud.root.arrow import ints_array, values_of
 
-_BATCH_ROWS = 1 << 17
+_BATCH_ROWS, _BATCH_VECTORS = 1 << 17, 1 << 14
+"""Rows that are read at a time: of numbers and strings, and of a table that has vectors too."""
+
 _FILE_BYTES = 96 << 20
 """Bytes of rows that are put in order at a time, about."""
 _MOST_FILES = 200
@@ -57,7 +59,8 @@ def sorted_groups(
         held: list[pa.Table] = []
         cuts = np.zeros(0, np.int64)  # first row group of each file but the first
         start = 0
-        for part in source.batches(columns, batch_rows=_BATCH_ROWS):
+        has_vectors = any(pa.types.is_nested(source.schema.field(name).type) for name in columns)
+        for part in source.batches(columns, batch_rows=_BATCH_VECTORS if has_vectors else _BATCH_ROWS):
             mine = places[start : start + part.num_rows]
             start += part.num_rows
             if len(mine) < part.num_rows:

@@ -23,6 +23,7 @@ from reben_cloud.build import Progress, silent
 from reben_cloud.build.lease import Lease
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.parquet import Seal
+from reben_cloud.formats.vectors import vector_bytes
 from reben_cloud.layers import publish
 from reben_cloud.layers.columns import Choice, chosen_columns, layer_type, to_layer
 from reben_cloud.layers.describe import check_name, check_whole
@@ -42,6 +43,9 @@ from reben_cloud.store import Store, open_store
 LEAST_ROWS, MOST_ROWS = 4_096, 8_192
 """Rows of a row group where a patch has several rows: it ends with the shard that makes it so large, and before the
 patch that would make it larger than the second."""
+
+MOST_BYTES = 32 << 20
+"""Bytes of the vectors in a row group, which is read as a whole: at most so many, or those of one row."""
 
 
 def write_table(
@@ -227,7 +231,9 @@ class _Work:
         counts = self.counts[self.order]
         if self.kind == "one":
             total = int(counts.sum())
-            return [min(ROW_GROUP_ROWS, total - start) for start in range(0, total, ROW_GROUP_ROWS)]
+            row_bytes = max(1, sum(vector_bytes(field.type) for field in self.schema))
+            most = max(1, min(ROW_GROUP_ROWS, MOST_BYTES // row_bytes))
+            return [min(most, total - start) for start in range(0, total, most)]
         begins = np.arange(len(counts)) == 0
         if self._has_shards:
             group, number = (one[self.order] for one in self._shards)
@@ -283,7 +289,7 @@ class _Work:
             statistics=summed(moments, numeric),
             provenance=self.provenance,
         )
-        return publish.commit(self.store, manifest, written)
+        return publish.commit_layer(self.store, manifest, written)
 
     def _complete(
         self, groups: Iterable[pa.Table], of_row: Ints, moments: list[Mapping[str, Moments]]

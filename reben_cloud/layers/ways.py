@@ -8,21 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.build import Progress, local, silent
 from reben_cloud.errors import SourceError
 from reben_cloud.layers.describe import check_layer_name
-from reben_cloud.layers.folder import FolderSource, open_folder
+from reben_cloud.layers.folder import open_folder
+from reben_cloud.layers.inputs import InputFiles
 from reben_cloud.layers.raster import RasterSource, Sampled, open_raster
 from reben_cloud.layers.squares import Squares
-from reben_cloud.layers.write import Values, write_layer
+from reben_cloud.layers.work import Values
+from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layers import Layer
@@ -46,7 +46,7 @@ def write_raster_layer(
     is_map: bool = False,
     title: str = "",
     units: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     workers: int = 1,
     progress: Progress = silent,
@@ -93,6 +93,7 @@ def write_raster_layer(
     tensors = _images(
         _tensor_names(name, source.bands), shape, source.dtype, units=units, fill=source.fill, pixel_m=pixel_m
     )
+    inputs = InputFiles.of_raster(source.path)
     squares = squares_of(ds)
     ids = ds.selection.patch_ids
     row_of = {patch_id: row for row, patch_id in enumerate(ids)}
@@ -109,6 +110,7 @@ def write_raster_layer(
                 present += 1
                 pixels = found.pixels[at]
                 yield ids[block[at]], {spec.name: pixels[band] for band, spec in enumerate(tensors)}
+        inputs.require_unchanged()
         if len(wanted) == len(ids):
             source.require_some(present, len(ids))
 
@@ -122,7 +124,7 @@ def write_raster_layer(
         is_map=is_map,
         provenance={
             "raster": Path(source.path).name,
-            **_state_of(source.path),
+            "state": inputs.state,
             "bands": list(source.bands),
             "resampling": resampling,
             "pixel_m": pixel_m,
@@ -147,7 +149,7 @@ def write_folder_layer(
     title: str = "",
     units: str | None = None,
     allow_missing: int = 0,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     threads: int = 2,
     progress: Progress = silent,
@@ -191,6 +193,7 @@ def write_folder_layer(
     fill = 0.0 if source.nodata is None else source.nodata
     tensors = _images(names, source.shape[1:], source.dtype, units=units, fill=fill, pixel_m=source.pixel_m)
     ids = keys["patch_id"]
+    inputs = InputFiles(source.path, source.files)
 
     def patches(wanted: Sequence[str]) -> Iterator[tuple[str, Values]]:
         left = set(wanted)
@@ -201,6 +204,7 @@ def write_folder_layer(
                 some = positions[start : start + _FILES_AT_ONCE]
                 for position, pixels in zip(some, pool.map(source.read, some), strict=True):
                     yield ids[rows[position]], dict(zip(names, pixels, strict=True))
+        inputs.require_unchanged()
 
     return write_layer(
         dest,
@@ -215,7 +219,7 @@ def write_folder_layer(
             "key": source.key,
             "suffix": source.suffix,
             "files": len(source),
-            "state": _state_of_files(source),
+            "state": inputs.state,
         },
         storage_options=storage_options,
         scratch=scratch,
@@ -278,20 +282,3 @@ def _tensor_names(name: str, bands: Sequence[str]) -> list[str]:
         return [name]
     own = [re.sub(r"[^A-Za-z0-9_.-]+", "_", band) for band in bands]
     return [band if re.match(r"[A-Za-z_]", band) else f"{name}_{band}" for band in own]
-
-
-def _state_of(path: str) -> dict[str, int]:
-    """What tells a file of this machine from one that was written again; nothing of what lies elsewhere."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return {}
-    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-
-
-def _state_of_files(source: FolderSource) -> str:
-    digest = xxhash.xxh3_64()
-    for name in sorted(source.files):
-        found = os.stat(source.path / name)
-        digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

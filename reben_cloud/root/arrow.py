@@ -40,6 +40,38 @@ def mask_of(column: Any) -> NDArray[np.bool_]:
     return _joined(bits) & valid_of(column)
 
 
+def codes_of(column: Any) -> tuple[list[str], NDArray[np.int64]]:
+    """The different strings of a column without nulls, sorted, and which of them each row has, shape (n,)."""
+    codes, known = [np.empty(0, np.int64)], dict[str, int]()
+    for chunk in _chunks(column):
+        encoded = chunk if isinstance(chunk, pa.DictionaryArray) else chunk.dictionary_encode()
+        numbers = [known.setdefault(name, len(known)) for name in encoded.dictionary.to_pylist()]
+        codes.append(np.array(numbers, np.int64)[values_of(encoded.indices)])
+    names = sorted(known)
+    rank = {name: number for number, name in enumerate(names)}
+    return names, np.array([rank[name] for name in known], np.int64)[np.concatenate(codes)]
+
+
+def texts_of(column: Any) -> NDArray[np.bytes_]:
+    """A column of strings without nulls as bytes of fixed width, shape (n,); read-only where it is one chunk."""
+    parts = [_fixed_width(chunk) for chunk in _chunks(column)]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, "S1"), *parts])
+
+
+def _fixed_width(chunk: Any) -> NDArray[np.bytes_]:
+    _, offsets, data = chunk.buffers()
+    kind = np.int64 if pa.types.is_large_string(chunk.type) else np.int32
+    ends = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1]
+    lengths = np.diff(ends)
+    body = np.frombuffer(b"" if data is None else data, np.uint8)[ends[0] : ends[-1]]
+    width = max(1, int(lengths.max()))
+    if len(body) != width * len(lengths):  # else all are equally long, and lie as they are wanted
+        padded = np.zeros((len(lengths), width), np.uint8)
+        padded[np.arange(width) < lengths[:, None]] = body
+        body = padded
+    return body.reshape(-1).view(f"S{width}")
+
+
 def ints_array(values: NDArray[np.int64], *, valid: NDArray[np.bool_] | None = None) -> pa.Array[Any]:
     """An int64 array of these numbers, null where they are not valid."""
     data = np.ascontiguousarray(values, np.int64)

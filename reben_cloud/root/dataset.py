@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.bigearthnet.inputs import BandStatistics
+from reben_cloud.bigearthnet.reben import whole
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.exported import ExportManifest
@@ -144,7 +145,7 @@ class Dataset:
         self,
         *,
         bbox: str | Sequence[float] | None = None,
-        intersects: str | Mapping[str, Any] | GeoInterface | None = None,
+        intersects: str | Mapping[str, object] | GeoInterface | None = None,
         datetime: When | None = None,
         labels: Names | None = None,
         labels_all: Names | None = None,
@@ -160,7 +161,7 @@ class Dataset:
         cloud: bool | None = None,
         recommended: bool | None = None,
         has: Names | None = None,
-        cql2: str | Mapping[str, Any] | None = None,
+        cql2: str | Mapping[str, object] | None = None,
         sortby: Names | None = None,
         limit: int | None = None,
         sample: int | None = None,
@@ -293,8 +294,18 @@ class Dataset:
                 f"  made from    {self.manifest.created_from}",
                 f"  fingerprint  {self.manifest.fingerprint}",
                 *(f"  layer        {text}" for text in self._layer_lines()),
+                *self._lacking(),
             ]
         )
+
+    def _lacking(self) -> Iterator[str]:
+        """A line for a root of a known dataset whose maps lie elsewhere, as those of hosted LMDBs do."""
+        may = self.modalities and not isinstance(self.manifest, ExportManifest)
+        if may and self.schema.map_array is None and whole(self.schema).map_array is not None:
+            yield (
+                "  lacks        maps: `reben-cloud layer maps Reference_Maps.tar.zst "
+                f"{self.url} LAYER` adds them as a layer"
+            )
 
     def _layer_lines(self) -> Iterator[str]:
         """A line for each layer that is in an export, and for each that stands beside it."""

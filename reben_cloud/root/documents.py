@@ -16,6 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from reben_cloud.errors import ChecksumError, NotFoundError, RebenError
+from reben_cloud.files import sketch as sketches
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root.exported import ExportManifest
@@ -151,10 +152,10 @@ def check_exported(file: Path) -> None:
     """
     try:
         text = (file.parent / layout.EXPORT_MANIFEST).read_bytes()
-        nbytes, xxh3 = ExportManifest.from_bytes(text, where=str(file.parent)).files[file.name]
+        _, recorded = ExportManifest.from_bytes(text, where=str(file.parent)).files[file.name]
     except (OSError, InvalidManifestError, KeyError, RebenError):
         return  # not an export; the manifest of one is judged by those who open it
-    if nbytes <= WHOLE_BYTES and xxhash.xxh3_64_hexdigest(file.read_bytes()) != xxh3:
+    if sketches.sketch(file) != recorded:
         raise ChecksumError(f"{file} is not the file that was exported, its checksum differs; export again")
 
 
@@ -169,7 +170,9 @@ def _fingerprint_of(store: Store, manifest: Manifest) -> _Fingerprint | None:
     """What an older manifest knows of ``patches.parquet``; None when it is neither a published root nor an export."""
     if isinstance(manifest, ExportManifest):
         nbytes, xxh3 = manifest.files[layout.PATCHES]
-        return _Fingerprint(nbytes, xxh3, xxhash.xxh3_64_hexdigest) if nbytes <= WHOLE_BYTES else None
+        return (
+            _Fingerprint(nbytes, xxh3, xxhash.xxh3_64_hexdigest) if nbytes <= sketches.WHOLE_BYTES else None
+        )
     if manifest.objects_sha256 is None:
         return None
     listed = read_objects(store, manifest).get(layout.PATCHES)

@@ -66,8 +66,15 @@ class GroupedTable(ABC):
         """Names of the columns."""
         return list(self.schema.names)
 
-    def read(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    def read(
+        self, groups: Sequence[int], columns: Sequence[str], *, as_codes: Sequence[str] = ()
+    ) -> pa.Table:
         """Columns of some row groups, in order.
+
+        Args:
+            groups: Numbers of the row groups.
+            columns: Names of the columns.
+            as_codes: Those of them whose strings are to come as dictionaries, which is read in a fifth of the time.
 
         Raises:
             KeyError: If there is no such column.
@@ -77,23 +84,34 @@ class GroupedTable(ABC):
             if name not in self.schema.names:
                 text = f"{self.store.url}/{self.path} has no column {name!r}; it has {', '.join(self.names)}"
                 raise KeyError(text)
-        wanted = [g for g in groups if any((g, c) not in self._columns for c in columns)]
-        missing = [c for c in columns if any((g, c) not in self._columns for g in groups)]
+        keys = {name: f"{name} (codes)" if name in as_codes else name for name in columns}
+        wanted = [g for g in groups if any((g, key) not in self._columns for key in keys.values())]
+        missing = [c for c, key in keys.items() if any((g, key) not in self._columns for g in groups)]
         if wanted:
-            self._columns |= self._fetch(wanted, missing)
-        chunks = {name: [c for g in groups for c in self._columns[g, name].chunks] for name in columns}
-        return pa.table({n: pa.chunked_array(c, self.schema.field(n).type) for n, c in chunks.items()})
+            found = self._fetch(wanted, missing, [name for name in missing if name in as_codes])
+            self._columns |= {(g, keys[name]): column for (g, name), column in found.items()}
+        return pa.table(
+            {
+                name: pa.chunked_array(
+                    [chunk for g in groups for chunk in self._columns[g, key].chunks],
+                    self._columns[groups[0], key].type
+                    if name in as_codes and len(groups)
+                    else self.schema.field(name).type,
+                )
+                for name, key in keys.items()
+            }
+        )
 
     def _fetch(
-        self, groups: Sequence[int], columns: Sequence[str]
+        self, groups: Sequence[int], columns: Sequence[str], as_codes: Sequence[str]
     ) -> dict[tuple[int, str], pa.ChunkedArray[Any]]:
         """Columns of row groups, each by (row group, name)."""
-        found = again(self.store, self.path, lambda: self._reader.read(groups, columns))
+        found = again(self.store, self.path, lambda: self._reader.read(groups, columns, as_codes=as_codes))
         return {(g, c): part.column(c) for g, part in zip(groups, found, strict=True) for c in columns}
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in the rows' order."""
-        groups, local = self._places(rows)
+        groups, local = self.places(rows)
         table = self.read(groups, columns)
         if len(local) == table.num_rows and bool((np.diff(local) == 1).all()):
             return table
@@ -101,13 +119,20 @@ class GroupedTable(ABC):
 
     def take_once(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in the rows' order; what is read for that is not kept. May be called in any thread."""
-        groups, local = self._places(rows)
+        groups, local = self.places(rows)
         return self.read_once(groups, columns).take(ints_array(local))
 
     def read_once(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
         """Columns of some row groups, in order; what is read is not kept. May be called in any thread."""
         found = again(self.store, self.path, lambda: self._reader.read(groups, columns))
         return pa.concat_tables(found).select(list(columns))
+
+    def vectors_once(self, group: int, column: str) -> NDArray[Any] | None:
+        """The vectors of a row group as they stand in the file, (rows, size), or None where they have to be decoded.
+
+        None of them is null. What is read is not kept. May be called in any thread.
+        """
+        return again(self.store, self.path, lambda: self._reader.read_vectors(group, column))
 
     def parts(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Columns of rising rows, a row group at a time; what is read for that is not kept."""
@@ -117,11 +142,11 @@ class GroupedTable(ABC):
                 yield self.take(mine, columns)
                 self._columns = kept
 
-    def _places(self, rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
-        """The row groups that hold some rows, and where each row is in these on end."""
+    def places(self, rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+        """The row groups that hold some rows, and where each row is in these on end (`read` them)."""
         group_of = np.searchsorted(self.group_starts, rows, side="right") - 1
-        groups = np.unique(group_of)
-        sizes = np.diff(self.group_starts)[groups]
-        first = np.cumsum(sizes) - sizes
-        local = rows - self.group_starts[group_of] + first[np.searchsorted(groups, group_of)]
-        return groups.tolist(), local
+        sizes = np.diff(self.group_starts)
+        is_there = np.bincount(group_of, minlength=len(sizes)) > 0
+        first = np.cumsum(sizes * is_there) - sizes
+        local = rows - self.group_starts[group_of] + first[group_of]
+        return np.flatnonzero(is_there).tolist(), local

@@ -77,6 +77,10 @@ class JoinedLayer:
         has = places >= 0
         if self.layer.manifest.kind == "many":
             found = self.take(rows, [layers.FIRST, layers.COUNT])
+            if not all(valid_of(found.column(n))[has].all() for n in range(2)):
+                raise ChecksumError(
+                    f"{self.layer.url}: its index does not name the rows of every patch; the layer is damaged"
+                )
             first, count = (np.where(has, values_of(found.column(n)), 0) for n in range(2))
         else:
             first, count = np.where(has, places, 0), has.astype(np.int64)

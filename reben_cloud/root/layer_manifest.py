@@ -184,14 +184,20 @@ class LayerManifest(SealedDocument):
             "num_rows": not is_int(document["num_rows"], 0),
             "groups": not _are_sizes(document["groups"]),
             "shard_samples": not is_int(document["shard_samples"], int(is_array)),
-            "statistics": not isinstance(document["statistics"], dict),
+            "statistics": not _are_statistics(document["statistics"]),
             "provenance": not isinstance(document["provenance"], dict),
             "schema": (document["schema"] is not None) != is_array,
             "index_parquet": (document["index_parquet"] is not None) != (document["kind"] == "many"),
-            "objects_sha256": is_array and not is_hex(document["objects_sha256"], 64),
+            "objects_sha256": (document["objects_sha256"] is not None or is_array)
+            and not is_hex(document["objects_sha256"], 64),
         }.items():
             if wrong:
                 raise InvalidManifestError(f"its {key} cannot be {document[key]!r:.80}")
+        if is_array and document["num_rows"] != document["num_patches"]:
+            raise InvalidManifestError(
+                f"its num_rows and num_patches cannot be {document['num_rows']:,} and {document['num_patches']:,}, an "
+                "array layer has a row for every patch"
+            )
         if not is_int(document["coverage"], 0) or document["coverage"] > document["num_patches"]:
             raise InvalidManifestError(f"its coverage cannot be {document['coverage']!r:.80}")
         try:
@@ -212,3 +218,10 @@ def is_layer_name(value: object) -> bool:
 
 def _are_sizes(value: object) -> bool:
     return isinstance(value, dict) and all(is_int(size, 1) for size in value.values())
+
+
+def _are_statistics(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(one, dict) and all(type(number) in (int, float) for number in one.values())
+        for one in value.values()
+    )

@@ -6,15 +6,18 @@ touches the root.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+
+import pyarrow as pa
 
 from reben_cloud.errors import ChecksumError, ConflictError
 from reben_cloud.formats.parquet import ChunkReader, Seal
 from reben_cloud.root import layout
 from reben_cloud.root.documents import again, get_checked
 from reben_cloud.root.grouped import GroupedTable
-from reben_cloud.root.layer_manifest import LayerManifest
+from reben_cloud.root.layer_manifest import PATCH_ID, LayerManifest
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.manifest_checks import InvalidManifestError
 from reben_cloud.root.objects import Objects
@@ -29,6 +32,31 @@ FIRST, COUNT = "first", "count"
 """Columns of ``index.parquet``, beside the patch's id: the first of its rows in ``rows.parquet``, and their number."""
 
 
+_TypeTest = Callable[[pa.DataType], bool]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+_ROWS_OF_TABLES: Mapping[str, _TypeTest] = {PATCH_ID: _is_text}
+_ROWS_OF_ARRAYS: Mapping[str, _TypeTest] = {
+    PATCH_ID: _is_text,
+    GROUP: _is_text,
+    SHARD: pa.types.is_integer,
+    SHARD_ROW: pa.types.is_integer,
+    PRESENT: pa.types.is_boolean,
+    XXH3: pa.types.is_uint64,
+}
+_INDEX: Mapping[str, _TypeTest] = {
+    PATCH_ID: _is_text,
+    FIRST: pa.types.is_integer,
+    COUNT: pa.types.is_integer,
+}
+
+
 class LayerTable(GroupedTable):
     """A table of a layer.
 
@@ -37,11 +65,14 @@ class LayerTable(GroupedTable):
         path: The table's path there.
         seal: What vouches for it.
         num_rows: Rows that it must have.
+        columns: Columns that it must have, and what tells whether their type is right.
     """
 
-    def __init__(self, store: Store, path: str, seal: Seal, *, num_rows: int) -> None:
+    def __init__(
+        self, store: Store, path: str, seal: Seal, *, num_rows: int, columns: Mapping[str, _TypeTest]
+    ) -> None:
         super().__init__(store, path)
-        self._seal, self._expected = seal, num_rows
+        self._seal, self._expected, self._required = seal, num_rows, columns
 
     def _open(self) -> ChunkReader:
         reader = again(self.store, self.path, lambda: ChunkReader(self.store, self.path, self._seal))
@@ -50,6 +81,14 @@ class LayerTable(GroupedTable):
                 f"{self.store.url}/{self.path} has {reader.metadata.num_rows:,} rows and {layout.LAYER_MANIFEST} says "
                 f"{self._expected:,}; the layer is damaged: copy it again from where it was made"
             )
+        for name, is_right in self._required.items():
+            found = [field.type for field in reader.schema if field.name == name]
+            if len(found) != 1 or not is_right(found[0]):
+                has = f"of type {found[0]}" if len(found) == 1 else f"{len(found)} times"
+                raise ChecksumError(
+                    f"{self.store.url}/{self.path} has the column {name!r} {has}, which no layer has; what wrote it is "
+                    "not reben_cloud: make the layer with `reben-cloud layer`"
+                )
         return reader
 
 
@@ -82,7 +121,10 @@ class Layer:
     def rows(self) -> LayerTable:
         """Its ``rows.parquet``."""
         manifest = self.manifest
-        return LayerTable(self.store, layout.ROWS, manifest.rows_parquet, num_rows=manifest.num_rows)
+        columns = _ROWS_OF_ARRAYS if manifest.kind == "array" else _ROWS_OF_TABLES
+        return LayerTable(
+            self.store, layout.ROWS, manifest.rows_parquet, num_rows=manifest.num_rows, columns=columns
+        )
 
     @cached_property
     def by_patch(self) -> LayerTable:
@@ -90,7 +132,7 @@ class Layer:
         manifest = self.manifest
         if (seal := manifest.index_parquet) is None:
             return self.rows
-        return LayerTable(self.store, layout.INDEX, seal, num_rows=manifest.coverage)
+        return LayerTable(self.store, layout.INDEX, seal, num_rows=manifest.coverage, columns=_INDEX)
 
     def describe(self) -> str:
         """A few lines for people, of the layer by itself."""

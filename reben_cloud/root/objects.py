@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
@@ -14,6 +15,7 @@ import xxhash
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout
+from reben_cloud.root.arrow import ints_array, valid_of, values_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,20 +49,54 @@ SCHEMA = pa.schema(
 
 
 class Objects(Mapping[str, WrittenObject]):
-    """The objects of a root by path, sorted."""
+    """The objects of a root by path, sorted.
 
-    def __init__(self, written: Iterable[WrittenObject]) -> None:
-        self._by_path = {o.path: o for o in sorted(written, key=lambda o: o.path)}
+    They stay columns: a whole root has tens of thousands, of which a loader wants two numbers each.
+
+    Args:
+        table: With the columns of `SCHEMA`; no objects by default.
+    """
+
+    def __init__(self, table: pa.Table | None = None) -> None:
+        self._table = SCHEMA.empty_table() if table is None else table
+        paths = self._table.column("path").to_pylist()
+        self._row_of = dict(sorted(zip(paths, range(len(paths)), strict=True)))
+
+    @classmethod
+    def of(cls, written: Iterable[WrittenObject]) -> Objects:
+        """The list of these objects."""
+        rows = list(written)
+        columns = {
+            "path": [o.path for o in rows],
+            "bytes": [o.nbytes for o in rows],
+            "sha256": [o.sha256 for o in rows],
+            "xxh3": [o.xxh3 for o in rows],
+        }
+        return cls(pa.table(columns, schema=SCHEMA))
 
     def __getitem__(self, path: str) -> WrittenObject:
-        return self._by_path[path]
+        row = self._row_of[path]
+        _, nbytes, sha256, xxh3 = (column[row].as_py() for column in self._table.columns)
+        return WrittenObject(path=path, nbytes=nbytes, sha256=sha256, xxh3=xxh3)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._by_path)
+        return iter(self._row_of)
 
     def __len__(self) -> int:
         """Number of objects."""
-        return len(self._by_path)
+        return len(self._row_of)
+
+    def sizes(self) -> dict[str, int]:
+        """Path -> bytes, of every object."""
+        nbytes = values_of(self._table.column("bytes")).tolist()
+        return {path: nbytes[row] for path, row in self._row_of.items()}
+
+    def shards(self) -> dict[str, tuple[int, int]]:
+        """Path -> bytes and xxh3-64, of every shard."""
+        column = self._table.column("xxh3")
+        nbytes, xxh3 = values_of(self._table.column("bytes")).tolist(), values_of(column).tolist()
+        is_shard = valid_of(column).tolist()
+        return {path: (nbytes[row], xxh3[row]) for path, row in self._row_of.items() if is_shard[row]}
 
     def find(self, path: str, *, url: str) -> WrittenObject:
         """The object at `path`.
@@ -68,24 +104,15 @@ class Objects(Mapping[str, WrittenObject]):
         Raises:
             NotFoundError: If the list has none.
         """
-        if path not in self._by_path:
+        if path not in self:
             raise NotFoundError(f"{url}: {layout.OBJECTS} has no {path}; run `reben-cloud verify`")
-        return self._by_path[path]
+        return self[path]
 
     def encode(self) -> bytes:
         """The bytes of ``objects.parquet``."""
-        rows = list(self.values())
-        table = pa.table(
-            {
-                "path": [o.path for o in rows],
-                "bytes": [o.nbytes for o in rows],
-                "sha256": [o.sha256 for o in rows],
-                "xxh3": [o.xxh3 for o in rows],
-            },
-            schema=SCHEMA,
-        )
+        rows = ints_array(np.array(list(self._row_of.values()), np.int64))
         out = io.BytesIO()
-        pq.write_table(table, out, compression="zstd", write_page_checksum=True)
+        pq.write_table(self._table.take(rows), out, compression="zstd", write_page_checksum=True)
         return out.getvalue()
 
     @classmethod
@@ -115,8 +142,4 @@ class Objects(Mapping[str, WrittenObject]):
         Raises:
             ChecksumError: If it cannot be read.
         """
-        table = parquet.read_table(data, SCHEMA.names, name=where).cast(SCHEMA)
-        columns = [table.column(name).to_pylist() for name in SCHEMA.names]
-        return cls(
-            WrittenObject(path=p, nbytes=n, sha256=s, xxh3=x) for p, n, s, x in zip(*columns, strict=True)
-        )
+        return cls(parquet.read_table(data, SCHEMA.names, name=where).cast(SCHEMA))

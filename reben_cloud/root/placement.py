@@ -99,13 +99,20 @@ def place(table: pa.Table, options: PlacementOptions, *, recommended_without: Se
 
 
 def check_places(
-    manifest: Manifest, *, groups: NDArray[Any], shards: NDArray[Any], rows: NDArray[Any], name: str
+    manifest: Manifest,
+    *,
+    names: Sequence[str],
+    codes: NDArray[np.int64],
+    shards: NDArray[Any],
+    rows: NDArray[Any],
+    name: str,
 ) -> None:
     """See that places in the shards are within what the manifest says there is: addresses are computed from them.
 
     Args:
         manifest: Of the root, or of an export of it.
-        groups: Names of the shard groups, shape (n,).
+        names: Names of shard groups.
+        codes: Which of these is the group of each patch, shape (n,).
         shards: Numbers of the shards, shape (n,).
         rows: Rows in the shards, shape (n,).
         name: What holds the places, for the error.
@@ -113,20 +120,16 @@ def check_places(
     Raises:
         ChecksumError: If one is not.
     """
-    names, codes = np.unique(np.asarray(groups, str), return_inverse=True)
-    unknown = [group for group in names.tolist() if group not in manifest.groups]
-    sizes = np.array(
-        [0 if g in unknown else manifest.groups[g].num_samples for g in names.tolist()], np.int64
-    )
+    sizes = np.array([manifest.groups[g].num_samples if g in manifest.groups else 0 for g in names], np.int64)
     full = manifest.shard_samples
     shards, rows = np.asarray(shards, np.int64), np.asarray(rows, np.int64)
     total = sizes[codes] if len(names) else np.zeros(0, np.int64)
     outside = (shards < 0) | (rows < 0) | (rows >= full) | (shards * full + rows >= total)
-    if unknown or outside.any():
+    if outside.any():
         at = int(np.flatnonzero(outside)[0])
         raise ChecksumError(
-            f"{name}: names row {rows[at]} of shard {shards[at]} of group {str(groups[at])!r}, which the manifest does "
-            "not have; the root is damaged, `reben-cloud verify` says what else is"
+            f"{name}: names row {rows[at]} of shard {shards[at]} of group {names[codes[at]]!r}, which the manifest "
+            "does not have; the root is damaged, `reben-cloud verify` says what else is"
         )
 
 

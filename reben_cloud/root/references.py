@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChangedError, ChecksumError, NotFoundError, StorageError
 from reben_cloud.root import layout
+from reben_cloud.root.arrow import values_of
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Buffer, Modality
 from reben_cloud.store import Store, open_store
@@ -123,7 +124,7 @@ class RemoteObjects:
     def __init__(
         self,
         objects: Sequence[RemoteObject],
-        storage_options: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, object] | None = None,
         *,
         place: tuple[Store, str] | None = None,
     ) -> None:
@@ -271,7 +272,7 @@ def places_in(table: pa.Table, modality: Modality, objects: Sequence[RemoteObjec
         ChecksumError: If one would not be inside its object, or has another size than the schema says.
     """
     number, start, nbytes = (
-        table.column(column).to_numpy().astype(np.int64) for column in layout.place_columns(modality.name)
+        values_of(table.column(column)).astype(np.int64) for column in layout.place_columns(modality.name)
     )
     wrong = check_places(objects, number, start, modality.payload_bytes)
     if wrong or (nbytes != modality.payload_bytes).any():
@@ -280,7 +281,7 @@ def places_in(table: pa.Table, modality: Modality, objects: Sequence[RemoteObjec
     return Found(number, start)
 
 
-def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, Any]:
+def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, object]:
     """What a root's store was opened with, where it may be meant for the objects; nobody else is shown credentials.
 
     A root on this machine needs none itself; elsewhere, the objects must be in the same kind of store.

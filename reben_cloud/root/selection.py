@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import html
 import os
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,9 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.drawn import DrawnRows, Rule
 from reben_cloud.root.metadata import given_columns, given_metadata
+from reben_cloud.root.positions import Several, position_of, positions_of
 from reben_cloud.root.query import Query
+from reben_cloud.root.repeats import Repeats, balance, weigh
 from reben_cloud.root.table import PatchTable
 
 if TYPE_CHECKING:
@@ -41,12 +42,6 @@ if TYPE_CHECKING:
     from reben_cloud.views.resize import Resampling
 
 
-_NO_CONDITION = frozenset(
-    ("missing_ok", "ids_order", "sortby", "limit", "sample", "sample_seed", "balance", "min_distance_m")
-)
-"""Arguments of a search that leave no patch out, or none of an empty selection."""
-
-
 class Selection:
     """Patches found by a search, in the order of the table (by place, then time) unless another was asked for.
 
@@ -61,6 +56,7 @@ class Selection:
         *,
         query: Query | None = None,
         drawn: Sequence[DrawnRows] = (),
+        repeats: Repeats | None = None,
     ) -> None:
         self.dataset = dataset
         """The dataset it was found in."""
@@ -72,10 +68,52 @@ class Selection:
         """What it was found by; no conditions where the rows come from elsewhere."""
         self.drawn = tuple(drawn)
         """Which rows of table layers its samples have (`with_rows`)."""
+        self.repeats = repeats
+        """How often its patches come in an epoch (`weighted`, `balanced`); None: once."""
 
     def __len__(self) -> int:
         """Number of patches."""
         return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int | np.integer) -> xr.Dataset: ...
+
+    @overload
+    def __getitem__(self, at: Several) -> Selection: ...
+
+    def __getitem__(self, at: int | np.integer | Several) -> xr.Dataset | Selection:
+        """One patch, opened (`Dataset.open_patch`); or some of the patches, as a selection in the order asked for.
+
+        Args:
+            at: Number of a patch, from the end where negative; or a slice, a list or array of different numbers, or
+                of a boolean for each patch.
+
+        Raises:
+            IndexError: If there is no such patch, or a mask has another length.
+            TypeError: If it is not such an index.
+            ValueError: If a number comes twice.
+        """
+        if isinstance(at, int | np.integer):
+            one = position_of(at, len(self), what="patch")
+            return self.dataset.open_patch(self[one : one + 1].patch_ids[0])
+        positions = positions_of(at, len(self), what="patch")
+        if len(np.unique(positions)) < len(positions):
+            twice = np.flatnonzero(np.bincount(positions) > 1)[0]
+            raise ValueError(f"a selection has a patch once, and patch {twice} is asked for several times")
+        drawn = [one.taken(positions) for one in self.drawn]
+        return Selection(self.dataset, self.table, self.rows[positions], drawn=drawn)
+
+    def __iter__(self) -> Iterator[xr.Dataset]:
+        """The patches, opened one after another, each when it is asked for; loaders are what is quick."""
+        return (self[at] for at in range(len(self)))
+
+    def __contains__(self, patch_id: object) -> bool:
+        """Whether the patch of this id is one of them."""
+        return patch_id in self._ids
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(self.patch_ids)
 
     def __repr__(self) -> str:
         return f"Selection({len(self):,} of {len(self.dataset):,} patches of {self.dataset.url!r})"
@@ -90,26 +128,28 @@ class Selection:
             NotFoundError: If there is no patch.
         """
         if not len(self):
-            raise NotFoundError(f"{purpose}: {self._why_empty()}")
+            raise NotFoundError(f"{purpose}: {self.why_empty()}")
 
-    def _why_empty(self) -> str:
-        conditions = {name: value for name, value in self.query.given().items() if name not in _NO_CONDITION}
-        if not len(self.dataset) or not conditions:
-            return f"{self.dataset.url} has no patch" if not len(self.dataset) else "the selection is empty"
-        asked = {name: f"{name}={reprlib.repr(value)}" for name, value in conditions.items()}
+    def refuse_repeats(self, purpose: str) -> None:
+        """Refuse a selection whose patches come more or less often than once an epoch.
 
-        def count(names: Iterable[str]) -> int:
-            query = Query(missing_ok=True, **{name: conditions[name] for name in names})
-            return len(self.dataset.select(query))
+        Args:
+            purpose: What takes each patch once, to begin the message with.
 
-        if alone := [text for name, text in asked.items() if not count([name])]:
-            return f"no patch of {self.dataset.url} fits {', and none '.join(alone)}"
-        without = {text: count(conditions.keys() - {name}) for name, text in asked.items()}
-        helps = [f"without {text} there are {number:,}" for text, number in without.items() if number]
-        return (
-            f"no patch of {self.dataset.url} fits {' and '.join(asked.values())} together; "
-            f"{', '.join(helps) or 'to leave one of them out is not enough'}"
-        )
+        Raises:
+            ValueError: If it has weights.
+        """
+        if self.repeats is not None:
+            raise ValueError(
+                f"{purpose} takes each patch once, and this selection has weights: pass it as it was before "
+                "weighted() or balanced()"
+            )
+
+    def why_empty(self) -> str:
+        """Which conditions of its search left nothing, in words; that costs a few searches."""
+        from reben_cloud.search.empty import why_empty
+
+        return why_empty(self)
 
     def with_rows(
         self,
@@ -141,6 +181,70 @@ class Selection:
 
         return draw_rows(self, layer, rule=rule, where=where, columns=columns)
 
+    def weighted(
+        self,
+        weights: str | Mapping[str, float] | ArrayLike,
+        *,
+        num_samples: int | None = None,
+        passes: int = 1,
+    ) -> Selection:
+        """The same patches, some of which come more often in an epoch than others, and some perhaps not in each.
+
+        A patch of weight 2.25 comes twice or three times in an epoch, and 2.25 times in the mean: in 16 epochs from a
+        multiple of 16 on, 36 times or one more or less (`root.repeats.epoch_counts`). All epochs have equally many
+        samples, the whole number nearest to the sum of the weights, which are scaled to it. Seed and epoch decide, so
+        all else that is said of an epoch holds: it is the same on any number of ranks, and resumes from a few
+        integers.
+
+        Exports, evaluation and builds take each patch once, and refuse a selection with weights.
+
+        Args:
+            weights: A number for each patch: an array in the order of the selection; a mapping from patch id; or the
+                name of a column of numbers, such as ``"scores:weight"``. Not negative; with 0, a patch never comes.
+            num_samples: Scale the weights to an epoch of so many samples.
+            passes: Copies of a patch come from one block of the order, which is read once and in which they are
+                spread out (docs/howto/balance.md has distances). With more passes, copy c comes in pass c modulo
+                `passes`, from blocks anywhere in the epoch, and is read from the store again.
+
+        Raises:
+            NotFoundError: If all weights are 0.
+            ValueError: If a weight is negative, not finite or missing, or there are not as many as patches.
+        """
+        return self._with(weigh(self, weights, num_samples=num_samples, passes=passes))
+
+    def balanced(
+        self,
+        power: float = 0.5,
+        *,
+        threshold: float | None = None,
+        num_samples: int | None = None,
+        passes: int = 1,
+    ) -> Selection:
+        """The same patches, those of rare classes more often: repeat factor sampling.
+
+        A patch has the weight r = max over its classes c of max(1, (t / f(c)) ** power), where f(c) is the share of
+        the selection's patches that have the class (Gupta, Dollar and Girshick, "LVIS", CVPR 2019, with power 0.5).
+        No patch comes less than once. `weighted` tells what an epoch of weights is.
+
+        Args:
+            power: In [0, 1]: 0 repeats nothing, 1 repeats most.
+            threshold: t, in (0, 1]: classes of at least this share are not repeated. By default the median of f over
+                the classes that occur, so that half of them are.
+            num_samples: As in `weighted`.
+            passes: As in `weighted`.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        return self._with(
+            balance(self, power=power, threshold=threshold, num_samples=num_samples, passes=passes)
+        )
+
+    def _with(self, repeats: Repeats) -> Selection:
+        return Selection(
+            self.dataset, self.table, self.rows, query=self.query, drawn=self.drawn, repeats=repeats
+        )
+
     def nearest(
         self, to: str | ArrayLike, *, column: str | None = None, k: int = 10, metric: Metric = "cosine"
     ) -> Neighbours:
@@ -152,7 +256,8 @@ class Selection:
         Args:
             to: Id of a patch of the dataset, which need not be in the selection and is not among its own neighbours;
                 or a vector (d,), taken as float32.
-            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``; by default the only one.
+            column: Column of a table layer, lists of d numbers, such as ``"emb:vector"``, or tensor of d floats of an
+                array layer; by default the only one.
             k: How many, at least 1; where there are fewer, all.
             metric: ``cosine``, ``dot`` (the scalar product) or ``l2`` (Euclidean distance).
 
@@ -177,8 +282,9 @@ class Selection:
 
         Args:
             probabilities: The model's probability of every class of the schema, in its order: a column of a table
-                layer, such as ``"pred:probabilities"``, or an array of floats (len(self), num_classes). They must be
-                out of sample, as from cross-validation: a model repeats the mistakes that it was trained on.
+                layer, such as ``"pred:probabilities"``, a tensor of an array layer named like one, or an array of
+                floats (len(self), num_classes). They must be out of sample, as from cross-validation: a model repeats
+                the mistakes that it was trained on.
             by: ``label`` ranks each label of each patch, also those that are not given and might be missing;
                 ``patch`` ranks patches by the probability that any of their labels is wrong.
             limit: At most so many, at least 1; None: all.

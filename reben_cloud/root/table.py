@@ -65,10 +65,10 @@ class PatchTable(GroupedTable):
         return found
 
     def _fetch(
-        self, groups: Sequence[int], columns: Sequence[str]
+        self, groups: Sequence[int], columns: Sequence[str], as_codes: Sequence[str]
     ) -> dict[tuple[int, str], pa.ChunkedArray[Any]]:
         own = [name for name in columns if name in self._reader.schema.names]
-        found = super()._fetch(groups, own) if own else {}
+        found = super()._fetch(groups, own, as_codes) if own else {}
         for layer in self.joined.values():
             if mine := [field.name for field in layer.fields if field.name in columns]:
                 for group in groups:

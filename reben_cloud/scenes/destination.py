@@ -45,8 +45,12 @@ def claim_root(store: Store, options: Mapping[str, object], inputs: Mapping[str,
     """
     ours = {name: str(value) for name, value in options.items()}
     if next(iter(store.list()), None) is None:
-        store.put(_OPTIONS, json.dumps(ours).encode(), create=True)
-        return None
+        try:
+            store.put(_OPTIONS, json.dumps(ours).encode(), create=True)
+        except FileExistsError:
+            pass  # another process was faster, or our own answer was lost: what is there is compared
+        else:
+            return None
     way_out = "repeat those it was begun with, or take an empty root"
     foreign = f"{store.url} is not empty, and was not begun with these inputs and options"
     if not store.exists(_OPTIONS):

@@ -12,7 +12,7 @@ from reben_cloud.files.clutter import glob_data
 from reben_cloud.files.paths import local_path
 from reben_cloud.scenes.official_s1 import holds_patches
 from reben_cloud.scenes.processors import run_sarsen, run_snap
-from reben_cloud.scenes.provenance import digest, identify
+from reben_cloud.scenes.provenance import identify, identify_many
 from reben_cloud.scenes.safe import SafeProduct, open_safe
 from reben_cloud.scenes.sentinel1 import Scene, open_scenes
 
@@ -54,10 +54,10 @@ def identify_inputs(
             found |= identify(product.name, file)
     for role, paths in others.items():
         for given in paths:
-            of_path = identify(role, given)
-            # Official patches are more than a million files.
-            official = given.is_dir() and holds_patches(given)
-            found |= {f"{role} {given.name}": digest(of_path)} if official else of_path
+            if given.is_dir() and holds_patches(given):  # more than a million files
+                found[f"{role} {given.name}"] = identify_many(role, [given])
+            else:
+                found |= identify(role, given)
     for path in () if v1 is None else list_files(v1):
         found |= identify("--v1", path)
     return found

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from reben_cloud.bigearthnet import grid
@@ -14,7 +15,7 @@ from reben_cloud.bigearthnet.country import Countries
 from reben_cloud.bigearthnet.v1 import V1Patch, list_files, read_v1
 from reben_cloud.scenes.land_cover import REBEN19, ClassTable
 from reben_cloud.scenes.official_s1 import v1_files
-from reben_cloud.scenes.provenance import digest, identify
+from reben_cloud.scenes.provenance import identify, identify_many
 from reben_cloud.scenes.safe import SafeProduct
 from reben_cloud.scenes.sentinel1 import Scene
 
@@ -94,10 +95,7 @@ class CutOptions:
                 for path in scene.files:
                     found |= identify("Sentinel-1", path)
         if self.s1_v1 is not None and v1 is not None:
-            patches: dict[str, str] = {}
-            for patch in v1.values():
-                if patch.s1_name is not None:
-                    for path in v1_files(self.s1_v1, patch.s1_name, missing_ok=True).values():
-                        patches |= identify("Sentinel-1", path)
-            found["Sentinel-1 patches"] = digest(patches)
+            names = [patch.s1_name for patch in v1.values() if patch.s1_name is not None]
+            patches = [v1_files(self.s1_v1, name, missing_ok=True).values() for name in names]
+            found["Sentinel-1 patches"] = identify_many("Sentinel-1", chain.from_iterable(patches))
         return found

@@ -4,7 +4,7 @@ This room knows no sensor, file or store.
 """
 
 from reben_cloud.schema.arrays import ArraySpec, Copy, SampleArray
-from reben_cloud.schema.classes import MAX_CLASSES, Classes, check_names
+from reben_cloud.schema.classes import MAX_CLASSES, Classes, check_names, respelled
 from reben_cloud.schema.modality import MAX_PAYLOAD_BYTES, Modality
 from reben_cloud.schema.tensors import (
     DTYPES,
@@ -35,5 +35,6 @@ __all__ = [
     "Schema",
     "TensorSpec",
     "check_names",
+    "respelled",
     "safetensors_layout",
 ]

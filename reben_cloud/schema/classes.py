@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reben_cloud.errors import InvalidPatchError
@@ -71,7 +71,7 @@ class Classes(PickledAsMade):
         """Multi-hot matrix of a column of lists of names.
 
         Args:
-            column: list<string>, n rows, no nulls.
+            column: list<string>, or such lists of a dictionary's strings, n rows, no nulls.
 
         Returns:
             uint8 (n, num_classes).
@@ -79,13 +79,23 @@ class Classes(PickledAsMade):
         Raises:
             ValueError: If a name is unknown.
         """
-        lists = column.combine_chunks()
-        flat = pc.list_flatten(lists)
-        index = pc.index_in(flat, pa.array(self.names))
-        if index.null_count:
-            self.check([flat.filter(pc.is_null(index))[0].as_py()])
-        out = np.zeros((len(lists), len(self)), np.uint8)
-        out[pc.list_parent_indices(lists).to_numpy(), index.to_numpy()] = 1
+        out = np.zeros((len(column), len(self)), np.uint8)
+        first = 0
+        for lists in column.chunks:
+            names = lists.flatten()
+            if not isinstance(names, pa.DictionaryArray):
+                names = names.dictionary_encode()
+            if names.null_count:
+                raise ValueError("a label is null")
+            known = names.dictionary.to_pylist()
+            numbers = np.array([self._number_of.get(name, -1) for name in known], np.int64)
+            codes = _integers(names.indices)
+            found = numbers[codes]
+            if found.size and found.min() < 0:
+                self.check([known[codes[found < 0][0]]])
+            rows = np.repeat(np.arange(first, first + len(lists)), np.diff(_integers(lists.offsets)))
+            out[rows, found] = 1
+            first += len(lists)
         return out
 
     def labels_in(self, pixels: Array, *, name: str) -> tuple[str, ...]:
@@ -109,9 +119,19 @@ class Classes(PickledAsMade):
         return tuple(sorted({label for code in found if (label := class_of[code]) is not None}))
 
     @cached_property
+    def _number_of(self) -> Mapping[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    @cached_property
     def _class_of(self) -> Mapping[int, str | None]:
         known: dict[int, str | None] = dict.fromkeys(self.without_class)
         return known | {c: n for n, codes in zip(self.names, self.codes, strict=True) for c in codes}
+
+
+def _integers(array: pa.Array[Any]) -> NDArray[Any]:
+    """An array of integers through its buffer: pyarrow's own way loads pandas, which takes longer than the rest."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    return np.frombuffer(array.buffers()[1] or b"", dtype)[array.offset : array.offset + len(array)]
 
 
 def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
@@ -124,6 +144,23 @@ def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
         if name not in known:
             lower = {one.lower(): one for one in known}
             near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(repr(lower[n]) for n in near)}?" if near else ""
-            some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-            raise ValueError(f"unknown {what} {name!r}; {hint or 'known are ' + some}")
+            if near:
+                raise ValueError(
+                    f"unknown {what} {name!r}; did you mean {' or '.join(repr(lower[n]) for n in near)}?"
+                )
+            raise ValueError(f"unknown {what} {name!r}; known are{_listed(known)}")
+
+
+def respelled(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Names in the spelling of the known ones, where only case differs and one name fits; others as they are."""
+    folded = Counter(name.casefold() for name in known)
+    spelled = {name.casefold(): name for name in known if folded[name.casefold()] == 1}
+    return [name if name in known else spelled.get(str(name).casefold(), name) for name in names]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a list, on lines of their own where they have commas in them."""
+    more = [f"and {len(names) - 20} more"] if len(names) > 20 else []
+    if any("," in name for name in names):
+        return "".join(f"\n  {name}" for name in [*names[:20], *more])
+    return " ".join(["", ", ".join(names[:20]), *more])

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -177,9 +176,28 @@ class Modality(PickledAsMade):
                     copies.append(new)
         return tuple(copies)
 
-    def key(self, row: Mapping[str, Any]) -> str:
+    def key(self, row: Mapping[str, object]) -> str:
         """Key in an LMDB of the payload of a metadata row."""
         return f"{row[self.key_column]}{self.key_suffix}"
+
+    def narrowed(self, tensors: Sequence[str]) -> Modality:
+        """The same modality with some of its tensors, in this order within each array; its payloads are others.
+
+        Raises:
+            ValueError: If there is no such tensor, none at all, or one comes twice.
+        """
+        for name in tensors:
+            if name not in self.specs:
+                raise ValueError(f"{self.name} has no tensor {name!r}; it has {', '.join(self.specs)}")
+        kept = [(array, tuple(n for n in tensors if n in array.tensors)) for array in self.arrays]
+        return Modality(
+            name=self.name,
+            tensors=tuple(self.specs[name] for name in tensors),
+            arrays=tuple(replace(array, tensors=names) for array, names in kept if names),
+            key_column=self.key_column,
+            key_suffix=self.key_suffix,
+            title=self.title,
+        )
 
     # -- payloads --------------------------------------------------------------------------------------
 

@@ -182,7 +182,44 @@ class Schema(PickledAsMade):
         """
         for name in names:
             self.modality(name)
-        kept = tuple(m for m in self.modalities if m.name in names)
+        return self._with(tuple(m for m in self.modalities if m.name in names))
+
+    def narrowed(self, bands: Sequence[str], modalities: Sequence[str] | None = None) -> Schema:
+        """The same schema with these bands alone, in this order within each array.
+
+        Args:
+            bands: Names of bands, as in `bands`.
+            modalities: What else is to stay: a modality without bands (a map) as it is. By default only those that
+                have one of the bands.
+
+        Raises:
+            ValueError: If there is no such band or modality, none at all, one comes twice, or a modality of
+                `modalities` has other bands than these.
+        """
+        if isinstance(bands, str):
+            raise ValueError(f"bands must be a list of names, such as [{bands!r}], not a string")
+        if not bands or len(set(bands)) != len(bands):
+            raise ValueError(f"bands must be different names, at least one, got {list(bands)}")
+        wanted: dict[str, list[str]] = {}
+        for band in bands:
+            if band not in self.bands:
+                raise ValueError(f"unknown band {band!r}; there are {', '.join(self.bands) or 'none'}")
+            place = self.bands[band]
+            wanted.setdefault(place.modality, []).append(place.tensor.name)
+        with_bands = {place.modality for place in self.bands.values()}
+        for name in modalities or ():
+            self.modality(name)
+            if name not in wanted and name in with_bands:
+                raise ValueError(
+                    f"bands names none of {name}'s; name some, or leave {name} out of modalities"
+                )
+        if modalities is not None and (left := [name for name in wanted if name not in modalities]):
+            raise ValueError(f"bands names some of {left[0]}'s, which is not among modalities")
+        kept = (m for m in self.modalities if m.name in wanted or m.name in (modalities or ()))
+        return self._with(tuple(m.narrowed(wanted[m.name]) if m.name in wanted else m for m in kept))
+
+    def _with(self, kept: tuple[Modality, ...]) -> Schema:
+        """The same with these modalities."""
         arrays = {a.name for m in kept for a in m.arrays}
         return Schema(
             name=self.name,
@@ -235,6 +272,6 @@ def _with_text_fills(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _with_number_fill(tensor: Mapping[str, Any]) -> dict[str, Any]:
+def _with_number_fill(tensor: Mapping[str, object]) -> dict[str, Any]:
     fill = tensor["fill"]
     return {**tensor, "fill": float(fill) if isinstance(fill, str) else fill}

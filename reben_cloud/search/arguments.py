@@ -11,7 +11,7 @@ import numpy as np
 import shapely
 
 from reben_cloud.root.query import Balance, GeoInterface, When
-from reben_cloud.schema import check_names
+from reben_cloud.schema import check_names, respelled
 
 Box = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
@@ -39,7 +39,7 @@ def parse_names(value: str | Iterable[str], argument: str) -> list[str]:
 
 
 def parse_known(value: str | Iterable[str], argument: str, known: Iterable[str]) -> list[str]:
-    """One or several of the known names.
+    """One or several of the known names, in any case.
 
     Raises:
         TypeError: If it is neither a string nor a list of strings.
@@ -48,7 +48,9 @@ def parse_known(value: str | Iterable[str], argument: str, known: Iterable[str])
     found = parse_names(value, argument)
     if not found:
         raise ValueError(f"{argument} is an empty list, which no patch fits; leave it out to have all")
-    check_names(found, list(known), argument)
+    known = list(known)
+    found = respelled(found, known)
+    check_names(found, known, argument)
     return found
 
 

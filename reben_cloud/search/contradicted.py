@@ -124,7 +124,7 @@ def _column(selection: Selection, name: str, num_classes: int) -> tuple[NDArray[
         )
     parts = [part for part in column.parts(selection.rows) if len(part.at)]
     if not parts:
-        raise NotFoundError(f"none of the {len(selection):,} patches has {name} in {column.joined.layer.url}")
+        raise NotFoundError(f"none of the {len(selection):,} patches has {name} in {column.url}")
     at = np.concatenate([part.at for part in parts])
     order = np.argsort(at)
     return at[order], np.concatenate([part.vectors for part in parts])[order]

@@ -75,7 +75,7 @@ def find_neighbours(
     except UnfitRowError as error:
         patch_id = selection.table.take(selection.rows[np.concatenate(compared)[[error.row]]], ["id"])
         raise ValueError(
-            f"{vectors.name} of {patch_id.column(0)[0]} in {vectors.joined.layer.url} {error.reason}; write the layer "
+            f"{vectors.name} of {patch_id.column(0)[0]} in {vectors.url} {error.reason}; write the layer "
             "again with null in its place, or select patches without it"
         ) from error
     places = np.concatenate([np.empty(0, np.int64), *compared])
@@ -99,7 +99,7 @@ def _vector_of(vectors: VectorColumn, row: int, patch_id: str) -> NDArray[Any]:
         if len(part.at):
             return _taken(part.vectors[0])
     raise NotFoundError(
-        f"{vectors.joined.layer.url} has no {vectors.name} of {patch_id}: name a patch that has one, or give a vector"
+        f"{vectors.url} has no {vectors.name} of {patch_id}: name a patch that has one, or give a vector"
     )
 
 

@@ -99,7 +99,7 @@ def describe_layers(dataset: Dataset, row: int) -> list[dict[str, Any]]:
 def embeddings_of(dataset: Dataset, row: int) -> list[str]:
     """Columns of vectors of the layers that have the patch."""
     columns = vector_columns(dataset.selection).values()
-    return [one.name for one in columns if one.joined.places(np.array([row]))[0] >= 0]
+    return [one.name for one in columns if one.has(row)]
 
 
 def layer_picture(dataset: Dataset, row: int, layer: str, tensor: str) -> NDArray[np.uint8] | None:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -38,7 +38,7 @@ def open_source(
     *,
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     modalities: Sequence[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> tuple[AnySource, pa.Table]:
     """The source behind a path or URL, and the official metadata that goes with it.
 
@@ -94,6 +94,29 @@ def open_source(
             "unpacked folders must lie on a disk"
         )
     return found, _read_metadata(store, metadata_paths)
+
+
+def open_modality(
+    source: str | os.PathLike[str], modality: str, *, storage_options: Mapping[str, Any] | None = None
+) -> AnySource:
+    """What holds one modality of the official data at a path or URL; no metadata are looked for.
+
+    Args:
+        source: A folder or prefix with the official archive, the archive, the official folder of GeoTIFFs, or an LMDB.
+        modality: Its name.
+        storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
+
+    Raises:
+        SourceError: If it is not there.
+    """
+    store = open_store(os.fspath(source), storage_options)
+    folder = store.local_path()
+    found = _find_remote(store, (modality,)) if folder is None else _find_local(folder, (modality,))
+    if found is None:
+        from reben_cloud.sources.archives import ARCHIVES
+
+        raise SourceError(f"{store.url}: no {ARCHIVES[modality]} there; unpacked folders must lie on a disk")
+    return found
 
 
 def default_scratch(source: AnySource) -> Path | None:
@@ -277,5 +300,6 @@ def _find_metadata(folder: Path) -> list[Path]:
         if found:
             return found
     raise SourceError(
-        f"{folder}: no metadata*.parquet in or beside it; name the official metadata files (--metadata)"
+        f"{folder}: no metadata*.parquet in or beside it, which says what its patches are; put the official "
+        "metadata.parquet there, or name it where it is (--metadata of build and index)"
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import tar
 from reben_cloud.root import layout
+from reben_cloud.root.arrow import codes_of, texts_of
 from reben_cloud.root.documents import (
     again,
     lost,
@@ -182,15 +183,15 @@ def _places(_url: str, store: Store) -> _Places:
             *sums,
         ],
     )
-    ids = np.array(table.column(layout.ID).to_pylist(), np.bytes_)
+    ids = texts_of(table.column(layout.ID))
     order = np.argsort(ids)
     by_id = table.take(pa.array(order))
-    groups = table.column(layout.SHARD_GROUP).cast(pa.string()).to_numpy()
+    names, codes = codes_of(table.column(layout.SHARD_GROUP))
     shards, rows = table.column(layout.SHARD).to_numpy(), table.column(layout.SHARD_ROW).to_numpy()
-    check_places(manifest, groups=groups, shards=shards, rows=rows, name=name)
+    check_places(manifest, names=names, codes=codes, shards=shards, rows=rows, name=name)
     return _Places(
         ids[order],
-        groups[order],
+        np.array(names, object)[codes[order]],
         shards[order],
         rows[order],
         {m: table.column(c).to_numpy()[order] for m, c in zip(summed, sums, strict=True)},

@@ -49,8 +49,16 @@ def check_process(url: str) -> None:
     _first_pid = os.getpid()
 
 
-def connect_obstore(url: str, storage_options: Mapping[str, Any], budget: Budget) -> Any:
-    """An obstore client, which makes one attempt at a time.
+def connect_obstore(
+    url: str, storage_options: Mapping[str, object], budget: Budget, *, attempts: int = 1
+) -> Any:
+    """An obstore client.
+
+    Args:
+        url: Where its objects are.
+        storage_options: As for `open_store`.
+        budget: What a request may take.
+        attempts: How often it makes one of its own accord: more than once only where it makes many for one call.
 
     Raises:
         FileNotFoundError: If a folder is not there.
@@ -65,11 +73,13 @@ def connect_obstore(url: str, storage_options: Mapping[str, Any], budget: Budget
             raise FileNotFoundError(f"{url}: no such folder")
         return LocalStore(folder)
     if parts.scheme in ("http", "https"):
-        return HTTPStore.from_url(url, **_client_options(budget, http=parts.scheme == "http"))
+        return HTTPStore.from_url(url, **_client_options(budget, attempts, http=parts.scheme == "http"))
     if parts.scheme == "hf":
         raise StorageError("the hub is read only, and by Store alone")
     if parts.scheme in ("gs", "az"):
-        return _connect_cloud(parts.scheme, parts.netloc, parts.path.strip("/"), storage_options, budget)
+        return _connect_cloud(
+            parts.scheme, parts.netloc, parts.path.strip("/"), storage_options, budget, attempts
+        )
     config: Any = s3_config(storage_options)
     profile = config.pop("profile", None)
     provider = None
@@ -82,12 +92,17 @@ def connect_obstore(url: str, storage_options: Mapping[str, Any], budget: Budget
         prefix=parts.path.strip("/") or None,
         config=config,
         credential_provider=provider,
-        **_client_options(budget, http=endpoint.startswith("http://")),
+        **_client_options(budget, attempts, http=endpoint.startswith("http://")),
     )
 
 
 def _connect_cloud(
-    scheme: str, bucket: str, prefix: str, storage_options: Mapping[str, Any], budget: Budget
+    scheme: str,
+    bucket: str,
+    prefix: str,
+    storage_options: Mapping[str, object],
+    budget: Budget,
+    attempts: int,
 ) -> Any:
     """A client of Google Cloud Storage or Azure Blob Storage; what is not given comes from their own variables.
 
@@ -99,12 +114,14 @@ def _connect_cloud(
     http = any(str(config.get(name, "")).startswith("http://") for name in endpoints)
     make = GCSStore if scheme == "gs" else AzureStore
     try:
-        return make(bucket, prefix=prefix or None, config=config, **_client_options(budget, http=http))
+        return make(
+            bucket, prefix=prefix or None, config=config, **_client_options(budget, attempts, http=http)
+        )
     except obs_errors.UnknownConfigurationKeyError as error:
         raise ValueError(f"a storage option of {scheme}:// is not understood: {scrub(error)}") from error
 
 
-def _cloud_config(scheme: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
+def _cloud_config(scheme: str, storage_options: Mapping[str, object]) -> dict[str, Any]:
     """Options in obstore's words; of fsspec's, those that obstore calls otherwise are translated.
 
     Raises:
@@ -122,7 +139,9 @@ def _cloud_config(scheme: str, storage_options: Mapping[str, Any]) -> dict[str, 
     return config
 
 
-def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) -> tuple[WebClient, Hub | None]:
+def connect_web(
+    url: str, storage_options: Mapping[str, object], budget: Budget
+) -> tuple[WebClient, Hub | None]:
     """What answers for the objects below an http(s) or hf URL, and the hub behind it if there is one.
 
     Args:
@@ -147,7 +166,7 @@ def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) ->
     return WebClient(Connections(limit, budget), locations_below(url)), None
 
 
-def max_connections(storage_options: Mapping[str, Any]) -> int:
+def max_connections(storage_options: Mapping[str, object]) -> int:
     """Most requests that a store on the web has on their way.
 
     Raises:
@@ -159,15 +178,16 @@ def max_connections(storage_options: Mapping[str, Any]) -> int:
     return limit
 
 
-def _client_options(budget: Budget, *, http: bool) -> dict[str, Any]:
-    """Settings of an obstore client, which must not try anything again of its own accord."""
+def _client_options(budget: Budget, attempts: int, *, http: bool) -> dict[str, Any]:
+    """Settings of an obstore client, which tries nothing again of its own accord but where it is told to."""
     client = {
         "connect_timeout": timedelta(seconds=min(5.0, budget.silence_s)),
         "read_timeout": timedelta(seconds=budget.silence_s),
         "timeout": timedelta(seconds=budget.request_s),
         "allow_http": http,
     }
-    return {"client_options": client, "retry_config": {"max_retries": 0}}
+    retries = {"max_retries": attempts - 1, "retry_timeout": timedelta(seconds=budget.seconds)}
+    return {"client_options": client, "retry_config": retries}
 
 
 class ObstoreClient:

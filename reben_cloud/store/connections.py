@@ -23,6 +23,7 @@ from reben_cloud.errors import StorageError
 from reben_cloud.store.answers import put
 from reben_cloud.store.budget import PROGRESS_BYTES, Budget
 from reben_cloud.store.refusals import SilentError
+from reben_cloud.store.response import Response
 from reben_cloud.store.secrecy import mask, public_url
 
 _DRAINED_BYTES = 2**16
@@ -68,7 +69,7 @@ class Reply:
         connections: Connections,
         origin: Origin,
         connection: http.client.HTTPConnection,
-        response: http.client.HTTPResponse,
+        response: Response,
         deadline: float,
     ) -> None:
         self._connections, self._origin, self._connection = connections, origin, connection
@@ -80,8 +81,8 @@ class Reply:
         """The words beside the status."""
         self.status = response.status
         """The HTTP status."""
-        self.headers = response.headers
-        """Names are looked up in any case."""
+        self.headers = response.found
+        """The headers."""
 
     def fill(self, buffer: memoryview) -> Iterator[int]:
         """Put the body into memory as it comes, and say each time how many bytes came.
@@ -219,7 +220,9 @@ class Connections:
                     headers | _proxy_headers(proxy),
                 )
             connection.request(method, target, headers=headers)
-            return Reply(self, origin, connection, connection.getresponse(), deadline)
+            response = connection.getresponse()
+            assert isinstance(response, Response)
+            return Reply(self, origin, connection, response, deadline)
         except BaseException:
             connection.close()
             raise
@@ -244,6 +247,7 @@ def _connected(origin: Origin, proxy: SplitResult | None, budget: Budget) -> htt
             connection.set_tunnel(origin.host, origin.port, headers=_proxy_headers(proxy))
     else:
         connection = http.client.HTTPConnection(host, port, timeout=connect_s)
+    connection.response_class = Response
     connection.connect()
     connection.sock.settimeout(budget.silence_s)
     return connection

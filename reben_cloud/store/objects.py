@@ -37,8 +37,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PART_BYTES = 5 * 1024 * 1024
+"""Size of the parts in which a large file is sent; S3 takes none smaller, and 10,000 of them: 50 GB."""
 
-def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Store:
+_PARTS_AT_ONCE = 4
+
+
+def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None) -> Store:
     """A store for everything below `url`; nothing is contacted yet.
 
     Args:
@@ -69,7 +74,9 @@ class Store:
     Every call has one `Budget`; nothing above it needs to try again because a store failed.
     """
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any], *, budget: Budget | None = None) -> None:
+    def __init__(
+        self, url: str, storage_options: Mapping[str, object], *, budget: Budget | None = None
+    ) -> None:
         self._address = url
         self.url = public_url(url)
         """Where the store is, without a trailing slash, credentials or query."""
@@ -78,7 +85,7 @@ class Store:
         self.budget = budget or BUDGET
         """What a call may cost."""
         self._client: Any = None
-        self._writers: dict[Budget, Any] = {}
+        self._writers: dict[tuple[Budget, int], Any] = {}
         self._web: tuple[WebClient, Hub | None] | None = None
         self._askers: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -145,7 +152,8 @@ class Store:
     ) -> list[memoryview]:
         """Several ranges of one object, one request each, concurrently. Raises as `get`."""
         spans = [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-        if address.is_web(self.url) or version is not None:
+        # obstore refuses a range of no bytes.
+        if address.is_web(self.url) or version is not None or not all(lengths):
             return list(self._threads.map(lambda span: self._read(path, span, version=version), spans))
         tries = Tries(self.budget)
         try:
@@ -277,6 +285,9 @@ class Store:
     def put_file(self, path: str, file: Path) -> None:
         """Write an object as a whole, atomically, from a local file that need not fit into memory.
 
+        A remote store gets it in parts, a few at a time; one that fails is sent again, not all of them. The times of
+        the budget are those of writing these few.
+
         Args:
             path: Where to; what is there is replaced.
             file: The file.
@@ -286,7 +297,14 @@ class Store:
         """
         if (folder := self.local_path()) is not None:
             _make_folder(folder)
-        self._try("write", path, lambda: obstore.put(self.client, path, file))
+        budget = self.budget.for_write(min(file.stat().st_size, _PARTS_AT_ONCE * _PART_BYTES))
+        client = self._writing(budget, attempts=budget.attempts)
+        self._try(
+            "write",
+            path,
+            lambda: obstore.put(client(), path, file, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE),
+            budget,
+        )
 
     def delete(self, path: str) -> None:
         """Delete an object; on S3 also quiet when there is none."""
@@ -442,17 +460,24 @@ class Store:
             self._client = connect_obstore(self._address, self.storage_options, self.budget)
         return self._client
 
-    def _writing(self, budget: Budget) -> Callable[[], Any]:
-        """Gives the client for a write of this budget; a client has its times for good, so others have their own."""
+    def _writing(self, budget: Budget, *, attempts: int = 1) -> Callable[[], Any]:
+        """Gives the client for a write of this budget; a client has its times for good, so others have their own.
+
+        Args:
+            budget: What a request may take.
+            attempts: How often the client makes a request before it reports that it failed.
+        """
 
         def client() -> Any:
-            if budget == self.budget or not self._is_remote:
+            if (budget == self.budget and attempts == 1) or not self._is_remote:
                 return self.client
             check_process(self.url)
             with self._lock:
-                if budget not in self._writers:
-                    self._writers[budget] = connect_obstore(self._address, self.storage_options, budget)
-                return self._writers[budget]
+                if (budget, attempts) not in self._writers:
+                    self._writers[budget, attempts] = connect_obstore(
+                        self._address, self.storage_options, budget, attempts=attempts
+                    )
+                return self._writers[budget, attempts]
 
         return client
 

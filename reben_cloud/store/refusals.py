@@ -40,6 +40,11 @@ _CHECK_CREDENTIALS = (
 
 _REFUSALS: Sequence[tuple[Sequence[str], str, str]] = (
     (
+        ("NoSuchBucket", "NoSuchContainer", "ContainerNotFound"),
+        "there is no such bucket",
+        "check its name, the endpoint and the region, or make it (`reben-cloud bucket create`)",
+    ),
+    (
         ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"),
         "the clock of this machine is not that of the store",
         "set the clock (NTP): a signature more than 15 minutes off is refused",
@@ -70,6 +75,9 @@ _REFUSALS: Sequence[tuple[Sequence[str], str, str]] = (
     ),
 )
 """Codes by which a store refuses who asks, what they mean and what to do; another attempt is no use."""
+
+_GARBLED = ("XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody")
+"""Codes by which a store says that bytes did not come to it as they were sent: they are sent again."""
 
 
 def meaning(error: Exception, *, verb: str, name: str, way_out: str) -> OSError:
@@ -103,6 +111,11 @@ def meaning(error: Exception, *, verb: str, name: str, way_out: str) -> OSError:
     for codes, meant, advice in _REFUSALS:
         if any(code in text for code in codes):
             return StorageError(f"cannot {verb} {name}: {meant} ({cause}); {advice}")
+    if any(code in text for code in _GARBLED):
+        return StorageError(
+            f"cannot {verb} {name}: the bytes that came to the store are not those that were sent ({cause}); "
+            "see what lies between, such as a proxy, or use https"
+        )
     refused = obs_errors.PermissionDeniedError | obs_errors.UnauthenticatedError | PermissionError
     # The answer to a HEAD has no code: an expired token is a bare 400.
     if isinstance(error, refused) or re.search(r"HEAD .*status code: 40[013]", cause):
@@ -125,6 +138,8 @@ def may_pass(error: Exception) -> bool:
     text = str(error)
     if any(code in text for codes, _, _ in _REFUSALS for code in codes):
         return False
+    if any(code in text for code in _GARBLED):
+        return True
     status = re.search(r"status code: (\d{3})", text)
     if status is None:
         return _is_silence(text) or "HTTP error" in text

@@ -15,13 +15,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPMessage
 from urllib.parse import quote, urljoin, urlsplit
 
 from reben_cloud.errors import ChangedError, StorageError
 from reben_cloud.store.answers import Span, Stat, dated_version, is_strong
 from reben_cloud.store.connections import Connections, Reply, basic_authorization, origin_of
 from reben_cloud.store.refusals import RefusedError, SilentError
+from reben_cloud.store.response import Headers
 from reben_cloud.store.secrecy import mask, public_url
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -246,7 +246,7 @@ def _accepted(reply: Reply, span: Span, linked: str | None, version: str | None,
         raise ChangedError(f"it is no longer version {version}")
     if reply.status >= 300:
         raise _refusal(reply, advice)
-    if (encoding := reply.headers.get("Content-Encoding", "identity")) != "identity":
+    if (encoding := reply.headers.get("Content-Encoding") or "identity") != "identity":
         raise StorageError(f"{server} sends it compressed ({encoding}), though asked not to")
     first, stop, size = _extent(reply, span, server)
     found = linked or _version(reply.headers, size)
@@ -273,7 +273,7 @@ def _extent(reply: Reply, span: Span, server: str) -> tuple[int, int, int]:
             f"{server} ignores the Range header (status {reply.status} instead of 206) and would send all "
             f"{length} bytes; only servers that answer ranges can be read from"
         )
-    said = reply.headers.get("Content-Range", "")
+    said = reply.headers.get("Content-Range") or ""
     found = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", said.strip())
     if found is None:
         raise StorageError(f"{server} does not say which bytes it sends (Content-Range: {said[:100]!r})")
@@ -287,7 +287,7 @@ def _extent(reply: Reply, span: Span, server: str) -> tuple[int, int, int]:
     return first, stop, size
 
 
-def _version(headers: HTTPMessage, size: int) -> str:
+def _version(headers: Headers, size: int) -> str:
     return headers.get("ETag") or dated_version(size, headers.get("Last-Modified"))
 
 
@@ -295,16 +295,16 @@ def _refusal(reply: Reply, advice: str) -> RefusedError:
     said = reply.headers.get("X-Error-Message") or reply.reason
     cause = f"{reply.server} answers with status {reply.status}: {mask(said)[:200]}"
     if reply.status == 416:
-        return RefusedError(416, f"it has no such bytes ({reply.headers.get('Content-Range', cause)})")
+        return RefusedError(416, f"it has no such bytes ({reply.headers.get('Content-Range') or cause})")
     wait_s = _wait_s(reply.headers)
     if wait_s:
         cause += f", and asks to wait {wait_s:.0f} s"
     return RefusedError(reply.status, cause, advice=advice, wait_s=wait_s)
 
 
-def _wait_s(headers: HTTPMessage) -> float:
+def _wait_s(headers: Headers) -> float:
     """How long a server asks to wait: Retry-After (RFC 9110, section 10.2.3), or the hub's RateLimit."""
-    said = headers.get("Retry-After", "").strip()
+    said = (headers.get("Retry-After") or "").strip()
     if said.isdecimal():
         return float(said[:9])
     if said:
@@ -314,7 +314,7 @@ def _wait_s(headers: HTTPMessage) -> float:
             return 0.0
         return max(0.0, (at - datetime.now(UTC)).total_seconds()) if at.tzinfo else 0.0
     # `"resolvers";r=0;t=125`: what is left, and the seconds until there is more.
-    found = re.search(r";\s*r=0\s*;\s*t=(\d{1,9})\b", headers.get("RateLimit", ""))
+    found = re.search(r";\s*r=0\s*;\s*t=(\d{1,9})\b", headers.get("RateLimit") or "")
     return float(found[1]) if found else 0.0
 
 

@@ -90,8 +90,7 @@ class RowReader:
         self._drawn = drawn
         self._table = table
         if drawn.rule == "one":
-            turn = (turns(columns.ids, seed=seed) + epoch) % drawn.counts
-            self._chosen = drawn.numbers[drawn.offsets[:-1] + turn]
+            self._turn = turns(columns.ids, seed=seed) + epoch
 
     def padding(self, num_rows: int) -> Beside:
         """The columns of so many rows of padding: zeros, empty texts, empty lists, None for all else."""
@@ -103,15 +102,16 @@ class RowReader:
             for name in drawn.columns
         }
 
-    def load(self, samples: Ints) -> LoadedRows:
-        """The rows of these samples, read."""
+    def load(self, entries: Ints, copies: Ints | None = None) -> LoadedRows:
+        """The rows of these entries, read; under the rule ``one``, copies of a patch have its rows in turn."""
         drawn, patch_of = self._drawn, self._columns.patch_of
-        patches = samples if patch_of is None else patch_of[samples]
+        patches = entries if patch_of is None else patch_of[entries]
         offsets = None
         if drawn.rule == "one":
-            rows = self._chosen[patches]
+            turn = self._turn[patches] if copies is None else self._turn[patches] + copies
+            rows = drawn.numbers[drawn.offsets[patches] + turn % drawn.counts[patches]]
         elif drawn.rule == "all":
-            rows = drawn.numbers[samples]  # in stored order, as the samples are counted
+            rows = drawn.numbers[entries]  # in stored order, as the entries are counted
         else:
             some = drawn.taken(patches)
             rows, offsets = some.numbers, some.offsets
@@ -223,13 +223,14 @@ class BatchColumns:
         """All columns of the table that are needed."""
         return [*self.present, *self.numbers, *self.texts]
 
-    def read(self, table: pa.Table, order: Ints, selection: Selection) -> Columns:
+    def read(self, table: pa.Table, order: Ints, selection: Selection, *, ids: NDArray[np.bytes_]) -> Columns:
         """The columns in stored order.
 
         Args:
             table: The selection's columns, among them those of `names`.
             order: The patches in stored order, as positions in the selection.
             selection: What is streamed.
+            ids: Patch ids in stored order, shape (n,).
 
         Raises:
             ValueError: If a column of whole numbers that was asked for is null for patches that its layer has.
@@ -255,7 +256,7 @@ class BatchColumns:
             arrays=arrays,
             texts={name: _filled(table.column(name)).take(ints_array(order)) for name in self.texts},
             drawn=tuple((one, selection.table.joined[one.layer].layer.rows) for one in stored),
-            ids=table.column(layout.ID).to_numpy().astype(np.bytes_)[order] if stored else np.empty(0, "S1"),
+            ids=ids if stored else np.empty(0, "S1"),
             patch_of=np.repeat(np.arange(len(order)), repeated[0].counts) if repeated else None,
         )
 

@@ -25,6 +25,10 @@ Layout = Literal["arrays", "records"]
 """What pixels a batch has: the arrays of the schema, or for each modality its payloads as bytes."""
 
 
+NOWHERE = ""
+"""The array of a `Copy` that no batch has: of a payload that is read whole, what is not wanted."""
+
+
 def samples_of(modality: Modality, layout: Layout) -> Mapping[str, SampleArray]:
     """Batch array -> shape and dtype of one sample, of what a modality fills."""
     if layout == "arrays":
@@ -107,7 +111,9 @@ class Rows:
 
     def __init__(self, arrays: Arrays, copies: Sequence[Copy]) -> None:
         self._bytes = {
-            c.array: arrays[c.array].reshape(len(arrays[c.array]), -1).view(np.uint8) for c in copies
+            c.array: arrays[c.array].reshape(len(arrays[c.array]), -1).view(np.uint8)
+            for c in copies
+            if c.array != NOWHERE
         }
         self._copies = sorted(copies)
 
@@ -117,18 +123,24 @@ class Rows:
         return [
             (c.source, c.source + c.nbytes, self._bytes[c.array][:, c.target : c.target + c.nbytes])
             for c in self._copies
+            if c.array != NOWHERE
         ]
 
     @cached_property
     def pieces(self) -> list[list[memoryview]]:
         """The memory of every row in the order of a payload, and as long: a payload can be read into it as it is.
 
-        The header goes, where no array has it, to memory that all rows share.
+        The header goes, where no array has it, to memory that all rows share, and so does what goes nowhere.
         """
         spare = [memoryview(bytearray(first))] if (first := self._copies[0].source) else []
         # One address for a whole array: NumPy's own slices cost four times as much, and a batch has hundreds.
         flat = {name: rows.reshape(-1).data for name, rows in self._bytes.items()}
-        places = [(flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes) for c in self._copies]
+        places = [
+            (memoryview(bytearray(c.nbytes)), 0, 0, c.nbytes)
+            if c.array == NOWHERE
+            else (flat[c.array], self._bytes[c.array].shape[1], c.target, c.nbytes)
+            for c in self._copies
+        ]
         return [
             spare + [m[row * size + start : row * size + start + n] for m, size, start, n in places]
             for row in range(len(next(iter(self._bytes.values()))))

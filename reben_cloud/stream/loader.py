@@ -5,26 +5,38 @@ What runs in its threads is in `pipeline`; where a loader was, and going on ther
 
 from __future__ import annotations
 
+import functools
+import logging
 import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
 from reben_cloud.errors import ForkError, NotFoundError
+from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import EpochOrder, Steps
 from reben_cloud.schema import SampleArray
+from reben_cloud.stream.bands import Narrowed, shown_of
+from reben_cloud.stream.delivered import Delivered
+from reben_cloud.stream.epoch import Entries, EpochSamples
 from reben_cloud.stream.gather import Arrays, BatchBuffers, Layout, LentBatches, samples_of
+from reben_cloud.stream.mixed import open_reader_of, stored_of
 from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
-from reben_cloud.stream.select import Form, StoredSelection, open_reader
+from reben_cloud.stream.select import Form
 from reben_cloud.stream.stats import StreamStats
+
+logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 """Version of `RawLoader.state_dict`; it goes up when an order changes."""
+
+
+_OF_A_PLACE = {"epoch", "position", "rank", "world_size", "delivered", "digest"}
+"""What of a state may differ between two loaders of one order."""
 
 
 class RawLoader:
@@ -47,7 +59,7 @@ class RawLoader:
     cut short or replaced while they are read are an error, or fetched again where they were a cache.
 
     Args:
-        selection: What to stream (`Dataset.search`).
+        selection: What to stream (`Dataset.search`), or several as one (`concat`).
         modalities: Of ``s2``, ``s1``, ``map``, and the names of array layers; by default all that the dataset has.
         columns: Columns of table layers with a row a patch that batches have, such as ``["climate:zone"]``:
             numbers as arrays, texts as lists of strings. By default all of numbers that are never null. Rows of
@@ -59,7 +71,8 @@ class RawLoader:
             remote root sample by sample. To evaluate, shuffle and use ``index``.
         drop_last: Leave out the last global batch when it is not full.
         rank: This rank.
-        world_size: Number of ranks; must divide `lanes`.
+        world_size: Number of ranks. If it does not divide `lanes`, ranks share lanes: they deliver the same
+            global batches and read more bytes of a remote root, which is logged once.
         lanes: Canonical partitions of the order; the order depends on it.
         window: Shards of a lane that are shuffled together; the order depends on it.
         prefetch: Shards (of all modalities) fetched ahead of the ones in use; by default as many
@@ -76,6 +89,11 @@ class RawLoader:
             are stored, uint8 [B, payload_bytes] (rows of padding are zeros), in place of the pixel arrays. It is a
             copy for each payload and no more; `reben_cloud.torch.ModelInput` takes either, and
             `reben_cloud.torch.unpack` makes the arrays of it, on any device. Order, state and cache are the same.
+        bands: Names of bands, such as ``("B04", "B03", "B02")``: batches have these alone, in this order within
+            each array (``s2_10m`` [B, 3, 120, 120]), and `schema` says so to a `ModelInput`. Modalities without any of
+            them are not read, but for those without bands (``map``) that `modalities` names. Payloads are read and
+            compared whole, because a checksum is of all of one; with ``form="zarr"`` only arrays with one of the
+            bands are read. Order, state and cache are the same.
         buffers: Makes the memory that batches are handed out in, given the name, shape and dtype of every
             array; by default NumPy arrays that are used again.
 
@@ -88,7 +106,7 @@ class RawLoader:
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | Mixture,
         *,
         modalities: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
@@ -109,6 +127,7 @@ class RawLoader:
         memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
         buffers: Callable[[Mapping[str, SampleArray]], BatchBuffers] | None = None,
     ) -> None:
         if fetch_threads < 1 or gather_threads < 1:
@@ -116,21 +135,27 @@ class RawLoader:
                 f"fetch_threads and gather_threads must be at least 1, got {fetch_threads} and {gather_threads}"
             )
         batch_size = operator.index(batch_size)
-        stored = StoredSelection.of(selection, modalities, columns)
+        first = selection.parts[0] if isinstance(selection, Mixture) else selection
+        shown = shown_of(first, modalities, bands, layout)
+        stored = stored_of(selection, modalities if shown is None else shown.modality_names, columns)
         selection.require_patches("nothing to stream")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the batches hold."""
+        self.schema = shown or first.dataset.schema.only(self.modalities)
+        """What the pixels of batches are."""
         self.epoch = epoch
         """Number of the epoch that runs or comes next."""
-        self.num_samples = stored.num_samples
+        self._entries = Entries(stored, selection.repeats)
+        self.num_samples = self._entries.num_samples
         """Samples in an epoch, over all ranks."""
         self._order_key = {"seed": seed, "lanes": lanes, "window": window, "shuffle": shuffle}
         self._fingerprint = stored.fingerprint
-        self._digest = stored.digest
+        self._digest = self._entries.digest
         self._stored = stored
         self._steps = Steps(
             num_samples=self.num_samples,
             batch_size=batch_size,
+            lanes=lanes,
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
@@ -140,14 +165,15 @@ class RawLoader:
                 f"nothing to stream: {self.num_samples:,} patches do not fill a batch of {self._steps.global_batch} "
                 "(over all ranks), and drop_last leaves out what does not"
             )
-        self._order()  # refuses wrong lanes, window, rank now and not in the first epoch
+        self._plan()  # refuses a wrong seed, epoch or window now and not in the first epoch
         self._counters = Counters()
-        lanes_here = lanes // world_size
+        lanes_read = self._steps.readers()
+        lanes_here = int(lanes_read[rank])
         self._resident = lanes_here * window + (lanes_here * window if prefetch is None else prefetch)
         if self._resident < lanes_here * window:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
         self._window = window
-        self._reader: Reader = open_reader(
+        self._reader: Reader = open_reader_of(
             stored,
             self._counters,
             form=form,
@@ -157,9 +183,13 @@ class RawLoader:
             cache_bytes=cache_bytes,
             keep=self._resident,
         )
+        if self._steps.shares_lanes and not rank and not stored.is_local:
+            _say_shared(lanes, world_size, int(lanes_read.sum()))
+        if shown is not None:
+            self._reader = Narrowed(self._reader, stored.modalities, shown.modalities)
         self._threads = (fetch_threads, gather_threads)
-        pixels = {name: spec for m in stored.modalities for name, spec in samples_of(m, layout).items()}
-        self._sample_bytes = sum(tensor.nbytes for m in stored.modalities for tensor in m.tensors)
+        pixels = {n: spec for m in self.schema.modalities for n, spec in samples_of(m, layout).items()}
+        self._sample_bytes = sum(tensor.nbytes for m in self.schema.modalities for tensor in m.tensors)
         # Ranks must agree on shapes; one alone never needs more rows than there are samples.
         rows = batch_size if world_size > 1 else min(batch_size, self.num_samples)
         in_memory = gather_threads + 2
@@ -179,11 +209,12 @@ class RawLoader:
             },
         }
         self._buffers = (
-            buffers(specs) if buffers else LentBatches(partial(_make_arrays, specs), keep=in_memory)
+            buffers(specs) if buffers else LentBatches(functools.partial(_make_arrays, specs), keep=in_memory)
         )
         self._position = 0
         self._resume_at = 0
         self._running: object = None
+        self._delivered = Delivered(epoch=epoch)
         self._samples = self._batches = 0
         self._wait_s = self._elapsed_s = 0.0
         self._pid = os.getpid()
@@ -211,13 +242,17 @@ class RawLoader:
         # With one rank the last batch is simply short; ranks must agree on shapes and steps.
         pad = steps.world_size > 1
         num_steps = steps.remaining(start)
+        if not start or self._delivered.epoch != self.epoch:
+            self._delivered = Delivered(epoch=self.epoch)
         if not num_steps:
             self._go_to_next_epoch()
         fetch_threads, gather_threads = self._threads
+        samples, order = self._plan()
         pipeline = Pipeline(
             self._stored,
+            epoch=samples,
             steps=steps,
-            order=self._order(),
+            order=order,
             rows=self._stored.columns.readers(self.epoch, seed=self._order_key["seed"]),
             start=start,
             reader=self._reader,
@@ -234,10 +269,11 @@ class RawLoader:
                         "or position; make a second loader to run two epochs at the same time"
                     )
                 asked = time.perf_counter()
-                slot, num_valid, beside = pipeline.next()
+                slot, num_valid, beside, value = pipeline.next()
                 now = time.perf_counter()
                 self._wait_s += now - asked
                 self._elapsed_s = before + now - begin
+                self._delivered = self._delivered.plus(num_valid, value)
                 self._samples += num_valid
                 self._batches += 1
                 if left:
@@ -255,21 +291,16 @@ class RawLoader:
         self._position = 0
         self.epoch += 1
 
-    def _order(self) -> EpochOrder:
-        key = dict(self._order_key)
-        shuffle = key.pop("shuffle")
-        patches = self._stored.patches(np.arange(self.num_samples))
-        places = self._stored.places
-        order = EpochOrder(
-            np.bincount(places.shard[patches], minlength=len(places.shards)),
-            places.row[patches],
-            epoch=self.epoch,
-            fingerprint=self._fingerprint,
-            in_order=None if shuffle else np.argsort(self._stored.index[patches], kind="stable"),
-            **key,
+    def _plan(self) -> tuple[EpochSamples, EpochOrder]:
+        """The samples of the epoch and their order."""
+        seed, lanes, window, shuffle = (
+            self._order_key[name] for name in ("seed", "lanes", "window", "shuffle")
         )
-        order.schedule(self._steps.rank, self._steps.world_size, start=self.num_samples)
-        return order
+        samples = self._entries.of_epoch(self.epoch, seed=seed)
+        order = samples.order(
+            seed=seed, fingerprint=self._fingerprint, lanes=lanes, window=window, shuffle=bool(shuffle)
+        )
+        return samples, order
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next ``iter()`` runs; a resume position holds if it is the same one."""
@@ -277,7 +308,14 @@ class RawLoader:
             self.epoch, self._resume_at, self._position, self._running = epoch, 0, 0, None
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is, after the batch handed out last: a few integers."""
+        """Where the loader is, after the batch handed out last: a few integers.
+
+        All but ``rank``, ``delivered`` and ``digest`` are the same on every rank: these say what this rank delivered
+        of the epoch (`Delivered`). `merge_states` makes one state of those of all ranks.
+        """
+        delivered = self._delivered
+        if delivered.epoch != self.epoch or not self._position:
+            delivered = Delivered(epoch=self.epoch)
         return {
             "version": STATE_VERSION,
             "epoch": self.epoch,
@@ -286,17 +324,24 @@ class RawLoader:
             "fingerprint": _number(self._fingerprint),
             "selection": self._digest,
             **{name: int(value) for name, value in self._order_key.items()},
+            "rank": self._steps.rank,
+            "world_size": self._steps.world_size,
+            **delivered.to_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue where another loader stopped; the number of ranks and the batch size may differ.
 
+        What was delivered goes on being summed from a state of this rank, or, on rank 0, from one that says what all
+        ranks delivered (`merge_states`, or of a run of one rank). From any other, this loader's sum begins with
+        nothing.
+
         Raises:
-            ValueError: If the state is of another selection or order, or these ranks cannot continue there.
+            ValueError: If the state is of another selection or order.
         """
         self._adopt_former(state)
         here = self.state_dict()
-        for name in here.keys() - {"epoch", "position"}:
+        for name in here.keys() - _OF_A_PLACE:
             if name == "fingerprint" and state.get(name) != here[name] and self._former():
                 raise ValueError(
                     f"the state was saved with fingerprint={state.get(name)}, this loader has {here[name]}: another "
@@ -311,9 +356,15 @@ class RawLoader:
         self._steps.check_start(state["position"])
         self.epoch, self._running = state["epoch"], None
         self._resume_at = self._position = state["position"]
+        delivered = Delivered.of_state(state)
+        is_whole = delivered.num_samples == self._position
+        is_mine = (state.get("rank"), state.get("world_size")) == (self._steps.rank, self._steps.world_size)
+        self._delivered = (
+            delivered if (not self._steps.rank if is_whole else is_mine) else Delivered(epoch=self.epoch)
+        )
 
     def _former(self) -> str | None:
-        return self._stored.selection.dataset.former_fingerprint
+        return self._stored.former_fingerprint
 
     def _adopt_former(self, state: Mapping[str, int]) -> None:
         """Go on in the order of the first version, if a state was saved by it."""
@@ -334,7 +385,19 @@ class RawLoader:
             cache_hits=counted.cache_hits,
             wait_s=self._wait_s,
             elapsed_s=self._elapsed_s,
+            delivered=self._delivered,
         )
+
+
+@functools.cache
+def _say_shared(lanes: int, world_size: int, num_read: int) -> None:
+    logger.warning(
+        "%d ranks do not divide %d lanes, so ranks share lanes: every sample is delivered once, and up to "
+        "%.2f times the bytes of an epoch are read; a number of ranks that divides the lanes reads them once",
+        world_size,
+        lanes,
+        num_read / lanes,
+    )
 
 
 def _number(fingerprint: str) -> int:

@@ -6,13 +6,15 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from reben_cloud.root.arrow import ints_array
-from reben_cloud.sampling import Block, EpochOrder, Ints, Steps
+from reben_cloud.sampling import EpochOrder, Ints, Steps
 from reben_cloud.stream.columns import Beside, LoadedRows, Rest, RowReader
+from reben_cloud.stream.epoch import EpochSamples
 from reben_cloud.stream.gather import BatchBuffers, Rows, Slot
 from reben_cloud.stream.payloads import Payloads
 from reben_cloud.stream.readers.base import Reader
@@ -46,16 +48,20 @@ class _Source(NamedTuple):
             self.payloads[owner].fill([numbers[i] for i in mine], slot, [rows[i] for i in mine])
 
 
-class _Fetched(NamedTuple):
-    """A block that is in memory, or on its way."""
+@dataclass(slots=True, eq=False)
+class _Fetched:
+    """What this rank delivers of a block, in memory or on its way."""
 
-    block: Block
+    samples: Ints
+    """Stored positions of the samples in the order in which they are delivered."""
     patches: Ints
     """The patch of each sample."""
     parts: tuple[Future[list[_Source]], ...]
     """What was asked for of these patches."""
     rows: tuple[Future[LoadedRows], ...]
     """What was asked for of the rows of table layers that the samples have."""
+    taken: int = 0
+    """How many samples batches have been planned of."""
 
 
 class _Run(NamedTuple):
@@ -63,7 +69,7 @@ class _Run(NamedTuple):
 
     fetched: _Fetched
     inside: slice
-    """Which samples of the block."""
+    """Which of its samples."""
     rows: slice
     """Which rows of the batch."""
 
@@ -75,6 +81,7 @@ class Pipeline:
 
     Args:
         stored: What is streamed.
+        epoch: The samples of the epoch.
         steps: Which samples of the order are this rank's, batch by batch.
         order: Order of the epoch.
         start: Number of the sample, over all ranks, to begin with.
@@ -90,6 +97,7 @@ class Pipeline:
         self,
         stored: StoredSelection,
         *,
+        epoch: EpochSamples,
         steps: Steps,
         order: EpochOrder,
         rows: Sequence[RowReader],
@@ -101,18 +109,19 @@ class Pipeline:
         gather_threads: int,
     ) -> None:
         self._stored = stored
+        self._epoch = epoch
         self._steps = steps
         self._order = order
         self._rows = rows
         self._reader = reader
         self._buffers = buffers
         self._max_blocks = max_blocks
-        self._number = start
+        self._start = self._number = start
         self._left = self._steps.remaining(start)
-        self._schedule = deque(self._order.schedule(self._steps.rank, self._steps.world_size, start=start))
+        self._schedule = deque(self._order.schedule(self._steps, start))
         self._blocks: dict[int, deque[_Fetched]] = {}
         self._in_use = 0
-        self._queue: deque[tuple[Slot, int, Future[Beside]]] = deque()
+        self._queue: deque[tuple[Slot, int, Future[tuple[Beside, int]]]] = deque()
         self._depth = gather_threads + 1
         self._fetchers = ThreadPoolExecutor(fetch_threads, "reben-fetch")
         self._gatherers = ThreadPoolExecutor(gather_threads, "reben-gather")
@@ -130,24 +139,25 @@ class Pipeline:
         while self._queue:
             self._buffers.give_back(self._queue.popleft()[0])
 
-    def next(self) -> tuple[Slot, int, Beside]:
-        """The next batch's slot, its number of valid rows, and what it has beside arrays of fixed size."""
+    def next(self) -> tuple[Slot, int, Beside, int]:
+        """The next batch: slot, number of valid rows, what it has beside arrays of fixed size, sum of its hashes."""
         self._top_up()
         slot, num_valid, filled = self._queue[0]
-        beside = filled.result()
+        beside, value = filled.result()
         self._queue.popleft()
         self._top_up()
-        return slot, num_valid, beside
+        return slot, num_valid, beside, value
 
     def _top_up(self) -> None:
         while self._left and len(self._queue) < self._depth:
-            numbers = self._steps.numbers(self._number)
-            if self._queue and self._is_full() and self._lacks_blocks(numbers):
+            lanes = self._steps.runs(self._number)
+            num_valid = sum(len(range(rows.start, rows.stop, rows.step or 1)) for _, rows in lanes)
+            if self._queue and self._is_full() and self._lacks_blocks(lanes):
                 break  # the batches that are being filled give blocks back first
-            runs = self._plan(numbers)
+            runs = self._plan(lanes)
             slot = self._buffers.take()
-            future = self._gatherers.submit(self._fill, slot, len(numbers), runs)
-            self._queue.append((slot, len(numbers), future))
+            future = self._gatherers.submit(self._fill, slot, num_valid, runs)
+            self._queue.append((slot, num_valid, future))
             self._number += self._steps.global_batch
             self._left -= 1
         # Ahead of need, but bounded: blocks that nobody will use again have left `_in_use`. A few at a
@@ -159,28 +169,33 @@ class Pipeline:
     def _is_full(self) -> bool:
         return self._in_use >= self._max_blocks
 
-    def _lacks_blocks(self, numbers: Ints) -> bool:
-        stride = self._order.lanes // self._steps.world_size
-        for last in numbers[-stride:].tolist():
-            blocks = self._blocks.get(last % self._order.lanes)
-            if not blocks or blocks[-1].block.stop <= last // self._order.lanes:
+    def _lacks_blocks(self, lanes: Sequence[tuple[int, slice]]) -> bool:
+        for lane, rows in lanes:
+            there = sum(len(one.samples) - one.taken for one in self._blocks.get(lane, ()))
+            if there < len(range(rows.start, rows.stop, rows.step or 1)):
                 return True
         return False
 
     def _fetch_next(self) -> None:
         lane, number = self._schedule.popleft()
         block = self._order.block(lane, number)
-        patches = self._stored.patches(block.samples)
+        numbers = self._order.numbers(block)
+        inside = slice(*np.searchsorted(numbers, (self._start, self._steps.stop(self._start))).tolist())
+        samples, numbers = block.samples[inside], numbers[inside]
+        if self._steps.shares_lanes:
+            samples = samples[self._steps.places(numbers, self._start)[0] == self._steps.rank]
+        patches = self._epoch.patches(samples)
         parts = tuple(self._fetchers.submit(self._load, part, patches) for part in self._reader.parts)
-        rows = tuple(self._fetchers.submit(reader.load, block.samples) for reader in self._rows)
+        entries, copies = self._epoch.entries(samples), self._epoch.copies(samples)
+        rows = tuple(self._fetchers.submit(reader.load, entries, copies) for reader in self._rows)
         with self._lock:
             self._in_use += 1
-        self._blocks.setdefault(lane, deque()).append(_Fetched(block, patches, parts, rows))
+        self._blocks.setdefault(lane, deque()).append(_Fetched(samples, patches, parts, rows))
 
     def _load(self, part: tuple[str, ...], patches: Ints) -> list[_Source]:
         """Bring the payloads of a block near; runs on a fetch thread. Where each is, is found out for all at once."""
         unique, inverse = patches, None
-        if self._stored.columns.patch_of is not None:
+        if self._epoch.has_repeats:
             unique, inverse = np.unique(patches, return_inverse=True)
         sources = []
         for name, found in self._reader.load(part, unique).items():
@@ -195,43 +210,37 @@ class Pipeline:
             )
         return sources
 
-    def _plan(self, numbers: Ints) -> list[_Run]:
+    def _plan(self, lanes: Sequence[tuple[int, slice]]) -> list[_Run]:
         """Which rows come from which blocks; asks for blocks that nobody asked for yet."""
         runs: list[_Run] = []
-        lanes, world_size = self._order.lanes, self._steps.world_size
-        stride = lanes // world_size
-        for first in range(min(stride, len(numbers))):
-            lane = int(numbers[first]) % lanes
-            position, stop = int(numbers[first]) // lanes, 0
-            row = first
-            count = len(range(first, len(numbers), stride))
-            end = position + count
-            while position < end:
-                blocks = self._blocks.setdefault(lane, deque())
+        for lane, whole in lanes:
+            step = whole.step or 1
+            row = whole.start
+            blocks = self._blocks.setdefault(lane, deque())
+            while row < whole.stop:
                 while not blocks:
                     self._fetch_next()
-                fetched = blocks[0]
-                stop = min(end, fetched.block.stop)
-                taken = stop - position
-                rows = slice(row, row + (taken - 1) * stride + 1, stride)
-                runs.append(
-                    _Run(fetched, slice(position - fetched.block.start, stop - fetched.block.start), rows)
-                )
-                if stop == fetched.block.stop:
+                fetched, inside = blocks[0], blocks[0].taken
+                count = min(len(range(row, whole.stop, step)), len(fetched.samples) - inside)
+                fetched.taken += count
+                rows = slice(row, row + (count - 1) * step + 1, step)
+                runs.append(_Run(fetched, slice(inside, fetched.taken), rows))
+                if fetched.taken == len(fetched.samples):
                     blocks.popleft()
-                position, row = stop, row + taken * stride
+                row += count * step
         return runs
 
-    def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> Beside:
-        """Copy the samples into the slot; runs on a gather thread. What does not go there is returned."""
-        patches = np.empty(num_valid, np.int64)
+    def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> tuple[Beside, int]:
+        """Copy the samples into the slot, on a gather thread; returns what does not go there, and their sum."""
+        samples = np.empty(num_valid, np.int64)
         arrays, columns = slot.arrays, self._stored.columns
         beside = Rest(len(arrays["index"]), self._rows)
         to = {name: slot.rows(name, copies) for name, copies in self._reader.copies.items()}
         finished = 0
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
-            finished += self._fill_run(to, runs.pop(), patches, beside)
+            finished += self._fill_run(to, runs.pop(), samples, beside)
+        patches = self._epoch.patches(samples)
         arrays["labels"][:num_valid] = self._stored.labels[patches]
         arrays["index"][:num_valid] = self._stored.index[patches]
         arrays["valid"][:num_valid] = True
@@ -245,17 +254,17 @@ class Pipeline:
             arrays["index"][num_valid:] = -1
         with self._lock:
             self._in_use -= finished
-        return beside.columns
+        return beside.columns, self._epoch.sum_of(samples)
 
-    def _fill_run(self, to: Mapping[str, Rows], run: _Run, patches: Ints, beside: Rest) -> bool:
-        """Copy what a run has, and note which patches they are; whether it was the last of its block."""
+    def _fill_run(self, to: Mapping[str, Rows], run: _Run, samples: Ints, beside: Rest) -> bool:
+        """Copy what a run has, and note which samples they are; whether it was the last of its block."""
         fetched = run.fetched
         rows = range(run.rows.start, run.rows.stop, run.rows.step)
-        patches[run.rows] = fetched.patches[run.inside]
+        samples[run.rows] = fetched.samples[run.inside]
         for part in fetched.parts:
             for source in part.result():
                 source.fill(run.inside, to[source.name], rows)
         for loaded in fetched.rows:
             for name, values in loaded.result().take(run.inside).items():
                 beside.put(name, run.rows, values)
-        return bool(run.inside.stop == len(fetched.block.samples))
+        return bool(run.inside.stop == len(fetched.samples))

@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.paths import local_path
 from reben_cloud.root import layers, layout
-from reben_cloud.root.arrow import values_of
+from reben_cloud.root.arrow import codes_of, ints_array, texts_of, values_of
 from reben_cloud.root.backing import LmdbFolder, References, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.layout import PATCHES, PRODUCT, ZARR_ROW
-from reben_cloud.root.objects import Objects
 from reben_cloud.root.placement import STORED, check_places
 from reben_cloud.root.references import Found, places_in
 from reben_cloud.root.references import check_places as check_references
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
-from reben_cloud.schema import Modality
+from reben_cloud.schema import Modality, respelled
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.columns import BatchColumns, Columns
 from reben_cloud.stream.gather import Layout
@@ -34,8 +33,11 @@ from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
-from reben_cloud.stream.readers.shards import ShardReader
+from reben_cloud.stream.readers.shards import CACHED_USES, ShardReader
 from reben_cloud.stream.readers.zarr import ZarrReader
+
+_MANY = 8
+"""A selection of more than one in so many rows is taken out of arrays, a smaller one out of the table."""
 
 Form = Literal["shards", "zarr"]
 """From which of a root's forms samples are read."""
@@ -45,7 +47,7 @@ Form = Literal["shards", "zarr"]
 class StoredSelection:
     """The selected patches in stored order: by shard, then by row.
 
-    A sample is a patch, or one of the rows that a table layer has for it (`DrawnRows`, rule ``all``).
+    An entry is a patch, or one of the rows that a table layer has for it (`DrawnRows`, rule ``all``).
     """
 
     selection: Selection
@@ -72,15 +74,30 @@ class StoredSelection:
         return digest.intdigest() >> 1
 
     @property
-    def num_samples(self) -> int:
-        """Samples of an epoch."""
+    def former_fingerprint(self) -> str | None:
+        """Names the root as the first version did, where that differs."""
+        return self.selection.dataset.former_fingerprint
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is in a folder of this machine."""
+        return self.selection.dataset.store.is_local
+
+    @property
+    def part_of_shard(self) -> Ints | None:
+        """Which of several roots each shard is of; None: there is one."""
+        return None
+
+    @property
+    def num_entries(self) -> int:
+        """Entries: patches, or the rows that a table layer has for them."""
         repeated = self.columns.patch_of
         return len(self.index) if repeated is None else len(repeated)
 
-    def patches(self, samples: Ints) -> Ints:
-        """Which patch each of these samples is of, as a stored position."""
+    def patches(self, entries: Ints) -> Ints:
+        """Which patch each of these entries is of, as a stored position."""
         repeated = self.columns.patch_of
-        return samples if repeated is None else repeated[samples]
+        return entries if repeated is None else repeated[entries]
 
     @classmethod
     def of(
@@ -110,7 +127,8 @@ class StoredSelection:
             )
         if isinstance(modalities, str):
             raise ValueError(f"modalities must be a list of names, such as [{modalities!r}], not a string")
-        for modality in modalities or ():
+        modalities = respelled(modalities or (), there)
+        for modality in modalities:
             if modality not in there:
                 raise ValueError(
                     f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
@@ -121,7 +139,9 @@ class StoredSelection:
         # Only a root has checksums of its payloads for sure; an LMDB of rico-hdl has none.
         summed = [m.name for m in wanted if layout.checksum_column(m.name) in selection.table.names]
         asked = BatchColumns.of(selection, [m.name for m in wanted], columns)
-        table = selection.columns(
+        groups, where = selection.table.places(selection.rows)
+        table = selection.table.read(
+            groups,
             [
                 layout.ID,
                 layout.SHARD_GROUP,
@@ -130,19 +150,22 @@ class StoredSelection:
                 layout.LABELS,
                 *map(layout.checksum_column, summed),
                 *asked.names,
-            ]
+            ],
+            as_codes=[layout.LABELS],
         )
-        group = _combined(table.column(layout.SHARD_GROUP).cast(pa.string())).dictionary_encode()
-        names = group.dictionary.to_pylist()
-        codes = group.indices.to_numpy().astype(np.int64)
+        if len(where) * _MANY < table.num_rows:
+            table, where = table.take(ints_array(where)), np.arange(len(where))
+        # Else texts and lists become arrays first, of which rows are taken faster than of a table.
+        texts, labels = table.column(layout.ID), table.column(layout.LABELS)
+        table = table.drop_columns([layout.ID, layout.LABELS]).take(ints_array(where))
         # A stable order of the groups, whatever order the dictionary has.
-        codes = np.argsort(np.argsort(names, kind="stable"), kind="stable")[codes] if names else codes
-        names = sorted(names)
-        number = table.column(layout.SHARD).to_numpy().astype(np.int64)
-        row = table.column(layout.SHARD_ROW).to_numpy().astype(np.int64)
+        names, codes = codes_of(table.column(layout.SHARD_GROUP))
+        number = values_of(table.column(layout.SHARD)).astype(np.int64)
+        row = values_of(table.column(layout.SHARD_ROW)).astype(np.int64)
         check_places(
             manifest,
-            groups=np.array(names, object)[codes] if names else codes,
+            names=names,
+            codes=codes,
             shards=number,
             rows=row,
             name=f"{selection.dataset.url}/{PATCHES}",
@@ -153,28 +176,28 @@ class StoredSelection:
             # is then as much for a few patches of each shard as for all.
             codes, number, row = np.zeros_like(codes), np.empty_like(number), np.empty_like(row)
             number[order], row[order] = np.divmod(np.arange(len(order)), manifest.shard_samples)
-        keys, shard = np.unique((codes << 32 | number)[order], return_inverse=True)
-        shards = [(names[key >> 32], key & 0xFFFFFFFF) for key in keys.tolist()]
+        keys = (codes << 32 | number)[order]
+        is_first = np.diff(keys, prepend=-1) != 0
+        shards = [(names[key >> 32], key & 0xFFFFFFFF) for key in keys[is_first].tolist()]
         full = manifest.shard_samples
-        in_group = [manifest.groups[name].num_samples for name, _ in shards]
-        sizes = [min(full, total - n * full) for total, (_, n) in zip(in_group, shards, strict=True)]
+        in_group = {name: group.num_samples for name, group in manifest.groups.items()}
+        sizes = [min(full, in_group[name] - n * full) for name, n in shards]
+        at = where[order]
+        ids = texts_of(texts)[at]
         stored = cls(
             selection=selection,
             modalities=wanted,
             fingerprint=manifest.fingerprint,
             index=order,
-            labels=schema.classes.encode(table.column(layout.LABELS))[order],
-            columns=asked.read(table, order, selection),
+            labels=schema.classes.encode(labels)[at],
+            columns=asked.read(table, order, selection, ids=ids),
             places=Places(
-                shard=shard.astype(np.int64),
+                shard=np.cumsum(is_first) - 1,
                 row=row[order],
                 shards=shards,
                 num_samples=np.array(sizes, np.int64),
-                ids=table.column(layout.ID).to_numpy().astype(np.bytes_)[order],
-                checksums={
-                    m: table.column(layout.checksum_column(m)).to_numpy().astype(np.uint64)[order]
-                    for m in summed
-                },
+                ids=ids,
+                checksums={m: values_of(table.column(layout.checksum_column(m)))[order] for m in summed},
             ),
         )
         del table
@@ -183,7 +206,7 @@ class StoredSelection:
 
     def values(self, name: str) -> list[Any]:
         """A column of the selection in stored order."""
-        found: list[Any] = _combined(self.selection.column(name)).take(pa.array(self.index)).to_pylist()
+        found: list[Any] = _combined(self.selection.column(name)).take(ints_array(self.index)).to_pylist()
         return found
 
     def keys(self, modality: Modality) -> list[str]:
@@ -206,8 +229,11 @@ def open_reader(
     keep: int,
     layout: Layout = "arrays",
     memory_bytes: int = 0,
+    uses: int = CACHED_USES,
 ) -> Reader:
     """The reader of the form in which the samples are wanted; array layers are read from their shards.
+
+    `uses` says how often a shard in the cache is expected to save what is asked for at one time.
 
     Raises:
         ValueError: If `form` or `layout` is unknown, or a cache is asked for where there is none.
@@ -227,25 +253,30 @@ def open_reader(
     kept = KeptShards(memory_bytes) if memory_bytes else None
     own = tuple(m for m in stored.modalities if m.name not in dataset.layers)
     readers: list[Reader] = (
-        [_open_own(stored, own, counters, form=form, layout=layout, cache=cache, kept=kept, keep=keep)]
+        [
+            _open_own(
+                stored, own, counters, form=form, layout=layout, cache=cache, kept=kept, keep=keep, uses=uses
+            )
+        ]
         if own
         else []
     )
     for modality in stored.modalities:
         if (layer := dataset.layers.get(modality.name)) is not None:
             places = _places_of(stored, layer)
-            objects = _shard_objects(layer.read_objects())
+            shards = layer.read_objects().shards()
             readers.append(
                 ShardReader(
                     layer.store,
                     places,
-                    objects,
+                    shards,
                     (modality,),
                     counters,
                     layout=layout,
                     cache=cache,
                     kept=kept,
                     keep=keep,
+                    uses=uses,
                 )
             )
     return readers[0] if len(readers) == 1 else Together(readers)
@@ -261,6 +292,7 @@ def _open_own(
     cache: ShardCache | None,
     kept: KeptShards | None,
     keep: int,
+    uses: int,
 ) -> Reader:
     """What reads modalities of the dataset itself."""
     dataset = stored.selection.dataset
@@ -294,8 +326,7 @@ def _open_own(
                 f"{dataset.url}/{PATCHES}: names rows {rows.min()} to {rows.max()} of Zarr stores, which have no such "
                 "rows; the root is damaged, `reben-cloud verify` says what else is"
             )
-        listed = read_objects(dataset.store, dataset.manifest).items()
-        sizes = {path: one.nbytes for path, one in listed}
+        sizes = read_objects(dataset.store, dataset.manifest).sizes()
         return ZarrReader(
             dataset.store,
             stored.values(PRODUCT),
@@ -306,17 +337,18 @@ def _open_own(
             counters,
             layout=layout,
         )
-    objects = _shard_objects(read_objects(dataset.store, dataset.manifest))
+    shards = read_objects(dataset.store, dataset.manifest).shards()
     return ShardReader(
         dataset.store,
         stored.places,
-        objects,
+        shards,
         modalities,
         counters,
         layout=layout,
         cache=cache,
         kept=kept,
         keep=keep,
+        uses=uses,
     )
 
 
@@ -331,8 +363,7 @@ def _places_of(stored: StoredSelection, layer: Layer) -> Places:
     table = selection.table.joined[layer.name].take(selection.rows[stored.index], columns)
     if any(table.column(column).null_count for column in columns):
         raise ChecksumError(f"{name}: lacks patches of {selection.dataset.url}; the layer is damaged")
-    group = _combined(table.column(layers.GROUP).cast(pa.string())).dictionary_encode()
-    names, codes = group.dictionary.to_pylist(), group.indices.to_numpy().astype(np.int64)
+    names, codes = codes_of(table.column(layers.GROUP))
     number, row = (values_of(table.column(c)).astype(np.int64) for c in columns[1:])
     if number.size and not 0 <= number.min() <= number.max() < 1 << 32:
         raise ChecksumError(f"{name}: names shards {number.min()} to {number.max()}; the layer is damaged")
@@ -357,13 +388,8 @@ def _references(stored: StoredSelection, backing: References, modality: Modality
     name = f"{stored.selection.dataset.url}/{PATCHES}"
     if backing.finder is None:
         table: pa.Table = stored.selection.columns(list(layout.place_columns(modality.name)))
-        return places_in(table.take(pa.array(stored.index)), modality, backing.objects, name=name)
+        return places_in(table.take(ints_array(stored.index)), modality, backing.objects, name=name)
     found = backing.finder.find(stored.keys(modality))
     if wrong := check_references(backing.objects, found.object, found.start, modality.payload_bytes):
         raise ChecksumError(f"{name}: names {wrong}; the root is damaged, index it again (reben-cloud index)")
     return found
-
-
-def _shard_objects(listed: Objects) -> dict[str, tuple[int, int]]:
-    """Path of each shard -> (bytes, xxh3-64)."""
-    return {path: (one.nbytes, one.xxh3) for path, one in listed.items() if one.xxh3 is not None}

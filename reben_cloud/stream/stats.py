@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reben_cloud.stream.delivered import Delivered
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamStats:
@@ -27,6 +29,9 @@ class StreamStats:
     """Seconds that the caller waited for batches: what storage and copying cost the training."""
     elapsed_s: float
     """Seconds from the start of the first epoch to the last batch."""
+
+    delivered: Delivered
+    """What this rank delivered of the epoch that runs, or of the last one; add up those of all ranks."""
 
     @property
     def samples_per_s(self) -> float:
@@ -58,5 +63,7 @@ class StreamStats:
                 f"  read       {self.bytes_read / 1e6:,.1f} MB in {self.requests:,} requests",
                 f"  delivered  {self.bytes_delivered / 1e6:,.1f} MB of pixels",
                 f"  cache      {self.cache_hits:,} hits",
+                f"  digest     {self.delivered.digest} of {self.delivered.num_samples:,} samples of epoch "
+                f"{self.delivered.epoch}",
             ]
         )

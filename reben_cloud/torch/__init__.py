@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 from reben_cloud.errors import ForkError, missing_extra
+from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
-from reben_cloud.stream import Form, Layout, RawLoader, StreamStats
+from reben_cloud.schema import Schema
+from reben_cloud.stream import Form, Layout, RawLoader, StreamStats, merge_states
 from reben_cloud.stream.gather import Arrays
 from reben_cloud.torch.device import OnDevice, Transform
 from reben_cloud.torch.model_input import ModelInput
+from reben_cloud.torch.patch_dataset import PatchDataset
 from reben_cloud.torch.pinned import PinnedBatches
 from reben_cloud.torch.records import Batch, unpack
 from reben_cloud.torch.render import RenderRGB
@@ -30,11 +33,13 @@ __all__ = [
     "Batch",
     "ModelInput",
     "OrderOptions",
+    "PatchDataset",
     "PinnedBatches",
     "ReadOptions",
     "RenderRGB",
     "StreamDataset",
     "StreamLoader",
+    "merge_states",
     "unpack",
 ]
 
@@ -110,6 +115,7 @@ class StreamLoader:
         memory_bytes: Most bytes of whole shards that are kept in the memory of this process.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
+        bands: Names of bands, to have these alone, such as ``("B04", "B03", "B02")``.
         pin_memory: Whether batches are filled in pinned memory; by default, if they can go to a CUDA device.
         device: Where batches are handed out, such as ``cuda``; by default where they are filled.
         transform: Called with each batch on `device` (the CPU by default). A tensor that it gives is added to the
@@ -118,7 +124,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | Mixture,
         *,
         modalities: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
@@ -139,6 +145,7 @@ class StreamLoader:
         memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
         pin_memory: bool | None = None,
         device: str | torch.device | None = None,
         transform: Transform | None = None,
@@ -172,6 +179,7 @@ class StreamLoader:
             memory_bytes=memory_bytes,
             form=form,
             layout=layout,
+            bands=bands,
             buffers=PinnedBatches if pin_memory else None,
         )
         self.batch_size = batch_size
@@ -191,6 +199,11 @@ class StreamLoader:
     def modalities(self) -> tuple[str, ...]:
         """What the batches hold, of ``s2``, ``s1``, ``map``."""
         return self._raw.modalities
+
+    @property
+    def schema(self) -> Schema:
+        """What the pixels of the batches are, for `ModelInput`."""
+        return self._raw.schema
 
     def __len__(self) -> int:
         """Batches in a whole epoch, the same on every rank."""
@@ -220,7 +233,7 @@ class StreamLoader:
             self._raw.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is, after the batch handed out last: a few integers."""
+        """Where the loader is, after the batch handed out last: a few integers. See `RawLoader.state_dict`."""
         return self._raw.state_dict() if self._state is None else dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -237,8 +250,8 @@ class StreamDataset(IterableDataset[Batch]):
     """Batches for ``DataLoader(dataset, batch_size=None, num_workers=...)``, for who needs workers.
 
     Worker v of V on rank r of W reads as rank ``v * W + r`` of ``W * V``: lanes are split over ranks
-    and workers, no sample is read twice, and `lanes` must be a multiple of W * V. Prefer `StreamLoader`:
-    a DataLoader copies every batch once more through shared memory.
+    and workers, and none is read twice if `lanes` is a multiple of W * V. Prefer `StreamLoader`: a
+    DataLoader copies every batch once more through shared memory.
 
     Each ``iter()`` runs the next epoch, also if the one before was left early: workers run ahead of the
     batches that are taken, so one that is through with its share could not tell. Likewise its state at the
@@ -265,11 +278,12 @@ class StreamDataset(IterableDataset[Batch]):
         memory_bytes: Most bytes of whole shards that are kept in the memory of this process.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
+        bands: Names of bands, to have these alone.
     """
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | Mixture,
         *,
         modalities: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
@@ -290,6 +304,7 @@ class StreamDataset(IterableDataset[Batch]):
         memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
+        bands: Sequence[str] | None = None,
     ) -> None:
         self._selection = selection
         self._place = _place(rank, world_size)
@@ -310,6 +325,7 @@ class StreamDataset(IterableDataset[Batch]):
             "memory_bytes": memory_bytes,
             "form": form,
             "layout": layout,
+            "bands": bands,
         }
         self._epoch = epoch  # of the next iter()
         self._running = self._epoch
@@ -377,6 +393,7 @@ class StreamDataset(IterableDataset[Batch]):
         state = self._loader.state_dict()
         if state["epoch"] != self._running:  # with its last batch, a loader is at the start of the next epoch
             state |= {"epoch": self._running, "position": self._loader.num_samples}
+            state |= self._loader.stats().delivered.to_state()
         return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

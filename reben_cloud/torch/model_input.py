@@ -336,8 +336,14 @@ def _in_threads(
     if pool is None:
         pool = _pools[os.getpid()] = ThreadPoolExecutor(workers, "reben-input", initializer=work_alone)
     part = -(-len(out) // workers)
-    futures = [
-        pool.submit(assemble, batch, out, i, min(i + part, len(out))) for i in range(0, len(out), part)
-    ]
+    inference = (
+        torch.is_inference_mode_enabled()
+    )  # of this thread alone; a tensor made in it is written to in it
+
+    def assemble_part(start: int) -> None:
+        with torch.inference_mode(inference):
+            assemble(batch, out, start, min(start + part, len(out)))
+
+    futures = [pool.submit(assemble_part, start) for start in range(0, len(out), part)]
     for future in futures:
         future.result()

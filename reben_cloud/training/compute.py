@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.torch import Batch
@@ -17,6 +17,8 @@ try:
     from torch import Tensor
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "train") from error
+
+T = TypeVar("T")
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -80,6 +82,22 @@ class Compute:
         """Put the first process's tensor in place of each one's."""
         if self.world_size > 1:
             dist.broadcast(tensor, 0)
+
+    def once(self, work: Callable[[], T]) -> T:
+        """What `work` gives, done by the first process alone; its error is every process's."""
+        if self.world_size == 1:
+            return work()
+        found: list[tuple[T | None, Exception | None]] = [(None, None)]
+        if self.rank == 0:
+            try:
+                found = [(work(), None)]
+            except Exception as error:  # noqa: BLE001 - raised again below; the others would wait for ever
+                found = [(None, error)]
+        dist.broadcast_object_list(found, 0)
+        result, failed = found[0]
+        if failed is not None:
+            raise failed
+        return cast(T, result)
 
     def wait(self) -> None:
         """Wait until every process is here."""

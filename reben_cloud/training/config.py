@@ -143,6 +143,8 @@ class TrainConfig:
     """Targets become ``y * (1 - s) + s / 2`` for labels; the usual uniform mixture for maps."""
     positive_weights: bool = False
     """Weigh positives of a rare class more: by negatives over positives in the train subset, at most 100."""
+    balanced: float = 0.0
+    """Patches of rare classes come more often: the power of `Selection.balanced`, in [0, 1]; 0 has each once."""
     modality_dropout: float = 0.0
     """Probability that a patch loses one of its modalities, such as Sentinel-1 or Sentinel-2 (zeros after
     normalisation); each as likely, never two."""
@@ -158,7 +160,7 @@ class TrainConfig:
     sync_batchnorm: bool = True
     """Batch statistics over all ranks; on CUDA only (PyTorch has none for the CPU)."""
     lanes: int = 8
-    """Canonical partitions of the order; a multiple of every number of ranks that is to be used."""
+    """Canonical partitions of the order; ranks that do not divide it read more bytes of a remote root."""
 
     checkpoint_steps: int = 500
     """Steps between two checkpoints within an epoch."""
@@ -174,6 +176,7 @@ class TrainConfig:
             _check(name, getattr(self, name), getattr(self, name) >= 0, "not negative")
         for name in ("drop_rate", "drop_path_rate", "label_smoothing", "modality_dropout"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _check("balanced", self.balanced, 0 <= self.balanced <= 1, "in [0, 1]")
         _check("lr", self.lr, self.lr > 0, "above 0")
         _check(
             "positive_weights",
@@ -204,7 +207,10 @@ class TrainConfig:
             "0 unless the bands are of several modalities",
         )
         has_map = schema.map_array is not None and bool(schema.classes.codes)
-        _check("task", self.task, has_map or self.task != "map", f"'labels': {schema.name} has no map")
+        no_map = (
+            f"{schema.name} has no map here; one that is a layer (reben-cloud layer maps) is named by --layer"
+        )
+        _check("task", self.task, has_map or self.task != "map", f"'labels': {no_map}")
 
     def with_statistics(self, known: Mapping[str, BandStatistics], schema: Schema) -> TrainConfig:
         """The same with the statistics of its bands that are known and that it does not have itself.

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.opening import open as open_dataset
+from reben_cloud.root.selection import Selection
 from reben_cloud.torch import Batch, OrderOptions, StreamLoader
 from reben_cloud.training.config import Subset
 
@@ -33,6 +34,7 @@ class RebenDataModule(LightningDataModule):
         train: What to learn from.
         validation: What to validate with.
         test: What to test on.
+        predict: What ``Trainer.predict`` is for; every patch of the root by default.
         seed: Seed of the order.
         storage_options: Credentials and endpoint of the store.
         **options: For `StreamLoader`, such as ``cache_dir`` and ``lanes``.
@@ -47,6 +49,7 @@ class RebenDataModule(LightningDataModule):
         train: Subset | None = None,
         validation: Subset | None = None,
         test: Subset | None = None,
+        predict: Subset | None = None,
         seed: int = 0,
         storage_options: Mapping[str, Any] | None = None,
         **options: Unpack[OrderOptions],
@@ -57,6 +60,7 @@ class RebenDataModule(LightningDataModule):
             "train": Subset(split="train") if train is None else train,
             "validation": Subset(split="validation") if validation is None else validation,
             "test": Subset(split="test") if test is None else test,
+            "predict": Subset(recommended=None) if predict is None else predict,
         }
         self._options: dict[str, Any] = {
             "modalities": modalities,
@@ -80,10 +84,23 @@ class RebenDataModule(LightningDataModule):
         """Every test patch once; on several processes, mind ``batch["valid"]``."""
         return self._loader("test")
 
-    def _loader(self, name: str, *, drop_last: bool = False) -> StreamLoader:
+    def predict_dataloader(self) -> StreamLoader:
+        """Every patch to predict once; on several processes, mind ``batch["valid"]``.
+
+        ``batch["index"]`` counts in `predict_ids`: patches come in the order that is read fastest.
+        """
+        return self._loader("predict")
+
+    def predict_ids(self) -> list[str]:
+        """Ids of the patches that ``Trainer.predict`` is for."""
+        return self._selection("predict").patch_ids
+
+    def _selection(self, name: str) -> Selection:
         url, storage_options = self._where
-        selection = open_dataset(url, storage_options).select(self._subsets[name])
-        return StreamLoader(selection, **self._options, drop_last=drop_last)
+        return open_dataset(url, storage_options).select(self._subsets[name])
+
+    def _loader(self, name: str, *, drop_last: bool = False) -> StreamLoader:
+        return StreamLoader(self._selection(name), **self._options, drop_last=drop_last)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training loader is."""

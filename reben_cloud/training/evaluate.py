@@ -5,27 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
+from reben_cloud.bigearthnet.inputs import choose_bands
 from reben_cloud.errors import missing_extra
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
 from reben_cloud.torch import Batch, ReadOptions, StreamLoader
+from reben_cloud.training.bootstrap import intervals, squares_of
 from reben_cloud.training.compute import Compute, Precision, compute_context
 from reben_cloud.training.feed import MapTargets, map_array_of, modalities_for, model_input
 from reben_cloud.training.finite import FiniteCheck
-from reben_cloud.training.metrics import (
-    GROUPINGS,
-    Groups,
-    Metrics,
-    confusion_of,
-    group_numbers,
-    label_metrics,
-    map_metrics,
-)
+from reben_cloud.training.groups import GROUPINGS, Groups, group_numbers
+from reben_cloud.training.metrics import Metrics, confusion_of, label_metrics, map_metrics
 from reben_cloud.training.models import ModelSpec, load_pretrained
 
 try:
@@ -57,6 +53,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     by: Sequence[str] = (),
+    draws: int = 0,
     **options: Unpack[ReadOptions],
 ) -> Evaluation:
     """Predict every patch of a selection once and measure.
@@ -70,6 +67,7 @@ def evaluate(
         compute: This process's share.
         batch_size: Patches a step over all processes.
         by: Groupings of `metrics.GROUPINGS` to measure as well.
+        draws: Draws of squares for confidence intervals of the means (`bootstrap.intervals`), for labels; 0: none.
         **options: For `StreamLoader`, such as ``cache_dir``.
 
     Raises:
@@ -78,6 +76,7 @@ def evaluate(
         ValueError: If the model's classes or bands are not those of the dataset.
     """
     selection.require_patches("nothing to evaluate")
+    selection.refuse_repeats("an evaluation")
     schema = selection.dataset.schema
     loader = StreamLoader(
         selection,
@@ -102,7 +101,8 @@ def evaluate(
         with torch.inference_mode():
             if spec.task == "map":
                 return _measure_maps(outputs, spec, schema, groups)
-            return _measure_labels(outputs, spec, groups)
+            squares = squares_of(selection) if draws else None
+            return _measure_labels(outputs, spec, groups, squares, draws)
     finally:
         model.train(was_training)
 
@@ -130,7 +130,13 @@ class _Outputs:
         self.finite.check()
 
 
-def _measure_labels(outputs: _Outputs, spec: ModelSpec, groups: Mapping[str, Groups]) -> Evaluation:
+def _measure_labels(
+    outputs: _Outputs,
+    spec: ModelSpec,
+    groups: Mapping[str, Groups],
+    squares: NDArray[np.int64] | None,
+    draws: int,
+) -> Evaluation:
     parts = [
         (batch["index"].clone(), logits.float().sigmoid(), batch["labels"].clone())
         for batch, logits in outputs
@@ -142,15 +148,28 @@ def _measure_labels(outputs: _Outputs, spec: ModelSpec, groups: Mapping[str, Gro
     order = index.argsort()[int((index < 0).sum()) :]
     assert len(order) == outputs.loader.num_samples
     probabilities, labels = probabilities[order], labels[order]
-    metrics = label_metrics(probabilities, labels, classes=spec.classes)
-    metrics["by"] = {
-        grouping: {
-            name: label_metrics(probabilities[numbers == n], labels[numbers == n], classes=spec.classes)
-            for n, name in enumerate(names)
+
+    def measured(rows: Tensor | slice) -> Metrics:
+        return label_metrics(
+            probabilities[rows], labels[rows], classes=spec.classes, thresholds=spec.decision_thresholds
+        )
+
+    def all_metrics() -> Metrics:
+        metrics = measured(slice(None))
+        metrics["by"] = {
+            grouping: {name: measured(torch.from_numpy(numbers == n)) for n, name in enumerate(names)}
+            for grouping, (names, numbers) in groups.items()
         }
-        for grouping, (names, numbers) in groups.items()
-    }
-    return Evaluation(metrics=metrics, probabilities=probabilities, labels=labels)
+        if squares is not None:
+            cuts = np.asarray(spec.decision_thresholds, np.float32)
+            found = intervals(
+                probabilities.numpy(), labels.numpy().astype(np.bool_), squares, cuts, num_draws=draws
+            )
+            if found is not None:
+                metrics["intervals"] = found
+        return metrics
+
+    return Evaluation(metrics=outputs.compute.once(all_metrics), probabilities=probabilities, labels=labels)
 
 
 def _measure_maps(
@@ -203,9 +222,31 @@ def evaluate_folder(
     precision: Precision = "fp32",
     batch_size: int = 256,
     by: Sequence[str] = GROUPINGS,
+    draws: int = 0,
+    bands: str | Sequence[str] | None = None,
+    at_half: bool = False,
+    **options: Unpack[ReadOptions],
 ) -> tuple[nn.Module, ModelSpec, Evaluation]:
-    """Load a model (see `models.load_pretrained`) and evaluate it on a selection."""
+    """Load a model (see `models.load_pretrained`) and evaluate it on a selection.
+
+    Args:
+        checkpoint: Folder of a model, or ``owner/name`` on the hub.
+        selection: What to predict.
+        precision: Of the forward pass.
+        batch_size: Patches a step over all processes.
+        by: As for `evaluate`.
+        draws: As for `evaluate`.
+        bands: Order of the model's input, where neither its files nor its name tell.
+        at_half: Decide at one half, also where the model has thresholds of its own.
+        **options: For `StreamLoader`.
+    """
     with compute_context(precision) as compute:
-        model, spec = load_pretrained(checkpoint)
+        named = None if bands is None else choose_bands(bands, schema=selection.dataset.schema)
+        model, spec = load_pretrained(checkpoint, bands=named)
+        if at_half:
+            spec = replace(spec, thresholds=())
         model.to(compute.device)
-        return model, spec, evaluate(model, spec, selection, compute, batch_size=batch_size, by=by)
+        found = evaluate(
+            model, spec, selection, compute, batch_size=batch_size, by=by, draws=draws, **options
+        )
+        return model, spec, found

@@ -23,15 +23,25 @@ def modalities_for(spec: ModelSpec, schema: Schema) -> tuple[str, ...]:
         ValueError: If the classes of the model are not those of the schema, or it lacks a band or the map.
     """
     _check_classes(spec, schema)
+    wanted = set(input_modalities(spec, schema))
+    if spec.task == "map":
+        target = map_array_of(schema)
+        wanted |= {m.name for m in schema.modalities if target in {array.name for array in m.arrays}}
+    return tuple(name for name in schema.modality_names if name in wanted)
+
+
+def input_modalities(spec: ModelSpec, schema: Schema) -> tuple[str, ...]:
+    """What must be streamed for a model's input alone, in the schema's order.
+
+    Raises:
+        ValueError: If the schema lacks a band.
+    """
     for band in spec.bands:
         if band not in schema.bands:
             raise ValueError(
                 f"the model takes the band {band}, and {schema.name} has {', '.join(schema.bands)}"
             )
     wanted = {schema.bands[band].modality for band in spec.bands}
-    if spec.task == "map":
-        target = map_array_of(schema)
-        wanted |= {m.name for m in schema.modalities if target in {array.name for array in m.arrays}}
     return tuple(name for name in schema.modality_names if name in wanted)
 
 

@@ -1,46 +1,29 @@
-"""What a model is worth: label metrics and map metrics, whole and by country, season and split.
+"""What a model is worth: label metrics and map metrics, class by class and in the mean.
 
-Pure functions of predictions; torchmetrics does the measuring. What collects the predictions, over
+Pure functions of predictions; the arithmetic of labels is in `measures`. What collects the predictions, over
 however many processes, is `evaluate`.
 """
 
 from __future__ import annotations
 
 import math
-from datetime import datetime
-from typing import NamedTuple, NotRequired, TypedDict
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.grid import season
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import missing_extra
-from reben_cloud.root.layout import DATETIME, column
-from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Classes
+from reben_cloud.training.bootstrap import Intervals
+from reben_cloud.training.measures import Calibration, Counts, Ranking
 
 try:
     import torch
     from torch import Tensor
-
-    from reben_cloud.training.torchvision_ops import load_torchvision
-
-    load_torchvision()
-    from torchmetrics.functional import classification
-except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
-    raise missing_extra("torchmetrics", "train", error) from error
-
-GROUPINGS = ("country", "season", "split")
-"""By what the patches of an evaluation are told apart."""
-
-_AT_HALF = {
-    "f1": classification.multilabel_f1_score,
-    "precision": classification.multilabel_precision,
-    "recall": classification.multilabel_recall,
-    "accuracy": classification.multilabel_accuracy,
-}
+except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
+    raise missing_extra("torch", "train") from error
 
 Means = dict[str, float | None]
 """Metric -> value; None where there is nothing to be a mean of."""
@@ -59,6 +42,12 @@ class Metrics(TypedDict):
     """Patches measured."""
     micro: NotRequired[Means]
     """Each metric over all classes together, for labels."""
+    samples: NotRequired[Means]
+    """Mean over the patches of what is measured in each, for labels."""
+    thresholds: NotRequired[list[float]]
+    """Probability above which each class was said to be there, for labels."""
+    intervals: NotRequired[Intervals]
+    """Confidence intervals of the means, where they were asked for."""
     num_pixels: NotRequired[int]
     """Pixels measured, for maps."""
     accuracy: NotRequired[float | None]
@@ -78,19 +67,31 @@ class TrainResult(Metrics):
     """Number of the epoch that they are of, from 0."""
     validation_score: float
     """What chose them."""
+    delivered: NotRequired[dict[str, EpochDelivery]]
+    """Epoch -> what was delivered of the train subset, over all processes."""
 
 
-class Groups(NamedTuple):
-    """The groups of a selection's patches."""
+class EpochDelivery(TypedDict):
+    """What a run says of an epoch; ``reben-cloud verify-epoch`` computes the same."""
 
-    names: list[str]
-    """Names of the groups."""
-    numbers: NDArray[np.int64]
-    """Number of each patch's group, int64 (num_patches,)."""
+    samples: int
+    """How many samples were delivered."""
+    digest: str
+    """Sum of their hashes, 16 hex digits."""
 
 
-def label_metrics(probabilities: Tensor, labels: Tensor, *, classes: Classes = REBEN.classes) -> Metrics:
-    """Average precision, and at threshold 0.5 F1, precision, recall and accuracy.
+def label_metrics(
+    probabilities: Tensor,
+    labels: Tensor,
+    *,
+    classes: Classes = REBEN.classes,
+    thresholds: Sequence[float] | None = None,
+) -> Metrics:
+    """What predicted probabilities of labels are worth: by rank, by their size, and at thresholds.
+
+    ``ap`` (average precision) and ``auroc`` compare ranks; ``ece`` is the expected calibration error, of 15 bins, and
+    better the smaller; ``f1``, ``f2``, ``precision``, ``recall``, ``specificity`` and ``accuracy`` are of what is above
+    the thresholds.
 
     Macro means are over the classes that have a positive patch, for every metric the same ones; a class
     without one has None for each metric. Micro values count every class. Where all classes occur, and over
@@ -100,61 +101,73 @@ def label_metrics(probabilities: Tensor, labels: Tensor, *, classes: Classes = R
         probabilities: Floating (patch, num_classes) in [0, 1], in the order of the classes.
         labels: (patch, num_classes), 0 or 1.
         classes: What the columns are.
+        thresholds: Probability above which a class is said to be there, of each class; one half by default.
 
     Returns:
         ``num_patches``; ``num_classes``, over which the macro means are; ``macro`` and ``micro`` with a
-        value of each metric, None if no class occurs (micro accuracy has one); ``per_class`` with a value of
-        each metric and ``num_positives`` for each class name.
+        value of each metric, None if no class occurs (micro accuracy and specificity have one), and for an AUROC
+        without a negative; ``samples``, the mean over patches of all that is measured at thresholds; ``per_class``
+        with a value of each metric and ``num_positives`` for each class name; ``thresholds``.
 
     Raises:
         ValueError: If there is no patch, the shapes differ, a probability is not finite or outside [0, 1],
             or a label is neither 0 nor 1.
     """
     _check_predictions(probabilities, labels, classes)
-    num_classes = len(classes)
-    targets = labels.int()
-    positives = targets.sum(0)
+    cuts = list(thresholds) if thresholds is not None else [0.5] * len(classes)
+    if len(cuts) != len(classes):
+        raise ValueError(f"thresholds must be one for each of {len(classes)} classes, got {len(cuts)}")
+    # Half precision is compared as float32, which holds it.
+    floats = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+    found, truth = floats.cpu().numpy(), labels.cpu().numpy().astype(np.bool_)
+    said = found > np.asarray(cuts, found.dtype)
+    positives: NDArray[np.int64] = truth.sum(0)
     there = positives > 0
-    values: dict[str, list[float]] = {
-        "ap": [
-            float(classification.binary_average_precision(probabilities[:, c], targets[:, c]))
-            if there[c]
-            else math.nan
-            for c in range(num_classes)
-        ]
-    }
-    any_there = bool(there.any())
-    micro: dict[str, float | None] = {
-        "ap": float(classification.binary_average_precision(probabilities.ravel(), targets.ravel()))
-        if any_there
-        else None
-    }
-    for metric, measure in _AT_HALF.items():
-        # Checked above; and torchmetrics would refuse a single class.
-        values[metric] = (
-            measure(probabilities, targets, num_classes, average="none", validate_args=False)
-            .reshape(-1)
-            .tolist()
-        )
-        found = float(measure(probabilities, targets, num_classes, average="micro", validate_args=False))
-        micro[metric] = found if any_there or metric == "accuracy" else None
-    present = there.nonzero().ravel().tolist()
+    ranked: dict[str, list[float]] = {"ap": [], "auroc": [], "ece": []}
+    for c in range(len(classes)):
+        column = np.ascontiguousarray(found[:, c])
+        for name, value in _ranked(column, truth[:, c]).items():
+            ranked[name].append(value)
+    each = {**ranked, **{name: list(v) for name, v in Counts.of(said, truth, 0).ratios().items()}}
+    at_once = Counts.of(said, truth, (0, 1)).ratios()
+    pooled = {**_ranked(found, truth), **{name: float(value) for name, value in at_once.items()}}
+    always = ("accuracy", "specificity", "ece")
     return {
-        "num_patches": len(targets),
-        "num_classes": len(present),
-        "macro": {
-            metric: sum(each[c] for c in present) / len(present) if present else None
-            for metric, each in values.items()
+        "num_patches": len(truth),
+        "num_classes": int(there.sum()),
+        "macro": {name: _mean(np.asarray(values)[there]) for name, values in each.items()},
+        "micro": {
+            name: _or_none(value) if there.any() or name in always else None for name, value in pooled.items()
         },
-        "micro": micro,
+        "samples": {name: float(v.mean()) for name, v in Counts.of(said, truth, 1).ratios().items()},
         "per_class": {
-            name: {
-                **{metric: each[c] if there[c] else None for metric, each in values.items()},
+            label: {
+                **{name: _or_none(values[c]) if there[c] else None for name, values in each.items()},
                 "num_positives": int(positives[c]),
             }
-            for c, name in enumerate(classes.names)
+            for c, label in enumerate(classes.names)
         },
+        "thresholds": [float(cut) for cut in cuts],
     }
+
+
+def _ranked(probabilities: NDArray[np.floating], labels: NDArray[np.bool_]) -> dict[str, float]:
+    """What needs no threshold."""
+    ranking = Ranking.of(probabilities.ravel(), labels.ravel())
+    return {
+        "ap": ranking.average_precision(),
+        "auroc": ranking.auroc(),
+        "ece": Calibration.of(probabilities, labels).error,
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _check_predictions(probabilities: Tensor, labels: Tensor, classes: Classes) -> None:
@@ -266,28 +279,6 @@ def map_metrics(confusion: Tensor, *, classes: Classes = REBEN.classes) -> Metri
             for c, name in enumerate(classes.names)
         },
     }
-
-
-def group_numbers(selection: Selection, by: str) -> Groups:
-    """The groups of a selection's patches.
-
-    Args:
-        selection: Patches.
-        by: ``country``, ``season`` or ``split``.
-
-    Raises:
-        ValueError: If `by` is something else.
-    """
-    if by == "season":
-        months = pc.month(selection.column(DATETIME)).to_numpy()
-        of_month = [season(datetime(2017, month, 1)) for month in range(1, 13)]
-        values = np.array(of_month)[months - 1]
-    elif by in GROUPINGS:
-        values = np.asarray(selection.column(column(by)).to_pylist(), dtype=str)
-    else:
-        raise ValueError(f"by must be one of {', '.join(GROUPINGS)}, got {by!r}")
-    names, numbers = np.unique(values, return_inverse=True)
-    return Groups([str(name) for name in names], numbers.astype(np.int64))
 
 
 def early_stopping_score(metrics: Metrics) -> float:

@@ -125,12 +125,29 @@ def model_card(spec: ModelSpec, metrics: TrainResult, config: TrainConfig, schem
             "",
             "## Training",
             "",
+            *_delivery(metrics, config),
             "```json",
             config.to_json(),
             "```",
             "",
         ]
     )
+
+
+def _delivery(metrics: TrainResult, config: TrainConfig) -> list[str]:
+    """What was trained on, in words."""
+    epoch = metrics["best_epoch"]
+    one = metrics.get("delivered", {}).get(str(epoch))
+    if one is None:
+        return []
+    balanced = f" --balanced {config.balanced:g}" if config.balanced else ""
+    return [
+        f"Epoch {epoch} delivered {one['samples']:,} samples with the digest `{one['digest']}`. With the search "
+        f"options of the train subset, `reben-cloud verify-epoch ROOT --epoch {epoch} --seed {config.seed} "
+        f"--lanes {config.lanes} --samples {one['samples']}{balanced} --digest {one['digest']}` compares it with what "
+        f"that epoch should have; `{ITEM}` has those of all epochs.",
+        "",
+    ]
 
 
 def plain_name(name: str) -> str:
@@ -176,6 +193,7 @@ def model_item(
                 "macro": metrics["macro"],
                 "validation_score": metrics["validation_score"],
             },
+            f"{layout.PREFIX}delivered": metrics.get("delivered", {}),
         },
         "links": [],
         "assets": {

@@ -10,6 +10,7 @@ Training and its data are not this module's business.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -25,13 +26,20 @@ from reben_cloud.errors import ChecksumError, NotFoundError, RebenError, missing
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import replacing, write_whole
 from reben_cloud.schema import Classes
-from reben_cloud.training.checksums import SUMS, check_files, read_json, vouch_for
+from reben_cloud.training.checksums import (
+    SUMS,
+    check_files,
+    read_json,
+    vouch_for,
+    vouch_for_another,
+)
 
 try:
     from reben_cloud.training.torchvision_ops import load_torchvision
 
     load_torchvision()
     import timm
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
     from torch import nn
@@ -88,6 +96,8 @@ class ModelSpec:
     """Height and width of the input, pixels."""
     statistics: Mapping[str, BandStatistics] = field(default_factory=dict)
     """What normalises a band, where it is not what was published of reBEN's."""
+    thresholds: tuple[float, ...] = ()
+    """Probability above which a class is said to be there, of each class, as validation chose it; empty: one half."""
 
     def __post_init__(self) -> None:
         unknown = [band for band in self.bands if band not in PUBLISHED and band not in self.statistics]
@@ -95,6 +105,17 @@ class ModelSpec:
             raise ValueError(
                 f"bands: {unknown[0]!r} is none of {', '.join(PUBLISHED)}, so its statistics must be given"
             )
+        if self.thresholds and (
+            len(self.thresholds) != len(self.classes) or not all(0 <= one <= 1 for one in self.thresholds)
+        ):
+            raise ValueError(
+                f"thresholds must be {len(self.classes)} numbers in [0, 1], got {self.thresholds}"
+            )
+
+    @property
+    def decision_thresholds(self) -> tuple[float, ...]:
+        """The threshold of each class: `thresholds`, or one half."""
+        return self.thresholds or (0.5,) * len(self.classes)
 
 
 def create_model(spec: ModelSpec) -> nn.Module:
@@ -153,10 +174,44 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec
     }
     with replacing(folder / WEIGHTS) as new:
         save_file(weights, new)
-    write_json(folder / FACTS, {**dataclasses.asdict(spec), "version": FACTS_VERSION})
+    _write_facts(folder, spec)
     if spec.task == "labels":
         write_json(folder / CONFIG, ilm_configuration(spec))
     vouch_for(folder, [WEIGHTS, FACTS, *([CONFIG] if spec.task == "labels" else [])])
+
+
+def _write_facts(folder: Path, spec: ModelSpec) -> None:
+    write_json(folder / FACTS, {**dataclasses.asdict(spec), "version": FACTS_VERSION})
+
+
+def check_owned(folder: Path) -> None:
+    """Refuse a model whose facts are not ours to write.
+
+    Raises:
+        NotFoundError: If there is no such folder.
+        ValueError: If it was not written by `save_model`.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder}: no such folder of a model")
+    if not (folder / FACTS).is_file():
+        raise ValueError(
+            f"{folder} has no {FACTS}, so nothing can be kept in it: load it and write it with save_model first"
+        )
+
+
+def save_facts(folder: Path, spec: ModelSpec) -> None:
+    """Write a model's facts again, such as thresholds that were chosen since; its weights stay as they are."""
+    _write_facts(folder, spec)
+    vouch_for_another(folder, FACTS)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The sha256 of a model's weights: names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, document: Mapping[str, object]) -> None:
@@ -278,12 +333,13 @@ def _spec_of_facts(facts: dict[str, Any], path: Path, bands: tuple[str, ...] | N
     if facts["version"] == 1:
         # Its classes could only be reBEN's.
         facts = {**facts, "classes": dataclasses.asdict(REBEN.classes), "statistics": {}}
-    fields = {one.name: facts[one.name] for one in dataclasses.fields(ModelSpec)}
+    fields = {one.name: facts[one.name] for one in dataclasses.fields(ModelSpec) if one.name in facts}
     return ModelSpec(
         **{
             **fields,
             "bands": bands or tuple(facts["bands"]),
             "classes": Classes(**facts["classes"]),
+            "thresholds": tuple(facts.get("thresholds", ())),
             "statistics": {name: BandStatistics(**one) for name, one in facts["statistics"].items()},
         }
     )

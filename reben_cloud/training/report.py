@@ -21,15 +21,21 @@ from reben_cloud.training.evaluate import Evaluation
 from reben_cloud.training.feed import MapTargets, map_array_of, modalities_for, model_input
 from reben_cloud.training.metrics import Metrics
 from reben_cloud.training.models import ModelSpec, write_json
+from reben_cloud.training.plots import (
+    calibration_plot,
+    colors_of,
+    confusion_plot,
+    new_figure,
+    per_class_bars,
+    precision_recall_plot,
+    short_names,
+)
 
 try:
     import torch
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
+    from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
     from torch import Tensor, nn
-    from torchmetrics.functional.classification import binary_precision_recall_curve
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("matplotlib", "train") from error
 
@@ -39,7 +45,6 @@ NUM_EXAMPLES = 6
 _WHITE_AT = 2800
 """Digital number shown as white: most land is below a reflectance of 0.28."""
 
-_METRIC_NAMES = {"ap": "AP", "iou": "IoU", "f1": "F1"}
 _NO_CLASS_COLOR = "#0a0a0a"
 
 
@@ -52,7 +57,10 @@ def write_report(
     model: nn.Module,
     selection: Selection,
 ) -> None:
-    """Write ``metrics.json``, ``per_class.png``, ``examples.png``, and ``curves.png`` or ``confusion.png``.
+    """Write ``metrics.json`` and plots.
+
+    These are ``per_class.png`` and ``examples.png``; of labels also ``curves.png`` and ``calibration.png``, of maps
+    ``confusion.png``.
 
     Args:
         folder: Where to; made if need be.
@@ -70,6 +78,7 @@ def write_report(
         figures["confusion"] = confusion_plot(evaluation.confusion, spec.classes)
     if evaluation.probabilities is not None and evaluation.labels is not None:
         figures["curves"] = precision_recall_plot(evaluation.probabilities, evaluation.labels, spec.classes)
+        figures["calibration"] = calibration_plot(evaluation.probabilities, evaluation.labels, spec.classes)
     figures["examples"] = example_patches(model, spec, selection)
     for name, figure in figures.items():
         _save(figure, folder / f"{name}.png")
@@ -78,100 +87,6 @@ def write_report(
 def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as new:
         figure.savefig(new, format="png")
-
-
-def short_names(classes: Classes) -> list[str]:
-    """Names of classes that fit beside a plot."""
-    return [name if len(name) <= 28 else name[:26].rstrip() + " …" for name in classes.names]
-
-
-def colors_of(classes: Classes) -> list[str]:
-    """A colour of each class: the one stated, otherwise one of twenty in turn."""
-    return list(classes.colors) or [to_hex(_color(number)) for number in range(len(classes))]
-
-
-def _figure(width: float, height: float) -> Figure:
-    # No pyplot: it keeps every figure and a window system of its own.
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def per_class_bars(metrics: Metrics, classes: Classes) -> Figure:
-    """AP and F1, or IoU and F1, of each class; those that do not occur are named without a bar."""
-    first = "ap" if "ap" in metrics["macro"] else "iou"
-    figure = _figure(9, max(3.0, 0.32 * len(classes)))
-    axes = figure.subplots()
-    rows = np.arange(len(classes))
-    for offset, name, color in ((-0.2, first, "#2b6a99"), (0.2, "f1", "#e08214")):
-        values = [metrics["per_class"][label][name] or 0.0 for label in classes.names]
-        axes.barh(
-            rows + offset,
-            values,
-            0.38,
-            color=color,
-            label=f"{_METRIC_NAMES[name]} (macro {metrics['macro'][name] or 0:.3f}, {metrics['num_classes']} classes)",
-        )
-    count = "num_positives" if first == "ap" else "num_pixels"
-    numbers = [metrics["per_class"][label][count] for label in classes.names]
-    axes.set_yticks(
-        rows, [f"{short}  ({n:,})" for short, n in zip(short_names(classes), numbers, strict=True)]
-    )
-    axes.invert_yaxis()
-    axes.set(
-        xlim=(0, 1), xlabel="value", title=f"Each class, and its {'patches' if first == 'ap' else 'pixels'}"
-    )
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return figure
-
-
-def precision_recall_plot(probabilities: Tensor, labels: Tensor, classes: Classes) -> Figure:
-    """Precision over recall of each class that occurs."""
-    figure = _figure(10, 6.5)
-    axes = figure.subplots()
-    for c, name in enumerate(short_names(classes)):
-        if labels[:, c].sum() == 0:
-            continue
-        precision, recall, _ = binary_precision_recall_curve(probabilities[:, c], labels[:, c].int())
-        # A curve has as many points as patches; a picture has not.
-        every = max(1, len(recall) // 500)
-        dashed = "--" if c % 2 else "-"
-        axes.plot(recall[::every], precision[::every], dashed, color=_color(c), label=name, linewidth=1.3)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title="Precision and recall")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return figure
-
-
-def _color(number: int) -> tuple[float, float, float, float]:
-    red, green, blue, alpha = colormaps["tab20"](number % 20)
-    return red, green, blue, alpha
-
-
-def confusion_plot(confusion: Tensor, classes: Classes) -> Figure:
-    """Where the pixels of each true class went, as shares of the true class."""
-    shares = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
-    figure = _figure(10, 9)
-    axes = figure.subplots()
-    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(shares.numpy() >= 0.05):
-        value = float(shares[row, column])
-        axes.text(
-            column,
-            row,
-            f"{value:.2f}",
-            ha="center",
-            va="center",
-            fontsize=6,
-            color="white" if value > 0.5 else "black",
-        )
-    names = short_names(classes)
-    axes.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(np.arange(len(names)), names, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="true", title="Pixels: share of the true class")
-    figure.colorbar(image, ax=axes, shrink=0.6)
-    return figure
 
 
 def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection) -> Figure:
@@ -245,7 +160,7 @@ def _label_examples(
     pictures: Sequence[NDArray[np.float32]], truths: Tensor, probabilities: Tensor, classes: Classes
 ) -> Figure:
     names = short_names(classes)
-    figure = _figure(13, 8.5)
+    figure = new_figure(13, 8.5)
     for axes, picture, truth, row in zip(
         figure.subplots(2, 3, squeeze=False).flat, pictures, truths, probabilities, strict=False
     ):
@@ -266,7 +181,7 @@ def _map_examples(
     predicted: NDArray[np.int64],
     classes: Classes,
 ) -> Figure:
-    figure = _figure(2.4 * len(pictures), 8)
+    figure = new_figure(2.4 * len(pictures), 8)
     black, class_colors = len(classes), colors_of(classes)
     colors = ListedColormap([*class_colors, _NO_CLASS_COLOR])
     norm = BoundaryNorm(np.arange(black + 2) - 0.5, black + 1)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from reben_cloud.errors import ConflictError, NotFiniteError
+from reben_cloud.errors import ConflictError, NotFiniteError, missing_extra
 from reben_cloud.files.whole import write_whole
 from reben_cloud.schema import Schema
+from reben_cloud.stream import Delivered
 from reben_cloud.torch import StreamLoader
 from reben_cloud.training.checkpoint import load_checkpoint, save_checkpoint
 from reben_cloud.training.checksums import read_json
@@ -21,6 +23,11 @@ from reben_cloud.training.compute import Compute
 from reben_cloud.training.config import TrainConfig, config_from
 from reben_cloud.training.learner import Learner
 from reben_cloud.training.models import save_model
+
+try:
+    import torch
+except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
+    raise missing_extra("torch", "train") from error
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +44,8 @@ class Progress:
     """Best validation score so far."""
     best_epoch: int = -1
     """Epoch of that score; -1 before the first."""
+    delivered: Mapping[int, tuple[int, str]] = field(default_factory=dict)
+    """Epoch -> samples that all processes delivered, and their digest (`stream.Delivered`)."""
 
 
 def claim(folder: Path, config: TrainConfig, schema: Schema) -> None:
@@ -116,9 +125,26 @@ class Run:
                 f"training stops at step {self.progress.step:,}: the weights {name} are infinite or not a number; "
                 f"{self._last} is from before; take a lower lr, clip_norm or precision fp32"
             )
+        state = (
+            self._loader.state_dict()
+            | self._delivered(Delivered.of_state(self._loader.state_dict())).to_state()
+        )
+        total = self._delivered(self._loader.stats().delivered)
+        if total.num_samples:
+            said = {**self.progress.delivered, total.epoch: (total.num_samples, total.digest)}
+            self.progress = dataclasses.replace(self.progress, delivered=said)
         if self._compute.rank == 0:
-            state = self._learner.state_dict() | {"loader": self._loader.state_dict()}
+            state = self._learner.state_dict() | {"loader": state}
             save_checkpoint(self._last, {**state, "progress": dataclasses.asdict(self.progress)})
+
+    def _delivered(self, mine: Delivered) -> Delivered:
+        """What all processes delivered, given what this one did."""
+        state = mine.to_state()
+        # As signed numbers of 64 bits, sums wrap as they should.
+        total = torch.tensor([state["delivered"], state["digest"]], device=self._compute.device)
+        self._compute.add_up(total)
+        num_samples, value = total.tolist()
+        return Delivered.of_state({"epoch": mine.epoch, "delivered": num_samples, "digest": value})
 
     def end_epoch(self, score: float) -> None:
         """Keep the weights if they are the best so far, then the state at the start of the next epoch."""

@@ -24,9 +24,10 @@ from reben_cloud.training.config import Subset, TrainConfig
 from reben_cloud.training.evaluate import evaluate
 from reben_cloud.training.feed import map_array_of, modalities_for
 from reben_cloud.training.finite import FiniteCheck
+from reben_cloud.training.groups import GROUPINGS
 from reben_cloud.training.learner import Learner
 from reben_cloud.training.log import RunLog, StepInfo
-from reben_cloud.training.metrics import GROUPINGS, TrainResult, early_stopping_score
+from reben_cloud.training.metrics import TrainResult, early_stopping_score
 from reben_cloud.training.modelcard import write_card
 from reben_cloud.training.models import ModelSpec, load_pretrained
 from reben_cloud.training.objective import Objective, positive_weights
@@ -72,6 +73,8 @@ def train(
     with compute_context(config.precision) as compute:
         claim(folder, config, schema)
         train_on = _subset(dataset, config.train, "train")
+        if config.balanced:
+            train_on = train_on.balanced(config.balanced)
         loader = StreamLoader(
             train_on,
             modalities=modalities_for(spec, schema),
@@ -192,6 +195,10 @@ def _measure_best(
         "best_epoch": run.progress.best_epoch,
         "validation_score": run.progress.best_score,
         "left_out": left_out,
+        "delivered": {
+            str(epoch): {"samples": samples, "digest": digest}
+            for epoch, (samples, digest) in sorted(run.progress.delivered.items())
+        },
     }
     if compute.rank == 0:
         write_report(folder / "report", result, evaluation, spec=spec, model=model, selection=selection)

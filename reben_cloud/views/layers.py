@@ -112,6 +112,7 @@ def layer_records(dataset: Dataset, product: str) -> Mapping[str, LayerRecords]:
 
 def beside(stack: xr.Dataset, records: Mapping[str, LayerRecords]) -> xr.Dataset:
     """A product's opened store with the variables of layers, as lazy as its own."""
+    pieces = _pieces(stack)
     for name, layer in records.items():
         variables: dict[str, Any] = {
             present_name(name): ("patch", layer.present, present_attributes(layer.modality))
@@ -120,13 +121,19 @@ def beside(stack: xr.Dataset, records: Mapping[str, LayerRecords]) -> xr.Dataset
         for array in layer.modality.arrays:
             lazy = indexing.LazilyIndexedArray(_LayerArray(layer, array))
             variable = xr.Variable(("patch", *array.dims), lazy, attributes(layer.modality, array))
-            if "patch" in stack.chunksizes:
-                variable = variable.chunk({"patch": stack.chunksizes["patch"]})
+            if pieces is not None:
+                variable = variable.chunk({"patch": pieces})
             variables[array.zarr_name] = variable
             if array.stacked:
                 labels[array.dims[0]] = list(array.tensors)
         stack = stack.assign(variables).assign_coords(labels)
     return stack
+
+
+def _pieces(stack: xr.Dataset) -> tuple[int, ...] | None:
+    """How Dask cuts the store's pixels along its patches, or None where it does not; coordinates are in one piece."""
+    found = [v.chunksizes["patch"] for v in stack.variables.values() if "patch" in v.chunksizes]
+    return max(found, key=len, default=None)
 
 
 def present_name(layer: str) -> str:

@@ -5,34 +5,30 @@ from __future__ import annotations
 import pytest
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
 from tests.layers.data import ELEVATION, NUM_PATCHES, elevations
+from tests.roots import synthetic_root
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def root(tmp_path_factory):
     """A root of 60 synthetic patches in shards of 16."""
     folder = tmp_path_factory.mktemp("layers") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder), options=PlacementOptions(shard_samples=16)))
+    synthetic_root(folder, NUM_PATCHES, shard_samples=16)
     return folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def ds(root):
     return rc.open(root)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def covered(ds):
     """Patches that the elevation has: two of three."""
     return [patch_id for number, patch_id in enumerate(ds.selection.patch_ids) if number % 3]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def elevation(ds, covered, tmp_path_factory):
     return rc.write_layer(
         tmp_path_factory.mktemp("layer") / "elevation",
@@ -45,6 +41,6 @@ def elevation(ds, covered, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def attached(root, elevation):
     return rc.open(root, layers=[elevation.url])

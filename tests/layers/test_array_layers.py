@@ -19,6 +19,7 @@ from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from tests.batches import assert_same, samples
 from tests.layers.data import ELEVATION, EMBEDDING, NUM_PATCHES, elevation_of, elevations, embedding_of
+from tests.roots import synthetic_root
 
 
 def test_a_layer_is_a_modality_more(attached, covered):
@@ -257,8 +258,7 @@ def test_something_else_at_the_place_is_refused(ds, covered, tmp_path, root):
 
 
 def test_a_layer_of_another_root_is_refused(elevation, tmp_path):
-    source, official = open_source("synthetic:20")
-    build(make_plan(source, official, open_store(tmp_path / "other")))
+    synthetic_root(tmp_path / "other", 20)
 
     with pytest.raises(ConflictError, match="was made for the root"):
         rc.open(tmp_path / "other", layers=[elevation])
@@ -306,8 +306,7 @@ def test_a_flipped_bit_in_any_object_of_a_layer_is_found_when_it_is_read(ds, cov
 
 
 def test_a_map_as_a_layer_is_the_map_of_a_root_without_one(tmp_path):
-    source, official = open_source("synthetic:20")
-    build(make_plan(source, official, open_store(tmp_path / "whole")))
+    synthetic_root(tmp_path / "whole", 20)
     whole = rc.open(tmp_path / "whole")
     pixels = samples(whole.search(), modalities=["map"])
     whole.search().export_lmdb(tmp_path / "lmdb", modalities=["s2"])

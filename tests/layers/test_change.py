@@ -15,12 +15,13 @@ from reben_cloud.store import open_store
 from reben_cloud.torch import ModelInput, StreamLoader
 from tests.batches import samples
 from tests.layers.data import ELEVATION, elevation_of, elevations
+from tests.roots import synthetic_root
 
 
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("change") / "root"
-    build(make_plan(*open_source("synthetic:40"), open_store(folder)))
+    synthetic_root(folder, 40)
     return rc.open(folder)
 
 

@@ -20,14 +20,11 @@ from rasterio.transform import from_origin
 
 import reben_cloud as rc
 from reben_cloud import cli
-from reben_cloud.build import build, make_plan
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
 from tests import benge
 from tests.batches import assert_same, samples
 from tests.commands import check_command
 from tests.layers.data import NUM_PATCHES
+from tests.roots import synthetic_root
 
 
 class Ended(NamedTuple):
@@ -139,6 +136,7 @@ def test_a_raster_is_made_a_layer_and_run_again_it_is_left(options, tmp_path):
     assert layer.modality.tensors[0].units == "m"
 
 
+@pytest.mark.slow
 def test_bars_are_on_stderr_alone(options):
     """On a terminal for stderr, stdout has the answer and no part of a bar."""
     leader, follower = pty.openpty()
@@ -222,10 +220,7 @@ def test_tables_are_made_layers(ben_ge, ds, root, tmp_path):
 
 
 def test_a_layer_is_made_for_another_root(elevation, attached, tmp_path):
-    source, official = open_source("synthetic:40")
-    build(
-        make_plan(source, official, open_store(tmp_path / "less"), options=PlacementOptions(shard_samples=16))
-    )
+    synthetic_root(tmp_path / "less", 40, shard_samples=16)
     less = rc.open(tmp_path / "less")
 
     said = run(

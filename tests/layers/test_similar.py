@@ -6,15 +6,22 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud import cli
-from reben_cloud.errors import NotFoundError
+from reben_cloud.errors import ChecksumError, NotFoundError
+from reben_cloud.layers import publish, table
 from reben_cloud.ranking.suspects import suspects
+from reben_cloud.root import layout
 from reben_cloud.root.grouped import GroupedTable
-from tests.layers.data import embedding_of
+from reben_cloud.root.layer_manifest import LayerManifest
+from reben_cloud.schema import TensorSpec
+from reben_cloud.serve.layers import embeddings_of
+from reben_cloud.store import open_store
+from tests.layers.data import EMBEDDING, embedding_of
 
 
 def vectors_column(values, dtype):
@@ -252,3 +259,156 @@ def test_wrong_usage_of_both_is_said(root, layers, covered):
         done = run(*arguments)
         assert done.exit_code == 2
         assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def stands_as_in_memory(layer):
+    """Whether each row group's vectors are read without decoding."""
+    groups = range(len(layer.rows.group_starts) - 1)
+    return [layer.rows.vectors_once(group, "vector") is not None for group in groups]
+
+
+def embedding_layer(ds, folder, ids, values, kind):
+    column = pa.array([None if v is None else v.tolist() for v in values], kind)
+    return rc.write_table(folder, ds, name="emb", table=pa.table({"patch_id": ids, "vector": column}))
+
+
+@pytest.mark.parametrize("dtype", [pa.float16(), pa.float32(), pa.float64(), pa.int32(), pa.uint64()])
+def test_vectors_stand_in_the_file_as_any_reader_of_parquet_finds_them(ds, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(table, "MOST_BYTES", 25 * 24 * dtype.bit_width // 8)
+    ids, kind = ds.selection.patch_ids, pa.list_(dtype, 24)
+    values = [np.abs(np.round(100 * embedding_of(i))).astype(dtype.to_pandas_dtype()) for i in ids]
+
+    layer = embedding_layer(ds, tmp_path / "emb", ids, values, kind)
+
+    assert stands_as_in_memory(layer) == [True, True, True]  # 25, 25 and 10 rows
+    read = np.concatenate([layer.rows.vectors_once(group, "vector") for group in range(3)])
+    assert read.dtype == values[0].dtype
+    np.testing.assert_array_equal(read, values)
+    table_read = pq.read_table(tmp_path / "emb" / "rows.parquet", page_checksum_verification=True)
+    np.testing.assert_array_equal(table_read.column("vector").to_pylist(), values)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        pytest.param(lambda v: None, pa.float32(), id="a list is null"),
+        pytest.param(lambda v: v * np.nan, pa.float32(), id="a number is null"),
+        pytest.param(lambda v: v, pa.int8(), id="parquet has no such numbers"),
+    ],
+)
+def test_vectors_that_do_not_stand_so_are_decoded(ds, root, tmp_path, spoil, kind):
+    ids = ds.selection.patch_ids
+    values = [np.round(10 * embedding_of(i)) for i in ids]
+    column = pa.array([v.tolist() for v in values], pa.list_(kind, 24))
+    spoilt = spoil(values[7])
+    lists = column.to_pylist()
+    lists[7] = None if spoilt is None else [None if np.isnan(x) else x for x in spoilt.tolist()]
+    column = pa.array(lists, pa.list_(kind, 24))
+
+    layer = rc.write_table(
+        tmp_path / "emb", ds, name="emb", table=pa.table({"patch_id": ids, "vector": column})
+    )
+
+    assert stands_as_in_memory(layer) == [False]
+    some = [i for i in ids if i != ids[7]]
+    found = rc.open(root, layers=[layer.url]).search(ids=some).nearest(ids[3], k=5, metric="l2")
+    distances = np.linalg.norm(np.stack(values) - values[3], axis=1)
+    distances[[3, 7]] = np.inf
+    assert found.selection.patch_ids == [ids[at] for at in np.argsort(distances, kind="stable")[:5]]
+
+
+def test_a_layer_of_before_is_read_by_decoding(ds, root, covered, tmp_path):
+    rows = pa.table(
+        {"patch_id": covered, "vector": vectors_column([embedding_of(i) for i in covered], pa.float16())}
+    )
+    data, seal = publish.encode_table([rows], rows.schema, row_group_rows=16)
+    store = open_store(tmp_path)
+    store.put(layout.ROWS, data)
+    manifest = LayerManifest.of(
+        kind="one",
+        name="emb",
+        fingerprint=ds.manifest.fingerprint,
+        num_patches=len(ds),
+        coverage=len(covered),
+        num_rows=len(covered),
+        rows=seal,
+    )
+    layer = publish.commit(store, manifest, {})
+
+    found = rc.open(root, layers=[layer.url]).selection.nearest(embedding_of(covered[5]), k=7)
+
+    assert stands_as_in_memory(layer) == [False] * 3
+    assert found.selection.patch_ids == expected(covered, embedding_of(covered[5]), "cosine", k=7)[0]
+
+
+def test_every_byte_of_the_vectors_is_compared(ds, root, tmp_path):
+    ids = ds.selection.patch_ids
+    kind = pa.list_(pa.float16(), 24)
+    layer = embedding_layer(ds, tmp_path / "emb", ids, [embedding_of(i) for i in ids], kind)
+    file = tmp_path / "emb" / "rows.parquet"
+    whole = file.read_bytes()
+    first = whole.index(embedding_of(ids[0]).tobytes())
+
+    for at in (first, first + 1000, first + 60 * 24 * 2 - 1):
+        damaged = bytearray(whole)
+        damaged[at] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(ChecksumError, match=r"column vector\.list\.element of row group 0"):
+            rc.open(root, layers=[layer.url]).selection.nearest(ids[0])
+
+
+@pytest.fixture(scope="module")
+def array_layer(ds, covered, tmp_path_factory):
+    """The same embeddings of two of three patches as tensors, beside one that is no vector of floats."""
+    number = TensorSpec(name="number", shape=(1,), dtype="int16")
+    return rc.write_layer(
+        tmp_path_factory.mktemp("array") / "emb",
+        ds,
+        name="emb",
+        tensors=[EMBEDDING, number],
+        patches=[(i, {"vector": embedding_of(i), "number": np.ones(1, np.int16)}) for i in covered],
+    )
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_vectors_in_an_array_layer_are_compared_alike(root, array_layer, covered, metric):
+    selection = rc.open(root, layers=[array_layer.url]).selection
+
+    found = selection.nearest(covered[7], k=9, metric=metric)
+
+    ids, scores = expected([i for i in covered if i != covered[7]], embedding_of(covered[7]), metric, k=9)
+    assert (found.column, found.selection.patch_ids) == ("emb:vector", ids)
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
+    assert found.num_left_out == 60 - len(covered)
+    some = selection.dataset.search(ids=covered[30:4:-3], ids_order=True)
+    query = embedding_of(covered[0])
+    assert (
+        some.nearest(query, k=100).selection.patch_ids
+        == expected(covered[30:4:-3], query, "cosine", k=100)[0]
+    )
+
+
+def test_an_export_that_took_them_along_has_the_same_neighbours(root, array_layer, covered, tmp_path):
+    selection = rc.open(root, layers=[array_layer.url]).selection
+    selection.export_lmdb(tmp_path / "lmdb", modalities=["emb"])
+
+    found = rc.open(tmp_path / "lmdb").selection.nearest(covered[3], column="emb:vector", k=6)
+
+    same = selection.nearest(covered[3], k=6)
+    assert found.selection.patch_ids == same.selection.patch_ids
+    np.testing.assert_array_equal(found.scores, same.scores)
+    assert found.num_left_out == same.num_left_out
+
+
+def test_what_an_array_layer_lacks_is_named(root, ds, array_layer, covered):
+    dataset = rc.open(root, layers=[array_layer.url])
+    lacking = next(i for i in ds.selection.patch_ids if i not in covered)
+
+    with pytest.raises(NotFoundError, match=f"no emb:vector of {lacking}: name a patch that has one"):
+        dataset.selection.nearest(lacking)
+    with pytest.raises(ValueError, match="'emb:number'"):
+        dataset.selection.nearest(covered[0], column="emb:number")
+    with pytest.raises(ValueError, match="emb:vector has 24 numbers a patch"):
+        dataset.selection.suspects("emb:vector")
+    rows = [ds.selection.patch_ids.index(i) for i in (lacking, covered[0])]
+    assert [embeddings_of(dataset, row) for row in rows] == [[], ["emb:vector"]]

@@ -14,24 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
 from reben_cloud.layers import sorting
 from reben_cloud.layers.table import LEAST_ROWS, MOST_ROWS, cut_groups
-from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
-
-NUM_PATCHES = 60
-
-
-@pytest.fixture(scope="module")
-def ds(tmp_path_factory):
-    """A root of 60 synthetic patches in shards of 16."""
-    folder = tmp_path_factory.mktemp("tables") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder), options=PlacementOptions(shard_samples=16)))
-    return rc.open(folder)
+from tests.layers.data import NUM_PATCHES
 
 
 @pytest.fixture(scope="module")

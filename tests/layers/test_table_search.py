@@ -11,25 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
-from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.search import fitting
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
+from tests.layers.data import NUM_PATCHES
 
 pytest.importorskip("cql2")
 
-NUM_PATCHES = 60
 TYPES = ("binary", "mcq", "captioning")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A root of 60 synthetic patches in shards of 16."""
-    folder = tmp_path_factory.mktemp("search") / "root"
-    source, official = open_source(f"synthetic:{NUM_PATCHES}")
-    build(make_plan(source, official, open_store(folder), options=PlacementOptions(shard_samples=16)))
-    return folder
 
 
 @pytest.fixture(scope="module")

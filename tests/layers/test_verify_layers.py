@@ -12,16 +12,15 @@ from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud import cli
-from reben_cloud.build import build, make_plan
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.verify import verify, verify_layer
+from reben_cloud.formats import tar
 from reben_cloud.layers.describe import fill_payload
 from reben_cloud.root import layout
 from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.root.objects import Objects, WrittenObject
-from reben_cloud.sources.recognise import open_source
-from reben_cloud.store import open_store
 from tests.layers.data import ELEVATION, elevations, write_table_layer
+from tests.roots import synthetic_root
 
 
 def run(*arguments):
@@ -109,7 +108,7 @@ def resealed(folder, **changes):
         WrittenObject.of(p.relative_to(folder).as_posix(), p.read_bytes(), is_shard=p.suffix == ".tar")
         for p in sorted(paths)
     ]
-    objects = Objects(written).encode()
+    objects = Objects.of(written).encode()
     (folder / "objects.parquet").write_bytes(objects)
     document |= {"objects_sha256": hashlib.sha256(objects).hexdigest(), **changes}
     (folder / "layer.json").write_bytes(LayerManifest(document).to_bytes())
@@ -120,7 +119,7 @@ def test_records_that_changed_places_are_found_by_decoding_them(copied, elevatio
     shard = next(copied.glob("shards/*/*/*.tar"))
     modality = elevation.modality
     data = bytearray(shard.read_bytes())
-    size, payload = len(data) // 16, modality.payload_bytes  # a record is header, payload, header, JSON
+    size, payload = tar.record_bytes(modality), modality.payload_bytes
     one, other = 512 + 1 * size, 512 + 2 * size
     data[one : one + payload], data[other : other + payload] = (
         data[other : other + payload],
@@ -160,7 +159,7 @@ def test_a_lacking_patch_that_has_something_is_found(copied, elevation, covered,
         ({"coverage": 41}, "coverage is 41, and 40 by the tables"),
         ({"groups": {"train": 60}}, "groups is {'train': 60}"),
         ({"shard_samples": 15}, "does not have one patch for each row of"),
-        ({"num_patches": 61}, "num_patches is 61, and 60"),
+        ({"num_patches": 61, "num_rows": 61}, "has 60 rows and layer.json says 61"),
         ({"statistics": {}}, "statistics is []"),
         (
             {"statistics": {"dem": {"mean": 1, "std": 2, "min": 3, "max": 4, "count": 5}}},
@@ -175,8 +174,7 @@ def test_what_a_layer_says_is_derived_again(copied, ds, changes, message):
 
 
 def test_a_layer_of_another_root_is_told(elevation, tmp_path):
-    source, official = open_source("synthetic:20")
-    build(make_plan(source, official, open_store(tmp_path / "other")))
+    synthetic_root(tmp_path / "other", 20)
 
     text = verify_layer(elevation, root=rc.open(tmp_path / "other")).to_text()
 
@@ -184,9 +182,7 @@ def test_a_layer_of_another_root_is_told(elevation, tmp_path):
 
 
 def test_rows_of_another_root_with_the_fingerprint_of_this_one_are_found(copied, ds, tmp_path):
-    source, official = open_source("synthetic:60")
-    plan = make_plan(source, official, open_store(tmp_path / "other"))
-    build(plan)
+    synthetic_root(tmp_path / "other", 60)
     other = rc.open(tmp_path / "other")  # in shards of another size
 
     layer = resealed(copied, fingerprint=other.manifest.fingerprint)
@@ -228,6 +224,7 @@ def test_info_describes_a_layer(elevation, root):
     assert json.loads(run("info", elevation.url, "--json").stdout)["name"] == "elevation"
 
 
+@pytest.mark.slow
 def test_layers_are_searched_streamed_and_exported_by_the_commands(elevation, root, tmp_path):
     found = run("search", root, "--layer", elevation.url, "--format", "geojson", "--limit", 3).stdout
     run("stream", root, "--layer", elevation.url, "--modality", "elevation", "--batch-size", 8)
@@ -238,6 +235,7 @@ def test_layers_are_searched_streamed_and_exported_by_the_commands(elevation, ro
     assert rc.open(tmp_path / "a").modalities == ("elevation",)
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_at_a_layer(copied):
     found = [f for f in diagnose(str(copied)) if f.subject == "layer"]
     assert [f.level for f in found] == ["ok"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 import rasterio
-from rasterio.enums import Resampling
+import rasterio.shutil
+import rioxarray
 from rasterio.transform import from_origin
-from rasterio.vrt import WarpedVRT
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
@@ -23,20 +24,11 @@ from reben_cloud.store import open_store
 from tests import benge
 from tests.batches import samples
 from tests.layers.data import NUM_PATCHES
+from tests.layers.rasters import warped, write_tif
 from tests.test_invented_root import Surveys, metadata_of
 
 STEP = 0.02
 """Degrees along a pixel of the raster over all patches."""
-
-
-def write_tif(path, pixels, transform, *, crs="EPSG:4326", **options):
-    pixels = pixels[None] if pixels.ndim == 2 else pixels
-    with rasterio.open(
-        path, "w", driver="GTiff", count=len(pixels), height=pixels.shape[1], width=pixels.shape[2],
-        dtype=pixels.dtype.name, crs=crs, transform=transform, **options,
-    ) as file:  # fmt: skip
-        file.write(pixels)
-    return path
 
 
 def over_europe(path, *, east=32.0, count=1, dtype="int16", **options):
@@ -44,18 +36,6 @@ def over_europe(path, *, east=32.0, count=1, dtype="int16", **options):
     shape = (count, round(32 / STEP), round((east + 10) / STEP))
     pixels = np.random.default_rng(5).integers(1, 2000, shape).astype(dtype)
     return write_tif(path, pixels, from_origin(-10, 68.5, STEP, STEP), **options)
-
-
-def warped(path, square, *, resampling, pixel_m, side_m=1200, **options):
-    size = round(side_m / pixel_m)
-    with (
-        rasterio.open(path) as file,
-        WarpedVRT(
-            file, crs=f"EPSG:{square.epsg}", transform=from_origin(square.left, square.top, pixel_m, pixel_m),
-            width=size, height=size, resampling=Resampling[resampling], **options,
-        ) as view,
-    ):  # fmt: skip
-        return view.read()
 
 
 def contents(folder):
@@ -153,6 +133,7 @@ def test_bands_are_tensors_of_one_array(root, ds, tmp_path):
         np.testing.assert_array_equal(found[patch_id]["era"], want[[2, 1]])
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_layer(ds, tmp_path):
     path = over_europe(tmp_path / "dem.tif")
     options = {"name": "height", "resampling": "cubic", "pixel_m": 60, "scratch": tmp_path}
@@ -207,6 +188,73 @@ def test_a_raster_that_was_written_again_is_another_layer(ds, tmp_path):
     over_europe(path, dtype="int16", nodata=0)
     with pytest.raises(ConflictError, match="with another provenance"):
         write_raster_layer(tmp_path / "layer", ds, path, **options)
+
+
+def written_back(path, change):
+    """Write other bytes of the same number to a file, and give it the time it had."""
+    stat, data = path.stat(), path.read_bytes()
+    path.write_bytes(change(data))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == len(data)
+
+
+def last_flipped(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("form", ["tif", "vrt", "zarr", "folder"])
+def test_inputs_with_size_and_time_set_again_are_other_inputs(ds, dem, official, tmp_path, form):
+    options = {"name": "height", "scratch": tmp_path / "scratch"}
+    path = changed = over_europe(tmp_path / "dem.tif")
+    if form == "vrt":
+        path = tmp_path / "dem.vrt"
+        with rasterio.open(changed) as file, WarpedVRT(file) as view:
+            rasterio.shutil.copy(view, path, driver="VRT")
+    elif form == "zarr":
+        path = tmp_path / "dem.zarr"
+        with rioxarray.open_rasterio(changed) as raster:
+            raster.attrs.clear()
+            raster.rename("dem").to_dataset().to_zarr(path, zarr_format=2)
+        changed = path / "dem" / ".zarray"
+    elif form == "folder":
+        path, changed = dem, dem / tif_of(official, 0)
+
+    def make():
+        if form == "folder":
+            return write_folder_layer(tmp_path / "layer", ds, path, allow_missing=3, **options)
+        return write_raster_layer(tmp_path / "layer", ds, path, resampling="nearest", pixel_m=60, **options)
+
+    layer = make()
+    assert make().manifest == layer.manifest
+    data = changed.read_bytes()
+    if form == "zarr":  # which must stay JSON
+        written_back(changed, lambda old: old.replace(b"{\n", b"{ ", 1))
+    else:
+        written_back(changed, last_flipped)
+    assert changed.read_bytes() != data
+
+    with pytest.raises(ConflictError, match="with another provenance"):
+        make()
+
+
+@pytest.mark.parametrize("form", ["raster", "folder"])
+def test_inputs_that_change_while_a_layer_is_made_of_them_are_told(ds, dem, official, tmp_path, form):
+    path = over_europe(tmp_path / "dem.tif") if form == "raster" else dem
+    options = {"name": "height", "scratch": tmp_path / "scratch"}
+
+    def progress(items, total, what):
+        for number, item in enumerate(items):
+            if what == "patches" and number == 30:
+                written_back(path if form == "raster" else dem / tif_of(official, 0), last_flipped)
+            yield item
+
+    options |= {"progress": progress}
+    options |= {"allow_missing": 3} if form == "folder" else {"resampling": "nearest", "pixel_m": 60}
+    make = write_folder_layer if form == "folder" else write_raster_layer
+
+    with pytest.raises(SourceError, match=r"changed while a layer was made of it; remove what was begun"):
+        make(tmp_path / "layer", ds, path, **options)
+    assert_not_published(tmp_path / "layer")
 
 
 def test_rasters_that_cannot_be_placed_are_refused(ds, tmp_path):

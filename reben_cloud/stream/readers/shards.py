@@ -105,6 +105,7 @@ class ShardReader:
         layout: What pixels batches have.
         cache: Disk cache of a remote root.
         kept: Where whole shards are kept in memory; None for nowhere.
+        uses: How often a shard in that cache is expected to save what is asked for at one time.
         keep: Buffers of each modality that are kept for the next shards.
     """
 
@@ -119,6 +120,7 @@ class ShardReader:
         layout: Layout,
         cache: ShardCache | None = None,
         kept: KeptShards | None = None,
+        uses: int = CACHED_USES,
         keep: int,
     ) -> None:
         self._modalities = {m.name: m for m in modalities}
@@ -132,6 +134,7 @@ class ShardReader:
         self._counters = counters
         self._cache = None if store.is_local else cache
         self._kept = kept
+        self._uses = 1 if self._cache is None and kept is None else uses
         # A group's last shard is smaller, and goes to the smallest buffer that holds it.
         most = int(places.num_samples.max(initial=0))
         self._pools = [
@@ -280,8 +283,7 @@ class ShardReader:
         return self._kept.get(checksum, nbytes, lambda: self._download(wanted.path))
 
     def _ranges(self, wanted: _Wanted, rising: Ints) -> list[tuple[int, int]] | None:
-        uses = 1 if self._cache is None and self._kept is None else CACHED_USES
-        return plan_ranges(rising, wanted.modality, wanted.num_samples, uses=uses)
+        return plan_ranges(rising, wanted.modality, wanted.num_samples, uses=self._uses)
 
     # -- in memory ---------------------------------------------------------------------------------
 
