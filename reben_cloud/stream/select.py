@@ -228,7 +228,7 @@ def open_reader(
     cache_bytes: int | None,
     keep: int,
     layout: Layout = "arrays",
-    memory_bytes: int = 0,
+    kept: KeptShards | None = None,
     uses: int = CACHED_USES,
 ) -> Reader:
     """The reader of the form in which the samples are wanted; array layers are read from their shards.
@@ -247,10 +247,7 @@ def open_reader(
         raise ValueError(f"layout must be 'arrays' or 'records', got {layout!r}")
     if cache_bytes is not None and cache_dir is None:
         raise ValueError("cache_bytes bounds the files in cache_dir, which is not given")
-    if memory_bytes and cache_dir is not None:
-        raise ValueError("memory_bytes keeps shards in memory and cache_dir on a disk: give one of them")
     cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
-    kept = KeptShards(memory_bytes) if memory_bytes else None
     own = tuple(m for m in stored.modalities if m.name not in dataset.layers)
     readers: list[Reader] = (
         [

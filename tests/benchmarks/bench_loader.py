@@ -18,6 +18,7 @@ DataLoader workers are left out for everybody: above 3,000 samples/s their hand-
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -273,22 +274,8 @@ def floor_take(
     One buffer stays in the processor's cache. With as many in turn as a loader has that fills batches
     ahead and leaves the last ones alone, every batch goes to memory.
     """
-    from reben_cloud.bigearthnet.reben import REBEN
-    from reben_cloud.formats.tar import record_bytes, records
-
-    record = sum(map(record_bytes, REBEN.modalities))
-    views = {modality.name: [] for modality in REBEN.modalities}
-    for path in sorted(root.glob("shards/*/s2/*.tar")):
-        for m in views:
-            views[m].append(
-                records(
-                    REBEN.modality(m),
-                    Path(str(path).replace("/s2/", f"/{m}/").replace("-s2-", f"-{m}-")).read_bytes(),
-                )
-            )
-    whole = np.concatenate([np.concatenate(v) for v in views.values()], axis=1)
-    assert whole.shape[1] == record
-    ring = [np.zeros((BATCH, record), np.uint8) for _ in range(buffers)]
+    whole = _records_of(root)
+    ring = [np.zeros((BATCH, whole.shape[1]), np.uint8) for _ in range(buffers)]
     rng = np.random.default_rng(0)
 
     def epoch() -> int:
@@ -303,6 +290,22 @@ def floor_take(
         return len(order)
 
     return epoch
+
+
+@functools.cache
+def _records_of(root: Path) -> np.ndarray[Any, Any]:
+    """All records, those of a sample side by side, in anonymous memory; once for all floors."""
+    from reben_cloud.bigearthnet.reben import REBEN
+    from reben_cloud.formats.tar import record_bytes, records
+
+    sizes = [record_bytes(modality) for modality in REBEN.modalities]
+    paths = {m.name: sorted(root.glob(f"shards/*/{m.name}/*.tar")) for m in REBEN.modalities}
+    counts = [len(records(REBEN.modality("map"), path.read_bytes())) for path in paths["map"]]
+    whole = np.empty((sum(counts), sum(sizes)), np.uint8)
+    for modality, stop, size in zip(REBEN.modalities, np.cumsum(sizes), sizes, strict=True):
+        for path, end, count in zip(paths[modality.name], np.cumsum(counts), counts, strict=True):
+            whole[end - count : end, stop - size : stop] = records(modality, path.read_bytes())
+    return whole
 
 
 LOADERS: dict[str, Callable[..., Callable[[], int]]] = {
