@@ -1,5 +1,7 @@
 """`tests/gpu/check.py` in its reduced form: what it asks of a GPU, asked of the CPU."""
 
+# ruff: noqa: F811 - a fixture is imported from the tests of the raw loader
+
 import json
 import subprocess
 import sys
@@ -7,15 +9,29 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_stream import root  # noqa: F401
+
 pytest.importorskip("timm")
 
 
 @pytest.mark.slow
-def test_the_check_of_a_gpu_runs_on_a_cpu(tmp_path):
+@pytest.mark.timeout(900)
+def test_the_check_of_a_gpu_runs_on_a_cpu(root, tmp_path):
     result = tmp_path / "result.json"
 
     done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.check", "--device", "cpu", "--small", "--json", result],
+        [
+            sys.executable,
+            "-m",
+            "tests.gpu.check",
+            "--device",
+            "cpu",
+            "--small",
+            "--root",
+            root,
+            "--json",
+            result,
+        ],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

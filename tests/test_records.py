@@ -2,6 +2,8 @@
 
 # ruff: noqa: F811 - fixtures are imported from the tests of the raw loader
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,15 +12,17 @@ from hypothesis import strategies as st
 import reben_cloud as rc
 from reben_cloud.bigearthnet.bands import BAND_SETS
 from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError
 from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
 from reben_cloud.hosted.publish import index_hosted
+from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.gather import Slot, copies_of, samples_of
 from reben_cloud.stream.payloads import InFile
 from tests.layers.data import ELEVATION, elevations
-from tests.test_invented_root import REEFS, schemas
+from tests.test_invented_root import REEFS, Noise, metadata_of, schemas
 from tests.test_stream import NUM_PATCHES, epoch_of, root, same, selection, truth  # noqa: F401
 from tests.test_stream_memory import flip, memory_copy, own_root, remote  # noqa: F401
 
@@ -275,3 +279,28 @@ def test_a_batch_of_records_without_the_modality_is_refused(selection):
 def test_wrong_layouts_are_refused(selection):
     with pytest.raises(ValueError, match="layout must be 'arrays' or 'records', got 'rows'"):
         RawLoader(selection, layout="rows")
+
+
+# -- what it costs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["arrays", "records"])
+def test_the_python_around_a_sample_takes_microseconds(small_payloads, layout):
+    """Payloads of 92 bytes: nothing is left to measure but what a sample costs whatever is in it."""
+    loader = StreamLoader(small_payloads.search(), batch_size=64, prefetch=32, layout=layout)
+    costs = []
+    for _ in range(8):
+        begin = time.process_time()
+        count = sum(len(batch["index"]) for batch in loader)
+        costs.append((time.process_time() - begin) / count)
+
+    assert min(costs) < 20e-6, "processor seconds a sample; 6 to 8 us of an idle machine's"
+
+
+@pytest.fixture(scope="module")
+def small_payloads(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "root"
+    source = Noise(schema=REEFS.only(["words"]))
+    build(make_plan(source, metadata_of(4096), open_store(folder)))
+    return rc.open(folder)

@@ -692,3 +692,54 @@ def test_a_vandal_is_met_with_right_pixels_or_clear_errors(own_root, truth, tmp_
         assert not result["errors"], "what a cache lost is fetched again"
     else:
         assert result["errors"]
+
+
+# -- shards kept in memory ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["arrays", "records"])
+@pytest.mark.parametrize("where", ["folder", "remote"])
+def test_what_is_kept_in_memory_is_read_once(root, remote, truth, where, layout):
+    chosen = rc.open(root).search() if where == "folder" else remote
+    loader = RawLoader(chosen, batch_size=16, memory_bytes=10**9, layout=layout, lanes=1)
+    first = epoch_of(loader)
+    read = loader.stats().bytes_read
+    later = [batch for _ in range(2) for batch in epoch_of(loader)]
+
+    assert loader.stats().bytes_read == read > 0
+    if layout == "arrays":
+        check_pixels(first + later, truth)
+    for batches in (first, later[: len(first)], later[len(first) :]):
+        assert sorted(np.concatenate([batch["index"] for batch in batches])) == list(range(NUM_PATCHES))
+
+
+def test_what_does_not_fit_in_memory_is_read_as_ever(root, truth):
+    folder = rc.open(root).search()
+    sizes = [path.stat().st_size for path in root.glob("shards/*/*/*.tar")]
+    loader = RawLoader(folder, batch_size=16, memory_bytes=sum(sizes) // 2, lanes=1)
+    epoch_of(loader)
+    first = loader.stats().bytes_read
+
+    check_pixels(epoch_of(loader), truth)
+
+    assert 0 < loader.stats().bytes_read - first < 0.8 * sum(sizes)
+    assert sum(data.nbytes for data in loader._reader._kept._shards.values()) <= sum(sizes) // 2
+
+
+def test_what_is_kept_no_file_can_change(own_root, truth):
+    loader = RawLoader(rc.open(own_root).search(), batch_size=16, memory_bytes=10**9, lanes=1)
+    epoch_of(loader)
+    for path in own_root.glob("shards/*/*/*.tar"):
+        flip(path)
+
+    check_pixels(epoch_of(loader), truth)
+
+    with pytest.raises(ChecksumError, match=r"\.tar: the .* bytes read are not .*xxh3 differs"):
+        epoch_of(RawLoader(rc.open(own_root).search(), batch_size=16, memory_bytes=10**9))
+
+
+def test_memory_and_a_folder_are_not_both_for_shards(remote, tmp_path):
+    with pytest.raises(ValueError, match="give one of them"):
+        RawLoader(remote, memory_bytes=10**9, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="memory_bytes must not be negative, got -1"):
+        RawLoader(remote, memory_bytes=-1)

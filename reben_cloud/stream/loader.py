@@ -24,6 +24,7 @@ from reben_cloud.stream.delivered import Delivered
 from reben_cloud.stream.epoch import Entries, EpochSamples
 from reben_cloud.stream.expected import Expected, expect_epoch
 from reben_cloud.stream.gather import Arrays, BatchBuffers, Layout, LentBatches, samples_of
+from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.mixed import open_reader_of, stored_of
 from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
@@ -82,6 +83,9 @@ class RawLoader:
         gather_threads: Threads that fill batches.
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
+        memory_bytes: Most bytes of whole shards, local or remote, that are kept in the memory of this process once
+            they were read and verified. Later epochs copy from there, at half the cost of files in the page cache;
+            what does not fit is read as ever.
         form: ``shards`` or ``zarr``; an LMDB export is always read as what it is.
         layout: ``arrays``, or ``records``: a batch then has, for each modality under its name, the payloads as they
             are stored, uint8 [B, payload_bytes] (rows of padding are zeros), in place of the pixel arrays. It is a
@@ -122,6 +126,7 @@ class RawLoader:
         gather_threads: int = 2,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         bands: Sequence[str] | None = None,
@@ -169,6 +174,9 @@ class RawLoader:
         self._resident = lanes_here * window + (lanes_here * window if prefetch is None else prefetch)
         if self._resident < lanes_here * window:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
+        if memory_bytes and cache_dir is not None:
+            raise ValueError("memory_bytes keeps shards in memory and cache_dir on a disk: give one of them")
+        self._memory_bytes = memory_bytes
         self._window = window
         self._reader: Reader = open_reader_of(
             stored,
@@ -178,6 +186,7 @@ class RawLoader:
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             keep=self._resident,
+            kept=KeptShards(memory_bytes) if memory_bytes else None,
         )
         if self._steps.shares_lanes and not rank and not stored.is_local:
             _say_shared(lanes, world_size, int(lanes_read.sum()))
@@ -385,7 +394,7 @@ class RawLoader:
             self._resume_at,
             epoch=self.epoch,
             max_blocks=-(-self._resident // self._window),
-            other_bytes=batches + self._stored.nbytes,
+            other_bytes=batches + self._stored.nbytes + self._memory_bytes,
         )
 
     def stats(self) -> StreamStats:

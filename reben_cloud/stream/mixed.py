@@ -16,6 +16,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy
 from reben_cloud.stream.columns import Columns
 from reben_cloud.stream.gather import Layout
+from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.payloads import Part
 from reben_cloud.stream.readers.base import Cost, Counters, Places, Reader
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
@@ -116,6 +117,7 @@ def open_reader_of(
     cache_dir: str | os.PathLike[str] | None,
     cache_bytes: int | None,
     keep: int,
+    kept: KeptShards | None,
 ) -> Reader:
     """The reader of what is streamed; arguments and errors are those of `open_reader`."""
     members = stored.members if isinstance(stored, MixedSelection) else (stored,)
@@ -128,6 +130,7 @@ def open_reader_of(
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             keep=keep,
+            kept=kept,
         )
         for member in members
     ]

@@ -29,6 +29,7 @@ from reben_cloud.schema import Modality, respelled
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.columns import BatchColumns, Columns
 from reben_cloud.stream.gather import Layout
+from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
@@ -235,6 +236,7 @@ def open_reader(
     cache_bytes: int | None,
     keep: int,
     layout: Layout = "arrays",
+    kept: KeptShards | None = None,
     uses: int = CACHED_USES,
 ) -> Reader:
     """The reader of the form in which the samples are wanted; array layers are read from their shards.
@@ -256,7 +258,11 @@ def open_reader(
     cache = ShardCache(cache_dir, cache_bytes) if cache_dir is not None else None
     own = tuple(m for m in stored.modalities if m.name not in dataset.layers)
     readers: list[Reader] = (
-        [_open_own(stored, own, counters, form=form, layout=layout, cache=cache, keep=keep, uses=uses)]
+        [
+            _open_own(
+                stored, own, counters, form=form, layout=layout, cache=cache, kept=kept, keep=keep, uses=uses
+            )
+        ]
         if own
         else []
     )
@@ -273,6 +279,7 @@ def open_reader(
                     counters,
                     layout=layout,
                     cache=cache,
+                    kept=kept,
                     keep=keep,
                     uses=uses,
                 )
@@ -288,6 +295,7 @@ def _open_own(
     form: Form,
     layout: Layout,
     cache: ShardCache | None,
+    kept: KeptShards | None,
     keep: int,
     uses: int,
 ) -> Reader:
@@ -343,6 +351,7 @@ def _open_own(
         counters,
         layout=layout,
         cache=cache,
+        kept=kept,
         keep=keep,
         uses=uses,
     )

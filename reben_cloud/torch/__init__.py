@@ -57,6 +57,8 @@ class ReadOptions(TypedDict, total=False):
     """Folder for whole shards of a remote root."""
     cache_bytes: int | None
     """Most bytes in that folder."""
+    memory_bytes: int
+    """Most bytes of whole shards that are kept in memory."""
     form: Form
     """``shards`` or ``zarr``."""
     layout: Layout
@@ -110,6 +112,7 @@ class StreamLoader:
         gather_threads: Threads that fill batches.
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
+        memory_bytes: Most bytes of whole shards that are kept in the memory of this process.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
         bands: Names of bands, to have these alone, such as ``("B04", "B03", "B02")``.
@@ -139,6 +142,7 @@ class StreamLoader:
         gather_threads: int = 2,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         bands: Sequence[str] | None = None,
@@ -172,6 +176,7 @@ class StreamLoader:
             gather_threads=gather_threads,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
+            memory_bytes=memory_bytes,
             form=form,
             layout=layout,
             bands=bands,
@@ -274,6 +279,7 @@ class StreamDataset(IterableDataset[Batch]):
         gather_threads: Threads of a worker that fill batches.
         cache_dir: Folder for whole shards of a remote root; may be shared by processes.
         cache_bytes: Most bytes in that folder; None for no bound.
+        memory_bytes: Most bytes of whole shards that are kept in the memory of this process.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
         bands: Names of bands, to have these alone.
@@ -299,6 +305,7 @@ class StreamDataset(IterableDataset[Batch]):
         gather_threads: int = 2,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         bands: Sequence[str] | None = None,
@@ -319,6 +326,7 @@ class StreamDataset(IterableDataset[Batch]):
             "gather_threads": gather_threads,
             "cache_dir": cache_dir,
             "cache_bytes": cache_bytes,
+            "memory_bytes": memory_bytes,
             "form": form,
             "layout": layout,
             "bands": bands,

@@ -53,6 +53,10 @@ class Check:
     batch_size: int
     steps: int
     """Steps of a timed loop."""
+    rounds: int
+    """Timed loops of each kind, in turn."""
+    num_evaluated: int
+    """Patches that are predicted on both devices."""
     architecture: str
     found: list[dict[str, Any]] = field(default_factory=list)
 
@@ -179,7 +183,9 @@ def copies(check: Check) -> None:
         def bare(one: Batch = one) -> object:
             return {name: values.to(check.device, non_blocking=True) for name, values in one.items()}
 
-        rounds = [(check.seconds(bare), check.seconds(lambda b=batches: next(b))) for _ in range(3)]
+        rounds = [
+            (check.seconds(bare), check.seconds(lambda b=batches: next(b))) for _ in range(check.rounds)
+        ]
         bare_s, ours_s = (statistics.median(column) for column in zip(*rounds, strict=True))
         figures = {
             "GB_s": round(nbytes(one) / ours_s / 1e9, 2),
@@ -221,7 +227,7 @@ def steps(check: Check) -> None:
         resident = {key: values.clone() for key, values in next(batches).items()}
         rounds = [
             (check.seconds(lambda r=resident: step(r)), check.seconds(lambda b=batches: step(next(b))))
-            for _ in range(3)
+            for _ in range(check.rounds)
         ]
         resident_s, fed_s = (statistics.median(column) for column in zip(*rounds, strict=True))
         ratio = statistics.median(fed / kept for kept, fed in rounds)
@@ -243,7 +249,7 @@ def evaluation(check: Check) -> None:
     torch.manual_seed(0)
     spec = ModelSpec(architecture="resnet18", bands=tuple(BAND_SETS[BANDS]))
     model = create_model(spec)
-    some = rc.open(check.root).search(split="test", sample=256)
+    some = rc.open(check.root).search(split="test", sample=check.num_evaluated)
     here = evaluate(model, spec, some, Compute(device=torch.device("cpu")), batch_size=64)
     there = evaluate(model.to(check.device), spec, some, Compute(device=check.device), batch_size=64)
     worst = float((here.probabilities - there.probabilities).abs().max())
@@ -289,7 +295,7 @@ def main() -> int:
         parser.error("PyTorch sees no CUDA device; --device cpu --small runs what a CPU can")
     patches, batch_size, num_steps, architecture = (4096, 256, 30, "resnet50")
     if arguments.small:
-        patches, batch_size, num_steps, architecture = (120, 16, 2, "resnet18")
+        patches, batch_size, num_steps, architecture = (120, 8, 1, "resnet18")
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.root or build_root(Path(folder), patches)
         pipe, other = multiprocessing.Pipe()
@@ -302,6 +308,8 @@ def main() -> int:
             remote=arguments.remote or pipe.recv(),
             batch_size=batch_size,
             steps=num_steps,
+            rounds=1 if arguments.small else 3,
+            num_evaluated=16 if arguments.small else 256,
             architecture=architecture,
         )
         name = torch.cuda.get_device_name(device) if check.is_cuda else "cpu"

@@ -29,11 +29,12 @@ from reben_cloud.schema import Buffer, Modality
 from reben_cloud.store import Store, Tries
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.gather import BufferPool, Layout, copies_of
+from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.payloads import InFile, InMemory, Part, Payloads
 from reben_cloud.stream.readers.base import Cost, Counters, Places, persistently
 
 CACHED_USES = 4
-"""Epochs over which a shard in the disk cache is expected to pay; a training run has more."""
+"""Epochs over which a shard in the disk cache, or kept in memory, is expected to pay; a training run has more."""
 
 
 def plan_ranges(
@@ -104,6 +105,7 @@ class ShardReader:
         counters: Where to count.
         layout: What pixels batches have.
         cache: Disk cache of a remote root.
+        kept: Where whole shards are kept in memory; None for nowhere.
         uses: How often a shard in that cache is expected to save what is asked for at one time.
         keep: Buffers of each modality that are kept for the next shards.
     """
@@ -118,6 +120,7 @@ class ShardReader:
         *,
         layout: Layout,
         cache: ShardCache | None = None,
+        kept: KeptShards | None = None,
         uses: int = CACHED_USES,
         keep: int,
     ) -> None:
@@ -131,7 +134,8 @@ class ShardReader:
         self._objects = objects
         self._counters = counters
         self._cache = None if store.is_local else cache
-        self._uses = 1 if self._cache is None else uses
+        self._kept = kept
+        self._uses = 1 if self._cache is None and kept is None else uses
         # A group's last shard is smaller, and goes to the smallest buffer that holds it.
         most = int(places.num_samples.max(initial=0))
         self._pools = [
@@ -162,13 +166,22 @@ class ShardReader:
 
     def _expect_shard(self, wanted: _Wanted, num_delivered: int, brought: set[str]) -> Cost:
         in_file = num_delivered * wanted.modality.payload_bytes
+        ranges = self._ranges(wanted)
+        if self._kept is not None and ranges is None:
+            nbytes, checksum = self._objects[wanted.path]
+            if wanted.path in brought or self._kept.has(checksum):
+                return Cost()
+            if self._kept.has_room(
+                nbytes + sum(self._objects[path][0] for path in brought & self._objects.keys())
+            ):
+                brought.add(wanted.path)
+                return Cost(1, nbytes, 0)
         if self._store.is_local:
             return Cost(1, in_file, 0)
         if self._cache is not None and (
             wanted.path in brought or self._cache.path(wanted.path, self._objects[wanted.path][1]).exists()
         ):
             return Cost(0, in_file, 0)
-        ranges = self._ranges(wanted) if wanted.is_strided else None
         if ranges is None:
             if self._cache is not None and wanted.nbytes <= (self._cache.budget_bytes or wanted.nbytes):
                 brought.add(wanted.path)
@@ -177,6 +190,9 @@ class ShardReader:
         return Cost(len(ranges), nbytes, nbytes)
 
     def _ranges(self, wanted: _Wanted) -> list[tuple[int, int]] | None:
+        """The ranges to read; None for the whole shard."""
+        if not wanted.is_strided:
+            return None
         return plan_ranges(np.sort(wanted.rows), wanted.modality, wanted.num_samples, uses=self._uses)
 
     def _wanted(self, modality: Modality, shard: int, stored: Ints) -> _Wanted:
@@ -199,6 +215,8 @@ class ShardReader:
     def _load_shard(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]]:
         """Some samples of one shard, by where they are: (which of them, payloads)."""
         every = np.arange(len(wanted.rows))
+        if (kept := self._find_kept(wanted)) is not None:
+            return [(every, self._in_memory(wanted, kept))]
         if self._folder is not None:
             try:
                 file = LocalFile(f"{self._folder}/{wanted.path}")
@@ -296,6 +314,13 @@ class ShardReader:
         self._cache.path(wanted.path, checksum).unlink(missing_ok=True)
         self._cache.add(wanted.path, checksum, nbytes, lambda _: data.data, self._store.budget)
         return self._in_memory(wanted, data)
+
+    def _find_kept(self, wanted: _Wanted) -> NDArray[np.uint8] | None:
+        """The whole shard, kept in memory from now on; None where that is not asked for, or too dear for a few rows."""
+        if self._kept is None or self._ranges(wanted) is not None:
+            return None
+        nbytes, checksum = self._objects[wanted.path]
+        return self._kept.get(checksum, nbytes, lambda: self._download(wanted.path))
 
     # -- in memory ---------------------------------------------------------------------------------
 
