@@ -16,7 +16,7 @@ RULES: Mapping[str, str] = {
     "samples": "this rank's, without padding",
     "bytes_read": "whole shards, or ranges where these cost less; a payload for each sample where shards are in files",
     "requests": "one for a shard or a range; for an LMDB, one for each payload",
-    "memory_bytes": "batches that are filled, handed out and kept; shards in use and ahead, and memory_bytes; ids, labels, checksums",
+    "memory_bytes": "batches being filled, handed out and kept; shards in use, ahead and kept; ids, labels, checksums",
     "overlap": "pairs of a lane and a rank that reads it, over lanes: 1 if the ranks divide the lanes",
 }
 """What each number follows from."""
