@@ -9,9 +9,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Imported by the tests, but its own requirements contradict ours (it wants numpy 1 and a Python before 3.12);
 # its readers do not mind.
 NO_DEPS := configilm
-# A process per core, each with whole files.
-PARALLEL := -n auto --dist loadfile
-# No S3 server, no browser, and nothing that takes more than about a second.
+# A process per core, each with whole files, in the order of tests/conftest.py: the longest first.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+# No S3 server, no browser, and nothing slow; CONTRIBUTING.md says what that is.
 QUICK := $(PARALLEL) -m "not slow and not s3 and not browser"
 
 .PHONY: demo quick test lint types docs coverage system floors pythons clean

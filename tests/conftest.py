@@ -14,10 +14,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,12 +67,26 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if re.search(pattern, collection_path.read_text(), re.MULTILINE) else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whatever asks for the server, so that `make quick` starts none."""
+SLOW_TEST, TEST = 8.0, 0.1
+"""Seconds that a test takes which is marked slow, and one which is not: enough to tell long files from short ones."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # begins before -m chooses, ends after
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, object, object]:
+    """Mark whatever asks for the server, so that `make quick` starts none; put long files first.
+
+    Processes that are given one file after the other end together if the last ones are short.
+    """
     for item in items:
         if "s3_server" in getattr(item, "fixturenames", ()):
             item.add_marker("s3")
+    result = yield
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        seconds: Counter[Path] = Counter()
+        for item in items:
+            seconds[item.path] += SLOW_TEST if item.get_closest_marker("slow") else TEST
+        items.sort(key=lambda item: (-seconds[item.path], item.path))
+    return result
 
 
 def pytest_report_header() -> str | None:
@@ -120,6 +136,26 @@ def official_catalog(official_files: list[Path], tmp_path_factory: pytest.TempPa
     official = read_official(official_files)
     publish_metadata(describe(official), REBEN, open_store(folder), given=official.column_names)
     return folder
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command as a shell does, but in this process: (exit code, stdout, stderr)."""
+    from reben_cloud import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["reben-cloud", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,7 +214,7 @@ class S3Server:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """A bucket of one test."""
+    """A bucket of one test, or of those of one file."""
 
     name: str
     server: S3Server
@@ -279,11 +315,21 @@ def _s3_client(s3_server: S3Server) -> Any:
 @pytest.fixture
 def s3_bucket(s3_server: S3Server, _s3_client: Any) -> Iterator[Bucket]:
     """An empty bucket, deleted with all that is in it when the test ends."""
+    yield from _bucket(s3_server, _s3_client)
+
+
+@pytest.fixture(scope="module")
+def s3_module_bucket(s3_server: S3Server, _s3_client: Any) -> Iterator[Bucket]:
+    """A bucket for what the tests of a file only read, deleted with all that is in it after the last of them."""
+    yield from _bucket(s3_server, _s3_client)
+
+
+def _bucket(s3_server: S3Server, client: Any) -> Iterator[Bucket]:
     name = f"reben-{uuid.uuid4().hex[:16]}"
-    _s3_client.create_bucket(Bucket=name)
+    client.create_bucket(Bucket=name)
     yield Bucket(name=name, server=s3_server)
-    empty_bucket(_s3_client, name)
-    _s3_client.delete_bucket(Bucket=name)
+    empty_bucket(client, name)
+    client.delete_bucket(Bucket=name)
 
 
 def empty_bucket(client: Any, name: str) -> None:

@@ -29,7 +29,7 @@ def synthetic_root(
 
     Args:
         place: Folder or URL of the root to be.
-        num_patches: How many; 3 products have 113, 5 have 184, 10 have 407.
+        num_patches: How many; 3 products have 113, 6 have 239, 10 have 407, 20 have 787.
         num_products: Of how many products, each in a country of its own.
         storage_options: Of the store.
         placement: Fields of `PlacementOptions`.

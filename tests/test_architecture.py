@@ -140,6 +140,7 @@ def is_above_faces(module):
     return module.startswith("reben_cloud.") and module.split(".")[1] in ABOVE_FACES
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_a_detour():
     graph = {
         module: {name for name in imports_of(module) if name != module}

@@ -76,6 +76,7 @@ def test_rows_are_sorted_by_patch_and_say_what_the_metadata_say(texts, official)
         assert (east, north) == pytest.approx((minx + 600, miny + 600), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_every_text_has_the_form_of_its_type(texts):
     seen = {}
     for row in texts.to_pylist():
@@ -129,6 +130,7 @@ def test_a_patch_has_one_caption_at_most(texts):
     assert set(splits.to_pylist()) == {"bench"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_texts(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         bigearthnet_txt.write_texts(tmp_path / name, table_of(40), seed=seed)

@@ -303,6 +303,7 @@ def test_refusals_are_told_at_once(server, call, answer, message):
         assert answer.split()[1] in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_slow_download_goes_on_for_as_long_as_it_takes(tmp_path):
     data = np.random.default_rng(5).bytes(1_600_000)
     (tmp_path / "x").write_bytes(data)
@@ -320,6 +321,7 @@ def test_a_slow_download_goes_on_for_as_long_as_it_takes(tmp_path):
         assert all(headers["Range"] for _, _, headers in server.asked[1:])
 
 
+@pytest.mark.slow
 def test_a_large_object_has_the_time_that_its_size_takes_to_be_written(server):
     data = bytes(6_000_000)
     store = s3_store(server)
@@ -334,6 +336,7 @@ def test_a_large_object_has_the_time_that_its_size_takes_to_be_written(server):
     assert [method for method, *_ in server.asked] == ["PUT"]
 
 
+@pytest.mark.slow
 def test_a_large_object_that_stalls_is_told_in_the_time_of_its_size(server):
     store = s3_store(server)
     store.budget = replace(SHORT, write_bytes_per_s=4e6)
@@ -399,6 +402,7 @@ def stalled_accesses(root, tmp_path_factory):
         return all_at_once(root.parent, {case: access(*case) for case in cases})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("access", ACCESSES)
 @pytest.mark.parametrize("mode", ["accept", "trickle"])
 def test_every_access_to_a_stalled_store_ends_in_time(stalled_accesses, access, mode):
@@ -439,6 +443,7 @@ def test_verify_and_build_of_a_store_that_stalls_on_the_way_end_in_time(short, r
     failure_of(lambda: synthetic_root(f"{s3_bucket.url}/other", 4, **options), within_s=3 * MOST_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["accept", "body", "trickle"])
 def test_the_defaults_end_within_ninety_seconds(a_tenth_of_the_defaults, mode):
     outcome = a_tenth_of_the_defaults[mode]

@@ -20,7 +20,8 @@ import reben_cloud as rc
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, build_share, lease, make_plan
 from reben_cloud.build.jobs import ShardTask, ZarrTask
-from reben_cloud.build.tasks import Receipt, run_job
+from reben_cloud.build.receipts import Receipt
+from reben_cloud.build.tasks import run_job
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, RebenError, StorageError
 from reben_cloud.root.placement import PlacementOptions
@@ -154,6 +155,7 @@ class Counting(SyntheticSource):
         return super().read(info, modalities)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("url", "readings"), [("{}/root", 1), ("memory://counted", 2)])
 def test_a_local_root_takes_one_reading_of_the_source(tmp_path, url, readings, uninterrupted, monkeypatch):
     monkeypatch.setattr(Counting, "read_so_far", 0)
@@ -481,6 +483,7 @@ def test_a_bucket_over_its_quota_is_reported_and_resumed(uninterrupted, s3_bucke
 # -- shares --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shares_together_end_in_the_same_root(uninterrupted, tmp_path):
     store = open_store(tmp_path / "root")
 
@@ -522,6 +525,7 @@ def test_objects_parquet_lists_everything_but_itself_and_the_manifest(uninterrup
     assert manifest["objects_sha256"] == hashlib.sha256(uninterrupted["objects.parquet"]).hexdigest()
 
 
+@pytest.mark.slow
 def test_an_object_that_vanishes_before_the_end_stops_the_commit(tmp_path):
     store = open_store(tmp_path / "root")
     plan = plan_of(store)
@@ -534,7 +538,7 @@ def test_an_object_that_vanishes_before_the_end_stops_the_commit(tmp_path):
             yield receipt
         store.delete(lost)
 
-    with pytest.raises(StorageError, match=r"the store now lists nothing; .* Run the build again"):
+    with pytest.raises(StorageError, match=r"the store now lists nothing; .* Run the same again"):
         build(plan, executor=losing)
     assert not store.exists("manifest.json")
     build(plan)

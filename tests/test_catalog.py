@@ -48,7 +48,7 @@ def real(official_catalog):
     return official_catalog
 
 
-@pytest.fixture(params=["built", "real"])
+@pytest.fixture(params=["built", pytest.param("real", marks=pytest.mark.slow)])
 def folder(request):
     return request.getfixturevalue(request.param)
 

@@ -42,6 +42,7 @@ def test_the_lightning_example_runs(root, tmp_path):
     assert "validation AP 0." in example(EXAMPLES / "lightning_fit.py", root, tmp_path, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's own advice
 def test_lightning_goes_on_in_the_middle_of_an_epoch(root, tmp_path):
     with warnings.catch_warnings():

@@ -111,6 +111,7 @@ def test_jobs_that_cannot_be_pickled_are_refused_and_not_waited_for():
         list(executors.run_processes(print, (threading.Lock() for _ in range(9)), workers=2))
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     code = (
         "import sys, time; sys.path[:0] = [p for p in sys.argv[1].split(':') if p]\n"
@@ -148,6 +149,7 @@ def test_there_is_at_least_one_worker():
 # -- Dask ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_writes_the_same_root(here, cluster, tmp_path):
     store = open_store(tmp_path / "root")
 
@@ -233,6 +235,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.slow
 def test_build_and_verify_from_the_command_line(tmp_path):
     official.write_folders(tmp_path / "folders", official.table_of(12))
     root = tmp_path / "root"
@@ -277,6 +280,7 @@ def test_shares_from_the_command_line(tmp_path):
     assert second[1].startswith("published 3 patches")
 
 
+@pytest.mark.slow
 def test_progress_is_a_line_at_once_and_then_every_ten_seconds_when_nobody_watches(monkeypatch, capsys):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))

@@ -29,17 +29,26 @@ COMMANDS = {
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 20 * RUNS)]
 
 
-def test_commands_on_a_local_root_end_well(command, tmp_path):
-    synthetic_root(tmp_path / "root", 40)
+@pytest.fixture(scope="module")
+def local_root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exit") / "root"
+    synthetic_root(folder, 40)
+    return str(folder)
 
-    assert endings(command, str(tmp_path / "root"), tmp_path) == {(0, ""): RUNS}
+
+@pytest.fixture(scope="module")
+def remote_root(s3_module_bucket):
+    synthetic_root(s3_module_bucket.url, 40, storage_options=s3_module_bucket.storage_options)
+    return s3_module_bucket
+
+
+def test_commands_on_a_local_root_end_well(command, local_root, tmp_path):
+    assert endings(command, local_root, tmp_path) == {(0, ""): RUNS}
 
 
 @pytest.mark.s3
-def test_commands_on_a_remote_root_end_well(command, s3_bucket, tmp_path):
-    synthetic_root(s3_bucket.url, 40, storage_options=s3_bucket.storage_options)
-
-    assert endings(command, s3_bucket.url, tmp_path, s3_bucket.environment) == {(0, ""): RUNS}
+def test_commands_on_a_remote_root_end_well(command, remote_root, tmp_path):
+    assert endings(command, remote_root.url, tmp_path, remote_root.environment) == {(0, ""): RUNS}
 
 
 @pytest.fixture(params=COMMANDS)

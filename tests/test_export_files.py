@@ -6,9 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +36,7 @@ from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from reben_cloud.views.recipes import MapColors, choose_recipes
 from reben_cloud.views.resize import resize
+from tests.forked import ForkServer
 from tests.official import table_of
 from tests.roots import synthetic_root
 from tests.test_other_schema import DEPTH, GROUND, NAMES, OPTICS, REEFS
@@ -54,7 +52,7 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files") / "root"
-    synthetic_root(folder, NUM_PATCHES)
+    synthetic_root(folder, NUM_PATCHES, num_products=4)
     return folder
 
 
@@ -597,17 +595,22 @@ print("done", flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def fork_server():
+    with ForkServer("import reben_cloud, reben_cloud.export.geotiffs, reben_cloud.export.pictures") as server:
+        yield server
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["png", "geotiff"])
-def test_kills_leave_the_same_bytes(built, tmp_path, form):
+def test_kills_leave_the_same_bytes(built, fork_server, tmp_path, form):
     def start(out):
-        command = [sys.executable, "-c", EXPORT, built, out, form]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        process = fork_server.start(EXPORT, built, out, form)
         assert process.stdout.readline() == b"ready\n"
         return process
 
     began = time.monotonic()
-    assert start(tmp_path / "whole").communicate()[0] == b"done\n"
+    assert start(tmp_path / "whole").communicate() == b"done\n"
     length = time.monotonic() - began
     draw, kills, attempts = random.Random(form), 0, 0
     out = tmp_path / "out"
@@ -616,12 +619,12 @@ def test_kills_leave_the_same_bytes(built, tmp_path, form):
         assert attempts < 40
         process = start(out)
         time.sleep(draw.uniform(0, 0.6 * length))
-        process.send_signal(signal.SIGKILL)
-        kills += process.communicate()[0] != b"done\n"
+        process.kill()
+        kills += process.communicate() != b"done\n"
         if out.exists():
             assert contents(out) == contents(tmp_path / "whole")
             shutil.rmtree(out)
-    assert start(out).communicate()[0] == b"done\n"
+    assert start(out).communicate() == b"done\n"
 
     assert contents(out) == contents(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
@@ -657,6 +660,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_library_does(built, tmp_path):
     pictures = ["--format", "png", "--picture", "true-colour,map", "--size", "64", "--percentiles", "1,99"]
     result = run(

@@ -46,6 +46,7 @@ class Spoiled(torch.nn.Module):
         return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("task", ["labels", "map"])
 def test_an_evaluation_stops_with_the_step_and_the_patch(dataset, task, value):
@@ -126,6 +127,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(dataset, t
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_saved(dataset, tmp_path):
     """A learning rate that float32 cannot hold makes every weight infinite while the loss was finite."""
     with pytest.raises(NotFiniteError, match=r"stops at step 1: the weights .* are infinite"):

@@ -155,6 +155,7 @@ def test_an_object_without_commits_that_changes_is_refused(server, files, tmp_pa
         samples(reference.search())
 
 
+@pytest.mark.slow
 def test_a_part_becomes_a_root_an_export_and_an_index(server, root, tmp_path):
     dataset = rc.open(URL)
     wanted = dataset.search(split="train", limit=12)

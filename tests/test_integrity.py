@@ -103,6 +103,7 @@ def positions_everywhere(data):
 # -- patches.parquet ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", ["sealed", "older"])
 def test_no_flipped_bit_of_the_table_gets_through(catalog, age):
     data = bytes(catalog.get("patches.parquet"))

@@ -14,25 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 
-from reben_cloud import cli
 from reben_cloud.sources.synthetic import synthetic_metadata
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["reben-cloud", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -97,6 +79,7 @@ def test_a_truncated_tiff_is_named(run, folders, tmp_path):
     assert "truncated" in line
 
 
+@pytest.mark.slow
 def test_a_missing_band_is_named(run, folders, tmp_path):
     source, official = folders
     band(source, "B8A").unlink()
@@ -121,6 +104,7 @@ def test_a_patch_without_metadata_is_named(run, folders, tmp_path):
     assert "metadata" in line
 
 
+@pytest.mark.slow
 def test_an_s1_name_that_pairs_with_nothing_is_named(run, shared, tmp_path):
     name = "S1A_IW_GRDH_1SDV_20170613T165043_33UUP_70_48"
     real = shared / "data" / "rico_hdl_bigearthnet" / "tiffs" / "BigEarthNet" / "BigEarthNet-S1"
@@ -301,6 +285,7 @@ def test_a_full_disk_is_said_and_the_build_can_go_on(tmp_path):
     assert published
 
 
+@pytest.mark.slow
 def test_verbose_shows_the_traceback(tmp_path):
     command = [sys.executable, "-m", "reben_cloud.cli", "-v", "info", tmp_path / "nothing"]
 

@@ -50,6 +50,7 @@ def test_published_architectures_have_the_published_size(architecture):
     assert millions == pytest.approx(PARAMETERS[architecture], abs=0.006)
 
 
+@pytest.mark.slow
 def test_a_unet_predicts_every_pixel_and_learns():
     spec = replace(SMALL, task="map", architecture="resnet18")
 

@@ -72,6 +72,7 @@ def root(place, mock):
     return rc.open(url, options)
 
 
+@pytest.mark.slow
 def test_every_form_holds_the_real_values(root, truth, official):
     selection = root.search()
 

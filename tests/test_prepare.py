@@ -339,6 +339,7 @@ def test_a_dask_cluster_gives_what_one_process_gives(inputs, several, tmp_path):
     assert contents(tmp_path) == files
 
 
+@pytest.mark.slow
 def test_shares_give_together_what_one_process_gives(inputs, several, tmp_path):
     products, reports, files = several
 
@@ -787,6 +788,7 @@ def test_one_command_goes_from_scenes_to_a_root(landscape, tmp_path):
         raise run(landscape, "--root", tmp_path / "two").exception
 
 
+@pytest.mark.slow
 def test_a_failed_way_to_a_root_continues_once_the_cause_is_mended(landscape, tmp_path):
     scenes = shutil.copytree(landscape, tmp_path / "in")
     image = next(scenes.rglob("*_B8A_20m.jp2"))

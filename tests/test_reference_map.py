@@ -55,6 +55,7 @@ def by_centres(land, shape):
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 60))
 def test_a_pixel_has_the_code_of_the_polygon_at_its_centre(seed, count):

@@ -97,6 +97,7 @@ def reference(request, lmdb, tars, tmp_path):
     return rc.open(tmp_path / "ref")
 
 
+@pytest.mark.slow
 def test_a_reference_root_is_read_like_the_root_itself(root, reference, tmp_path):
     assert set(reference.search().patch_ids) == set(root.search().patch_ids)
     assert_same(samples(root), samples(reference))

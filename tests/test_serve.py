@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
 import sys
-import threading
-import time
 
 import httpx
 import numpy as np
 import pystac_client
 import pytest
-import uvicorn
 from pystac.validation import RegisteredValidator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
-from reben_cloud.serve import create_app, results
-from reben_cloud.sources.synthetic import SyntheticSource
-from reben_cloud.store import open_store
-from tests.conftest import missing
-from tests.official import table_of
+from reben_cloud.serve import results
+from tests.roots import synthetic_root
+from tests.serving import browser, serving
 from tests.stac import schemas, stac_errors
 
 POLYGON = {"type": "Polygon", "coordinates": [[[-10, 36], [33, 36], [33, 69], [-10, 69], [-10, 36]]]}
@@ -32,24 +24,14 @@ POLYGON = {"type": "Polygon", "coordinates": [[[-10, 36], [33, 36], [33, 69], [-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve") / "root"
-    build(make_plan(SyntheticSource(num_patches=150), table_of(150, num_products=5), open_store(folder)))
+    synthetic_root(folder, 150, num_products=5)
     return rc.open(folder)
 
 
 @pytest.fixture(scope="module")
 def url(dataset):
-    """The server, in a thread of this process, on a free port of the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(dataset), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with serving(dataset) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -373,15 +355,8 @@ def test_stac_api_validator_has_no_finding(url, shared, monkeypatch):
 
 @pytest.fixture
 def browser_page(url):
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        missing("no Chromium: apt-get install --no-install-recommends chromium")
-    with playwright.sync_playwright() as p:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-        flags += ["--disable-background-networking", "--disable-component-update"]
-        browser = p.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport={"width": 1300, "height": 800})
+    with browser() as started:
+        page = started.new_page(viewport={"width": 1300, "height": 800})
         problems: list[str] = []
         page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: problems.append(str(e)))
@@ -389,7 +364,6 @@ def browser_page(url):
         page.goto(url)
         page.wait_for_selector("body[data-ready]", timeout=30_000)
         yield page
-        browser.close()
     assert problems == []
 
 

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import socket
-import threading
-import time
 
 import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-import uvicorn
 from PIL import Image
 
 import reben_cloud as rc
-from reben_cloud.build import build, make_plan
 from reben_cloud.schema import TensorSpec
-from reben_cloud.serve import create_app
-from reben_cloud.sources.synthetic import SyntheticSource
-from reben_cloud.store import open_store
 from reben_cloud.views.picture import grey, relief
-from tests.conftest import missing
-from tests.official import table_of
+from tests.roots import synthetic_root
+from tests.serving import browser, serving
 
 HEIGHTS = TensorSpec(name="dem", shape=(120, 120), dtype="int16", units="m", fill=-9999, pixel_m=10)
 RAIN = TensorSpec(name="rain", shape=(6, 6), dtype="float32", units="mm", fill=float("nan"), pixel_m=200)
@@ -42,9 +33,7 @@ def heights(number):
 def dataset(tmp_path_factory):
     """Two of three patches have heights and a climate, all have an embedding, and most have texts."""
     folder = tmp_path_factory.mktemp("serve")
-    build(
-        make_plan(SyntheticSource(num_patches=60), table_of(60, num_products=3), open_store(folder / "root"))
-    )
+    synthetic_root(folder / "root", 60)
     ds = rc.open(folder / "root")
     ids = ds.selection.patch_ids
     some = [patch_id for number, patch_id in enumerate(ids) if number % 3]
@@ -79,17 +68,8 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(dataset):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(dataset), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with serving(dataset) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -253,15 +233,8 @@ def test_what_has_no_height_is_black():
 
 @pytest.mark.browser
 def test_the_page_filters_by_layers_and_shows_them(url, dataset, ids, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        missing("no Chromium: apt-get install --no-install-recommends chromium")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        )
-        page = browser.new_page(viewport={"width": 1300, "height": 1100})
+    with browser() as started:
+        page = started.new_page(viewport={"width": 1300, "height": 1100})
         problems: list[str] = []
         page.on("pageerror", lambda e: problems.append(str(e)))
         page.goto(url)
@@ -304,5 +277,4 @@ def test_the_page_filters_by_layers_and_shows_them(url, dataset, ids, tmp_path):
         assert [buttons.nth(n).get_attribute("title") for n in range(buttons.count())] == alike
         buttons.nth(1).click()
         page.wait_for_function(f"document.getElementById('patch-id').textContent === {json.dumps(alike[1])}")
-        browser.close()
     assert problems == []

@@ -11,7 +11,8 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud.build import build, build_share, make_plan
-from reben_cloud.build.tasks import Receipt, run_job
+from reben_cloud.build.receipts import Receipt
+from reben_cloud.build.tasks import run_job
 from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError
 from reben_cloud.root.placement import PlacementOptions

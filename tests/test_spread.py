@@ -195,6 +195,7 @@ def test_a_sample_of_what_was_sampled_before_is_the_same_in_a_part(dataset, tmp_
     assert set(rc.open(tmp_path).search(sample=15).patch_ids) == set(drawn)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_draws_the_same(dataset):
     code = (
         "import sys, reben_cloud as rc\n"

@@ -34,7 +34,7 @@ SHARD_SAMPLES = 16
 def root(tmp_path_factory):
     """A root of 150 synthetic patches in shards of 16."""
     folder = tmp_path_factory.mktemp("stream") / "root"
-    synthetic_root(folder, NUM_PATCHES, num_products=5, shard_samples=SHARD_SAMPLES)
+    synthetic_root(folder, NUM_PATCHES, num_products=6, shard_samples=SHARD_SAMPLES)
     return folder
 
 
@@ -439,7 +439,7 @@ def test_a_batch_larger_than_the_epoch_is_the_epoch(selection):
         ),
         pytest.param(
             {"country": "Kosovo", "datetime": "2001", "split": "train"},
-            r"fits country='Kosovo', and none datetime='2001'$|fits datetime='2001'$",
+            r"fits datetime='2001', and none country='Kosovo'$",
             id="two of three",
         ),
         pytest.param(
@@ -558,7 +558,9 @@ def test_the_cache_serves_later_epochs_and_damaged_files_are_fetched_again(s3_ro
     assert second.stats().cache_hits > 0
     assert fault_proxy.num_requests(".tar") == num_requests > 0
     damaged = sorted(tmp_path.glob("*-s2-*.tar"))[0]
-    damaged.write_bytes(damaged.read_bytes()[:-5000] + bytes(5000))
+    data = damaged.read_bytes()
+    middle = len(data) // 2  # its end is padding, which is zero anyway
+    damaged.write_bytes(data[:middle] + bytes(5000) + data[middle + 5000 :])
     cut = sorted(tmp_path.glob("*-s1-*.tar"))[0]
     cut.write_bytes(cut.read_bytes()[:5000])
     third = RawLoader(remote, batch_size=32, cache_dir=tmp_path)

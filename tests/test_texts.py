@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -35,6 +32,7 @@ from reben_cloud.checks.files import verify_files
 from reben_cloud.cli import app
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
 from reben_cloud.export.opened import find_exported_files
+from tests.forked import ForkServer
 from tests.roots import synthetic_root
 from tests.test_export_files import contents
 
@@ -437,17 +435,18 @@ print("done", flush=True)
 @pytest.mark.slow
 def test_kills_leave_the_same_bytes(built, texts, tmp_path):
     def start(out):
-        process = subprocess.Popen([sys.executable, "-c", EXPORT, built, out, texts], stdout=subprocess.PIPE)
+        process = server.start(EXPORT, built, out, texts)
         assert process.stdout.readline() == b"ready\n"
         return process
 
-    assert start(tmp_path / "whole").communicate()[0] == b"done\n"
-    for wait in (0.2, 0.5, 0.8, 1.1):
-        process = start(tmp_path / "out")
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    start(tmp_path / "out").communicate()
+    with ForkServer("import reben_cloud, reben_cloud.export.texts") as server:
+        assert start(tmp_path / "whole").communicate() == b"done\n"
+        for wait in (0.2, 0.5, 0.8, 1.1):
+            process = start(tmp_path / "out")
+            time.sleep(wait)
+            process.kill()
+            process.communicate()
+        start(tmp_path / "out").communicate()
 
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

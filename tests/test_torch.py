@@ -3,11 +3,8 @@
 # ruff: noqa: F811 - fixtures are imported from the tests of the raw loader
 
 import multiprocessing
-import os
 import pickle
 import shutil
-import signal
-import subprocess
 import sys
 import textwrap
 from itertools import chain
@@ -22,6 +19,7 @@ import reben_cloud as rc
 from reben_cloud.bigearthnet.bands import BAND_SETS, BAND_SETS_V011, BANDS, STATISTICS_MEAN, STATISTICS_STD
 from reben_cloud.errors import ForkError
 from reben_cloud.stream import RawLoader
+from tests.forked import ForkServer
 from tests.test_stream import NUM_PATCHES, check_pixels, epoch_of, root, selection, truth  # noqa: F401
 
 torch = pytest.importorskip("torch")
@@ -313,24 +311,21 @@ def test_killed_twenty_times_the_batches_are_those_of_one_undisturbed_run(root, 
 
     loader = StreamLoader(selection, batch_size=8, seed=3, modalities=["map"])
     expected = [b["index"].tolist() for _ in range(3) for b in loader]
-    script = tmp_path / "training.py"
-    script.write_text(textwrap.dedent(TRAINING))
     state, log = tmp_path / "state.json", tmp_path / "log.jsonl"
     random = np.random.default_rng(0)
-    command = [sys.executable, str(script), str(root), str(state), str(log)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    training = textwrap.dedent(TRAINING), root, state, log
 
-    kills = 0
-    while kills < 20:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-        for _ in range(int(random.integers(1, 4))):
-            if not process.stdout.readline():
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        kills += 1
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    with ForkServer("import reben_cloud.torch") as server:
+        for _ in range(20):
+            process = server.start(*training)
+            for _ in range(int(random.integers(1, 4))):
+                if not process.stdout.readline():
+                    break
+            process.kill()
+            process.communicate()
+        last = server.start(*training)
+        last.communicate()
+        assert last.returncode == 0
 
     # A step whose state was not saved any more is done again: the same step with the same batch.
     steps = {}
@@ -380,6 +375,7 @@ def test_every_band_set_is_what_plain_torch_makes_of_it(batch, bands, models, no
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [20, 60, 120, 128, 240])
 def test_other_sizes_are_resampled_to_the_nearest_pixel(batch, size):
     image = ModelInput("ALL", size=size, normalize=None)(batch)

@@ -81,6 +81,7 @@ def finished(dataset, tmp_path_factory):
     return folder, train(recipe("modality_dropout=0.3"), dataset, folder)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
     folder, result = finished
 
@@ -116,6 +117,7 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
     assert all(0 <= float(row["wait_share"]) <= 1 for row in rows if row["wait_share"])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(finished, dataset):
     folder, result = finished
     before = (folder / "last.pt").stat().st_mtime_ns
@@ -126,11 +128,13 @@ def test_a_finished_run_is_not_run_again(finished, dataset):
     assert (folder / "last.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_configuration_is_refused(finished, dataset):
     with pytest.raises(ConflictError, match=r"holds a run with lr=0\.001, not 0\.5"):
         train(recipe("modality_dropout=0.3", "lr=0.5"), dataset, finished[0])
 
 
+@pytest.mark.slow
 def test_evaluating_the_saved_model_gives_what_the_run_reported(finished, dataset):
     folder, result = finished
 
@@ -165,7 +169,7 @@ train(config_from(json.loads(config)), rc.open(url), folder, on_step=stop if las
 """
 
 
-def run(*arguments, ranks=0, check=True):
+def run_python(*arguments, ranks=0, check=True):
     """Run the script, with `ranks` under torchrun; a run that hangs is ended with all its processes."""
     launcher = []
     if ranks:
@@ -199,7 +203,7 @@ def script(tmp_path_factory):
 def whole(root, script, tmp_path_factory):
     """A run that nothing disturbed, in a process of its own as well: the number of threads is part of the bits."""
     folder = tmp_path_factory.mktemp("train") / "whole"
-    run(script, root, folder, recipe("modality_dropout=0.3").to_json(), -1)
+    run_python(script, root, folder, recipe("modality_dropout=0.3").to_json(), -1)
     return folder
 
 
@@ -211,11 +215,11 @@ def test_killed_and_started_again_a_run_ends_with_the_same_bits(root, script, wh
     steps = max(int(row["step"]) for row in log(whole))
     killed_at = moment if moment == "evaluate" else steps // 2 + 1 + (steps // 2) % 2
 
-    died = run(script, root, tmp_path, config.to_json(), killed_at, check=False)
+    died = run_python(script, root, tmp_path, config.to_json(), killed_at, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
     saved = torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["step"]
     assert saved == steps // 2 if moment == "evaluate" else 0 < saved < killed_at
-    done = run(script, root, tmp_path, config.to_json(), -1)
+    done = run_python(script, root, tmp_path, config.to_json(), -1)
 
     assert done.returncode == 0
     expected, found = weights(whole), weights(tmp_path)
@@ -241,7 +245,7 @@ def test_two_processes_do_what_one_does(root, dataset, script, tmp_path, task):
         config = replace(config, lr=1e-9)
     one = train(config, dataset, tmp_path / "one")
 
-    run(script, root, tmp_path / "two", config.to_json(), -1, ranks=2)
+    run_python(script, root, tmp_path / "two", config.to_json(), -1, ranks=2)
 
     two = json.loads((tmp_path / "two" / "report" / "metrics.json").read_text())
     if task == "map":
@@ -296,7 +300,8 @@ def test_maps_are_learned_where_they_are_labelled(dataset, tmp_path):
     assert result["left_out"] == {"pixels without one of the 19 classes": pixels, LEFT_OUT: dropped}
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_and_the_board_is_written(dataset, tmp_path, precision):
     config = recipe(f"precision={precision}", "epochs=1", "clip_norm=1.0", "logger=tensorboard")
     losses = []
@@ -320,6 +325,7 @@ def test_a_compiled_model_trains_to_the_same_weights(dataset, tmp_path):
         torch.testing.assert_close(compiled[name].float(), tensor.float(), rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_runs_stop_when_validation_stops_getting_better(dataset, tmp_path):
     config = recipe("epochs=9", "patience=1", "lr=1e-12", "batch_size=16", "drop_path_rate=0.0")
     rows = []
@@ -347,6 +353,7 @@ def test_the_learning_rate_warms_up_and_falls_as_published():
     assert learning_rate(2, 1e-3, 1000, 20) == max(learning_rate(s, 1e-3, 1000, 20) for s in range(20))
 
 
+@pytest.mark.slow
 def test_keyed_random_numbers_are_uniform_and_depend_on_the_key_alone():
     index = torch.arange(100_000)
 
@@ -381,6 +388,7 @@ def objective(*overrides, task="labels", bands="S1_10m_20m"):
     return Objective(config, spec, REBEN, None)
 
 
+@pytest.mark.slow
 def test_an_image_and_its_map_are_flipped_together():
     batch = raw_batch(64)
 
@@ -411,6 +419,7 @@ def test_map_targets_ignore_what_has_no_class():
     assert objective(task="map").loss(logits, torch.full_like(found, MapTargets.IGNORED)) == 0
 
 
+@pytest.mark.slow
 def test_a_lost_modality_is_zero_and_the_other_one_stays():
     batch = raw_batch(400)
 
@@ -443,6 +452,7 @@ def test_label_smoothing_and_positive_weights_enter_the_loss(dataset):
     assert found.max() <= 100
 
 
+@pytest.mark.slow
 def test_evaluation_puts_every_patch_in_its_place(dataset):
     """Predictions in the selection's order, whatever the order of the stream: compared patch by patch."""
     selection = dataset.search(split=["validation", "test"])
@@ -567,37 +577,44 @@ def test_the_real_pairs_can_be_learned_by_heart(shared, tmp_path_factory, tmp_pa
     assert result["macro"]["ap"] == pytest.approx(1.0, abs=1e-6)
 
 
-def command(*arguments):
-    return run("-m", "reben_cloud.cli", *arguments, check=False)
-
-
 @pytest.mark.slow
-def test_the_commands_train_and_evaluate(root, tmp_path):
+def test_the_commands_train_and_evaluate(root, run, tmp_path):
     sets = [
         part
         for name in ("architecture=test_byobnet", "epochs=1", "batch_size=7", "bands=S1")
         for part in ("--set", name)
     ]
 
-    trained = command("train", "resnet50", "--root", root, "--out", tmp_path / "run", *sets, "--json")
+    trained = run_python(
+        "-m",
+        "reben_cloud.cli",
+        "train",
+        "resnet50",
+        "--root",
+        root,
+        "--out",
+        tmp_path / "run",
+        *sets,
+        "--json",
+    )  # once from its start
     search = ["--split", "test", "--recommended"]
     best = tmp_path / "run" / "best"
-    measured = command("evaluate", best, "--root", root, *search, "--report", tmp_path / "report", "--json")
+    code, out, err = run("evaluate", best, "--root", root, *search, "--report", tmp_path / "report", "--json")
 
     assert trained.returncode == 0, trained.stderr
-    assert measured.returncode == 0, measured.stderr
-    first, second = json.loads(trained.stdout), json.loads(measured.stdout)
+    assert code == 0, err
+    first, second = json.loads(trained.stdout), json.loads(out)
     assert second["macro"] == pytest.approx(first["macro"], abs=1e-5)
     assert (tmp_path / "report" / "curves.png").is_file()
     assert (
         json.loads((tmp_path / "report" / "metrics.json").read_text())["num_classes"] == second["num_classes"]
     )
-    told = command("train", "resnet50", "--root", root, "--out", tmp_path / "run", *sets)
-    lines = told.stdout.splitlines()
+    _, out, _ = run("train", "resnet50", "--root", root, "--out", tmp_path / "run", *sets)
+    lines = out.splitlines()
     assert lines[0].endswith(f", {first['num_classes']} of 19 classes occur")
     assert first["left_out"][LEFT_OUT] > 0
     assert lines[-1] == f"  left out: {first['left_out'][LEFT_OUT]} {LEFT_OUT}"
-    wrong = command("train", "resnet50", "--root", root, "--set", "learning_rate=1")
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("reben-cloud: unknown key 'learning_rate'")
-    assert command("evaluate", best, "--root", root, "--bbox", "a,b").returncode == 2
+    code, _, err = run("train", "resnet50", "--root", root, "--set", "learning_rate=1")
+    assert code == 2
+    assert err.startswith("reben-cloud: unknown key 'learning_rate'")
+    assert run("evaluate", best, "--root", root, "--bbox", "a,b")[0] == 2

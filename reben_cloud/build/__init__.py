@@ -20,8 +20,9 @@ from reben_cloud.build.executors import Executor, dask, local
 from reben_cloud.build.jobs import Estimate, Task
 from reben_cloud.build.plan import FORMAT_VERSION, JOURNAL, MANIFEST, BuildPlan, is_root_of, make_plan
 from reben_cloud.build.publish import publish
+from reben_cloud.build.receipts import Receipt, read_receipt
 from reben_cloud.build.request import open_plan
-from reben_cloud.build.tasks import START_OVER, Receipt, read_receipt, run_job
+from reben_cloud.build.tasks import START_OVER, run_job
 from reben_cloud.errors import ConflictError
 from reben_cloud.root.digest import is_intact, sealed
 from reben_cloud.root.documents import read_manifest

@@ -30,11 +30,13 @@ from reben_cloud.build.plan import (
     is_root_of,
     manifest_of,
 )
-from reben_cloud.build.tasks import START_OVER, Receipt, put, refuse_changed
-from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.build.receipts import Receipt, put
+from reben_cloud.build.tasks import START_OVER, refuse_changed
+from reben_cloud.errors import ConflictError
 from reben_cloud.formats import zarr
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
+from reben_cloud.root.commit import check_presence, commit
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layout import OBJECTS, PATCHES
 from reben_cloud.root.manifest import Manifest
@@ -83,8 +85,8 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Manifest:
     objects = Objects(written).encode()
     written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
-    _check_presence(plan.store, written)
-    return commit(plan.store, manifest_of(plan), patches, objects)
+    check_presence(plan.store, {one.path: one.nbytes for one in written})
+    return commit_root(plan.store, manifest_of(plan), patches, objects)
 
 
 def publish_metadata(metadata: pa.Table, schema: Schema, store: Store, *, given: Sequence[str]) -> Manifest:
@@ -127,31 +129,19 @@ def publish_metadata(metadata: pa.Table, schema: Schema, store: Store, *, given:
         written.append(put(store, path, data))
     objects = Objects(written).encode()
     store.put(OBJECTS, objects)
-    return commit(store, manifest, patches, objects)
+    return commit_root(store, manifest, patches, objects)
 
 
-def commit(store: Store, manifest: Manifest, patches: bytes, objects: bytes) -> Manifest:
-    """Put the manifest, which vouches for both tables and makes the root a dataset."""
+def commit_root(store: Store, manifest: Manifest, patches: bytes, objects: bytes) -> Manifest:
+    """Put the manifest, which vouches for both tables and makes the root a dataset.
+
+    Raises:
+        ConflictError: If another process has published there meanwhile.
+    """
     digest = hashlib.sha256(objects).hexdigest()
     manifest = manifest.vouching_for(patches=Seal.of(io.BytesIO(patches)), objects_sha256=digest)
-    text = manifest.to_bytes()
-    try:
-        store.put(MANIFEST, text, create=True)
-    except FileExistsError:
-        # Our own put, repeated after its answer was lost, says so too.
-        if bytes(store.get(MANIFEST)) != text:
-            raise ConflictError(f"{store.url} was published by another build meanwhile") from None
+    commit(store, MANIFEST, manifest.to_bytes())
     return manifest
-
-
-def _check_presence(store: Store, written: Sequence[WrittenObject]) -> None:
-    sizes = dict(store.list())
-    for one in written:
-        if sizes.get(one.path) != one.nbytes:
-            raise StorageError(
-                f"{store.url}/{one.path}: was written with {one.nbytes:,} bytes, the store now lists "
-                f"{sizes.get(one.path, 'nothing')}; does something else write here? Run the build again"
-            )
 
 
 def _remove_staged(store: Store, written: Sequence[WrittenObject]) -> None:

@@ -6,12 +6,7 @@ A task is idempotent: a receipt whose objects are all there with their checksums
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,55 +14,18 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.build.jobs import Job, ShardTask, UnpackTask, ZarrTask
+from reben_cloud.build.pixels import check_falling, check_payload
+from reben_cloud.build.reading import read_patches, unpack
+from reben_cloud.build.receipts import Receipt, is_right, put, read_receipt
 from reben_cloud.errors import ConflictError, InvalidPatchError, SourceError
 from reben_cloud.formats import tar, zarr
 from reben_cloud.root import layout
-from reben_cloud.root.digest import is_intact, sealed
 from reben_cloud.root.metadata import patch_infos, sample_json
 from reben_cloud.root.objects import WrittenObject
 from reben_cloud.root.patch import Patch, PatchInfo
-from reben_cloud.root.source import Source, StreamedSource
-from reben_cloud.schema import Modality, Schema
+from reben_cloud.schema import Modality
 from reben_cloud.store import Store
 from reben_cloud.views import picture
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
-    """What a task wrote."""
-
-    task: str
-    """Name of the task."""
-    objects: tuple[WrittenObject, ...]
-    """The objects."""
-    payloads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Modality -> xxh3-64 of each payload in row order (shard tasks only)."""
-    tiny: str = ""
-    """`picture.tiny_of` the patches in row order, base64; empty where there is none."""
-    stamps: tuple[str, ...] = ()
-    """`Source.stamp` of the patches in row order: of which files the objects were made."""
-
-    def to_json(self) -> bytes:
-        """The receipt as it is stored, sealed."""
-        return json.dumps(sealed(asdict(self)), sort_keys=True, separators=(",", ":")).encode()
-
-    @classmethod
-    def from_json(cls, text: bytes | memoryview) -> Receipt:
-        """A stored receipt.
-
-        Raises:
-            ValueError, KeyError, TypeError: If it is none, or damaged.
-        """
-        value = json.loads(bytes(text))
-        if not isinstance(value, dict) or not is_intact(value):
-            raise ValueError("not a receipt, or a damaged one")
-        return cls(
-            task=value["task"],
-            objects=tuple(WrittenObject(**o) for o in value["objects"]),
-            payloads={m: tuple(sums) for m, sums in value["payloads"].items()},
-            tiny=value["tiny"],
-            stamps=tuple(value["stamps"]),
-        )
 
 
 def run_job(job: Job) -> Receipt:
@@ -79,7 +37,7 @@ def run_job(job: Job) -> Receipt:
         StorageError: If the store or the scratch disk fails.
     """
     if isinstance(job.task, UnpackTask):
-        return _unpack(job, job.task)
+        return unpack(job, job.task)
     path = f"{job.journal}/{job.task.name}.json"
     infos = list(patch_infos(job.rows))
     # Before anything is read: of a file that changes meanwhile, the other task of its patch has another stamp.
@@ -87,7 +45,7 @@ def run_job(job: Job) -> Receipt:
     done = read_receipt(job.store, path)
     if done is not None and done.task == job.task.name:
         refuse_changed(job.store, infos, done.stamps, stamps)
-        if all(_is_right(job.store, o) for o in done.objects):
+        if all(is_right(job.store, o) for o in done.objects):
             return done
     try:
         receipt = (
@@ -126,185 +84,6 @@ START_OVER = "Put back what the source was, or start over: remove all that is in
 """What to do when a source has changed under an unfinished build."""
 
 
-def read_receipt(store: Store, path: str) -> Receipt | None:
-    """The receipt at `path`, None if there is none, or a damaged one."""
-    try:
-        return Receipt.from_json(store.get(path))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _is_right(store: Store, written: WrittenObject) -> bool:
-    try:
-        return hashlib.sha256(store.get(written.path)).hexdigest() == written.sha256
-    except FileNotFoundError:
-        return False
-
-
-def put(store: Store, path: str, data: bytes | memoryview, *, is_shard: bool = False) -> WrittenObject:
-    """Write an object and say what was written."""
-    store.put(path, data)
-    return WrittenObject.of(path, data, is_shard=is_shard)
-
-
-# -- reading -----------------------------------------------------------------------------------------
-
-_READERS = 8  # patches read at once from a source with a network between
-
-
-def _read(
-    job: Job, infos: Sequence[PatchInfo], stamps: Sequence[str], modalities: Sequence[Modality]
-) -> Iterator[Patch]:
-    """The patches of a job in order, from the scratch folder or the source."""
-    places = job.places.to_pylist() if job.places is not None else [None] * len(infos)
-
-    def read(row: int, place: Mapping[str, Any] | None, info: PatchInfo, stamp: str) -> Patch:
-        if job.spool is not None:
-            kept = {m.name: job.spool.read(m.name, row, stamp=stamp) for m in modalities}
-            if None not in kept.values():
-                return Patch(info=info, payloads={m: p for m, p in kept.items() if p is not None})
-        if place is not None:
-            written = {m.name: _read_record(job.store, m, place, info.patch_id) for m in modalities}
-            if None not in written.values():
-                return Patch(info=info, payloads={m: p for m, p in written.items() if p is not None})
-        if not isinstance(job.source, Source):
-            raise SourceError(
-                f"{info.patch_id}: its payloads are not whole in the scratch folder; run again with the same "
-                f"--scratch, and {job.source.describe()} is read again for what is missing"
-            )
-        patch = job.source.read(info, [m.name for m in modalities])
-        if patch.info != info:
-            raise SourceError(
-                f"{info.patch_id}: {job.source.describe()} gave another patch for it, {patch.info}"
-            )
-        for modality in modalities:
-            modality.check(patch.payloads[modality.name], name=info.patch_id)
-        if job.spool is not None:
-            for name, payload in patch.payloads.items():
-                job.spool.write(name, row, payload, stamp=stamp)
-        return patch
-
-    if not job.source.is_remote:
-        yield from map(read, job.positions.tolist(), places, infos, stamps)
-        return
-    with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(read, job.positions.tolist(), places, infos, stamps)
-
-
-def _read_record(store: Store, modality: Modality, place: Mapping[str, Any], patch_id: str) -> bytes | None:
-    """A payload from a shard of a local root, None when that is not written yet.
-
-    A fifth of the time that the TIFFs take. Shards appear whole or not at all, and those that an earlier
-    run left have been compared with their receipts by then.
-    """
-    path = store.local_path(layout.shard(place[layout.SHARD_GROUP], modality.name, place[layout.SHARD]))
-    assert path is not None
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        length = tar.record_bytes(modality)
-        start = place[layout.SHARD_ROW] * length
-        return tar.payload_of(modality, os.pread(handle, length, start), patch_id)
-    finally:
-        os.close(handle)
-
-
-def _unpack(job: Job, task: UnpackTask) -> Receipt:
-    """Read one archive into the scratch folder; what an earlier run kept is not decoded again."""
-    assert isinstance(job.source, StreamedSource)
-    assert job.spool is not None
-    column = job.schema.modality(task.modality).key_column
-    names = job.rows.column(column).to_pylist()
-    rows = {name: row for row, name in enumerate(names)}
-    where = job.source.describe()
-    held, seen = job.spool.held(task.modality), np.zeros(len(names), np.bool_)
-    if held.all():
-        return Receipt(task=task.name, objects=())
-
-    def wanted(name: str) -> bool:
-        row = rows.get(name)
-        if row is None:
-            raise SourceError(
-                f"{name}: this {task.modality} name of {where} is in no row of the metadata; "
-                "name both official metadata files (--metadata)"
-            )
-        if seen[row]:
-            raise SourceError(f"{name}: this {task.modality} patch comes twice in {where}")
-        seen[row] = True
-        return not held[row]
-
-    for name, payload in job.source.iter_payloads(task.modality, wanted=wanted):
-        if payload is not None:
-            job.schema.modality(task.modality).check(payload, name=name)
-            job.spool.write(task.modality, rows[name], payload)
-    if not seen.all():
-        lacking = np.flatnonzero(~seen)
-        raise SourceError(
-            f"{names[int(lacking[0])]}: not in the {task.modality} archive of {where} ({lacking.size:,} of "
-            f"{len(names):,} patches of the metadata are not); is it the whole archive?"
-        )
-    return Receipt(task=task.name, objects=())
-
-
-# -- checking ----------------------------------------------------------------------------------------
-
-
-def check_payload(schema: Schema, modality: Modality, payload: bytes, info: PatchInfo) -> None:
-    """Refuse pixels that contradict the metadata; each payload passes here on its way into a shard.
-
-    Raises:
-        SourceError: If a payload that must be complete has a fill value, or labels and map disagree.
-        InvalidPatchError: If a map has an unknown code.
-    """
-    if modality.complete and (name := modality.incomplete(payload)) is not None:
-        raise SourceError(
-            f"{info.patch_id}: {name} has a pixel of {modality.specs[name].fill}, which means nodata; a patch of "
-            f"{schema.name} has none"
-        )
-    if schema.map_array is not None and schema.map_array in modality.samples:
-        found = schema.classes.labels_in(modality.stack(payload)[schema.map_array], name=info.patch_id)
-        if list(found) != sorted(info.labels):
-            raise SourceError(
-                f"{info.patch_id}: the reference map holds {', '.join(found)}, "
-                f"the metadata says {', '.join(info.labels)}"
-            )
-
-
-def check_falling(
-    what: str, modality: Modality, infos: Sequence[PatchInfo], means: NDArray[np.floating[Any]]
-) -> None:
-    """Refuse swapped bands, by their means over many patches; of one patch alone they may be the other way round.
-
-    Args:
-        what: What the patches are, for the message.
-        modality: What was measured.
-        infos: n patches.
-        means: Mean of each tensor of `Modality.falling`, (n, number of them).
-
-    Raises:
-        SourceError: If they do not fall.
-    """
-    overall = means.mean(axis=0).tolist()
-    for at in range(len(overall) - 1):
-        if overall[at] > overall[at + 1]:
-            continue
-        high, low = modality.falling[at : at + 2]
-        units = modality.specs[high].units or ""
-        odd = np.flatnonzero(~(means[:, at] > means[:, at + 1]))
-        first = infos[odd[0]]
-        name = first.name_in(modality.key_column)
-        raise SourceError(
-            f"{what}: mean {high} is {overall[at]:.2f} {units} and mean {low} {overall[at + 1]:.2f} {units} over "
-            f"{len(infos)} patches; {high} must be above {low}, are the bands swapped? It is so in {odd.size} of the "
-            f"patches, the first is {name} of {first.patch_id}"
-        )
-
-
-# -- writing -----------------------------------------------------------------------------------------
-
-
 def stack_patches(
     patches: Iterable[Patch], count: int, modalities: Sequence[Modality]
 ) -> dict[str, NDArray[Any]]:
@@ -328,7 +107,7 @@ def _write_zarr(job: Job, task: ZarrTask, infos: Sequence[PatchInfo], stamps: tu
     means: dict[str, list[tuple[float, ...]]] = {m.name: [] for m in modalities if m.falling}
 
     def patches() -> Iterator[Patch]:
-        for patch in _read(job, infos, stamps, modalities):
+        for patch in read_patches(job, infos, stamps, modalities):
             for modality in modalities:
                 if modality.falling:
                     means[modality.name].append(modality.means(patch.payloads[modality.name]))
@@ -372,7 +151,7 @@ def _write_shard(
     means: list[tuple[float, ...]] = []
 
     def samples() -> Iterator[tuple[str, bytes, Mapping[str, object]]]:
-        for patch, text in zip(_read(job, infos, stamps, [modality]), texts, strict=True):
+        for patch, text in zip(read_patches(job, infos, stamps, [modality]), texts, strict=True):
             payload = patch.payloads[modality.name]
             check_payload(job.schema, modality, payload, patch.info)
             if modality.falling:

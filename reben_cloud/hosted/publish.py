@@ -24,8 +24,8 @@ from reben_cloud import catalog
 from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build.plan import BuildPlan, is_root_of, make_plan, manifest_of
-from reben_cloud.build.publish import commit
-from reben_cloud.build.tasks import put
+from reben_cloud.build.publish import commit_root
+from reben_cloud.build.receipts import put
 from reben_cloud.errors import ConflictError, SourceError, StorageError
 from reben_cloud.export.copying import Progress
 from reben_cloud.files.cache import cache_folder
@@ -148,7 +148,7 @@ def publish_references(
         written.append(put(store, path, data))
     data = Objects(written).encode()
     store.put(OBJECTS, data)
-    manifest = commit(store, manifest_of(plan).referring_to(index.objects), patches, data)
+    manifest = commit_root(store, manifest_of(plan).referring_to(index.objects), patches, data)
     _forget(kept)
     return manifest
 

@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.errors import ConflictError
 from reben_cloud.formats import parquet
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
+from reben_cloud.root.commit import check_presence, commit
 from reben_cloud.root.digest import sealed
 from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.root.layers import Layer, read_layer_manifest
@@ -113,7 +114,7 @@ def claim(store: Store, beginning: Mapping[str, Any]) -> Layer | None:
     return None
 
 
-def commit(store: Store, manifest: LayerManifest, written: Mapping[str, int]) -> Layer:
+def commit_layer(store: Store, manifest: LayerManifest, written: Mapping[str, int]) -> Layer:
     """Put ``layer.json``, once all objects are there.
 
     Args:
@@ -125,18 +126,6 @@ def commit(store: Store, manifest: LayerManifest, written: Mapping[str, int]) ->
         StorageError: If one is not.
         ConflictError: If another process has published there meanwhile.
     """
-    sizes = dict(store.list())
-    for path, nbytes in written.items():
-        if sizes.get(path) != nbytes:
-            raise StorageError(
-                f"{store.url}/{path}: was written with {nbytes:,} bytes, the store now lists "
-                f"{sizes.get(path, 'nothing')}; does something else write here? Write the layer again"
-            )
-    text = manifest.to_bytes()
-    try:
-        store.put(layout.LAYER_MANIFEST, text, create=True)
-    except FileExistsError:
-        # Our own put, repeated after its answer was lost, says so too.
-        if bytes(store.get(layout.LAYER_MANIFEST)) != text:
-            raise ConflictError(f"{store.url} was published by another process meanwhile") from None
+    check_presence(store, written)
+    commit(store, layout.LAYER_MANIFEST, manifest.to_bytes())
     return Layer(store, manifest)

@@ -283,7 +283,7 @@ class _Work:
             statistics=summed(moments, numeric),
             provenance=self.provenance,
         )
-        return publish.commit(self.store, manifest, written)
+        return publish.commit_layer(self.store, manifest, written)
 
     def _complete(
         self, groups: Iterable[pa.Table], of_row: Ints, moments: list[Mapping[str, Moments]]

@@ -22,7 +22,8 @@ from reben_cloud.layers.describe import check_layer_name
 from reben_cloud.layers.folder import FolderSource, open_folder
 from reben_cloud.layers.raster import RasterSource, Sampled, open_raster
 from reben_cloud.layers.squares import Squares
-from reben_cloud.layers.write import Values, write_layer
+from reben_cloud.layers.work import Values
+from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layers import Layer

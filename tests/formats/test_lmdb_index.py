@@ -475,6 +475,7 @@ def test_through_a_hub(overflowing):
     assert isinstance(found, pa.Table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["held", "in the way/kept", "/dev/full", "."])
 def test_where_nothing_can_be_kept_the_index_is_made_all_the_same(tmp_path, overflowing, caplog, place):
     data, _ = overflowing

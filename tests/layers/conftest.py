@@ -9,7 +9,7 @@ from tests.layers.data import ELEVATION, NUM_PATCHES, elevations
 from tests.roots import synthetic_root
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def root(tmp_path_factory):
     """A root of 60 synthetic patches in shards of 16."""
     folder = tmp_path_factory.mktemp("layers") / "root"
@@ -17,18 +17,18 @@ def root(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def ds(root):
     return rc.open(root)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def covered(ds):
     """Patches that the elevation has: two of three."""
     return [patch_id for number, patch_id in enumerate(ds.selection.patch_ids) if number % 3]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def elevation(ds, covered, tmp_path_factory):
     return rc.write_layer(
         tmp_path_factory.mktemp("layer") / "elevation",
@@ -41,6 +41,6 @@ def elevation(ds, covered, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def attached(root, elevation):
     return rc.open(root, layers=[elevation.url])

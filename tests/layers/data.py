@@ -67,4 +67,4 @@ def write_table_layer(folder, ds, *, kind):
         rows=seal,
         index=index,
     )
-    return publish.commit(store, manifest, {})
+    return publish.commit_layer(store, manifest, {})

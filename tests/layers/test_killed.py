@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 
 import pytest
 
 import reben_cloud as rc
+from tests.forked import ForkServer
 from tests.roots import synthetic_root
 
 MAKE = """
@@ -34,9 +33,17 @@ rc.write_layer(
 """Makes a layer, and is killed after so many patches and shards, counted together; never for 0."""
 
 
-def make(*arguments):
-    words = [sys.executable, "-c", MAKE, *map(str, arguments)]
-    return subprocess.run(words, check=False, capture_output=True, text=True)
+@pytest.fixture
+def make():
+    """Runs it, and gives its exit status."""
+
+    def run(*arguments):
+        process = server.start(MAKE, *map(str, arguments))
+        process.communicate()
+        return process.returncode
+
+    with ForkServer("import reben_cloud, reben_cloud.layers.write, tests.layers.data") as server:
+        yield run
 
 
 def tree(folder):
@@ -48,17 +55,17 @@ def tree(folder):
 
 
 @pytest.mark.slow
-def test_ten_kills_leave_no_trace(tmp_path):
+def test_ten_kills_leave_no_trace(make, tmp_path):
     synthetic_root(tmp_path / "root", 44, shard_samples=4)
-    assert make(tmp_path / "root", tmp_path / "whole", tmp_path / "scratch", 0).returncode == 0
+    assert make(tmp_path / "root", tmp_path / "whole", tmp_path / "scratch", 0) == 0
     draw = random.Random(5)
 
     for _ in range(10):
-        run = make(tmp_path / "root", tmp_path / "layer", tmp_path / "scratch", draw.randint(2, 6))
-        assert run.returncode == -signal.SIGKILL, run.stderr
+        killed = make(tmp_path / "root", tmp_path / "layer", tmp_path / "scratch", draw.randint(2, 6))
+        assert killed == -signal.SIGKILL
         with pytest.raises(rc.NotFoundError, match="no layer is published"):
             rc.open_layer(tmp_path / "layer")
 
-    assert make(tmp_path / "root", tmp_path / "layer", tmp_path / "scratch", 0).returncode == 0
+    assert make(tmp_path / "root", tmp_path / "layer", tmp_path / "scratch", 0) == 0
     assert tree(tmp_path / "layer") == tree(tmp_path / "whole")
     assert not any((tmp_path / "scratch").iterdir())

@@ -136,6 +136,7 @@ def test_a_raster_is_made_a_layer_and_run_again_it_is_left(options, tmp_path):
     assert layer.modality.tensors[0].units == "m"
 
 
+@pytest.mark.slow
 def test_bars_are_on_stderr_alone(options):
     """On a terminal for stderr, stdout has the answer and no part of a bar."""
     leader, follower = pty.openpty()

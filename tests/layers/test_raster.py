@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine, from_origin
-from rasterio.vrt import WarpedVRT
 
 from reben_cloud.errors import SourceError
 from reben_cloud.layers.raster import RESAMPLINGS, open_raster
 from reben_cloud.layers.squares import CELL, Squares
+from tests.layers.rasters import warped, write_tif
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 HERE = Squares.of_patches([f"{PRODUCT}_{x:02d}_{y:02d}" for y in range(30, 34) for x in range(40, 44)])
@@ -36,33 +36,16 @@ def height(lon, lat):
     return 500 + 300 * np.sin(0.5 * lon) + 200 * np.cos(0.4 * lat)
 
 
-def write(path, pixels, transform=None, *, crs="EPSG:4326", **options):
-    pixels = np.atleast_3d(pixels.T).T
-    transform = transform or from_origin(LON - 0.1, LAT + 0.1, 1 / 1200, 1 / 1200)
-    place = {} if crs is None and transform == "none" else {"crs": crs, "transform": transform}
-    with rasterio.open(
-        path, "w", driver="GTiff", count=len(pixels), height=pixels.shape[1], width=pixels.shape[2],
-        dtype=pixels.dtype.name, **place, **options,
-    ) as file:  # fmt: skip
-        file.write(pixels)
-    return path
+OVER_HERE = from_origin(LON - 0.1, LAT + 0.1, 1 / 1200, 1 / 1200)
+"""Transform of a raster of 300 x 300 pixels over all patches here."""
+
+
+def write(path, pixels, transform=OVER_HERE, **options):
+    return write_tif(path, pixels, transform, **options)
 
 
 def noise(dtype="float32", *, seed=0, size=300):
     return np.random.default_rng(seed).integers(1, 100, (size, size)).astype(dtype)
-
-
-def warped(path, square, *, resampling, pixel_m=10, **options):
-    """The pixels as rasterio gives them on the patch's own grid, with its defaults."""
-    size = round(1200 / pixel_m)
-    with (
-        rasterio.open(path) as file,
-        WarpedVRT(
-            file, crs=f"EPSG:{square.epsg}", transform=from_origin(square.left, square.top, pixel_m, pixel_m),
-            width=size, height=size, resampling=Resampling[resampling], **options,
-        ) as view,
-    ):  # fmt: skip
-        return view.read()
 
 
 # -- squares --------------------------------------------------------------------------------------------
@@ -93,6 +76,7 @@ def test_blocks_have_every_row_once_and_a_square_in_one_block(places, size):
             assert np.ptp(squares.top[cell]) < CELL * 1200
 
 
+@pytest.mark.slow
 def test_blocks_of_the_whole_collection_are_neighbours(official_files):
     ids = [i for path in official_files for i in pq.read_table(path, columns=["patch_id"])[0].to_pylist()]
     squares = Squares.of_patches(ids)
@@ -308,6 +292,7 @@ def sums(source, blocks):
     return [part.pixels.sum(axis=(1, 2, 3)).tolist() for part in source.sample_blocks(HERE, blocks)]
 
 
+@pytest.mark.slow
 def test_threads_and_processes_have_a_raster_of_their_own(tmp_path):
     source = open_raster(write(tmp_path / "noise.tif", noise()), resampling="bilinear", pixel_m=20)
     blocks = HERE.blocks(4)
@@ -460,13 +445,13 @@ def test_bands_are_taken_by_name_in_the_order_asked_for(tmp_path):
     assert open_raster(path, resampling="bilinear", pixel_m=10).bands == ("slope", "aspect", "height")
     want = numbered.sample(HERE).pixels
     np.testing.assert_array_equal(found.sample(HERE).pixels, want[:, [2, 0]])
-    np.testing.assert_array_equal(want[5], warped(path, HERE[5], resampling="bilinear"))
+    np.testing.assert_array_equal(want[5], warped(path, HERE[5], resampling="bilinear", pixel_m=10))
 
 
 REFUSED = {
     "no CRS": ({"crs": None}, {}, SourceError, "says no CRS; give it one"),
     "no place": ({"crs": "EPSG:4326", "transform": Affine.identity()}, {}, SourceError, "does not say where"),
-    "neither": ({"crs": None, "transform": "none"}, {}, SourceError, "says no CRS"),
+    "neither": ({"crs": None, "transform": None}, {}, SourceError, "says no CRS"),
     "rotated": ({"transform": Affine.translation(13, 49) @ Affine.rotation(3) @ Affine.scale(0.001, -0.001)}, {},
                 SourceError, "its grid is rotated"),
     "wrong band": ({}, {"bands": ["hight"]}, ValueError, "unknown band of .* 'hight'"),

@@ -17,17 +17,7 @@ import reben_cloud as rc
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
 from reben_cloud.layers import sorting
 from reben_cloud.layers.table import LEAST_ROWS, MOST_ROWS, cut_groups
-from tests.roots import synthetic_root
-
-NUM_PATCHES = 60
-
-
-@pytest.fixture(scope="module")
-def ds(tmp_path_factory):
-    """A root of 60 synthetic patches in shards of 16."""
-    folder = tmp_path_factory.mktemp("tables") / "root"
-    synthetic_root(folder, NUM_PATCHES, shard_samples=16)
-    return rc.open(folder)
+from tests.layers.data import NUM_PATCHES
 
 
 @pytest.fixture(scope="module")

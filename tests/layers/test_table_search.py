@@ -12,20 +12,11 @@ from hypothesis import strategies as st
 
 import reben_cloud as rc
 from reben_cloud.search import fitting
-from tests.roots import synthetic_root
+from tests.layers.data import NUM_PATCHES
 
 pytest.importorskip("cql2")
 
-NUM_PATCHES = 60
 TYPES = ("binary", "mcq", "captioning")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A root of 60 synthetic patches in shards of 16."""
-    folder = tmp_path_factory.mktemp("search") / "root"
-    synthetic_root(folder, NUM_PATCHES, shard_samples=16)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -224,6 +224,7 @@ def test_info_describes_a_layer(elevation, root):
     assert json.loads(run("info", elevation.url, "--json").stdout)["name"] == "elevation"
 
 
+@pytest.mark.slow
 def test_layers_are_searched_streamed_and_exported_by_the_commands(elevation, root, tmp_path):
     found = run("search", root, "--layer", elevation.url, "--format", "geojson", "--limit", 3).stdout
     run("stream", root, "--layer", elevation.url, "--modality", "elevation", "--batch-size", 8)
@@ -234,6 +235,7 @@ def test_layers_are_searched_streamed_and_exported_by_the_commands(elevation, ro
     assert rc.open(tmp_path / "a").modalities == ("elevation",)
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_at_a_layer(copied):
     found = [f for f in diagnose(str(copied)) if f.subject == "layer"]
     assert [f.level for f in found] == ["ok"]

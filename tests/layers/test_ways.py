@@ -7,9 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
-from rasterio.enums import Resampling
 from rasterio.transform import from_origin
-from rasterio.vrt import WarpedVRT
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
@@ -23,20 +21,11 @@ from reben_cloud.store import open_store
 from tests import benge
 from tests.batches import samples
 from tests.layers.data import NUM_PATCHES
+from tests.layers.rasters import warped, write_tif
 from tests.test_invented_root import Surveys, metadata_of
 
 STEP = 0.02
 """Degrees along a pixel of the raster over all patches."""
-
-
-def write_tif(path, pixels, transform, *, crs="EPSG:4326", **options):
-    pixels = pixels[None] if pixels.ndim == 2 else pixels
-    with rasterio.open(
-        path, "w", driver="GTiff", count=len(pixels), height=pixels.shape[1], width=pixels.shape[2],
-        dtype=pixels.dtype.name, crs=crs, transform=transform, **options,
-    ) as file:  # fmt: skip
-        file.write(pixels)
-    return path
 
 
 def over_europe(path, *, east=32.0, count=1, dtype="int16", **options):
@@ -44,18 +33,6 @@ def over_europe(path, *, east=32.0, count=1, dtype="int16", **options):
     shape = (count, round(32 / STEP), round((east + 10) / STEP))
     pixels = np.random.default_rng(5).integers(1, 2000, shape).astype(dtype)
     return write_tif(path, pixels, from_origin(-10, 68.5, STEP, STEP), **options)
-
-
-def warped(path, square, *, resampling, pixel_m, side_m=1200, **options):
-    size = round(side_m / pixel_m)
-    with (
-        rasterio.open(path) as file,
-        WarpedVRT(
-            file, crs=f"EPSG:{square.epsg}", transform=from_origin(square.left, square.top, pixel_m, pixel_m),
-            width=size, height=size, resampling=Resampling[resampling], **options,
-        ) as view,
-    ):  # fmt: skip
-        return view.read()
 
 
 def contents(folder):
@@ -153,6 +130,7 @@ def test_bands_are_tensors_of_one_array(root, ds, tmp_path):
         np.testing.assert_array_equal(found[patch_id]["era"], want[[2, 1]])
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_layer(ds, tmp_path):
     path = over_europe(tmp_path / "dem.tif")
     options = {"name": "height", "resampling": "cubic", "pixel_m": 60, "scratch": tmp_path}
