@@ -50,7 +50,7 @@ _CORS = {
 
 def create_bucket(
     name: str,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     *,
     versioning: bool = False,
     cors: bool = True,
@@ -162,7 +162,7 @@ def access_policy(
     }
 
 
-def put_policy(name: str, document: str, storage_options: Mapping[str, Any] | None = None) -> None:
+def put_policy(name: str, document: str, storage_options: Mapping[str, object] | None = None) -> None:
     """Set the bucket's policy, in place of the one it has.
 
     Args:
@@ -253,7 +253,7 @@ def share(
     }
 
 
-def s3_client(storage_options: Mapping[str, Any] | None = None) -> Any:
+def s3_client(storage_options: Mapping[str, object] | None = None) -> Any:
     """A boto3 S3 client for the `storage_options` of `open_store`; credentials as boto3 finds them."""
     import boto3
     from botocore import UNSIGNED

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from reben_cloud.errors import NotFoundError
 from reben_cloud.files.paths import local_path, split_scheme
@@ -21,7 +20,7 @@ from reben_cloud.store import Store, open_store
 
 def open(
     url: str | os.PathLike[str],
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     *,
     layers: Sequence[str | os.PathLike[str] | Layer] = (),
 ) -> Dataset:
@@ -52,7 +51,7 @@ def open(
 
 def open_layer(
     url: str | os.PathLike[str],
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     *,
     ds: Dataset | None = None,
 ) -> Layer:
@@ -95,7 +94,9 @@ def _local_file(url: str | os.PathLike[str]) -> Path | None:
     return path if path.is_file() else None
 
 
-def find_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Layer | None:
+def find_layer(
+    url: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None
+) -> Layer | None:
     """The layer at a path or URL; None when it is something else. Raises as `open_layer` otherwise."""
     if os.fspath(url).startswith("lmdb://"):
         return None
@@ -104,7 +105,7 @@ def find_layer(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     return None if manifest is None else Layer(store, manifest)
 
 
-def _open(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Dataset:
+def _open(url: str | os.PathLike[str], storage_options: Mapping[str, object] | None) -> Dataset:
     store = None if os.fspath(url).startswith("lmdb://") else open_store(url, storage_options)
     if store is not None and (manifest := read_manifest(store)) is not None:
         return Dataset(store, manifest, backing=_backing(store, manifest))

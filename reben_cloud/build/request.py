@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -30,7 +30,7 @@ def open_plan(
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     options: PlacementOptions | None = None,
     scratch: Path | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> tuple[BuildPlan, pa.Table]:
     """Recognise a source and plan a root of it; nothing is written.
 

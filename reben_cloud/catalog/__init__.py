@@ -142,5 +142,5 @@ def _json(stac: Any) -> bytes:
     return _dump(stac.to_dict(include_self_link=False))
 
 
-def _dump(document: Mapping[str, Any]) -> bytes:
+def _dump(document: Mapping[str, object]) -> bytes:
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()

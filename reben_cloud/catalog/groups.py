@@ -135,7 +135,7 @@ def _extent(kind: str, size: int) -> dict[str, Any]:
     return {"type": kind, "extent": [0, size - 1], "step": 1}
 
 
-def asset_fields(schema: Schema, facts: About) -> Mapping[str, Any]:
+def asset_fields(schema: Schema, facts: About) -> Mapping[str, object]:
     """Fields that the modalities of the dataset bring with them, such as ``sar:polarizations``."""
     fields: dict[str, Any] = {}
     for modality in schema.modalities:

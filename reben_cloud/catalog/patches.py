@@ -133,7 +133,7 @@ def _plain(name: str, value: Any) -> Any:
     return f"{value:016x}" if layout.is_checksum_column(name) else plain_value(value)
 
 
-def _absolute(link: Mapping[str, Any], url: str | None) -> dict[str, Any]:
+def _absolute(link: Mapping[str, object], url: str | None) -> dict[str, Any]:
     if url is None:
         return dict(link)
     return {**link, "href": f"{url}/{str(link['href']).removeprefix('./')}"}

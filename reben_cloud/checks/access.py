@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -23,7 +22,7 @@ MAX_CLOCK_SKEW_S = 15 * 60
 """S3 refuses signatures that are further off than this (RequestTimeTooSkewed)."""
 
 
-def look_at_credentials(storage_options: Mapping[str, Any]) -> Finding:
+def look_at_credentials(storage_options: Mapping[str, object]) -> Finding:
     """Whether requests can be signed, or need not be."""
     config = s3_config(storage_options)
     if config.get("skip_signature"):
@@ -45,7 +44,7 @@ def look_at_credentials(storage_options: Mapping[str, Any]) -> Finding:
     return Finding(level="ok", subject="credentials", detail=f"found by {found.method}")
 
 
-def look_at_endpoint(storage_options: Mapping[str, Any]) -> Iterator[Finding]:
+def look_at_endpoint(storage_options: Mapping[str, object]) -> Iterator[Finding]:
     """Whether the server answers, and whether its clock agrees with this machine's."""
     config = s3_config(storage_options)
     endpoint = public_url(str(config.get("endpoint") or f"https://s3.{config['region']}.amazonaws.com"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from reben_cloud.checks.access import look_at_credentials, look_at_endpoint, try_reading, try_writing
 from reben_cloud.checks.files import look_at_files
@@ -25,7 +24,7 @@ from reben_cloud.store import open_store
 
 def diagnose(
     root: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     *,
     try_write: bool = False,
 ) -> Iterator[Finding]:

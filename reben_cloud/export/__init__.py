@@ -169,7 +169,7 @@ def _export(
     *,
     kind: str,
     make_sink: Callable[[Path, Records], Sink],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     update: bool,
     prune: bool,
     threads: int,

@@ -60,19 +60,19 @@ class Maker(Protocol):
         """What it needs of a patch."""
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """What its files depend on besides the patch, as JSON has it."""
 
     def start(self, chosen: Selection) -> None:
         """Told which patches there are to be, before anything is written."""
 
-    def survey(self, each_patch: EachPatch) -> Mapping[str, Any]:
+    def survey(self, each_patch: EachPatch) -> Mapping[str, object]:
         """Look at all patches first, if it must; what it found, as JSON has it, stands in the manifest too."""
 
-    def make(self, patch: PatchPixels, survey: Mapping[str, Any]) -> Mapping[str, bytes]:
+    def make(self, patch: PatchPixels, survey: Mapping[str, object]) -> Mapping[str, bytes]:
         """Path below the folder -> file; the same for the same patch, settings and survey."""
 
-    def finish(self, partial: Path, progress: Progress) -> Mapping[str, Any]:
+    def finish(self, partial: Path, progress: Progress) -> Mapping[str, object]:
         """Write what the folder has once; what the manifest is to say of that."""
 
 
@@ -177,7 +177,7 @@ class _Work:
         self._origin: Origin | None = None
         self._square = Squares.of(job.chosen, maker.modalities)
 
-    def survey(self) -> Mapping[str, Any]:
+    def survey(self) -> Mapping[str, object]:
         """What the maker finds when it looks at all patches first; kept for a run that continues."""
         kept = self.partial / _SURVEY
         for found in _lines(kept):
@@ -191,7 +191,7 @@ class _Work:
         for _, found in self._run(every, look, what):
             yield from found
 
-    def make_missing(self, survey: Mapping[str, Any]) -> int:
+    def make_missing(self, survey: Mapping[str, object]) -> int:
         """Make the files of the patches that no earlier run has finished; how many patches that were."""
         there = _receipts(self.partial)
         whole = set()
@@ -229,7 +229,7 @@ class _Work:
         for name in (_RECEIPTS, _SURVEY):
             (self.partial / name).unlink(missing_ok=True)
 
-    def _write(self, patch: PatchPixels, survey: Mapping[str, Any]) -> list[MadeFile]:
+    def _write(self, patch: PatchPixels, survey: Mapping[str, object]) -> list[MadeFile]:
         files = []
         for name, data in self.maker.make(patch, survey).items():
             file = self.partial / name

@@ -147,7 +147,7 @@ class GeotiffMaker:
         """Nothing to look at first."""
         return {}
 
-    def make(self, patch: PatchPixels, survey: Mapping[str, Any]) -> dict[str, bytes]:  # noqa: ARG002
+    def make(self, patch: PatchPixels, survey: Mapping[str, object]) -> dict[str, bytes]:  # noqa: ARG002
         """The files of a patch."""
         if self._per == "band":
             return encode_official(

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -148,7 +148,7 @@ class MadeRoot(Store):
     Made again in another process: seconds for the whole dataset, and nothing is written.
     """
 
-    def __init__(self, folder: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: str, storage_options: Mapping[str, object] | None = None) -> None:
         super().__init__(open_store(folder).url if "://" not in folder else folder, storage_options or {})
 
     @cached_property

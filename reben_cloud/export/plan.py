@@ -170,7 +170,7 @@ def identity_of(
     selection: Selection,
     modalities: Sequence[str],
     kind: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     layers: Mapping[str, ExportedLayer],
 ) -> str:
     """Names what the folder is to hold: the same name, the same bytes."""

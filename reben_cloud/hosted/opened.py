@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
 
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import make_plan
@@ -82,7 +81,7 @@ class HostedRoot(MadeRoot):
         return make_plan(source, official, open_store("memory://lmdb-root"), options=options)
 
 
-def open_hosted_root(url: str, storage_options: Mapping[str, Any] | None) -> Dataset | None:
+def open_hosted_root(url: str, storage_options: Mapping[str, object] | None) -> Dataset | None:
     """The LMDB hosted at a URL; None if there is none.
 
     Raises:
@@ -96,7 +95,7 @@ def open_hosted_root(url: str, storage_options: Mapping[str, Any] | None) -> Dat
     return Dataset(root, root.manifest, backing=root.backing)
 
 
-def open_if_hosted(url: str, storage_options: Mapping[str, Any] | None) -> Dataset | None:
+def open_if_hosted(url: str, storage_options: Mapping[str, object] | None) -> Dataset | None:
     """The LMDB on another machine that a URL names; None if it names none. Raises as `open_hosted_root`."""
     if url.startswith("synthetic:") or (store := open_store(url, storage_options)).is_local:
         return None
@@ -104,7 +103,7 @@ def open_if_hosted(url: str, storage_options: Mapping[str, Any] | None) -> Datas
 
 
 def open_hosted_source(
-    url: str, storage_options: Mapping[str, Any] | None, *, wanted: Selection
+    url: str, storage_options: Mapping[str, object] | None, *, wanted: Selection
 ) -> FoundSource | None:
     """The LMDB hosted at a URL as a source of some patches, which are looked up together; None if there is none.
 

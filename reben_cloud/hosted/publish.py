@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -88,7 +88,7 @@ def publish_references(
     *,
     modalities: Sequence[str] | None = None,
     checksums: bool = False,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     progress: Progress = lambda items, _total, _what: items,
 ) -> Manifest:
     """Write a root whose payloads lie in the objects of an index.
@@ -161,7 +161,7 @@ def index_hosted(
     modalities: Sequence[str] | None = None,
     checksums: bool = False,
     threads: int = 16,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     tell: Callable[[Cost], object] = lambda _cost: None,
     progress: Progress = lambda items, _total, _what: items,
 ) -> Manifest:
@@ -240,7 +240,7 @@ def index_hosted(
     return manifest
 
 
-def estimate_hosted(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Cost:
+def estimate_hosted(url: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None) -> Cost:
     """What an index costs to make. Raises as `index_hosted`."""
     store = open_store(url, storage_options)
     if (hosted := find_hosted(store)) is not None:

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,17 +67,17 @@ def write_groups(
         return Seal.of(file)
 
 
-def plain(beginning: Mapping[str, Any]) -> Mapping[str, Any]:
+def plain(beginning: Mapping[str, object]) -> Mapping[str, object]:
     """What a making begins with, as JSON has it: to be compared with what was read."""
     return json.loads(json.dumps(beginning))  # type: ignore[no-any-return]
 
 
-def plan_of(beginning: Mapping[str, Any]) -> bytes:
+def plan_of(beginning: Mapping[str, object]) -> bytes:
     """What a making began with, as it is stored while the layer is not done."""
     return json.dumps(sealed(beginning), indent=2).encode()
 
 
-def claim(store: Store, beginning: Mapping[str, Any]) -> Layer | None:
+def claim(store: Store, beginning: Mapping[str, object]) -> Layer | None:
     """Make a place this layer's, or find that it is; the layer if it is finished already.
 
     Args:

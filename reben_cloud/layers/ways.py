@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +46,7 @@ def write_raster_layer(
     is_map: bool = False,
     title: str = "",
     units: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     workers: int = 1,
     progress: Progress = silent,
@@ -148,7 +147,7 @@ def write_folder_layer(
     title: str = "",
     units: str | None = None,
     allow_missing: int = 0,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     threads: int = 2,
     progress: Progress = silent,

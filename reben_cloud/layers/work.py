@@ -60,7 +60,7 @@ class Receipt:
     """The xxh3-64 of each payload, in row order."""
     present: tuple[bool, ...]
     """Whether each is more than fill values."""
-    moments: Mapping[str, Mapping[str, Any]]
+    moments: Mapping[str, Mapping[str, object]]
     """Tensor -> `Moments` of what is there, as JSON."""
 
     def to_bytes(self) -> bytes:
@@ -93,7 +93,7 @@ class Work:
     ds: Dataset
     schema: Schema
     title: str
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, object]
     scratch: Path
 
     @property
@@ -102,7 +102,7 @@ class Work:
         return self.schema.modalities[0]
 
     @cached_property
-    def beginning(self) -> Mapping[str, Any]:
+    def beginning(self) -> Mapping[str, object]:
         """What ``layer.json`` will say, as far as it is known now."""
         return publish.plain(
             {

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from reben_cloud.build import Progress, silent
 from reben_cloud.build.lease import Lease
@@ -34,9 +33,9 @@ def write_layer(
     arrays: Sequence[ArraySpec] = (),
     title: str = "",
     is_map: bool = False,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     allow_missing: int = 0,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     threads: int = 2,
     progress: Progress = silent,

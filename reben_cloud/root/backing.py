@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from reben_cloud.root.references import Found, RemoteObject, RemoteObjects
 from reben_cloud.store import Store
@@ -58,7 +58,7 @@ class References:
 
     objects: tuple[RemoteObject, ...]
     """What the places of payloads count."""
-    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    storage_options: Mapping[str, object] = field(default_factory=dict, repr=False)
     """Credentials and endpoint of their stores."""
     finder: Finder | None = None
     """Looks places up; None where the table of patches has them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -144,7 +144,7 @@ class Dataset:
         self,
         *,
         bbox: str | Sequence[float] | None = None,
-        intersects: str | Mapping[str, Any] | GeoInterface | None = None,
+        intersects: str | Mapping[str, object] | GeoInterface | None = None,
         datetime: When | None = None,
         labels: Names | None = None,
         labels_all: Names | None = None,
@@ -160,7 +160,7 @@ class Dataset:
         cloud: bool | None = None,
         recommended: bool | None = None,
         has: Names | None = None,
-        cql2: str | Mapping[str, Any] | None = None,
+        cql2: str | Mapping[str, object] | None = None,
         sortby: Names | None = None,
         limit: int | None = None,
         sample: int | None = None,

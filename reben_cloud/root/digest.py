@@ -19,19 +19,19 @@ DIGEST = "digest"
 """Key under which a document carries its own digest."""
 
 
-def document_digest(document: Mapping[str, Any]) -> str:
+def document_digest(document: Mapping[str, object]) -> str:
     """The sha256 of a JSON document: of its keys, sorted, and values, but for its own `DIGEST`; hex digits."""
     body = {key: value for key, value in document.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(document: Mapping[str, object]) -> dict[str, Any]:
     """The document with its digest, which stands last."""
     body = {key: value for key, value in document.items() if key != DIGEST}
     return {**body, DIGEST: document_digest(body)}
 
 
-def is_intact(document: Mapping[str, Any]) -> bool:
+def is_intact(document: Mapping[str, object]) -> bool:
     """Whether a document carries a digest, and the right one."""
     return document.get(DIGEST) == document_digest(document)
 

@@ -34,7 +34,7 @@ class GeoInterface(Protocol):
     """A geometry or feature of shapely, geopandas and others, which says itself in GeoJSON."""
 
     @property
-    def __geo_interface__(self) -> Mapping[str, Any]:
+    def __geo_interface__(self) -> Mapping[str, object]:
         """The geometry or Feature as GeoJSON."""
 
 
@@ -61,7 +61,7 @@ class Query:
 
     bbox: str | Sequence[float] | None = None
     """West, south, east, north in degrees."""
-    intersects: str | Mapping[str, Any] | GeoInterface | None = None
+    intersects: str | Mapping[str, object] | GeoInterface | None = None
     """GeoJSON geometry or Feature, WKT or shapely geometry, in degrees."""
     datetime: When | None = None
     """Sentinel-2 time: an instant or an interval."""
@@ -93,7 +93,7 @@ class Query:
     """True: without snow, cloud and shadow; False: only those with any of them."""
     has: Names | None = None
     """Layers that have something for a patch, all of these."""
-    cql2: str | Mapping[str, Any] | None = None
+    cql2: str | Mapping[str, object] | None = None
     """A CQL2 filter, text or JSON."""
     sortby: Names | None = None
     """Columns, a leading ``-`` for descending order."""

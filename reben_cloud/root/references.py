@@ -123,7 +123,7 @@ class RemoteObjects:
     def __init__(
         self,
         objects: Sequence[RemoteObject],
-        storage_options: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, object] | None = None,
         *,
         place: tuple[Store, str] | None = None,
     ) -> None:
@@ -280,7 +280,7 @@ def places_in(table: pa.Table, modality: Modality, objects: Sequence[RemoteObjec
     return Found(number, start)
 
 
-def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, Any]:
+def options_for(store: Store, objects: Sequence[RemoteObject]) -> Mapping[str, object]:
     """What a root's store was opened with, where it may be meant for the objects; nobody else is shown credentials.
 
     A root on this machine needs none itself; elsewhere, the objects must be in the same kind of store.

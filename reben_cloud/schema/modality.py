@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -177,7 +176,7 @@ class Modality(PickledAsMade):
                     copies.append(new)
         return tuple(copies)
 
-    def key(self, row: Mapping[str, Any]) -> str:
+    def key(self, row: Mapping[str, object]) -> str:
         """Key in an LMDB of the payload of a metadata row."""
         return f"{row[self.key_column]}{self.key_suffix}"
 

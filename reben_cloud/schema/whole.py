@@ -235,6 +235,6 @@ def _with_text_fills(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _with_number_fill(tensor: Mapping[str, Any]) -> dict[str, Any]:
+def _with_number_fill(tensor: Mapping[str, object]) -> dict[str, Any]:
     fill = tensor["fill"]
     return {**tensor, "fill": float(fill) if isinstance(fill, str) else fill}

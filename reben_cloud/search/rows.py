@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ def draw_rows(
     name: str,
     *,
     rule: Rule = "one",
-    where: str | Mapping[str, Any] | None = None,
+    where: str | Mapping[str, object] | None = None,
     columns: Sequence[str] | None = None,
 ) -> Selection:
     """The patches of a selection that have rows in a layer, and these rows; `Selection.with_rows` tells more."""

@@ -174,13 +174,13 @@ class Client(BaseCoreClient):
 
     def _page(
         self,
-        query: Mapping[str, Any],
+        query: Mapping[str, object],
         request: Request,
         *,
         limit: int | None,
         token: str | None,
         fields: Fields | None,
-        body: Mapping[str, Any] | None,
+        body: Mapping[str, object] | None,
     ) -> dict[str, Any]:
         rows = self._results.rows(dict(query))
         start = position_of(token, len(rows))

@@ -58,7 +58,7 @@ class Links:
         ]
 
     def of_page(
-        self, request: Request, start: int, end: int, count: int, body: Mapping[str, Any] | None
+        self, request: Request, start: int, end: int, count: int, body: Mapping[str, object] | None
     ) -> list[dict[str, Any]]:
         """Links of a page with the rows from `start` to `end` of `count`.
 
@@ -79,7 +79,7 @@ class Links:
         return links
 
     def _page(
-        self, rel: str, position: int, request: Request, body: Mapping[str, Any] | None
+        self, rel: str, position: int, request: Request, body: Mapping[str, object] | None
     ) -> dict[str, Any]:
         if body is not None:
             link = self.link(rel, str(request.url), GEOJSON)

@@ -46,7 +46,7 @@ def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
     facts = about(schema)
     table = dataset.patch_table
 
-    def of(field: str, kind: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def of(field: str, kind: Mapping[str, object]) -> dict[str, dict[str, Any]]:
         return {layout.column(field): {"title": facts.title_of(field), **kind}}
 
     known = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from reben_cloud.files.paths import SCHEMES, local_path, split_scheme
@@ -69,7 +68,7 @@ def way_out(url: str) -> str:
     return "check the endpoint (AWS_ENDPOINT_URL, --endpoint-url)"
 
 
-def s3_location(url: str, storage_options: Mapping[str, Any]) -> dict[str, str] | None:
+def s3_location(url: str, storage_options: Mapping[str, object]) -> dict[str, str] | None:
     """``bucket``, ``region`` and, unless it is AWS, ``endpoint`` of an S3 URL: nothing secret; None for others."""
     parts = urlsplit(url)
     if parts.scheme != "s3":

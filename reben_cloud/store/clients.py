@@ -49,7 +49,7 @@ def check_process(url: str) -> None:
     _first_pid = os.getpid()
 
 
-def connect_obstore(url: str, storage_options: Mapping[str, Any], budget: Budget) -> Any:
+def connect_obstore(url: str, storage_options: Mapping[str, object], budget: Budget) -> Any:
     """An obstore client, which makes one attempt at a time.
 
     Raises:
@@ -87,7 +87,7 @@ def connect_obstore(url: str, storage_options: Mapping[str, Any], budget: Budget
 
 
 def _connect_cloud(
-    scheme: str, bucket: str, prefix: str, storage_options: Mapping[str, Any], budget: Budget
+    scheme: str, bucket: str, prefix: str, storage_options: Mapping[str, object], budget: Budget
 ) -> Any:
     """A client of Google Cloud Storage or Azure Blob Storage; what is not given comes from their own variables.
 
@@ -104,7 +104,7 @@ def _connect_cloud(
         raise ValueError(f"a storage option of {scheme}:// is not understood: {scrub(error)}") from error
 
 
-def _cloud_config(scheme: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
+def _cloud_config(scheme: str, storage_options: Mapping[str, object]) -> dict[str, Any]:
     """Options in obstore's words; of fsspec's, those that obstore calls otherwise are translated.
 
     Raises:
@@ -122,7 +122,9 @@ def _cloud_config(scheme: str, storage_options: Mapping[str, Any]) -> dict[str, 
     return config
 
 
-def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) -> tuple[WebClient, Hub | None]:
+def connect_web(
+    url: str, storage_options: Mapping[str, object], budget: Budget
+) -> tuple[WebClient, Hub | None]:
     """What answers for the objects below an http(s) or hf URL, and the hub behind it if there is one.
 
     Args:
@@ -147,7 +149,7 @@ def connect_web(url: str, storage_options: Mapping[str, Any], budget: Budget) ->
     return WebClient(Connections(limit, budget), locations_below(url)), None
 
 
-def max_connections(storage_options: Mapping[str, Any]) -> int:
+def max_connections(storage_options: Mapping[str, object]) -> int:
     """Most requests that a store on the web has on their way.
 
     Raises:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Store:
+def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None) -> Store:
     """A store for everything below `url`; nothing is contacted yet.
 
     Args:
@@ -69,7 +69,9 @@ class Store:
     Every call has one `Budget`; nothing above it needs to try again because a store failed.
     """
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any], *, budget: Budget | None = None) -> None:
+    def __init__(
+        self, url: str, storage_options: Mapping[str, object], *, budget: Budget | None = None
+    ) -> None:
         self._address = url
         self.url = public_url(url)
         """Where the store is, without a trailing slash, credentials or query."""
