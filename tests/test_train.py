@@ -25,7 +25,7 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, NotFoundError
 from reben_cloud.root.patch import Patch
 from reben_cloud.sources.recognise import open_source
-from reben_cloud.sources.synthetic import SyntheticSource
+from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.training.compute import compute_context
 from reben_cloud.training.config import load_recipe
@@ -37,13 +37,12 @@ from reben_cloud.training.models import ARCHITECTURES, ModelSpec, create_model
 from reben_cloud.training.objective import Objective, keyed_random, positive_weights
 from reben_cloud.training.train import train
 from tests.conftest import free_port
-from tests.official import table_of
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """The URL of 72 synthetic patches of all splits."""
-    return make_root(tmp_path_factory, SyntheticSource(72), table_of(72, num_products=5))
+    return make_root(tmp_path_factory, *open_source("synthetic:72"))
 
 
 def make_root(tmp_path_factory, source, metadata, **options):
@@ -264,7 +263,7 @@ def test_two_processes_do_what_one_does(root, dataset, script, tmp_path, task):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_published_recipe_takes_two_steps(dataset, tmp_path, architecture):
-    few = ["batch_size=2", "train.country=['Kosovo', 'Serbia']", "epochs=1"]
+    few = ["batch_size=2", "train.country=['Serbia', 'Portugal', 'Lithuania']", "epochs=1"]
     config = load_recipe(architecture, overrides=[*few, "log_steps=1", "validation.split=test"])
     ids = dataset.select(config.train).patch_ids
     steps = []
@@ -524,7 +523,7 @@ def probe(pretrained=False, *, in_chans, num_classes, **options):
 @pytest.mark.timeout(900)
 def test_a_known_optimum_is_reached(tmp_path_factory, tmp_path):
     """Labels are signals turned over with a chance of 0.05; whoever knows the signals has the best AP there is."""
-    metadata = table_of(1000, num_products=30)
+    metadata = synthetic_metadata(1000)
     generator = np.random.default_rng(5)
     signals = generator.random((metadata.num_rows, 19)) < 0.3
     labels = signals ^ (generator.random(signals.shape) < 0.05)
