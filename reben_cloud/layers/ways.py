@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from reben_cloud.build import Progress, local, silent
 from reben_cloud.errors import SourceError
+from reben_cloud.layers.array_work import Values
 from reben_cloud.layers.describe import check_layer_name
 from reben_cloud.layers.folder import FolderSource, open_folder
 from reben_cloud.layers.raster import RasterSource, Sampled, open_raster
 from reben_cloud.layers.squares import Squares
-from reben_cloud.layers.work import Values
 from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset

@@ -15,8 +15,8 @@ from reben_cloud.build import Progress, silent
 from reben_cloud.build.lease import Lease
 from reben_cloud.errors import ConflictError
 from reben_cloud.layers import publish
+from reben_cloud.layers.array_work import ArrayWork, Patches
 from reben_cloud.layers.describe import check_whole, layer_schema
-from reben_cloud.layers.work import Patches, Work
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layers import Layer
 from reben_cloud.schema import ArraySpec, TensorSpec
@@ -80,7 +80,7 @@ def write_layer(
             f"{ds.url} is a catalog of metadata alone, without the shards that an array layer is cut like; "
             "make the layer for a root with pixels"
         )
-    work = Work(
+    work = ArrayWork(
         store=open_store(dest, storage_options),
         ds=ds,
         schema=schema,

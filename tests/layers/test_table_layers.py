@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import reben_cloud as rc
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
 from reben_cloud.layers import sorting
-from reben_cloud.layers.table import LEAST_ROWS, MOST_ROWS, cut_groups
+from reben_cloud.layers.table_work import LEAST_ROWS, MOST_ROWS, cut_groups
 from tests.layers.data import NUM_PATCHES
 
 
@@ -275,8 +275,8 @@ def test_a_layer_that_is_there_is_left_as_it_is(ds, climate, tmp_path):
 
 def test_the_same_table_makes_the_same_bytes_through_files(ds, texts, tmp_path, monkeypatch):
     layer = rc.write_table(tmp_path / "memory", ds, name="txt", table=texts)
-    monkeypatch.setattr("reben_cloud.layers.table.MOST_ROWS", 20)
-    monkeypatch.setattr("reben_cloud.layers.table.LEAST_ROWS", 10)
+    monkeypatch.setattr("reben_cloud.layers.table_work.MOST_ROWS", 20)
+    monkeypatch.setattr("reben_cloud.layers.table_work.LEAST_ROWS", 10)
     whole = rc.write_table(tmp_path / "groups", ds, name="txt", table=texts)
     monkeypatch.setattr(sorting, "_FILE_BYTES", 400)
     monkeypatch.setattr(sorting, "_BATCH_ROWS", 37)

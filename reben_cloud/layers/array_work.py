@@ -86,7 +86,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class ArrayWork:
     """One layer in the making."""
 
     store: Store
