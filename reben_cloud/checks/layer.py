@@ -197,14 +197,16 @@ class _Rows(NamedTuple):
         yield from _differing(f"{name}: coverage", said.coverage, len(self.ids))
         if self.spans is None:
             return
-        first, count = self.spans
+        # Rows lie in the order of the root's shards, the index in that of its table.
+        order = np.argsort(self.spans[0], kind="stable")
+        first, count = (part[order] for part in self.spans)
         if not np.array_equal(first, np.cumsum(count) - count) or (count < 1).any():
             yield f"{layout.INDEX}: its rows do not follow each other"
         elif int(count.sum()) != said.num_rows:
             yield f"{layout.INDEX}: counts {int(count.sum()):,} rows, and there are {said.num_rows:,}"
         else:
             owners = _whole(self.layer.rows, [PATCH_ID]).column(PATCH_ID).combine_chunks()
-            if not owners.equals(self.ids.take(pa.array(np.repeat(np.arange(len(count)), count)))):
+            if not owners.equals(self.ids.take(pa.array(np.repeat(order, count)))):
                 yield f"{layout.INDEX}: gives rows of {layout.ROWS} to other patches than they name"
 
     def _misplaced(self, places: _Places, objects: Objects) -> Iterator[str]:
