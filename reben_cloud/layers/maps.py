@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from reben_cloud.bigearthnet.reben import MAP, REBEN
 from reben_cloud.build import Progress, silent
 from reben_cloud.errors import SourceError
+from reben_cloud.layers.array_work import Values
 from reben_cloud.layers.describe import check_name
-from reben_cloud.layers.work import Values
 from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset

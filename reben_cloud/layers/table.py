@@ -266,6 +266,7 @@ class _Work:
             of_few=[PATCH_ID] * (self.kind == "many") + _of_few(first),
             statistics=self.kind == "one",
         )
+        self.source.require_unchanged()
         held.check()
         self.store.put_file(layout.ROWS, file)
         written, index = {layout.ROWS: seal.nbytes}, None

@@ -20,6 +20,7 @@ from pyarrow import csv
 from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.formats import parquet
+from reben_cloud.layers.inputs import InputFiles
 
 _PARQUET = b"PAR1"
 _BLOCK_BYTES = 1 << 22
@@ -60,12 +61,18 @@ class TableSource(Protocol):
     def codes(self, column: str) -> pa.ChunkedArray[pa.Scalar]:
         """A column of strings as codes of one dictionary."""
 
+    def require_unchanged(self) -> None:
+        """See that it is still what it was when it was opened; raises SourceError."""
+
 
 @dataclass(frozen=True, eq=False)
 class _InMemory:
     table: pa.Table
     name: str
     identity: Mapping[str, str | int]
+
+    def require_unchanged(self) -> None:
+        pass  # nobody else has it
 
     @property
     def schema(self) -> pa.Schema:
@@ -86,6 +93,10 @@ class _InFile:
     name: str
     schema: pa.Schema
     identity: Mapping[str, str | int]
+    inputs: InputFiles
+
+    def require_unchanged(self) -> None:
+        self.inputs.require_unchanged()
 
     def batches(self, columns: Sequence[str], *, batch_rows: int) -> Iterator[pa.Table]:
         for batch in parquet.iter_batches(self.path, columns, batch_rows=batch_rows, name=self.name):
@@ -143,8 +154,9 @@ def _open(table: Tabular, scratch: Path) -> TableSource:
 
 
 def _open_file(path: Path) -> TableSource:
-    name = str(path)
+    name, inputs = str(path), InputFiles(path, [path.name])
     try:
+        _ = inputs.state  # before it is read
         with path.open("rb") as file:
             is_parquet = file.read(len(_PARQUET)) == _PARQUET
             digest = xxhash.xxh3_64()
@@ -158,8 +170,10 @@ def _open_file(path: Path) -> TableSource:
         }
         if is_parquet:
             schema = parquet.read_footer(path, name=name).schema.to_arrow_schema()
-            return _InFile(path, name, schema, identity)
-        return _InMemory(csv.read_csv(name), name, identity)
+            return _InFile(path, name, schema, identity, inputs)
+        table = csv.read_csv(name)
+        inputs.require_unchanged()
+        return _InMemory(table, name, identity)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file of a table") from error
     except OSError as error:
@@ -179,4 +193,4 @@ def _spooled(batches: Iterable[pa.RecordBatch], schema: pa.Schema, scratch: Path
                 writer.write(batch)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise SourceError(f"the batches cannot be put together: {str(error).splitlines()[0]}") from error
-    return _InFile(path, "the batches", schema, {})
+    return _InFile(path, "the batches", schema, {}, InputFiles(path, []))  # ours: nobody writes to it

@@ -81,13 +81,19 @@ class LayerTable(GroupedTable):
                 f"{self.store.url}/{self.path} has {reader.metadata.num_rows:,} rows and {layout.LAYER_MANIFEST} says "
                 f"{self._expected:,}; the layer is damaged: copy it again from where it was made"
             )
+        names = reader.schema.names
+        if len(names) > len(set(names)):
+            raise ChecksumError(
+                f"{self.store.url}/{self.path} has a column twice: {min(n for n in names if names.count(n) > 1)!r}; "
+                "what wrote it is not reben_cloud: make the layer with `reben-cloud layer`"
+            )
         for name, is_right in self._required.items():
             found = [field.type for field in reader.schema if field.name == name]
-            if len(found) != 1 or not is_right(found[0]):
-                has = f"of type {found[0]}" if len(found) == 1 else f"{len(found)} times"
+            if not found or not is_right(found[0]):
+                has = f"a column {name!r} of type {found[0]}" if found else f"no column {name!r}"
                 raise ChecksumError(
-                    f"{self.store.url}/{self.path} has the column {name!r} {has}, which no layer has; what wrote it is "
-                    "not reben_cloud: make the layer with `reben-cloud layer`"
+                    f"{self.store.url}/{self.path} has {has}; what wrote it is not reben_cloud: make the layer with "
+                    "`reben-cloud layer`"
                 )
         return reader
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reben_cloud.layers.table_work import LEAST_ROWS, MOST_ROWS, cut_groups
 
 import reben_cloud as rc
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
 from reben_cloud.layers import sorting
-from reben_cloud.layers.table_work import LEAST_ROWS, MOST_ROWS, cut_groups
 from tests.layers.data import NUM_PATCHES
 
 
