@@ -67,7 +67,7 @@ class ReferenceReader:
         places, nbytes = self._places[modality.name], modality.payload_bytes
         numbers, starts = places.object[stored], places.start[stored]
         found: list[tuple[Ints, Payloads]] = []
-        for number in np.unique(numbers).tolist():
+        for number in np.flatnonzero(np.bincount(numbers)).tolist():
             here = np.flatnonzero(numbers == number)
             for spans in _at_once(plan_spans(starts[here], nbytes)):
                 read = partial(self._read, modality, number, spans, stored[here], starts[here])
