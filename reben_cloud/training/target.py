@@ -32,7 +32,7 @@ from reben_cloud.training.parts import Parts, Plan, delete_folder, difference, r
 NAMES: Mapping[What, str] = {"probabilities": "pred", "labels": "pred", "mask": "mask", "embedding": "emb"}
 """What a layer is called where no name is given."""
 
-PLAN_KEY = "reben:prediction"
+PLAN_KEY = "prediction"
 """Key of the plan in a parquet file's metadata, and in a layer's provenance."""
 
 _PARQUET = ".parquet"
