@@ -105,7 +105,10 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
         ),
         *(
             f"report/{name}"
-            for name in ("metrics.json", "per_class.png", "curves.png", "calibration.png", "examples.png")
+            for name in (
+                *("metrics.json", "per_class.png", "curves.png", "calibration.png"),
+                *("examples.png", "run.png"),
+            )
         ),
     }
     assert json.loads((folder / "report" / "metrics.json").read_text()) == result
@@ -119,6 +122,7 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
     assert sum(group["num_patches"] for group in result["by"]["country"].values()) == result["num_patches"]
     rows = log(folder)
     assert [row["validation_score"] != "" for row in rows].count(True) == 2
+    assert [row["validation_loss"] != "" for row in rows].count(True) == 2
     assert all(0 <= float(row["wait_share"]) <= 1 for row in rows if row["wait_share"])
 
 

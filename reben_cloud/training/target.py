@@ -21,7 +21,6 @@ from reben_cloud.layers import write_layer, write_table
 from reben_cloud.layers.describe import check_name, check_whole
 from reben_cloud.layers.publish import JOURNAL
 from reben_cloud.opening import open_layer
-from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layer_manifest import PATCH_ID
 from reben_cloud.root.layers import read_layer_manifest
@@ -33,7 +32,7 @@ from reben_cloud.training.parts import Parts, Plan, delete_folder, difference, r
 NAMES: Mapping[What, str] = {"probabilities": "pred", "labels": "pred", "mask": "mask", "embedding": "emb"}
 """What a layer is called where no name is given."""
 
-PLAN_KEY = f"{layout.PREFIX}prediction"
+PLAN_KEY = "prediction"
 """Key of the plan in a parquet file's metadata, and in a layer's provenance."""
 
 _PARQUET = ".parquet"
