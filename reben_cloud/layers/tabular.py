@@ -15,11 +15,11 @@ from typing import Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from pyarrow import csv
 
 from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.formats import parquet
+from reben_cloud.layers.csv_file import csv_names, csv_to_parquet
 
 _PARQUET = b"PAR1"
 _BLOCK_BYTES = 1 << 22
@@ -118,15 +118,18 @@ def open_table(table: Tabular, scratch: Path) -> TableSource:
         TypeError: If it is no table.
     """
     found = _open(table, scratch)
-    names = found.schema.names
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise SourceError(f"{found.name} has two columns {twice[0]!r}; rename one")
+    _check_names(found.schema.names, found.name)
     return found
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SourceError(f"{where} has two columns {twice[0]!r}; rename one")
 
 
 def _open(table: Tabular, scratch: Path) -> TableSource:
     if isinstance(table, str | os.PathLike):
-        return _open_file(local_path(table, "a table"))
+        return _open_file(local_path(table, "a table"), scratch)
     if isinstance(table, pa.RecordBatchReader):
         return _spooled(table, table.schema, scratch)
     if isinstance(table, ArrowStream):
@@ -142,7 +145,7 @@ def _open(table: Tabular, scratch: Path) -> TableSource:
     return _spooled(chain([first], batches), first.schema, scratch)
 
 
-def _open_file(path: Path) -> TableSource:
+def _open_file(path: Path, scratch: Path) -> TableSource:
     name = str(path)
     try:
         with path.open("rb") as file:
@@ -156,10 +159,13 @@ def _open_file(path: Path) -> TableSource:
             "bytes": path.stat().st_size,
             "xxh3": digest.hexdigest(),
         }
-        if is_parquet:
-            schema = parquet.read_footer(path, name=name).schema.to_arrow_schema()
-            return _InFile(path, name, schema, identity)
-        return _InMemory(csv.read_csv(name), name, identity)
+        rows = path
+        if not is_parquet:
+            _check_names(csv_names(path), name)
+            rows = scratch / "csv.parquet"
+            csv_to_parquet(path, rows)
+        schema = parquet.read_footer(rows, name=name).schema.to_arrow_schema()
+        return _InFile(rows, name, schema, identity)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file of a table") from error
     except OSError as error:

@@ -19,28 +19,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.about import about
 from reben_cloud.build import Progress, silent
 from reben_cloud.build.lease import Lease
 from reben_cloud.build.spool import Spool
-from reben_cloud.catalog import layer_collection
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats import tar
 from reben_cloud.layers import publish
-from reben_cloud.layers.describe import check_whole, fill_payload, layer_schema
+from reben_cloud.layers.describe import fill_payload, layer_schema
+from reben_cloud.layers.listing import publish_listed
 from reben_cloud.layers.statistics import Moments, counted, is_measured, moments_of, summed, together
 from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import bools_array
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import is_intact, sealed
+from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layer_manifest import PATCH_ID, LayerManifest
 from reben_cloud.root.layers import Layer
-from reben_cloud.root.metadata import rfc3339
-from reben_cloud.root.objects import Objects, WrittenObject
+from reben_cloud.root.objects import WrittenObject
 from reben_cloud.root.patches_file import ROW_GROUP_ROWS
 from reben_cloud.schema import ArraySpec, Modality, Schema, TensorSpec
 from reben_cloud.store import Store, open_store
@@ -73,7 +71,7 @@ def write_layer(
 
     Args:
         dest: Path or URL of the layer; the root itself is left as it is.
-        ds: The whole root that the layer is for.
+        ds: The root that the layer is for, or an export of it.
         name: Name of the layer: what `Dataset.modalities` and the batches call it.
         tensors: What every patch has: names, shapes, dtypes, fill values.
         patches: Pairs of a patch id and its arrays, each patch at most once, in any order. Or a function that gives
@@ -95,7 +93,7 @@ def write_layer(
         The layer, for `Dataset.with_layers`.
 
     Raises:
-        ConflictError: If something else is there, or `ds` is a part of a root.
+        ConflictError: If something else is there.
         SourceError: If an id is in no patch, or comes twice.
         InvalidPatchError: If arrays are not of the shapes and dtypes of `tensors`.
         StorageError: If the store or the scratch disk fails.
@@ -103,7 +101,6 @@ def write_layer(
     """
     specs = (tensors,) if isinstance(tensors, TensorSpec) else tuple(tensors)
     schema = layer_schema(ds, name, specs, arrays=arrays, title=title, is_map=is_map)
-    check_whole(ds)
     if not ds.manifest.groups:
         raise ConflictError(
             f"{ds.url} is a catalog of metadata alone, without the shards that an array layer is cut like; "
@@ -200,6 +197,7 @@ class _Work:
                 "title": self.title,
                 "schema": self.schema.to_json(),
                 "fingerprint": self.ds.manifest.fingerprint,
+                "num_patches": len(self.ids),
                 "provenance": dict(self.provenance),
             }
         )
@@ -223,6 +221,11 @@ class _Work:
         number = self.patches.column(layout.SHARD).to_numpy()
         row = self.patches.column(layout.SHARD_ROW).to_numpy()
         order = np.lexsort((row, number, codes))
+        if isinstance(self.ds.manifest, ExportManifest):
+            # It has some rows of each shard of its root: what there is stands in full shards, in the same order.
+            rank = np.arange(len(order)) - np.searchsorted(codes[order], codes[order])
+            number = np.empty_like(number)
+            number[order] = rank // self.ds.manifest.shard_samples
         cuts = np.flatnonzero((np.diff(codes[order]) != 0) | (np.diff(number[order]) != 0)) + 1
         return [(names[codes[part[0]]], int(number[part[0]]), part) for part in np.split(order, cuts)]
 
@@ -373,29 +376,4 @@ class _Work:
             statistics=summed(parts, names),
             provenance=self.provenance,
         )
-        # The list of objects has the Collection, so that is made before the list has its checksum.
-        document = self._collection(said(objects_sha256="0" * 64), table.schema, written)
-        self.store.put(layout.LAYER_COLLECTION, document)
-        written.append(WrittenObject.of(layout.LAYER_COLLECTION, document))
-        objects = Objects(written).encode()
-        self.store.put(layout.OBJECTS, objects)
-        sizes_written = {one.path: one.nbytes for one in written}
-        return publish.commit(
-            self.store, said(objects_sha256=hashlib.sha256(objects).hexdigest()), sizes_written
-        )
-
-    def _collection(self, said: LayerManifest, rows: pa.Schema, written: Sequence[WrittenObject]) -> bytes:
-        """The STAC Collection of the layer."""
-        table = self.ds.selection.columns([layout.BBOX, layout.DATETIME])
-        box = table.column(layout.BBOX).combine_chunks()
-        sides = {"xmin": pc.min, "ymin": pc.min, "xmax": pc.max, "ymax": pc.max}
-        times = pc.min_max(table.column(layout.DATETIME)).as_py()
-        document = layer_collection(
-            said,
-            rows,
-            written,
-            collection_id=about(self.ds.schema).collection,
-            bbox=[reduce(box.field(side)).as_py() for side, reduce in sides.items()],
-            interval=[rfc3339(times["min"]), rfc3339(times["max"])],
-        )
-        return json.dumps(document, indent=1, ensure_ascii=False).encode()
+        return publish_listed(self.store, self.ds, said, rows=table.schema, written=written)

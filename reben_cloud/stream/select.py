@@ -294,7 +294,10 @@ def _places_of(stored: StoredSelection, layer: Layer) -> Places:
     columns = [layers.GROUP, layers.SHARD, layers.SHARD_ROW]
     table = selection.table.joined[layer.name].take(selection.rows[stored.index], columns)
     if any(table.column(column).null_count for column in columns):
-        raise ChecksumError(f"{name}: lacks patches of {selection.dataset.url}; the layer is damaged")
+        raise ChecksumError(
+            f"{name}: lacks patches of {selection.dataset.url}: the layer was made for another export (then "
+            "`reben-cloud layer rebase` makes one of it for this dataset), or it is damaged"
+        )
     group = _combined(table.column(layers.GROUP).cast(pa.string())).dictionary_encode()
     names, codes = group.dictionary.to_pylist(), group.indices.to_numpy().astype(np.int64)
     number, row = (values_of(table.column(c)).astype(np.int64) for c in columns[1:])

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import csv
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
-from reben_cloud.layers import sorting
+from reben_cloud.layers import csv_file, sorting
 from reben_cloud.layers.table import LEAST_ROWS, MOST_ROWS, cut_groups
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.recognise import open_source
@@ -394,3 +395,29 @@ def test_a_file_that_is_no_layer_as_it_is_says_what_to_do(ds, cache, tmp_path):
         rc.open_layer(tmp_path / "x.csv")
     with pytest.raises(NotFoundError, match=r"has no layer\.json"):
         rc.open(ds.url, layers=[tmp_path / "none.csv"])
+
+
+def test_the_types_of_a_csv_follow_from_all_its_rows_in_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_file, "_BLOCK_BYTES", 400)
+    columns = {
+        "whole": [str(number) for number in range(200)],
+        "floats": ["1"] * 150 + ["1.5"] * 50,
+        "late": [""] * 150 + ["7"] * 50,
+        "text": ["7"] * 150 + ["seven"] * 50,
+        "flag": ["true", "false"] * 100,
+        "day": ["2020-01-02"] * 200,
+        "time": ["2020-01-02"] * 100 + ["2020-01-02T10:00:00.25"] * 100,
+        "zone": ["2020-01-02T10:00:00Z"] * 100 + ["2020-01-02T10:00:00.5Z"] * 100,
+        "nothing": [""] * 200,
+        "quoted": ['"Mörfelden, ""a"""'] * 200,
+    }
+    lines = [",".join(columns), *map(",".join, zip(*columns.values(), strict=True))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+
+    csv_file.csv_to_parquet(tmp_path / "t.csv", tmp_path / "t.parquet")
+
+    found, whole = pq.read_table(tmp_path / "t.parquet"), csv.read_csv(tmp_path / "t.csv")
+    assert found.to_pydict() == whole.to_pydict()
+    kinds = [str(field.type) for field in found.schema]
+    assert kinds[:5] == ["int64", "double", "int64", "string", "bool"]
+    assert kinds[5:] == ["date32[day]", "timestamp[ns]", "timestamp[ns, tz=UTC]", "null", "string"]
