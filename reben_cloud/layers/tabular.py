@@ -133,15 +133,22 @@ def _open(table: Tabular, scratch: Path) -> TableSource:
     if isinstance(table, pa.RecordBatchReader):
         return _spooled(table, table.schema, scratch)
     if isinstance(table, ArrowStream):
-        return _InMemory(pa.table(table), "the table", {})
-    if not isinstance(table, Iterable):
+        try:
+            return _InMemory(pa.table(table), "the table", {})
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # of pandas: a column of several types
+            raise SourceError(f"the table cannot be read: {'; '.join(map(str, error.args))}") from error
+    if not isinstance(table, Iterable) or isinstance(table, Mapping):
         raise TypeError(
             f"a table must be a pyarrow or pandas table, a path or record batches, got {table!r:.80}"
+            + ("; make one of it with pyarrow.table" if isinstance(table, Mapping) else "")
         )
     batches = iter(table)
     first = next(batches, None)
     if not isinstance(first, pa.RecordBatch | pa.Table):
-        raise TypeError(f"a table's batches must be record batches of pyarrow, got {first!r:.80}")
+        raise TypeError(
+            f"a table's batches must be record batches of pyarrow, got {first!r:.80}"
+            + ("; make a table of them with pyarrow.Table.from_pylist" if isinstance(first, Mapping) else "")
+        )
     return _spooled(chain([first], batches), first.schema, scratch)
 
 

@@ -95,6 +95,7 @@ def write_layer(
     Raises:
         ConflictError: If something else is there.
         SourceError: If an id is in no patch, or comes twice.
+        TypeError: If `patches` gives something else.
         InvalidPatchError: If arrays are not of the shapes and dtypes of `tensors`.
         StorageError: If the store or the scratch disk fails.
         ValueError: If a name is taken.
@@ -133,6 +134,18 @@ def write_layer(
         layer = work.commit([receipts[number] for number in range(len(work.shards))])
     work.spool.delete()
     return layer
+
+
+def _pair(pair: object, name: str) -> tuple[str, Values]:
+    """What was given for a patch, if it is what must be given."""
+    if isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str):
+        arrays = pair[1].values() if isinstance(pair[1], Mapping) else [pair[1]]
+        if all(isinstance(one, np.ndarray) for one in arrays):
+            return pair[0], pair[1]
+    raise TypeError(
+        f"{name}: patches must give pairs of a patch id and a NumPy array, or a dict of them by tensor (of a dict of "
+        f"patches, its items()), got {pair!r:.80}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -259,7 +272,8 @@ class _Work:
         if callable(patches):
             patches = patches([self.ids[row] for row in np.flatnonzero(wanted).tolist()])
         seen, unknown = np.zeros(len(self.ids), np.bool_), list[str]()
-        for patch_id, values in progress(patches, int(wanted.sum()), "patches"):
+        for pair in progress(patches, int(wanted.sum()), "patches"):
+            patch_id, values = _pair(pair, name)
             row = row_of.get(patch_id)
             if row is None:
                 unknown.append(str(patch_id))

@@ -110,8 +110,14 @@ class StoredSelection:
             raise ValueError(f"modalities must be a list of names, such as [{modalities!r}], not a string")
         for modality in modalities or ():
             if modality not in there:
+                is_table = modality in selection.dataset.layers
                 raise ValueError(
                     f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
+                    + (
+                        "; the layer of that name is a table: its columns= come with any of them"
+                        if is_table
+                        else ""
+                    )
                 )
         schema = selection.dataset.schema
         wanted = tuple(m for m in schema.modalities if m.name in (modalities or there))

@@ -7,6 +7,7 @@ import pickle
 import tarfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import load as load_safetensors
 
@@ -311,6 +312,36 @@ def test_an_export_reads_a_table_of_more_patches_as_it_is(ds, tmp_path, monkeypa
     assert exported.layers["scores"].manifest.coverage == len(exported) < 60
     frame = exported.selection.to_pandas()
     assert frame["scores:score"].tolist() == [ids.index(i) for i in frame.patch_id]
+
+
+@pytest.mark.parametrize(
+    "patches", [{"a": np.zeros(24, np.float16)}, [("a", [0.0] * 24)], ["ab"], [("a", {"vector": [0.0] * 24})]]
+)
+def test_what_is_no_pair_of_a_patch_and_its_arrays_is_refused(ds, tmp_path, patches):
+    with pytest.raises(TypeError, match="patches must give pairs of a patch id and a NumPy array"):
+        rc.write_layer(tmp_path / "a", ds, name="a", tensors=EMBEDDING, patches=patches)
+
+
+def test_layers_and_roots_are_told_apart(ds, elevation):
+    with pytest.raises(NotFoundError, match=r"is a layer, .*rc.open\(ROOT, layers="):
+        rc.open(elevation.url)
+    with pytest.raises(NotFoundError, match=r"has no layer\.json"):
+        rc.open(ds.url, layers=[ds.url])
+    with pytest.raises(TypeError, match="layers must be a list, such as"):
+        rc.open(ds.url, layers=elevation.url)
+
+
+def test_an_export_does_not_take_twice_what_it_took_along(attached, ds, elevation, tmp_path):
+    scores = rc.write_table(
+        tmp_path / "t", ds, name="t", table=pa.table({"patch_id": ds.selection.patch_ids, "x": range(60)})
+    )
+    attached.with_layers(scores).search(limit=4).export_lmdb(
+        tmp_path / "lmdb", modalities=["s1", "elevation"]
+    )
+
+    for layer in (elevation, scores):
+        with pytest.raises(ValueError, match=f"two things named '{layer.name}'"):
+            rc.open(tmp_path / "lmdb", layers=[layer])
 
 
 def test_names_are_different(attached, elevation):

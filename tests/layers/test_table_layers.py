@@ -200,8 +200,11 @@ def test_a_row_without_a_name_is_about_no_patch(ds, names, tmp_path):
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        pytest.param({"x": ["a", "b"]}, {}, "no value of 'x' is a patch_id or s1_name", id="no key"),
-        pytest.param({"x": [1, 2]}, {}, "no value of no column of strings", id="no strings"),
+        pytest.param(
+            {"x": ["a", "b"]}, {}, r"no value of 'x' names a patch \(the first of 'x' is 'a'\)", id="no key"
+        ),
+        pytest.param({"x": [1, 2]}, {}, "no column of strings among 'x', so", id="no strings"),
+        pytest.param({"patch_id": pa.array([], pa.string())}, {}, "the table: it has no rows", id="no rows"),
         pytest.param({"patch_id": "ids", "x": "nested"}, {}, "column 'x' is of the type struct", id="nested"),
         pytest.param(
             {"patch_id": "ids", "x": "ragged"}, {}, "column 'x' has a value that is no fixed", id="ragged"
@@ -239,6 +242,26 @@ def test_what_cannot_be_a_layer_is_refused_in_one_line(table, options, message, 
     assert not (tmp_path / "x" / "layer.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("{patch},1\n{other},2\n", "has no header: its first line names a patch", id="no header"),
+        pytest.param("patch_id;x\n{patch};1\n", "separated by ';' and not by commas", id="semicolons"),
+        pytest.param("patch_id\tx\n{patch}\t1\n", "separated by '.t' and not by commas", id="tabs"),
+        pytest.param("patch_id,x\n", "it has no rows", id="no rows"),
+        pytest.param("patch_id,x\n{patch}.tif,1\n", r"is '\S+\.tif'\)", id="names of files"),
+        pytest.param("patch_id,x\n{patch},1,2\n", "Expected 2 columns, got 3", id="ragged"),
+        pytest.param("", "neither parquet nor a CSV", id="empty"),
+    ],
+)
+def test_a_csv_that_is_no_table_says_why(ds, names, tmp_path, text, message):
+    patch, other = names.patch_id[:2]
+    (tmp_path / "x.csv").write_text(text.format(patch=patch, other=other))
+
+    with pytest.raises(SourceError, match=message):
+        rc.write_table(tmp_path / "x", ds, name="x", table=tmp_path / "x.csv")
+
+
 def test_arguments_are_checked(ds, climate, tmp_path):
     def write(**changes):
         rc.write_table(tmp_path / "x", ds, **{"name": "x", "table": climate} | changes)
@@ -247,6 +270,14 @@ def test_arguments_are_checked(ds, climate, tmp_path):
         write(columns=["zine"])
     with pytest.raises(ValueError, match="has 's2' already"):
         write(name="s2")
+    with pytest.raises(ValueError, match=r"a list of names, such as \['zone'\]"):
+        write(columns="zone")
+    with pytest.raises(TypeError, match=r"make one of it with pyarrow\.table"):
+        write(table={"patch_id": ["a"]})
+    with pytest.raises(TypeError, match=r"with pyarrow\.Table\.from_pylist"):
+        write(table=[{"patch_id": "a"}])
+    with pytest.raises(SourceError, match="Conversion failed for column x"):
+        write(table=pd.DataFrame({"patch_id": ["a", "b"], "x": [1, "b"]}))
     with pytest.raises(ValueError, match="cannot be named 'A b'"):
         write(name="A b")
     with pytest.raises(ValueError, match="key must be one of patch_id, s1_name, s2v1_name"):
@@ -389,7 +420,7 @@ def test_a_layer_of_a_file_is_made_once_for_each_state_of_it(ds, climate, cache,
 def test_a_file_that_is_no_layer_as_it_is_says_what_to_do(ds, cache, tmp_path):
     (tmp_path / "x.csv").write_text("patch_id,x\nnobody,1\n")
 
-    with pytest.raises(SourceError, match=r"table for another dataset\?.*write_table"):
+    with pytest.raises(SourceError, match=r"the first of 'patch_id' is 'nobody'.*write_table"):
         rc.open(ds.url, layers=[tmp_path / "x.csv"])
     with pytest.raises(NotFoundError, match=r"x.csv is a file and no layer; .* \(ds=\)"):
         rc.open_layer(tmp_path / "x.csv")
