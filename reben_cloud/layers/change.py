@@ -39,7 +39,7 @@ def rebase_layer(
 
     Args:
         dest: Path or URL of the new layer.
-        ds: The whole root that it is for.
+        ds: The root that it is for, or an export of it.
         layer: The layer, made for any root.
         storage_options: Credentials and endpoint of `dest`.
         scratch: As for `write_layer`.

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from reben_cloud.formats.parquet import Seal
 from reben_cloud.formats.vectors import vector_bytes
 from reben_cloud.layers import publish
 from reben_cloud.layers.columns import Choice, chosen_columns, layer_type, to_layer
-from reben_cloud.layers.describe import check_name, check_whole
+from reben_cloud.layers.describe import check_name
 from reben_cloud.layers.keys import Key, Keys, find_keys
+from reben_cloud.layers.listing import publish_listed
 from reben_cloud.layers.sorting import sorted_groups
 from reben_cloud.layers.statistics import Moments, counted, summed
 from reben_cloud.layers.tabular import TableSource, Tabular, open_table
@@ -36,6 +37,7 @@ from reben_cloud.root.arrow import ints_array, valid_of
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layer_manifest import PATCH_ID, Kind, LayerManifest
 from reben_cloud.root.layers import Layer
+from reben_cloud.root.objects import WrittenObject
 from reben_cloud.root.patches_file import ROW_GROUP_ROWS
 from reben_cloud.sampling import Ints
 from reben_cloud.store import Store, open_store
@@ -69,7 +71,7 @@ def write_table(
 
     Args:
         dest: Path or URL of the layer; the root itself is left as it is.
-        ds: The whole root that the layer is for.
+        ds: The root that the layer is for, or an export of it.
         name: Name of the layer: what its columns begin with, ``name:column``.
         table: A table in memory (pyarrow, pandas, polars), the path of a parquet or CSV file, or record batches, which
             may come only once. Columns hold strings, booleans, numbers, times, or lists of numbers of one length.
@@ -89,7 +91,7 @@ def write_table(
         The layer, for `Dataset.with_layers`.
 
     Raises:
-        ConflictError: If something else is there, or `ds` is a part of a root.
+        ConflictError: If something else is there.
         NotFoundError: If there is no such file.
         SourceError: If the table cannot be read or held, or its names are not those of patches.
         StorageError: If the store or the scratch disk fails.
@@ -97,7 +99,6 @@ def write_table(
         ValueError: If the name is none or taken, or a column is not there.
     """
     check_name(ds, name)
-    check_whole(ds)
     store = open_store(dest, storage_options)
     with tempfile.TemporaryDirectory(prefix="reben_cloud-") as scratch:
         source = open_table(table, Path(scratch))
@@ -191,6 +192,7 @@ class _Work:
                 "name": self.name,
                 "title": self.title,
                 "fingerprint": self.ds.manifest.fingerprint,
+                "num_patches": len(self.ds),
                 "coverage": int((self.counts > 0).sum()),
                 "num_rows": int(self.counts.sum()),
                 "provenance": dict(self.provenance),
@@ -269,15 +271,16 @@ class _Work:
         self.source.require_unchanged()
         held.check()
         self.store.put_file(layout.ROWS, file)
-        written, index = {layout.ROWS: seal.nbytes}, None
+        written, index = [WrittenObject.of_file(layout.ROWS, file)], None
         if self.kind == "many":
             data, index = self._index()
             self.store.put(layout.INDEX, data)
-            written[layout.INDEX] = index.nbytes
+            written.append(WrittenObject.of(layout.INDEX, data))
         held.check()
         numeric = [field.name for field in self.schema if _is_measured(field.type)]
         known = dict(self.beginning)
-        manifest = LayerManifest.of(
+        said = partial(
+            LayerManifest.of,
             kind=self.kind,
             name=self.name,
             title=self.title,
@@ -290,7 +293,7 @@ class _Work:
             statistics=summed(moments, numeric),
             provenance=self.provenance,
         )
-        return publish.commit_layer(self.store, manifest, written)
+        return publish_listed(self.store, self.ds, said, rows=self.schema, written=written)
 
     def _complete(
         self, groups: Iterable[pa.Table], of_row: Ints, moments: list[Mapping[str, Moments]]

@@ -15,11 +15,11 @@ from typing import Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from pyarrow import csv
 
 from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.formats import parquet
+from reben_cloud.layers.csv_file import csv_names, csv_to_parquet
 from reben_cloud.layers.inputs import InputFiles
 
 _PARQUET = b"PAR1"
@@ -129,31 +129,41 @@ def open_table(table: Tabular, scratch: Path) -> TableSource:
         TypeError: If it is no table.
     """
     found = _open(table, scratch)
-    names = found.schema.names
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise SourceError(f"{found.name} has two columns {twice[0]!r}; rename one")
+    _check_names(found.schema.names, found.name)
     return found
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SourceError(f"{where} has two columns {twice[0]!r}; rename one")
 
 
 def _open(table: Tabular, scratch: Path) -> TableSource:
     if isinstance(table, str | os.PathLike):
-        return _open_file(local_path(table, "a table"))
+        return _open_file(local_path(table, "a table"), scratch)
     if isinstance(table, pa.RecordBatchReader):
         return _spooled(table, table.schema, scratch)
     if isinstance(table, ArrowStream):
-        return _InMemory(pa.table(table), "the table", {})
-    if not isinstance(table, Iterable):
+        try:
+            return _InMemory(pa.table(table), "the table", {})
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # of pandas: a column of several types
+            raise SourceError(f"the table cannot be read: {'; '.join(map(str, error.args))}") from error
+    if not isinstance(table, Iterable) or isinstance(table, Mapping):
         raise TypeError(
             f"a table must be a pyarrow or pandas table, a path or record batches, got {table!r:.80}"
+            + ("; make one of it with pyarrow.table" if isinstance(table, Mapping) else "")
         )
     batches = iter(table)
     first = next(batches, None)
     if not isinstance(first, pa.RecordBatch | pa.Table):
-        raise TypeError(f"a table's batches must be record batches of pyarrow, got {first!r:.80}")
+        raise TypeError(
+            f"a table's batches must be record batches of pyarrow, got {first!r:.80}"
+            + ("; make a table of them with pyarrow.Table.from_pylist" if isinstance(first, Mapping) else "")
+        )
     return _spooled(chain([first], batches), first.schema, scratch)
 
 
-def _open_file(path: Path) -> TableSource:
+def _open_file(path: Path, scratch: Path) -> TableSource:
     name, inputs = str(path), InputFiles(path, [path.name])
     try:
         _ = inputs.state  # before it is read
@@ -168,12 +178,14 @@ def _open_file(path: Path) -> TableSource:
             "bytes": path.stat().st_size,
             "xxh3": digest.hexdigest(),
         }
-        if is_parquet:
-            schema = parquet.read_footer(path, name=name).schema.to_arrow_schema()
-            return _InFile(path, name, schema, identity, inputs)
-        table = csv.read_csv(name)
-        inputs.require_unchanged()
-        return _InMemory(table, name, identity)
+        rows = path
+        if not is_parquet:
+            _check_names(csv_names(path), name)
+            rows = scratch / "csv.parquet"
+            csv_to_parquet(path, rows)
+            inputs.require_unchanged()
+        schema = parquet.read_footer(rows, name=name).schema.to_arrow_schema()
+        return _InFile(rows, name, schema, identity, inputs)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file of a table") from error
     except OSError as error:

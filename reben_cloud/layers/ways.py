@@ -57,7 +57,7 @@ def write_raster_layer(
 
     Args:
         dest: Path or URL of the layer.
-        ds: The whole root that it is for.
+        ds: The root that it is for, or an export of it.
         raster: A GeoTIFF, a VRT or a Zarr store of any CRS; `layers.raster.open_raster` tells more, also of `bands`,
             `nodata` and `partial`.
         name: Name of the layer.
@@ -158,7 +158,7 @@ def write_folder_layer(
 
     Args:
         dest: Path or URL of the layer.
-        ds: The whole root that it is for.
+        ds: The root that it is for, or an export of it.
         folder: The folder; files are ``<name><suffix>.tif``.
         name: Name of the layer.
         key: What the names are: ``patch_id``, ``s1_name`` or ``s2v1_name``; looked for by default.

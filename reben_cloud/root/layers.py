@@ -170,7 +170,7 @@ class Layer:
         return f"{one.name}: {one.coverage:,} of {one.num_patches:,} patches{rows}{title}, in {self.url}"
 
     def read_objects(self) -> Objects:
-        """What an array layer's ``objects.parquet`` lists, compared with what vouches for it.
+        """What a layer's ``objects.parquet`` lists, compared with what vouches for it.
 
         Raises:
             NotFoundError: If it is not there.
@@ -185,13 +185,18 @@ class Layer:
         """Refuse a root that the layer was not made for.
 
         Raises:
-            ConflictError: If it is another one.
+            ConflictError: If it is another one, or more of it than an array layer of an export was made for.
         """
         if self.manifest.fingerprint != manifest.fingerprint:
             raise ConflictError(
                 f"{self.url}: the layer {self.name} was made for the root {self.manifest.fingerprint} "
                 f"({self.manifest.num_patches:,} patches), and {url} is {manifest.fingerprint}: its rows are other "
                 "patches. `reben-cloud layer rebase` makes one of it for this root"
+            )
+        if self.modality is not None and self.manifest.num_patches < manifest.num_patches:
+            raise ConflictError(
+                f"{self.url}: the layer {self.name} was made for an export of {self.manifest.num_patches:,} patches, "
+                f"and {url} has {manifest.num_patches:,}. `reben-cloud layer rebase` makes one of it for all of them"
             )
 
 

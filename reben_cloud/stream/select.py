@@ -137,8 +137,14 @@ class StoredSelection:
         modalities = respelled(modalities or (), there)
         for modality in modalities:
             if modality not in there:
+                is_table = modality in selection.dataset.layers
                 raise ValueError(
                     f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
+                    + (
+                        "; the layer of that name is a table: its columns= come with any of them"
+                        if is_table
+                        else ""
+                    )
                 )
         schema = selection.dataset.schema
         wanted = tuple(m for m in schema.modalities if m.name in (modalities or there))
@@ -369,7 +375,10 @@ def _places_of(stored: StoredSelection, layer: Layer) -> Places:
     columns = [layers.GROUP, layers.SHARD, layers.SHARD_ROW]
     table = selection.table.joined[layer.name].take(selection.rows[stored.index], columns)
     if any(table.column(column).null_count for column in columns):
-        raise ChecksumError(f"{name}: lacks patches of {selection.dataset.url}; the layer is damaged")
+        raise ChecksumError(
+            f"{name}: lacks patches of {selection.dataset.url}: the layer was made for another export (then "
+            "`reben-cloud layer rebase` makes one of it for this dataset), or it is damaged"
+        )
     names, codes = codes_of(table.column(layers.GROUP))
     number, row = (values_of(table.column(c)).astype(np.int64) for c in columns[1:])
     if number.size and not 0 <= number.min() <= number.max() < 1 << 32:
