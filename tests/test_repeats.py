@@ -316,7 +316,7 @@ def test_weights_stay_with_their_patches_in_a_part(selection):
     with pytest.raises(NotFoundError, match="all weights are 0"):
         RawLoader(nothing)
     assert weighted[[5, 2]].repeats.weights.tolist() == [6, 3]
-    with pytest.raises(ValueError, match="whose sampler says how often a patch comes, takes each patch once"):
+    with pytest.raises(ValueError, match="a map-style dataset takes each patch once"):
         RawPatches(weighted)
 
 
