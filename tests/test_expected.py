@@ -1,6 +1,7 @@
 """What an epoch is expected to take, beside what a run then counts; and which stage is said to limit one."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.expected import RULES
 from tests import webserver
+from tests.conftest import Bucket, empty_bucket
 from tests.faultproxy import RandomRule
 
 NUM_PATCHES = 200
@@ -150,13 +152,24 @@ def test_a_mixture_is_expected(root, http_root):
     compare(RawLoader(mixture, batch_size=16), within=0)
 
 
-@pytest.mark.s3
-@pytest.mark.parametrize("percent", SHARES)
-def test_from_s3_it_is_as_expected(root, bucket, percent, tmp_path):
+@pytest.fixture(scope="module")
+def s3_root(root, s3_server):
+    """A bucket that has the root under ``r``."""
+    bucket = Bucket(name=f"reben-expected-{os.getpid()}", server=s3_server)
+    client = s3_server.client()
+    client.create_bucket(Bucket=bucket.name)
     for path in root.rglob("*"):
         if path.is_file():
-            bucket.server.client().upload_file(str(path), bucket.name, f"r/{path.relative_to(root)}")
-    dataset = rc.open(f"{bucket.url}/r", bucket.storage_options)
+            client.upload_file(str(path), bucket.name, f"r/{path.relative_to(root)}")
+    yield bucket
+    empty_bucket(client, bucket.name)
+    client.delete_bucket(Bucket=bucket.name)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("percent", SHARES)
+def test_from_s3_it_is_as_expected(s3_root, percent, tmp_path):
+    dataset = rc.open(f"{s3_root.url}/r", s3_root.storage_options)
 
     compare(RawLoader(part_of(dataset, percent), batch_size=16), within=0)
     loader = RawLoader(part_of(dataset, percent), batch_size=16, cache_dir=tmp_path / "shards", lanes=2)
@@ -230,14 +243,11 @@ def test_a_slow_store_is_named(root):
 
 
 @pytest.mark.s3
-def test_a_slow_network_is_named(root, bucket, fault_proxy):
-    for path in root.rglob("*"):
-        if path.is_file():
-            bucket.server.client().upload_file(str(path), bucket.name, f"r/{path.relative_to(root)}")
+def test_a_slow_network_is_named(s3_root, fault_proxy):
     fault_proxy.rules.append(RandomRule(faults=["delay"], rate=0.9, match="shards/", seconds=0.3))
-    slow = bucket.through(fault_proxy.endpoint)
+    slow = s3_root.through(fault_proxy.endpoint)
     loader = RawLoader(
-        rc.open(f"{bucket.url}/r", slow.storage_options).search(), batch_size=16, fetch_threads=2
+        rc.open(f"{slow.url}/r", slow.storage_options).search(), batch_size=16, fetch_threads=2
     )
     for _ in loader:
         pass

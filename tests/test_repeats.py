@@ -311,8 +311,12 @@ def test_weights_stay_with_their_patches_in_a_part(selection):
     weighted = selection.weighted(np.arange(NUM_PATCHES) + 1.0)
 
     assert weighted[10:13].repeats.weights.tolist() == [11, 12, 13]
+    nothing = selection.weighted([0, *range(1, NUM_PATCHES)])[:1]
+    assert nothing.repeats.weights.tolist() == [0]
+    with pytest.raises(NotFoundError, match="all weights are 0"):
+        RawLoader(nothing)
     assert weighted[[5, 2]].repeats.weights.tolist() == [6, 3]
-    with pytest.raises(ValueError, match="whose sampler says how often a patch comes, takes each patch once"):
+    with pytest.raises(ValueError, match="a map-style dataset takes each patch once"):
         RawPatches(weighted)
 
 
@@ -393,5 +397,5 @@ def test_repeats_are_taken_with_patches():
     repeats = Repeats(weights=np.array([1.0, 2.0, 3.0]), passes=2)
 
     assert repeats.taken(np.array([2, 0])).weights.tolist() == [3, 1]
-    assert repeats.taken(np.array([], np.int64)) is None
+    assert len(repeats.taken(np.array([], np.int64)).weights) == 0
     assert Delivered(epoch=0).digest == "0" * 16

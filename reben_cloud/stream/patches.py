@@ -86,7 +86,6 @@ class RawPatches:
         shown = shown_of(selection, modalities, bands, layout)
         stored = StoredSelection.of(selection, modalities if shown is None else shown.modality_names, columns)
         selection.require_patches("nothing to read")
-        selection.refuse_repeats("a map-style dataset, whose sampler says how often a patch comes,")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the samples hold."""
         self.schema = shown or selection.dataset.schema.only(self.modalities)
