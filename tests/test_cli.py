@@ -21,7 +21,16 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from tests.scenes import make_landscape
 
-TAKE_A_SELECTION = {"build", "search", "suspects", "stream", "export", "evaluate", "bucket presign"}
+TAKE_A_SELECTION = {
+    "build",
+    "search",
+    "suspects",
+    "stream",
+    "export",
+    "evaluate",
+    "predict",
+    "bucket presign",
+}
 
 
 @pytest.fixture(scope="module")
