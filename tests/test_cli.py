@@ -25,17 +25,10 @@ TAKE_A_SELECTION = {
     "search",
     "suspects",
     "stream",
-<<<<<<< HEAD
     "verify-epoch",
     "export",
     "evaluate",
-||||||| f73082d
-TAKE_A_SELECTION = {"build", "search", "suspects", "stream", "export", "evaluate", "bucket presign"}
-=======
-    "export",
-    "evaluate",
     "predict",
->>>>>>> refs/heads/predict
     "bucket presign",
 }
 

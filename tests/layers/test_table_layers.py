@@ -17,7 +17,7 @@ from pyarrow import csv
 import reben_cloud as rc
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
 from reben_cloud.layers import csv_file, sorting
-from reben_cloud.layers.table import LEAST_ROWS, MOST_ROWS, cut_groups
+from reben_cloud.layers.table_work import LEAST_ROWS, MOST_ROWS, cut_groups
 from tests.layers.data import NUM_PATCHES
 
 
