@@ -93,7 +93,7 @@ _UNFINISHED = (
     f"has no {layout.MANIFEST}, so no dataset is published there: its build is not finished; run the same "
     "`reben-cloud build` again, and it goes on where it was"
 )
-_LAYER = "is a layer: open its root, and name the layer beside it (--layer; layers=[...] in Python)"
+_LAYER = "is a layer: open its root, with the layer beside it (rc.open(ROOT, layers=[...]) or --layer)"
 
 
 def _contains(roots: list[str]) -> str:
