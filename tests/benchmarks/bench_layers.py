@@ -36,7 +36,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 
-ROUNDS = 7
+ROUNDS = 15
 
 
 def stream(given: argparse.Namespace) -> None:
@@ -99,6 +99,12 @@ def _alternate(works: dict[str, Callable[[], object]], count: int) -> None:
         print(
             f"{name:28} {wall / count * 1e6:7.1f} us a patch, {cpu / count * 1e6:7.1f} us of processor time"
         )
+    # Of the same round, so that what else runs on the machine is the same for both.
+    pairs = zip(times["s2 and the layer"], times["the same within the root"], strict=True)
+    ratios = [beside[1] / within[1] for beside, within in pairs]
+    print(
+        f"the layer beside / within the root: {statistics.median(ratios):.2f} of processor time, by rounds of both"
+    )
 
 
 def join(given: argparse.Namespace) -> None:

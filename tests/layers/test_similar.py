@@ -333,7 +333,7 @@ def test_a_layer_of_before_is_read_by_decoding(ds, root, covered, tmp_path):
         num_rows=len(covered),
         rows=seal,
     )
-    layer = publish.commit(store, manifest, {})
+    layer = publish.commit_layer(store, manifest, {})
 
     found = rc.open(root, layers=[layer.url]).selection.nearest(embedding_of(covered[5]), k=7)
 
