@@ -115,7 +115,7 @@ def _check_bucket(name: str) -> None:
 
 
 def access_policy(
-    name: str, access: Access, *, prefix: str = "", principals: Iterable[str] = ()
+    name: str, access: Access, *, prefix: str | Sequence[str] = "", principals: Iterable[str] = ()
 ) -> dict[str, Any]:
     """The policy document that gives `access` to a bucket and nothing more.
 
@@ -125,7 +125,7 @@ def access_policy(
     Args:
         name: Of the bucket.
         access: What to allow.
-        prefix: Objects below this prefix only.
+        prefix: Objects below this prefix only, or below any of several: of a root and of its layers.
         principals: ARNs of those who get it, for a bucket policy. None given: a policy to attach to
             a user or role, which names nobody; for ``public``, everybody.
 
@@ -146,7 +146,8 @@ def access_policy(
     if access == "public":
         who = {"Principal": "*"}
     resource = f"arn:aws:s3:::{name}"
-    below = f"{prefix.strip('/')}/*" if prefix.strip("/") else "*"
+    prefixes = [one.strip("/") for one in ([prefix] if isinstance(prefix, str) else prefix)] or [""]
+    below = [f"{resource}/{one}/*" if one else f"{resource}/*" for one in prefixes]
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -156,7 +157,7 @@ def access_policy(
                 "Effect": "Allow",
                 **who,
                 "Action": list(on_objects),
-                "Resource": f"{resource}/{below}",
+                "Resource": below[0] if len(below) == 1 else below,
             },
         ],
     }
@@ -222,17 +223,18 @@ def share(
     modality can be given to webdataset as they are.
 
     Args:
-        selection: What to share, of a root on S3.
-        modalities: Of the root's; all by default.
+        selection: What to share, of a root on S3, with its layers, which may lie in other buckets.
+        modalities: Of the root's and of array layers; all by default. Tables are shared all.
         expires_s: Seconds until the links expire, in [1, 604800].
 
     Returns:
         ``expires`` (UTC, ISO 8601), ``num_patches``, ``patches`` (link to the metadata table),
-        ``patch_ids``, and ``shards``: modality -> links, in the order of group and number.
+        ``patch_ids``, ``shards``: modality -> links, in the order of group and number, and ``layers``: of each layer
+        that is shared, name -> path -> link to its documents and tables.
 
     Raises:
         NotFoundError: If the selection is empty.
-        ValueError: If the root is not on S3 or lacks a modality.
+        ValueError: If the root or a layer is not on S3, or lacks a modality.
         StorageError: If there are no credentials to sign with.
     """
     selection.require_patches("nothing to share")
@@ -243,14 +245,36 @@ def share(
         raise ValueError(f"{store.url} has no {', '.join(sorted(missing))}")
     table = selection.columns([layout.SHARD_GROUP, layout.SHARD]).to_pandas()
     places = sorted(set(zip(table[layout.SHARD_GROUP], table[layout.SHARD], strict=True)))
-    paths = {m: [layout.shard(group, m, int(number)) for group, number in places] for m in wanted}
+    layers = selection.dataset.layers
+    shards = {
+        m: presign(
+            layers[m].store if m in layers else store,
+            [layout.shard(group, m, int(number)) for group, number in places],
+            expires_s=expires_s,
+        )
+        for m in wanted
+    }
+    documents = {
+        name: [
+            layout.LAYER_MANIFEST,
+            layout.ROWS,
+            *([layout.INDEX] if layer.manifest.kind == "many" else []),
+            *([layout.OBJECTS] if layer.manifest.objects_sha256 is not None else []),
+        ]
+        for name, layer in layers.items()
+        if layer.modality is None or name in wanted
+    }
     expires = datetime.now(UTC) + timedelta(seconds=expires_s)
     return {
         "expires": expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "num_patches": len(selection),
         "patches": presign(store, [layout.PATCHES], expires_s=expires_s)[0],
         "patch_ids": selection.patch_ids,
-        "shards": {m: presign(store, paths[m], expires_s=expires_s) for m in wanted},
+        "shards": shards,
+        "layers": {
+            name: dict(zip(paths, presign(layers[name].store, paths, expires_s=expires_s), strict=True))
+            for name, paths in documents.items()
+        },
     }
 
 

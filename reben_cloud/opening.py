@@ -38,10 +38,13 @@ def open(
         NotFoundError: If there is no manifest, so no published dataset, or no layer.
         ChecksumError: If the manifest is damaged, or not that of a root.
         ConflictError: If a layer was made for another root.
+        TypeError: If `layers` is one layer instead of a list.
         SourceError: If an LMDB has no metadata beside it, or not the one of its patches.
         RebenError: If a newer version has written it.
         StorageError: If the store cannot be reached or refuses.
     """
+    if isinstance(layers, str | os.PathLike | Layer):
+        raise TypeError(f"layers must be a list, such as [{layers!r:.80}]")
     dataset = _open(url, storage_options)
     found = [
         one if isinstance(one, Layer) else open_layer(one, storage_options, ds=dataset) for one in layers

@@ -221,6 +221,14 @@ class EpochOrder:
                     found.append((first_used, lane, number))
         return [(lane, number) for _, lane, number in sorted(found)]
 
+    def share(self, lane: int, number: int, steps: Steps, start: int) -> Ints:
+        """Stored positions of the samples of a block that a rank delivers from global sample `start` on, in order."""
+        block = self.block(lane, number)
+        numbers = self.numbers(block)
+        inside = slice(*np.searchsorted(numbers, (start, steps.stop(start))).tolist())
+        samples, numbers = block.samples[inside], numbers[inside]
+        return samples[steps.places(numbers, start)[0] == steps.rank] if steps.shares_lanes else samples
+
     def numbers(self, block: Block) -> Ints:
         """The global numbers of a block's samples, rising."""
         return (block.start + np.arange(len(block.samples))) * self.lanes + block.lane

@@ -7,12 +7,17 @@ import sys
 import urllib.error
 import urllib.request
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 
 import reben_cloud as rc
 from reben_cloud.bucket import access_policy, create_bucket, presign, put_policy, s3_client, share
+from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ConflictError, StorageError
+from reben_cloud.schema import TensorSpec
+from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from tests.conftest import empty_bucket
@@ -172,6 +177,8 @@ def test_what_can_be_no_bucket_is_refused(name):
 
 
 def test_the_policies_allow_what_the_store_does_and_no_more():
+    two = access_policy("b", "reader", prefix=["root/", "layers/dem"])
+    assert two["Statement"][1]["Resource"] == ["arn:aws:s3:::b/root/*", "arn:aws:s3:::b/layers/dem/*"]
     policy = access_policy("b", "builder", prefix="/p/")
 
     actions = {action for statement in policy["Statement"] for action in statement["Action"]}
@@ -199,8 +206,40 @@ def test_a_shared_selection_is_read_without_credentials(s3_bucket):
     assert list(links["shards"]) == ["s1"]
     with urllib.request.urlopen(links["patches"]) as answer:
         assert answer.read(4) == b"PAR1"
+    assert links["layers"] == {}
     with pytest.raises(ValueError, match="has no lidar"):
         share(selection, modalities=("lidar",))
+
+
+@pytest.mark.s3
+def test_layers_are_shared_with_a_selection(s3_bucket, tmp_path):
+    url, options = f"{s3_bucket.url}/root", s3_bucket.storage_options
+    source, metadata = open_source("synthetic:12")
+    build(make_plan(source, metadata, open_store(url, options)))
+    ds = rc.open(url, options)
+    ids = ds.selection.patch_ids
+    spec = TensorSpec(name="dem", shape=(2,), dtype="int16")
+    patches = [(patch_id, np.ones(2, np.int16)) for patch_id in ids]
+    at = f"{s3_bucket.url}/dem"
+    rc.write_layer(at, ds, name="dem", tensors=spec, patches=patches, storage_options=options)
+    texts = pa.table({"patch_id": ids * 2, "text": ids * 2})
+    rc.write_table(f"{s3_bucket.url}/txt", ds, name="txt", table=texts, storage_options=options)
+    layers = [rc.open_layer(f"{s3_bucket.url}/{name}", options) for name in ("dem", "txt")]
+
+    links = share(ds.with_layers(*layers).search(), modalities=("dem",), expires_s=60)
+
+    urls = [f"pipe:curl -sf '{link}'" for link in links["shards"]["dem"]]
+    keys = [sample["__key__"] for sample in webdataset.WebDataset(urls, shardshuffle=False)]
+    assert sorted(keys) == sorted(ids)
+    documents = {
+        name: [path for path, link in paths.items() if urllib.request.urlopen(link).read(1)]
+        for name, paths in links["layers"].items()
+    }
+    assert documents == {
+        "dem": ["layer.json", "rows.parquet", "objects.parquet"],
+        "txt": ["layer.json", "rows.parquet", "index.parquet", "objects.parquet"],
+    }
+    assert list(share(ds.with_layers(*layers).search(), modalities=("s1",))["layers"]) == ["txt"]
 
 
 @pytest.mark.s3

@@ -20,7 +20,17 @@ from reben_cloud.store import open_store
 from tests.roots import synthetic_root
 from tests.scenes import make_landscape
 
-TAKE_A_SELECTION = {"build", "search", "suspects", "stream", "export", "evaluate", "bucket presign"}
+TAKE_A_SELECTION = {
+    "build",
+    "search",
+    "suspects",
+    "stream",
+    "verify-epoch",
+    "export",
+    "evaluate",
+    "predict",
+    "bucket presign",
+}
 
 
 @pytest.fixture(scope="module")

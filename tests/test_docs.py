@@ -139,8 +139,10 @@ def test_commands_that_are_only_shown_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_no_block_hides_behind_another_language(page):
+    # Those of `py` need large packages, and are run by the tests of this page where they are there.
+    more = ("py",) if page.name == "others.md" else ()
     for language, line, _ in blocks(page):
-        assert language in ("python", "sh", "text", "toml", "json", ""), f"{relative(page)}:{line}"
+        assert language in ("python", "sh", "text", "toml", "json", "", *more), f"{relative(page)}:{line}"
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def test_the_item_of_a_model_is_valid_and_the_card_is_complete(tmp_path, shared,
     assert item["properties"]["mlm:input"][0]["bands"] == list(spec.bands)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\ntags:\n- test_resnet")
-    assert "chosen by their result on test" in card
+    assert ("stopped and chosen on validation (average" in card) == (task == "labels")
     assert "macro is the mean over the 17 classes that occur" in card
 
 

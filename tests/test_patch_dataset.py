@@ -115,6 +115,11 @@ def test_an_empty_selection_is_refused_with_the_reason(root):
         PatchDataset(rc.open(root).search(datetime="1999"))
 
 
+def test_weights_are_left_to_the_sampler(root):
+    with pytest.raises(ValueError, match="takes each patch once, and this selection has weights"):
+        PatchDataset(rc.open(root).search().balanced())
+
+
 def test_a_damaged_payload_is_never_delivered(root, tmp_path):
     shutil.copytree(root, tmp_path / "root")
     dataset = PatchDataset(rc.open(tmp_path / "root").search(), modalities=["map"])

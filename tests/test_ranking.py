@@ -255,21 +255,51 @@ def average_precision(found):
     return (np.arange(1, len(hits) + 1) / (hits + 1)).mean()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_turned_labels_are_found_better_than_by_the_probability_of_the_label(seed):
-    labels, turned, probabilities = noisy_labels(seed)
+def test_turned_labels_are_found_better_than_by_the_probability_of_the_label():
+    gains = []
+    for seed in range(5):
+        labels, turned, probabilities = noisy_labels(seed)
 
-    found = suspects(labels, probabilities)
-    patches = suspects(labels, probabilities, by="patch")
+        found = suspects(labels, probabilities)
+        patches = suspects(labels, probabilities, by="patch")
 
-    by_probability = np.argsort(np.where(labels, probabilities, 1 - probabilities).ravel(), kind="stable")
-    ours = average_precision(turned[found.rows, found.classes])
-    assert ours > 1.05 * average_precision(turned.ravel()[by_probability])
-    assert ours > 10 * turned.mean()
-    least = np.where(labels, probabilities, 1 - probabilities).min(axis=1)
-    assert average_precision(turned.any(axis=1)[patches.rows]) > average_precision(
-        turned.any(axis=1)[np.argsort(least, kind="stable")]
-    )
+        doubt = np.where(labels, probabilities, 1 - probabilities)
+        by_probability = turned.ravel()[np.argsort(doubt.ravel(), kind="stable")]
+        by_least = turned.any(axis=1)[np.argsort(doubt.min(axis=1), kind="stable")]
+        ours = average_precision(turned[found.rows, found.classes])
+        assert ours > 10 * turned.mean()
+        gains.append(
+            (
+                ours / average_precision(by_probability),
+                average_precision(turned.any(axis=1)[patches.rows]) / average_precision(by_least),
+            )
+        )
+    # With few rows it may not show that more labels are lost than added; then the ranking is that of the probability.
+    assert np.min(gains, axis=0)[0] >= 1 - 1e-12
+    assert (np.mean(gains, axis=0) > [1.05, 1.02]).all(), gains
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_where_any_label_was_turned_alike_the_probability_of_the_label_ranks(rate):
+    labels, turned, probabilities = noisy_labels(num=6000)
+    true = labels ^ turned
+    given = true ^ (np.random.default_rng(5).random(true.shape) < rate)
+
+    found = suspects(given, probabilities)
+
+    doubt = np.where(given, probabilities, 1 - probabilities)
+    assert np.diff(doubt[found.rows, found.classes]).min() > -1e-7  # below which float32 tells nothing apart
+
+
+def test_a_model_that_is_too_sure_of_itself_finds_as_much():
+    labels, turned, probabilities = noisy_labels()
+    logits = np.log(probabilities / (1 - probabilities))
+    too_sure = 1 / (1 + np.exp(-2.5 * logits - 0.7))
+
+    found, as_well = suspects(labels, probabilities), suspects(labels, too_sure)
+
+    precision, same = (average_precision(turned[one.rows, one.classes]) for one in (found, as_well))
+    assert same == pytest.approx(precision, rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -185,7 +185,7 @@ def test_a_header_that_changed_is_seen_where_no_checksum_is_known(tmp_path, payl
         header=modality.payload_header,
         checksums=None,
         damage=lambda number, cause: f"payload {number}: {cause}",
-        count=lambda nbytes: None,
+        count=lambda *_: None,
     )
 
     found.fill([0], rows, [1])

@@ -16,7 +16,7 @@ from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.repeats import Repeats, copies_of, epoch_counts, epoch_length, repeat_factors, units_of
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
-from reben_cloud.stream import Delivered, RawLoader, expected_delivery
+from reben_cloud.stream import Delivered, RawLoader, RawPatches, expected_delivery
 
 NUM_PATCHES = 60
 OPTIONS = {"modalities": ["map"], "batch_size": 16}
@@ -307,6 +307,19 @@ def test_wrong_weights_are_refused(selection, make, error, message):
         make(selection)
 
 
+def test_weights_stay_with_their_patches_in_a_part(selection):
+    weighted = selection.weighted(np.arange(NUM_PATCHES) + 1.0)
+
+    assert weighted[10:13].repeats.weights.tolist() == [11, 12, 13]
+    nothing = selection.weighted([0, *range(1, NUM_PATCHES)])[:1]
+    assert nothing.repeats.weights.tolist() == [0]
+    with pytest.raises(NotFoundError, match="all weights are 0"):
+        RawLoader(nothing)
+    assert weighted[[5, 2]].repeats.weights.tolist() == [6, 3]
+    with pytest.raises(ValueError, match="a map-style dataset takes each patch once"):
+        RawPatches(weighted)
+
+
 def test_an_export_refuses_weights_with_the_way_out(selection, tmp_path):
     with pytest.raises(ValueError, match=r"takes each patch once.*before weighted\(\) or balanced\(\)"):
         selection.balanced().export_lmdb(tmp_path / "out")
@@ -384,5 +397,5 @@ def test_repeats_are_taken_with_patches():
     repeats = Repeats(weights=np.array([1.0, 2.0, 3.0]), passes=2)
 
     assert repeats.taken(np.array([2, 0])).weights.tolist() == [3, 1]
-    assert repeats.taken(np.array([], np.int64)) is None
+    assert len(repeats.taken(np.array([], np.int64)).weights) == 0
     assert Delivered(epoch=0).digest == "0" * 16

@@ -98,6 +98,16 @@ def test_a_selection_says_whether_it_has_a_patch(selection):
     assert 0 not in selection
 
 
+def test_weights_go_with_their_patches(selection):
+    weights = np.arange(NUM_PATCHES) / 4
+
+    found = selection.weighted(weights)[[3, 0, 8]]
+
+    assert found.repeats.weights.tolist() == [0.75, 0.0, 2.0]
+    assert selection[[3, 0, 8]].repeats is None
+    assert len(selection.weighted(weights)[:0]) == 0
+
+
 @pytest.mark.parametrize(
     ("at", "error", "message"),
     [

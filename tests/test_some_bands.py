@@ -88,6 +88,20 @@ def test_order_and_state_are_those_of_all_bands(selection):
     assert some.stats().bytes_delivered == len(selection) * 3 * 28_800
 
 
+def test_a_mixture_and_what_is_expected_of_it_have_these_bands(root, truth):
+    found = rc.open(root).search()
+    loader = RawLoader(rc.concat([found[:40], found[40:]]), batch_size=16, bands=RGB)
+    expected = loader.expected()
+
+    batches = epoch_of(loader)
+
+    assert np.array_equal(np.sort(indices(batches)), np.arange(len(found)))
+    for batch in batches:
+        np.testing.assert_array_equal(batch["s2_10m"], truth["s2_10m"][batch["index"]][:, [2, 1, 0]])
+    assert expected.bytes_read == loader.stats().bytes_read
+    assert expected.requests == loader.stats().requests
+
+
 def test_a_band_that_is_not_wanted_is_compared_all_the_same(root, tmp_path):
     shutil.copytree(root, tmp_path / "root")
     path = next((tmp_path / "root").glob("shards/train/s2/*-000000.tar"))

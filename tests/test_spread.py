@@ -325,6 +325,7 @@ def test_distances_between_all_patches_are_kept(everything, balance):
 TO_DEGREES: dict[int, pyproj.Transformer] = {}
 
 
+@pytest.mark.slow
 def test_a_sample_comes_from_more_than_the_first_product(everything):
     head, spread = everything.search(limit=6), everything.search(sample=6)
 

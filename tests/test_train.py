@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from reben_cloud.root.patch import Patch
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
 from reben_cloud.store import open_store
+from reben_cloud.stream import expected_delivery
 from reben_cloud.training.compute import compute_context
 from reben_cloud.training.config import load_recipe
 from reben_cloud.training.evaluate import evaluate, evaluate_folder
@@ -36,6 +38,7 @@ from reben_cloud.training.metrics import label_metrics
 from reben_cloud.training.models import ARCHITECTURES, ModelSpec, create_model
 from reben_cloud.training.objective import Objective, keyed_random, positive_weights
 from reben_cloud.training.train import train
+from tests.commands import check_command
 from tests.conftest import free_port
 
 
@@ -102,7 +105,10 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
         ),
         *(
             f"report/{name}"
-            for name in ("metrics.json", "per_class.png", "curves.png", "calibration.png", "examples.png")
+            for name in (
+                *("metrics.json", "per_class.png", "curves.png", "calibration.png"),
+                *("examples.png", "run.png"),
+            )
         ),
     }
     assert json.loads((folder / "report" / "metrics.json").read_text()) == result
@@ -116,7 +122,28 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
     assert sum(group["num_patches"] for group in result["by"]["country"].values()) == result["num_patches"]
     rows = log(folder)
     assert [row["validation_score"] != "" for row in rows].count(True) == 2
+    assert [row["validation_loss"] != "" for row in rows].count(True) == 2
     assert all(0 <= float(row["wait_share"]) <= 1 for row in rows if row["wait_share"])
+
+
+def test_a_run_proves_what_it_was_trained_on(finished, dataset):
+    folder, result = finished
+    train_on = dataset.search(split="train", recommended=True)
+    num_samples = len(train_on) // 8 * 8
+
+    expected = {}
+    for epoch in range(2):
+        one = expected_delivery(train_on, epoch=epoch, seed=42, num_samples=num_samples)
+        expected[str(epoch)] = {"samples": num_samples, "digest": one.digest}
+
+    assert result["delivered"] == expected
+    item = json.loads((folder / "best" / "item.json").read_text())
+    assert item["properties"]["reben:delivered"] == expected
+    best = result["best_epoch"]
+    card = (folder / "best" / "README.md").read_text()
+    (command,) = [part for part in card.split("`") if part.startswith("reben-cloud verify-epoch")]
+    assert f"delivered {num_samples} samples with the digest `{expected[str(best)]['digest']}`" in card
+    check_command(shlex.split(command)[1:])
 
 
 @pytest.mark.slow
@@ -229,6 +256,8 @@ def test_killed_and_started_again_a_run_ends_with_the_same_bits(root, script, wh
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     losses = [[row["loss"] for row in log(folder)] for folder in (whole, tmp_path)]
     assert losses[0] == losses[1]
+    results = [json.loads((one / "report" / "metrics.json").read_text()) for one in (whole, tmp_path)]
+    assert results[0]["delivered"] == results[1]["delivered"]
 
 
 @pytest.mark.slow
@@ -255,6 +284,7 @@ def test_two_processes_do_what_one_does(root, dataset, script, tmp_path, task):
         assert two["num_patches"] == one["num_patches"]
         return
     assert two["macro"] == pytest.approx(one["macro"], abs=2e-3)
+    assert two["delivered"] == one["delivered"]
     assert two["num_patches"] == one["num_patches"]
     losses = [[float(row["loss"]) for row in log(tmp_path / name) if row["loss"]] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)

@@ -50,10 +50,10 @@ class _Ranged(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder: Path) -> Iterator[str]:
+def serve(folder: Path, handler: type[_Ranged] = _Ranged) -> Iterator[str]:
     """The URL of a server of `folder`, while the context lasts."""
-    handler = functools.partial(_Ranged, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    of_folder = functools.partial(handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), of_folder) as server:
         # The end is noticed within 0.02 s, not the half second that is the default.
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()

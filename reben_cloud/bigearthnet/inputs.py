@@ -58,11 +58,17 @@ def choose_bands(
         models: Whose order of bands a set's name means.
 
     Raises:
-        ValueError: If a name is unknown, or means several bands.
+        ValueError: If a name is unknown, or means several bands, or it is a set whose order is not known for the
+            generation.
     """
     if models not in ("v0.2.0", "v0.1.1"):
         raise ValueError(f"models must be 'v0.2.0' or 'v0.1.1', got {models!r}")
     sets = _band_sets(schema, models)
+    if models == "v0.1.1" and isinstance(bands, str) and bands in _ORDER_UNKNOWN:
+        raise ValueError(
+            f"bands: no model v0.1.1 of the set {bands} was published, and ConfigILM 0.6 ordered it otherwise than "
+            "0.7; name the bands one by one, in the order of your model"
+        )
     if isinstance(bands, str):
         names = sets.get(bands) or tuple(name.strip() for name in bands.split(","))
     else:
@@ -73,6 +79,10 @@ def choose_bands(
         if name not in schema.bands:
             raise ValueError(f"bands: {name!r} {_why_not(name, schema, sets)}")
     return names
+
+
+_ORDER_UNKNOWN = ("20m", "S2", "ALL")
+"""Sets whose order in ConfigILM 0.6 is neither that of 0.7 nor that of a published model."""
 
 
 def _band_sets(schema: Schema, models: Generation) -> Mapping[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from reben_cloud.catalog.groups import STAC_DTYPES
 from reben_cloud.catalog.terms import PARQUET_TYPE, TAR_TYPE, Written, extension, file_fields
 from reben_cloud.root import layout
-from reben_cloud.root.layer_manifest import LayerManifest
+from reben_cloud.root.layer_manifest import Kind, LayerManifest
 from reben_cloud.root.layers import Layer
 from reben_cloud.schema import TensorSpec
 
@@ -130,6 +130,13 @@ def _band(tensor: TensorSpec, statistics: Mapping[str, float] | None) -> dict[st
     return band
 
 
+_ROWS: Mapping[Kind, str] = {
+    "array": "Every patch: whether it is there, where, checksum",
+    "one": "A row per patch that it has something for",
+    "many": "Rows about patches, those of a patch together",
+}
+
+
 def layer_collection(
     said: LayerManifest,
     rows: pa.Schema,
@@ -160,10 +167,9 @@ def layer_collection(
     }
     for one in objects:
         if one.path == layout.ROWS:
-            kind = {
-                "title": "Every patch: whether it is there, where, checksum",
-                **table_fields(rows, said.num_rows),
-            }
+            kind = {"title": _ROWS[said.kind], **table_fields(rows, said.num_rows)}
+        elif one.path == layout.INDEX:
+            kind = {"title": "Which rows are whose", "type": PARQUET_TYPE, "roles": ["metadata"]}
         else:
             kind = {"type": TAR_TYPE, "roles": ["data"]}
         name = posixpath.basename(one.path).partition(".")[0]
@@ -183,8 +189,8 @@ def layer_collection(
         "id": f"{collection_id}-{said.name}",
         "title": title,
         "description": (
-            f"{title} of {said.coverage:,} of the {said.num_patches:,} patches of the dataset {said.fingerprint}, in "
-            "the order of its training shards; reben_cloud reads it as a layer beside that dataset."
+            f"{title} of {said.coverage:,} of the {said.num_patches:,} patches of the dataset {said.fingerprint}; "
+            "reben_cloud reads it as a layer beside that dataset."
         ),
         "license": "other",
         "extent": {"spatial": {"bbox": [list(bbox)]}, "temporal": {"interval": [list(interval)]}},

@@ -52,7 +52,7 @@ def look_at_layer(layer: Layer, root: Dataset | None, *, quick: bool, deep: bool
     sizes = {path: seal.nbytes for path, seal in seals.items()}
     objects = Objects()
     unlisted = [layout.LAYER_MANIFEST]
-    if said.kind == "array":
+    if said.objects_sha256 is not None:
         objects, faults = listed_objects(layer.store, said.objects_sha256)
         problems += faults
         sizes = {**sizes, **{path: one.nbytes for path, one in objects.items()}}

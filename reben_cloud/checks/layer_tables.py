@@ -89,14 +89,16 @@ class LayerRows(NamedTuple):
         yield from differing(f"{name}: coverage", said.coverage, len(self.ids))
         if self.spans is None:
             return
-        first, count = self.spans
+        # Patches stand in the order of the root's table, their rows in that of its shards.
+        order = np.argsort(self.spans[0], kind="stable")
+        first, count = (values[order] for values in self.spans)
         if not np.array_equal(first, np.cumsum(count) - count) or (count < 1).any():
             yield f"{layout.INDEX}: its rows do not follow each other"
         elif int(count.sum()) != said.num_rows:
             yield f"{layout.INDEX}: counts {int(count.sum()):,} rows, and there are {said.num_rows:,}"
         else:
             owners = _whole(self.layer.rows, [PATCH_ID]).column(PATCH_ID).combine_chunks()
-            if not owners.equals(self.ids.take(pa.array(np.repeat(np.arange(len(count)), count)))):
+            if not owners.equals(self.ids.take(pa.array(np.repeat(order, count)))):
                 yield f"{layout.INDEX}: gives rows of {layout.ROWS} to other patches than they name"
 
     def _misplaced(self, places: Places, objects: Objects) -> Iterator[str]:
@@ -137,7 +139,10 @@ class LayerRows(NamedTuple):
             yield f"{path}: has {len(self.ids) - len(where):,} patches that are not in {root.url}"
         if is_whole and there.all() and not np.array_equal(where, np.arange(len(self.ids))):
             yield f"{path}: does not have its patches in the order of {root.url}"
-        if self.places is not None:
+        # Of an export, a layer has shards of its own.
+        if self.places is not None and len(self.ids) == sum(
+            group.num_samples for group in root.manifest.groups.values()
+        ):
             theirs = table.filter(pa.array(there))
             same = (
                 (self.places.group[where] == np.array(theirs.column(layout.SHARD_GROUP).to_pylist(), object))

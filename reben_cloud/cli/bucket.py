@@ -9,6 +9,7 @@ import typer
 
 from reben_cloud.cli.options import (
     EndpointOption,
+    LayerOption,
     ModalityOption,
     RootArgument,
     search_options,
@@ -44,7 +45,13 @@ def create(
 def policy(
     name: Annotated[str, typer.Argument(help="Name of the bucket.", show_default=False)],
     access: Annotated[Literal["public", "reader", "builder"], typer.Option(help="What to allow.")] = "reader",
-    prefix: Annotated[str, typer.Option(help="Objects below this prefix only.")] = "",
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Objects below this prefix only; may be repeated, for a root and its layers.",
+            show_default=False,
+        ),
+    ] = None,
     principal: Annotated[list[str] | None, typer.Option(help="ARN of who gets it; may be repeated.")] = None,
     apply: Annotated[
         bool, typer.Option(help="Set it as the bucket's policy, in place of the present one.")
@@ -54,7 +61,9 @@ def policy(
     """Print the policy that lets somebody read a root, or build one, and no more."""
     from reben_cloud.bucket import access_policy, put_policy
 
-    document = json.dumps(access_policy(name, access, prefix=prefix, principals=principal or ()), indent=2)
+    document = json.dumps(
+        access_policy(name, access, prefix=prefix or (), principals=principal or ()), indent=2
+    )
     if apply:
         put_policy(name, document, storage_options(endpoint_url))
     typer.echo(document)
@@ -65,11 +74,12 @@ def presign(
     root: RootArgument,
     query: Query,
     modality: ModalityOption = None,
+    layer: LayerOption = None,
     expires_hours: Annotated[float, typer.Option(help="Hours until the links expire, at most 168.")] = 24,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Print links (JSON) to the shards of what a search finds, for somebody without credentials."""
     from reben_cloud.bucket import share
 
-    selection = select(root, query, endpoint_url)
+    selection = select(root, query, endpoint_url, layer)
     show_json(share(selection, modalities=modality, expires_s=round(expires_hours * 3600)))

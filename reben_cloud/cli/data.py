@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from reben_cloud.cli.options import (
-    BalancedOption,
+    BalancedPowerOption,
     CacheDirOption,
     EndpointOption,
     JsonOption,
@@ -160,7 +160,7 @@ def stream(
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 256,
     epochs: Annotated[int, typer.Option(help="How often to go through the selection.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the order, and of --sample.")] = 0,
-    balanced: BalancedOption = None,
+    balanced_power: BalancedPowerOption = None,
     threads: Annotated[int, typer.Option(help="Concurrent requests.")] = 8,
     form: Annotated[str, typer.Option(help="shards or zarr.")] = "shards",
     layout: Annotated[
@@ -170,14 +170,17 @@ def stream(
     cache_bytes: Annotated[
         int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what an epoch would take, and read nothing.")
+    ] = False,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Stream batches as training would, show the rate, and sum up."""
     selection = select(root, query, endpoint_url, layer)
-    if balanced is not None:
+    if balanced_power is not None:
         with usage():
-            selection = selection.balanced(balanced)
+            selection = selection.balanced(balanced_power)
     loader = _fastest_loader()(
         selection,
         modalities=modality or None,
@@ -189,6 +192,9 @@ def stream(
         cache_dir=cache_dir,
         cache_bytes=cache_bytes,
     )
+    if dry_run:
+        show(loader.expected(), as_json)
+        return
     stopped = False
     try:
         for _ in rates(loader, epochs):
@@ -217,7 +223,7 @@ def verify_epoch(
     lanes: Annotated[int, typer.Option(help="Lanes of the run.")] = 8,
     window: Annotated[int, typer.Option(help="Window of the run.")] = 1,
     shuffle: Annotated[bool, typer.Option(help="Whether the run shuffled.")] = True,
-    balanced: BalancedOption = None,
+    balanced_power: BalancedPowerOption = None,
     layer: LayerOption = None,
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
@@ -228,7 +234,7 @@ def verify_epoch(
     selection = select(root, query, endpoint_url, layer)
     with usage():
         found = expected_delivery(
-            selection if balanced is None else selection.balanced(balanced),
+            selection if balanced_power is None else selection.balanced(balanced_power),
             epoch=epoch,
             seed=seed,
             num_samples=samples,

@@ -126,7 +126,7 @@ LayerOption = Annotated[
         parser=path_or_url,
     ),
 ]
-BalancedOption = Annotated[
+BalancedPowerOption = Annotated[
     float | None,
     typer.Option(help="Rare classes more often, by this power in [0, 1].", show_default=False),
 ]

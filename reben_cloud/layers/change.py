@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from reben_cloud.build import Progress, silent
 from reben_cloud.errors import NotFoundError
+from reben_cloud.layers.array_work import Values
 from reben_cloud.layers.publish import JOURNAL
 from reben_cloud.layers.read import iter_payloads
 from reben_cloud.layers.table import write_table
-from reben_cloud.layers.work import Values
 from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.arrow import names_array
@@ -39,7 +39,7 @@ def rebase_layer(
 
     Args:
         dest: Path or URL of the new layer.
-        ds: The whole root that it is for.
+        ds: The root that it is for, or an export of it.
         layer: The layer, made for any root.
         storage_options: Credentials and endpoint of `dest`.
         scratch: As for `write_layer`.

@@ -40,6 +40,8 @@ def chosen_columns(names: Sequence[str], choice: Choice, *, key_column: str) -> 
             if name != key_column and name and not name.startswith("__index_level_")
         }
     else:
+        if isinstance(choice, str):
+            raise ValueError(f"columns must be a list of names, such as [{choice!r}], not a string")
         wanted = dict(choice) if isinstance(choice, Mapping) else {name: name for name in choice}
         check_names(list(wanted), list(names), "column")
         found = {name: new for name, new in wanted.items() if name != key_column}
@@ -47,7 +49,7 @@ def chosen_columns(names: Sequence[str], choice: Choice, *, key_column: str) -> 
     for name, new in found.items():
         is_ours = new in (PRESENT, PATCH_ID)
         if is_ours or not new or "." in new:
-            why = "it has one of that name of its own" if is_ours else "columns are not so named"
+            why = "it has one of that name of its own" if is_ours else "a name is not empty and has no dot"
             raise SourceError(f"column {name!r} cannot be called {new!r} in a layer: {why}; {way_out}")
     if not found:
         raise SourceError(f"there is no column beside {key_column!r}, which names the patches")

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reben_cloud.errors import ConflictError
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layer_manifest import is_layer_name
 from reben_cloud.schema import ArraySpec, Modality, Schema, TensorSpec
 
@@ -86,18 +84,6 @@ def check_name(ds: Dataset, name: str) -> None:
     """
     check_layer_name(name)
     _check_taken(ds, name)
-
-
-def check_whole(ds: Dataset) -> None:
-    """Refuse a part of a root.
-
-    Raises:
-        ConflictError: If it is an export.
-    """
-    if isinstance(ds.manifest, ExportManifest):
-        raise ConflictError(
-            f"{ds.url} is an export of a root; a layer is made for the whole root, and serves its exports as well"
-        )
 
 
 def _check_taken(ds: Dataset, name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import xxhash
 
-from reben_cloud.errors import SourceError
+from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.files.sketch import sketch_some
 from reben_cloud.layers.raster_files import import_rasterio
 
@@ -56,6 +56,7 @@ class InputFiles:
 
         Raises:
             SourceError: If somebody did.
+            NotFoundError: If one of them is gone.
         """
         if self._state_now() != self.state:
             raise SourceError(
@@ -72,5 +73,5 @@ class InputFiles:
                 digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
             digest.update(sketch_some(files).encode())
         except FileNotFoundError as error:
-            raise SourceError(f"{error.filename} is gone, a layer is made of it") from error
+            raise NotFoundError(f"{error.filename}: no such file; a layer is made of it") from error
         return digest.hexdigest()

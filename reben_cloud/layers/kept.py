@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import sys
 from pathlib import Path
 
 from reben_cloud.errors import SourceError
@@ -12,6 +13,7 @@ from reben_cloud.files.cache import cache_folder
 from reben_cloud.files.whole import locked
 from reben_cloud.layers.table import write_table
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layer_manifest import LAYER_VERSION
 from reben_cloud.root.layers import Layer, read_layer_manifest
 from reben_cloud.store import open_store
@@ -26,16 +28,22 @@ def layer_of_file(path: Path, ds: Dataset) -> Layer:
 
     Args:
         path: A parquet or CSV file.
-        ds: The whole root that the layer is for.
+        ds: The root that the layer is for; of an export, rows of patches that it lacks are left out.
 
     Raises:
         SourceError: If the table cannot be a layer as it is.
-        ConflictError: If `ds` is a part of a root.
         ValueError: If no layer can have its name.
         StorageError: If the cache folder cannot be written.
     """
     state = path.stat()
-    facts = (path.resolve(), state.st_size, state.st_mtime_ns, ds.manifest.fingerprint, LAYER_VERSION)
+    facts = (
+        path.resolve(),
+        state.st_size,
+        state.st_mtime_ns,
+        ds.manifest.fingerprint,
+        len(ds),
+        LAYER_VERSION,
+    )
     kept = cache_folder() / "layers" / hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:24]
     kept.parent.mkdir(parents=True, exist_ok=True)
     # The ranks of a training open it at the same time: one makes it, and the others wait.
@@ -45,7 +53,8 @@ def layer_of_file(path: Path, ds: Dataset) -> Layer:
             return Layer(store, manifest)
         logger.info("making a layer of %s in %s", path, kept)
         try:
-            return write_table(kept, ds, name=name_of_file(path), table=path)
+            lacking = sys.maxsize if isinstance(ds.manifest, ExportManifest) else 0
+            return write_table(kept, ds, name=name_of_file(path), table=path, allow_missing=lacking)
         except SourceError as error:
             raise SourceError(
                 f"{error}. `reben_cloud.write_table` makes a layer of it with options"

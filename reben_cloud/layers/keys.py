@@ -63,6 +63,11 @@ def find_keys(source: TableSource, ds: Dataset, key: Key | None) -> Keys:
         if key not in names:
             raise ValueError(f"key must be one of {', '.join(names)} of {ds.url}, got {key!r}")
         names = {key: names[key]}
+    headings = pa.array(source.schema.names, pa.string())
+    if any(_count(headings, names).values()):
+        raise SourceError(
+            f"{source.name} has no header: its first line names a patch; write names of columns before it"
+        )
     columns = [field.name for field in source.schema if _is_text(field.type)]
     usual = [name for name in ([key] if key else []) + list(_USUAL) if name in columns]
     others = [name for name in columns if name not in usual]
@@ -121,11 +126,24 @@ def _look_at_all(
         codes = source.codes(column)
         if codes.num_chunks and any(_count(codes.chunk(0).dictionary, names).values()):
             return column, codes
-    looked = ", ".join(repr(name) for name in (*usual, *others)) or "no column of strings"
     raise SourceError(
-        f"{source.name}: no value of {looked} is a {' or '.join(names)} of a patch of {ds.url}, so it cannot be told "
-        "which patch a row is about; is it a table for another dataset?"
+        f"{source.name}: {_nothing_found(source, [*usual, *others])}, so it cannot be told which patch a row is about; "
+        f"patches of {ds.url} are named by their {' or '.join(names)}, such as {next(iter(names.values()))[0]}"
     )
+
+
+def _nothing_found(source: TableSource, columns: Sequence[str]) -> str:
+    """What there is where names of patches should be."""
+    there = source.schema.names
+    if len(there) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in there[0]]):
+        return f"its columns are separated by {marks[0]!r} and not by commas"
+    first = next(iter(source.batches([*columns, *there][:1], batch_rows=1)), None)
+    if first is None or not first.num_rows:
+        return "it has no rows"
+    if not columns:
+        return f"it has no column of strings among {', '.join(map(repr, there))}"
+    shown = ", ".join(map(repr, columns))
+    return f"no value of {shown} names a patch (the first of {columns[0]!r} is {first.column(0)[0].as_py()!r:.80})"
 
 
 def _count(values: pa.Array[pa.Scalar], names: Mapping[Key, pa.ChunkedArray[pa.Scalar]]) -> dict[Key, int]:

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from reben_cloud.bigearthnet.reben import MAP, REBEN
 from reben_cloud.build import Progress, silent
 from reben_cloud.errors import SourceError
+from reben_cloud.layers.array_work import Values
 from reben_cloud.layers.describe import check_name
-from reben_cloud.layers.write import Values, write_layer
+from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layers import Layer

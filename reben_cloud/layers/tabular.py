@@ -15,11 +15,12 @@ from typing import Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from pyarrow import csv
 
 from reben_cloud.errors import NotFoundError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.formats import parquet
+from reben_cloud.layers.csv_file import csv_names, csv_to_parquet
+from reben_cloud.layers.inputs import InputFiles
 
 _PARQUET = b"PAR1"
 _BLOCK_BYTES = 1 << 22
@@ -60,12 +61,18 @@ class TableSource(Protocol):
     def codes(self, column: str) -> pa.ChunkedArray[pa.Scalar]:
         """A column of strings as codes of one dictionary."""
 
+    def require_unchanged(self) -> None:
+        """See that it is still what it was when it was opened; raises SourceError."""
+
 
 @dataclass(frozen=True, eq=False)
 class _InMemory:
     table: pa.Table
     name: str
     identity: Mapping[str, str | int]
+
+    def require_unchanged(self) -> None:
+        pass  # nobody else has it
 
     @property
     def schema(self) -> pa.Schema:
@@ -86,6 +93,10 @@ class _InFile:
     name: str
     schema: pa.Schema
     identity: Mapping[str, str | int]
+    inputs: InputFiles
+
+    def require_unchanged(self) -> None:
+        self.inputs.require_unchanged()
 
     def batches(self, columns: Sequence[str], *, batch_rows: int) -> Iterator[pa.Table]:
         for batch in parquet.iter_batches(self.path, columns, batch_rows=batch_rows, name=self.name):
@@ -118,33 +129,44 @@ def open_table(table: Tabular, scratch: Path) -> TableSource:
         TypeError: If it is no table.
     """
     found = _open(table, scratch)
-    names = found.schema.names
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise SourceError(f"{found.name} has two columns {twice[0]!r}; rename one")
+    _check_names(found.schema.names, found.name)
     return found
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SourceError(f"{where} has two columns {twice[0]!r}; rename one")
 
 
 def _open(table: Tabular, scratch: Path) -> TableSource:
     if isinstance(table, str | os.PathLike):
-        return _open_file(local_path(table, "a table"))
+        return _open_file(local_path(table, "a table"), scratch)
     if isinstance(table, pa.RecordBatchReader):
         return _spooled(table, table.schema, scratch)
     if isinstance(table, ArrowStream):
-        return _InMemory(pa.table(table), "the table", {})
-    if not isinstance(table, Iterable):
+        try:
+            return _InMemory(pa.table(table), "the table", {})
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # of pandas: a column of several types
+            raise SourceError(f"the table cannot be read: {'; '.join(map(str, error.args))}") from error
+    if not isinstance(table, Iterable) or isinstance(table, Mapping):
         raise TypeError(
             f"a table must be a pyarrow or pandas table, a path or record batches, got {table!r:.80}"
+            + ("; make one of it with pyarrow.table" if isinstance(table, Mapping) else "")
         )
     batches = iter(table)
     first = next(batches, None)
     if not isinstance(first, pa.RecordBatch | pa.Table):
-        raise TypeError(f"a table's batches must be record batches of pyarrow, got {first!r:.80}")
+        raise TypeError(
+            f"a table's batches must be record batches of pyarrow, got {first!r:.80}"
+            + ("; make a table of them with pyarrow.Table.from_pylist" if isinstance(first, Mapping) else "")
+        )
     return _spooled(chain([first], batches), first.schema, scratch)
 
 
-def _open_file(path: Path) -> TableSource:
-    name = str(path)
+def _open_file(path: Path, scratch: Path) -> TableSource:
+    name, inputs = str(path), InputFiles(path, [path.name])
     try:
+        _ = inputs.state  # before it is read
         with path.open("rb") as file:
             is_parquet = file.read(len(_PARQUET)) == _PARQUET
             digest = xxhash.xxh3_64()
@@ -156,10 +178,14 @@ def _open_file(path: Path) -> TableSource:
             "bytes": path.stat().st_size,
             "xxh3": digest.hexdigest(),
         }
-        if is_parquet:
-            schema = parquet.read_footer(path, name=name).schema.to_arrow_schema()
-            return _InFile(path, name, schema, identity)
-        return _InMemory(csv.read_csv(name), name, identity)
+        rows = path
+        if not is_parquet:
+            _check_names(csv_names(path), name)
+            rows = scratch / "csv.parquet"
+            csv_to_parquet(path, rows)
+            inputs.require_unchanged()
+        schema = parquet.read_footer(rows, name=name).schema.to_arrow_schema()
+        return _InFile(rows, name, schema, identity, inputs)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file of a table") from error
     except OSError as error:
@@ -179,4 +205,4 @@ def _spooled(batches: Iterable[pa.RecordBatch], schema: pa.Schema, scratch: Path
                 writer.write(batch)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise SourceError(f"the batches cannot be put together: {str(error).splitlines()[0]}") from error
-    return _InFile(path, "the batches", schema, {})
+    return _InFile(path, "the batches", schema, {}, InputFiles(path, []))  # ours: nobody writes to it

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from reben_cloud.build import Progress, local, silent
 from reben_cloud.errors import SourceError
+from reben_cloud.layers.array_work import Values
 from reben_cloud.layers.describe import check_layer_name
 from reben_cloud.layers.folder import open_folder
 from reben_cloud.layers.inputs import InputFiles
 from reben_cloud.layers.raster import RasterSource, Sampled, open_raster
 from reben_cloud.layers.squares import Squares
-from reben_cloud.layers.work import Values
 from reben_cloud.layers.write import write_layer
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
@@ -57,7 +57,7 @@ def write_raster_layer(
 
     Args:
         dest: Path or URL of the layer.
-        ds: The whole root that it is for.
+        ds: The root that it is for, or an export of it.
         raster: A GeoTIFF, a VRT or a Zarr store of any CRS; `layers.raster.open_raster` tells more, also of `bands`,
             `nodata` and `partial`.
         name: Name of the layer.
@@ -158,7 +158,7 @@ def write_folder_layer(
 
     Args:
         dest: Path or URL of the layer.
-        ds: The whole root that it is for.
+        ds: The root that it is for, or an export of it.
         folder: The folder; files are ``<name><suffix>.tif``.
         name: Name of the layer.
         key: What the names are: ``patch_id``, ``s1_name`` or ``s2v1_name``; looked for by default.

@@ -15,8 +15,8 @@ from reben_cloud.build import Progress, silent
 from reben_cloud.build.lease import Lease
 from reben_cloud.errors import ConflictError
 from reben_cloud.layers import publish
-from reben_cloud.layers.describe import check_whole, layer_schema
-from reben_cloud.layers.work import Patches, Work
+from reben_cloud.layers.array_work import ArrayWork, Patches
+from reben_cloud.layers.describe import layer_schema
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layers import Layer
 from reben_cloud.schema import ArraySpec, TensorSpec
@@ -44,7 +44,7 @@ def write_layer(
 
     Args:
         dest: Path or URL of the layer; the root itself is left as it is.
-        ds: The whole root that the layer is for.
+        ds: The root that the layer is for, or an export of it.
         name: Name of the layer: what `Dataset.modalities` and the batches call it.
         tensors: What every patch has: names, shapes, dtypes, fill values.
         patches: Pairs of a patch id and its arrays, each patch at most once, in any order. Or a function that gives
@@ -66,21 +66,21 @@ def write_layer(
         The layer, for `Dataset.with_layers`.
 
     Raises:
-        ConflictError: If something else is there, or `ds` is a part of a root.
+        ConflictError: If something else is there.
         SourceError: If an id is in no patch, or comes twice.
+        TypeError: If `patches` gives something else.
         InvalidPatchError: If arrays are not of the shapes and dtypes of `tensors`.
         StorageError: If the store or the scratch disk fails.
         ValueError: If a name is taken.
     """
     specs = (tensors,) if isinstance(tensors, TensorSpec) else tuple(tensors)
     schema = layer_schema(ds, name, specs, arrays=arrays, title=title, is_map=is_map)
-    check_whole(ds)
     if not ds.manifest.groups:
         raise ConflictError(
             f"{ds.url} is a catalog of metadata alone, without the shards that an array layer is cut like; "
             "make the layer for a root with pixels"
         )
-    work = Work(
+    work = ArrayWork(
         store=open_store(dest, storage_options),
         ds=ds,
         schema=schema,

@@ -104,7 +104,8 @@ class Dataset:
         for layer in layers:
             layer.check_root(self.manifest, url=self.url)
         found = Dataset(self.store, self.manifest, backing=self.backing, layers=(*self._layers, *layers))
-        names = [*self.manifest.modalities, *(layer.name for layer in found._layers)]
+        own = self.manifest.layers if isinstance(self.manifest, ExportManifest) else {}
+        names = [*dict.fromkeys([*self.manifest.modalities, *own]), *(layer.name for layer in found._layers)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
                 f"{self.url} has two things named {twice[0]!r}; layers and modalities need different names"

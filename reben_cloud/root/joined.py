@@ -85,9 +85,9 @@ class JoinedLayer:
         else:
             first, count = np.where(has, places, 0), has.astype(np.int64)
         first, count = first.astype(np.int64), count.astype(np.int64)
-        if first.size and not (
-            min(first.min(), count.min()) >= 0 and (first + count).max() <= self.layer.manifest.num_rows
-        ):
+        total = self.layer.manifest.num_rows
+        # One after the other: sums of numbers without a bound run over.
+        if ((first < 0) | (first > total)).any() or ((count < 0) | (count > total - first)).any():
             raise ChecksumError(
                 f"{self.layer.url}: its index names rows that it does not have; the layer is damaged"
             )

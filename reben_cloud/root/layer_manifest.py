@@ -159,7 +159,7 @@ class LayerManifest(SealedDocument):
 
     @property
     def objects_sha256(self) -> str | None:
-        """The sha256 of the list of objects, hex; None for a table, whose one object is sealed."""
+        """The sha256 of the list of objects, hex; None for a table of earlier writers, whose objects are sealed."""
         return self._document["objects_sha256"]  # type: ignore[no-any-return]
 
     @property

@@ -81,13 +81,19 @@ class LayerTable(GroupedTable):
                 f"{self.store.url}/{self.path} has {reader.metadata.num_rows:,} rows and {layout.LAYER_MANIFEST} says "
                 f"{self._expected:,}; the layer is damaged: copy it again from where it was made"
             )
+        names = reader.schema.names
+        if len(names) > len(set(names)):
+            raise ChecksumError(
+                f"{self.store.url}/{self.path} has a column twice: {min(n for n in names if names.count(n) > 1)!r}; "
+                "what wrote it is not reben_cloud: make the layer with `reben-cloud layer`"
+            )
         for name, is_right in self._required.items():
             found = [field.type for field in reader.schema if field.name == name]
-            if len(found) != 1 or not is_right(found[0]):
-                has = f"of type {found[0]}" if len(found) == 1 else f"{len(found)} times"
+            if not found or not is_right(found[0]):
+                has = f"a column {name!r} of type {found[0]}" if found else f"no column {name!r}"
                 raise ChecksumError(
-                    f"{self.store.url}/{self.path} has the column {name!r} {has}, which no layer has; what wrote it is "
-                    "not reben_cloud: make the layer with `reben-cloud layer`"
+                    f"{self.store.url}/{self.path} has {has}; what wrote it is not reben_cloud: make the layer with "
+                    "`reben-cloud layer`"
                 )
         return reader
 
@@ -164,7 +170,7 @@ class Layer:
         return f"{one.name}: {one.coverage:,} of {one.num_patches:,} patches{rows}{title}, in {self.url}"
 
     def read_objects(self) -> Objects:
-        """What an array layer's ``objects.parquet`` lists, compared with what vouches for it.
+        """What a layer's ``objects.parquet`` lists, compared with what vouches for it.
 
         Raises:
             NotFoundError: If it is not there.
@@ -179,13 +185,18 @@ class Layer:
         """Refuse a root that the layer was not made for.
 
         Raises:
-            ConflictError: If it is another one.
+            ConflictError: If it is another one, or more of it than an array layer of an export was made for.
         """
         if self.manifest.fingerprint != manifest.fingerprint:
             raise ConflictError(
                 f"{self.url}: the layer {self.name} was made for the root {self.manifest.fingerprint} "
                 f"({self.manifest.num_patches:,} patches), and {url} is {manifest.fingerprint}: its rows are other "
                 "patches. `reben-cloud layer rebase` makes one of it for this root"
+            )
+        if self.modality is not None and self.manifest.num_patches < manifest.num_patches:
+            raise ConflictError(
+                f"{self.url}: the layer {self.name} was made for an export of {self.manifest.num_patches:,} patches, "
+                f"and {url} has {manifest.num_patches:,}. `reben-cloud layer rebase` makes one of it for all of them"
             )
 
 

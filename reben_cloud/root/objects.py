@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,13 @@ class WrittenObject:
             sha256=hashlib.sha256(data).hexdigest(),
             xxh3=xxhash.xxh3_64_intdigest(data) if is_shard else None,
         )
+
+    @classmethod
+    def of_file(cls, path: str, file: Path) -> WrittenObject:
+        """What is to be listed of an object with the bytes of a local file."""
+        with file.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        return cls(path=path, nbytes=file.stat().st_size, sha256=sha256)
 
 
 SCHEMA = pa.schema(

@@ -42,7 +42,6 @@ class Repeats:
 
     Raises:
         ValueError: If a weight is negative or no finite number, or they are too large.
-        NotFoundError: If all are 0.
     """
 
     weights: NDArray[np.float64]
@@ -64,13 +63,20 @@ class Repeats:
                 f"the weights make an epoch of {total:,.0f} samples; more than {_MOST_SAMPLES:,} are not planned: "
                 "scale them down, or pass num_samples="
             )
-        if len(self.weights) and not np.rint(self.weights / _STEP).any():
-            raise NotFoundError("nothing is left: all weights are 0")
         object.__setattr__(self, "weights", np.rint(self.weights / _STEP) * _STEP)
 
-    def taken(self, patches: Ints) -> Repeats | None:
-        """The same for these patches, in their order; None for none."""
-        return Repeats(weights=self.weights[patches], passes=self.passes) if len(patches) else None
+    def require_samples(self) -> None:
+        """Refuse weights of which no epoch could be made.
+
+        Raises:
+            NotFoundError: If all are 0.
+        """
+        if not self.weights.any():
+            raise NotFoundError("nothing is left: all weights are 0")
+
+    def taken(self, patches: Ints) -> Repeats:
+        """The same for these patches, in their order."""
+        return Repeats(weights=self.weights[patches], passes=self.passes)
 
 
 def units_of(weights: NDArray[np.float64]) -> Ints:
@@ -200,6 +206,9 @@ def _of_length(weights: NDArray[np.float64], num_samples: int | None, passes: in
     if num_samples is not None:
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        given = Repeats(weights=weights).weights
-        weights = given * (num_samples / math.fsum(given.tolist()))
-    return Repeats(weights=weights, passes=passes)
+        given = Repeats(weights=weights)
+        given.require_samples()
+        weights = given.weights * (num_samples / math.fsum(given.weights.tolist()))
+    found = Repeats(weights=weights, passes=passes)
+    found.require_samples()
+    return found

@@ -101,7 +101,8 @@ class Selection:
             twice = np.flatnonzero(np.bincount(positions) > 1)[0]
             raise ValueError(f"a selection has a patch once, and patch {twice} is asked for several times")
         drawn = [one.taken(positions) for one in self.drawn]
-        return Selection(self.dataset, self.table, self.rows[positions], drawn=drawn)
+        repeats = None if self.repeats is None else self.repeats.taken(positions)
+        return Selection(self.dataset, self.table, self.rows[positions], drawn=drawn, repeats=repeats)
 
     def __iter__(self) -> Iterator[xr.Dataset]:
         """The patches, opened one after another, each when it is asked for; loaders are what is quick."""

@@ -97,7 +97,7 @@ def open_source(
 
 
 def open_modality(
-    source: str | os.PathLike[str], modality: str, *, storage_options: Mapping[str, Any] | None = None
+    source: str | os.PathLike[str], modality: str, *, storage_options: Mapping[str, object] | None = None
 ) -> AnySource:
     """What holds one modality of the official data at a path or URL; no metadata are looked for.
 

@@ -4,6 +4,7 @@ It gives NumPy arrays and knows nothing of PyTorch; `reben_cloud.torch` wraps it
 """
 
 from reben_cloud.stream.delivered import Delivered, merge_states
+from reben_cloud.stream.expected import Expected
 from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.loader import RawLoader
 from reben_cloud.stream.patches import RawPatches
@@ -13,6 +14,7 @@ from reben_cloud.stream.stats import StreamStats
 
 __all__ = [
     "Delivered",
+    "Expected",
     "Form",
     "Layout",
     "RawLoader",

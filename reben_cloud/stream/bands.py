@@ -13,7 +13,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy, Modality, Schema
 from reben_cloud.stream.gather import NOWHERE, Layout
 from reben_cloud.stream.payloads import Part
-from reben_cloud.stream.readers.base import Reader
+from reben_cloud.stream.readers.base import Cost, Reader
 
 
 def shown_of(
@@ -56,6 +56,10 @@ class Narrowed:
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these sources."""
         return self._reader.load(part, stored)
+
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+        """What `load` will take."""
+        return self._reader.expect(part, stored, times, brought)
 
 
 Places = Mapping[str, tuple[int, tuple[int | None, ...]]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -65,6 +65,8 @@ class Columns:
     """Rows of table layers, and where they are read."""
     ids: NDArray[np.bytes_]
     """Patch ids, for what is chosen by them; none where nothing is."""
+    turns: dict[int, Ints] = field(default_factory=dict)
+    """Seed -> with which of its rows each patch begins; hashing all ids takes a while, and an epoch needs it again."""
     patch_of: Ints | None
     """Which patch each sample is of, where a patch may be several samples; else a sample is a patch."""
 
@@ -90,7 +92,9 @@ class RowReader:
         self._drawn = drawn
         self._table = table
         if drawn.rule == "one":
-            self._turn = turns(columns.ids, seed=seed) + epoch
+            if seed not in columns.turns:
+                columns.turns[seed] = turns(columns.ids, seed=seed)
+            self._turn = columns.turns[seed] + epoch
 
     def padding(self, num_rows: int) -> Beside:
         """The columns of so many rows of padding: zeros, empty texts, empty lists, None for all else."""

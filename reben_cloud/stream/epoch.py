@@ -38,6 +38,7 @@ class Entries:
         self.num_samples = stored.num_entries
         """Samples in an epoch."""
         if repeats is not None:
+            repeats.require_samples()
             # The comb falls on the entries in the order of the selection, whatever form it is stored in.
             patches, units = np.argsort(stored.index, kind="stable"), units_of(repeats.weights)
             if rows:

@@ -26,6 +26,14 @@ class KeptShards:
         self._shards: dict[int, NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
 
+    def has(self, checksum: int) -> bool:
+        """Whether the shard with this checksum is here."""
+        return checksum in self._shards
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes more would be kept."""
+        return nbytes <= self._room
+
     def get(
         self, checksum: int, nbytes: int, read: Callable[[], NDArray[np.uint8]]
     ) -> NDArray[np.uint8] | None:

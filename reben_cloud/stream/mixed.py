@@ -18,7 +18,7 @@ from reben_cloud.stream.columns import Columns
 from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.payloads import Part
-from reben_cloud.stream.readers.base import Counters, Places, Reader
+from reben_cloud.stream.readers.base import Cost, Counters, Places, Reader
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
 
 
@@ -157,6 +157,15 @@ class InTurn:
         self.parts = max((reader.parts for reader in readers), key=len)
         self._readers = tuple(readers)
         self._ends = np.cumsum(sizes)
+
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+        """What `load` will take."""
+        whose, total = np.searchsorted(self._ends, stored, side="right"), Cost()
+        for number in np.unique(whose).tolist():
+            here = whose == number
+            first = int(self._ends[number - 1]) if number else 0
+            total += self._readers[number].expect(part, stored[here] - first, times[here], brought)
+        return total
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these sources, each sample by the reader whose it is."""

@@ -104,7 +104,7 @@ class RawPatches:
             "index": SampleArray((), np.dtype(np.int64)),
             **{n: SampleArray(a.shape[1:], a.dtype) for n, a in stored.columns.arrays.items()},
         }
-        every = np.arange(stored.num_samples)
+        every = np.arange(stored.num_entries)
         # The samples in the order of the selection, as numbers in stored order.
         self._order = np.argsort(stored.index[stored.patches(every)], kind="stable")
         self._pid: int | None = os.getpid()

@@ -7,6 +7,7 @@ batch then holds: there is no time between check and use in which somebody could
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -98,8 +99,8 @@ class InFile:
     """What the tar header right before each payload starts with, where there is one: the member's name, and its end."""
     damage: Callable[[int, str], str]
     """What to say when a payload is not the one that was written, given its number and how that shows."""
-    count: Callable[[int], None]
-    """Told how many bytes were read."""
+    count: Callable[[int, float, float], None]
+    """Told how many bytes were read, and how many seconds reading and comparing them took."""
     fetch_again: Callable[[], InMemory] | None = None
     """Brings the same payloads from where the file was copied from; None for the original."""
     _again: InMemory | None = None
@@ -107,38 +108,41 @@ class InFile:
 
     def fill(self, numbers: Sequence[int], slot: Rows, rows: Sequence[int]) -> None:
         """Read payloads into as many rows of a slot."""
-        read, pieces = self._make_read(), slot.pieces
+        spent = [0.0, 0.0]
+        read, pieces = self._make_read(spent), slot.pieces
         for position, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             try:
                 read(number, pieces[row])
             except (ChecksumError, StorageError) as error:
                 self._recovered(error).fill(numbers[position:], slot, rows[position:])
                 break
-        self.count(len(numbers) * self.nbytes)
+        self.count(len(numbers) * self.nbytes, *spent)
 
     def read(self, number: int) -> Buffer:
         """One payload."""
-        payload = memoryview(bytearray(self.nbytes))
+        payload, spent = memoryview(bytearray(self.nbytes)), [0.0, 0.0]
         try:
-            self._make_read()(number, [payload])
+            self._make_read(spent)(number, [payload])
         except (ChecksumError, StorageError) as error:
             return self._recovered(error).read(number)
-        self.count(self.nbytes)
+        self.count(self.nbytes, *spent)
         return payload
 
-    def _make_read(self) -> Callable[[int, list[memoryview]], None]:
-        """What reads a payload into pieces and compares it; for one thread.
+    def _make_read(self, spent: list[float]) -> Callable[[int, list[memoryview]], None]:
+        """What reads a payload into pieces and compares it, and adds to the seconds that both took; for one thread.
 
         It runs three times for each sample: whatever is the same for all payloads is made once, here.
         """
         starts, names, checksums, read_into = self.starts, self.names, self.checksums, self.file.read_into
         lead = bytearray(tar.BLOCK_BYTES if names else 0)
         before, nbytes = len(lead), len(lead) + self.nbytes
-        digest = xxhash.xxh3_64()
+        digest, clock = xxhash.xxh3_64(), time.perf_counter
         reset, update, result = digest.reset, digest.update, digest.intdigest
 
         def read(number: int, pieces: list[memoryview]) -> None:
+            begin = clock()
             read_into([lead, *pieces], starts[number] - before, nbytes)
+            there = clock()
             if names and not lead.startswith(names[number]):
                 raise ChecksumError(self.damage(number, f"it is {bytes(lead[: tar.NAME_BYTES])!r}"))
             if checksums is None:
@@ -151,6 +155,8 @@ class InFile:
                 is_right = result() == checksums[number]
             if not is_right:
                 raise ChecksumError(self.damage(number, "xxh3 differs"))
+            spent[0] += there - begin
+            spent[1] += clock() - there
 
         return read
 

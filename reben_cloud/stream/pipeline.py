@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from reben_cloud.stream.columns import Beside, LoadedRows, Rest, RowReader
 from reben_cloud.stream.epoch import EpochSamples
 from reben_cloud.stream.gather import BatchBuffers, Rows, Slot
 from reben_cloud.stream.payloads import Payloads
-from reben_cloud.stream.readers.base import Reader
+from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.select import StoredSelection
 
 AHEAD_AT_ONCE = 2
@@ -54,8 +55,6 @@ class _Fetched:
 
     samples: Ints
     """Stored positions of the samples in the order in which they are delivered."""
-    patches: Ints
-    """The patch of each sample."""
     parts: tuple[Future[list[_Source]], ...]
     """What was asked for of these patches."""
     rows: tuple[Future[LoadedRows], ...]
@@ -87,6 +86,7 @@ class Pipeline:
         start: Number of the sample, over all ranks, to begin with.
         rows: Read the rows of table layers that samples have.
         reader: Reads the patches of blocks.
+        counters: Where to count.
         buffers: Gives memory for batches, and takes back what was not handed out.
         max_blocks: Most blocks that are in use or on their way before they are needed.
         fetch_threads: Concurrent requests.
@@ -103,6 +103,7 @@ class Pipeline:
         rows: Sequence[RowReader],
         start: int,
         reader: Reader,
+        counters: Counters,
         buffers: BatchBuffers,
         max_blocks: int,
         fetch_threads: int,
@@ -114,6 +115,7 @@ class Pipeline:
         self._order = order
         self._rows = rows
         self._reader = reader
+        self._counters = counters
         self._buffers = buffers
         self._max_blocks = max_blocks
         self._start = self._number = start
@@ -178,19 +180,14 @@ class Pipeline:
 
     def _fetch_next(self) -> None:
         lane, number = self._schedule.popleft()
-        block = self._order.block(lane, number)
-        numbers = self._order.numbers(block)
-        inside = slice(*np.searchsorted(numbers, (self._start, self._steps.stop(self._start))).tolist())
-        samples, numbers = block.samples[inside], numbers[inside]
-        if self._steps.shares_lanes:
-            samples = samples[self._steps.places(numbers, self._start)[0] == self._steps.rank]
-        patches = self._epoch.patches(samples)
+        samples = self._order.share(lane, number, self._steps, self._start)
+        patches, entries = self._epoch.patches(samples), self._epoch.entries(samples)
         parts = tuple(self._fetchers.submit(self._load, part, patches) for part in self._reader.parts)
-        entries, copies = self._epoch.entries(samples), self._epoch.copies(samples)
+        copies = self._epoch.copies(samples)
         rows = tuple(self._fetchers.submit(reader.load, entries, copies) for reader in self._rows)
         with self._lock:
             self._in_use += 1
-        self._blocks.setdefault(lane, deque()).append(_Fetched(samples, patches, parts, rows))
+        self._blocks.setdefault(lane, deque()).append(_Fetched(samples, parts, rows))
 
     def _load(self, part: tuple[str, ...], patches: Ints) -> list[_Source]:
         """Bring the payloads of a block near; runs on a fetch thread. Where each is, is found out for all at once."""
@@ -232,6 +229,7 @@ class Pipeline:
 
     def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> tuple[Beside, int]:
         """Copy the samples into the slot, on a gather thread; returns what does not go there, and their sum."""
+        begin, late_s = time.perf_counter(), 0.0
         samples = np.empty(num_valid, np.int64)
         arrays, columns = slot.arrays, self._stored.columns
         beside = Rest(len(arrays["index"]), self._rows)
@@ -239,6 +237,10 @@ class Pipeline:
         finished = 0
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
+            asked = time.perf_counter()
+            for part in runs[-1].fetched.parts:
+                part.result()  # `futures.wait` never returns for one that was cancelled
+            late_s += time.perf_counter() - asked
             finished += self._fill_run(to, runs.pop(), samples, beside)
         patches = self._epoch.patches(samples)
         arrays["labels"][:num_valid] = self._stored.labels[patches]
@@ -254,6 +256,7 @@ class Pipeline:
             arrays["index"][num_valid:] = -1
         with self._lock:
             self._in_use -= finished
+        self._counters.add(late_s=late_s, fill_s=time.perf_counter() - begin - late_s)
         return beside.columns, self._epoch.sum_of(samples)
 
     def _fill_run(self, to: Mapping[str, Rows], run: _Run, samples: Ints, beside: Rest) -> bool:

@@ -34,7 +34,6 @@ from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
 from reben_cloud.stream.readers.references import ReferenceReader
 from reben_cloud.stream.readers.shards import CACHED_USES, ShardReader
-from reben_cloud.stream.readers.zarr import ZarrReader
 
 _MANY = 8
 """A selection of more than one in so many rows is taken out of arrays, a smaller one out of the table."""
@@ -72,6 +71,14 @@ class StoredSelection:
         for values in (self.places.shard, self.places.row, self.index, *self.columns.identity):
             digest.update(np.ascontiguousarray(values).data)
         return digest.intdigest() >> 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is held of the selection: ids, places, labels, checksums, columns."""
+        places = self.places
+        held: list[NDArray[Any]] = [self.index, self.labels, places.shard, places.row, places.ids]
+        held += [*places.checksums.values(), *self.columns.arrays.values()]
+        return sum(array.nbytes for array in held)
 
     @property
     def former_fingerprint(self) -> str | None:
@@ -130,8 +137,14 @@ class StoredSelection:
         modalities = respelled(modalities or (), there)
         for modality in modalities:
             if modality not in there:
+                is_table = modality in selection.dataset.layers
                 raise ValueError(
                     f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
+                    + (
+                        "; the layer of that name is a table: its columns= come with any of them"
+                        if is_table
+                        else ""
+                    )
                 )
         schema = selection.dataset.schema
         wanted = tuple(m for m in schema.modalities if m.name in (modalities or there))
@@ -317,6 +330,9 @@ def _open_own(
             layout=layout,
         )
     if form == "zarr":
+        # Loads numcodecs, a tenth of the time from an interpreter to the first batch of shards.
+        from reben_cloud.stream.readers.zarr import ZarrReader
+
         rows = np.array(stored.values(ZARR_ROW))
         if rows.size and not 0 <= rows.min() <= rows.max() < len(dataset):
             raise ChecksumError(
@@ -359,7 +375,10 @@ def _places_of(stored: StoredSelection, layer: Layer) -> Places:
     columns = [layers.GROUP, layers.SHARD, layers.SHARD_ROW]
     table = selection.table.joined[layer.name].take(selection.rows[stored.index], columns)
     if any(table.column(column).null_count for column in columns):
-        raise ChecksumError(f"{name}: lacks patches of {selection.dataset.url}; the layer is damaged")
+        raise ChecksumError(
+            f"{name}: lacks patches of {selection.dataset.url}: the layer was made for another export (then "
+            "`reben-cloud layer rebase` makes one of it for this dataset), or it is damaged"
+        )
     names, codes = codes_of(table.column(layers.GROUP))
     number, row = (values_of(table.column(c)).astype(np.int64) for c in columns[1:])
     if number.size and not 0 <= number.min() <= number.max() < 1 << 32:

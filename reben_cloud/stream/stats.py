@@ -3,8 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from reben_cloud.stream.delivered import Delivered
+
+Stage = Literal["store", "checks", "gather", "consumer"]
+"""What may keep an epoch from being faster: reading, comparing checksums, copying into batches, taking the batches."""
+
+_ADVICE: dict[Stage, str] = {
+    "store": "raise fetch_threads and prefetch; for a remote root pass cache_dir or come nearer to it, "
+    "for files raise gather_threads or use a faster disk",
+    "checks": "checksums are compared in every epoch, by the thread that read: raise fetch_threads (remote) "
+    "or gather_threads (files)",
+    "gather": "raise gather_threads, or pass layout='records', which copies each payload once",
+    "consumer": "the loader is ahead: what takes the batches is the limit, and nothing here would make it faster",
+}
+
+_IS_WAITING = 0.1
+"""Share of the time from which on the caller counts as waiting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stages:
+    """Where the threads' time went, in seconds of threads."""
+
+    fetch_store_s: float
+    """Fetch threads in requests."""
+    fetch_checks_s: float
+    """Fetch threads comparing checksums, and decoding Zarr chunks."""
+    late_s: float
+    """Gather threads waiting for what is fetched."""
+    fill_store_s: float
+    """Gather threads reading files into batches."""
+    fill_checks_s: float
+    """Gather threads comparing checksums of that."""
+    fill_copy_s: float
+    """Gather threads copying into batches, and all else that a batch takes."""
+
+    @property
+    def slowest(self) -> Stage:
+        """What a batch that comes late waited for most."""
+        busy: dict[Stage, float]
+        if self.late_s > self.fill_store_s + self.fill_checks_s + self.fill_copy_s:
+            busy = {"store": self.fetch_store_s, "checks": self.fetch_checks_s}
+        else:
+            busy = {"store": self.fill_store_s, "checks": self.fill_checks_s, "gather": self.fill_copy_s}
+        return max(busy, key=busy.__getitem__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +76,19 @@ class StreamStats:
 
     delivered: Delivered
     """What this rank delivered of the epoch that runs, or of the last one; add up those of all ranks."""
+
+    stages: Stages
+    """Where the time of the loader's threads went."""
+
+    @property
+    def limiting_stage(self) -> Stage:
+        """What kept it from being faster."""
+        return "consumer" if self.wait_share < _IS_WAITING else self.stages.slowest
+
+    @property
+    def advice(self) -> str:
+        """What to change about the limiting stage."""
+        return _ADVICE[self.limiting_stage]
 
     @property
     def samples_per_s(self) -> float:
@@ -63,6 +120,7 @@ class StreamStats:
                 f"  read       {self.bytes_read / 1e6:,.1f} MB in {self.requests:,} requests",
                 f"  delivered  {self.bytes_delivered / 1e6:,.1f} MB of pixels",
                 f"  cache      {self.cache_hits:,} hits",
+                f"  limit      {self.limiting_stage}: {self.advice}",
                 f"  digest     {self.delivered.digest} of {self.delivered.num_samples:,} samples of epoch "
                 f"{self.delivered.epoch}",
             ]

@@ -14,7 +14,7 @@ from reben_cloud.errors import ForkError, missing_extra
 from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
-from reben_cloud.stream import Form, Layout, RawLoader, StreamStats, merge_states
+from reben_cloud.stream import Expected, Form, Layout, RawLoader, StreamStats, merge_states
 from reben_cloud.stream.gather import Arrays
 from reben_cloud.torch.device import OnDevice, Transform
 from reben_cloud.torch.model_input import ModelInput
@@ -240,6 +240,10 @@ class StreamLoader:
         """Continue where another loader stopped; see `RawLoader.load_state_dict`."""
         self._raw.load_state_dict(state)
         self._state = None
+
+    def expected(self) -> Expected:
+        """What the next ``iter()`` takes: batches, bytes, requests, memory; reads nothing."""
+        return self._raw.expected()
 
     def stats(self) -> StreamStats:
         """Samples, bytes, waiting, retries so far; may be called at any time."""

@@ -59,7 +59,8 @@ class PatchDataset(Dataset[T], Generic[T]):
     Raises:
         NotFoundError: If the selection is empty (it names the condition that left nothing).
         TypeError: If `selection` is no selection.
-        ValueError: If an argument is out of range, or the selection lacks a modality.
+        ValueError: If an argument is out of range, or the selection lacks a modality or has weights, which are a
+            sampler's here (``WeightedRandomSampler``).
     """
 
     @overload

@@ -107,6 +107,13 @@ def evaluate(
         model.train(was_training)
 
 
+def validation_loss(evaluation: Evaluation) -> float | None:
+    """Mean binary cross entropy of what was predicted, without smoothing or weights; None for maps."""
+    if evaluation.probabilities is None or evaluation.labels is None:
+        return None
+    return float(nn.functional.binary_cross_entropy(evaluation.probabilities, evaluation.labels))
+
+
 @dataclass(frozen=True, slots=True)
 class _Outputs:
     """The batches of an epoch, and what the model says of them; stops at what is not finite."""

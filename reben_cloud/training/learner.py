@@ -17,6 +17,7 @@ from reben_cloud.errors import missing_extra
 from reben_cloud.torch import Batch
 from reben_cloud.training.compute import Compute
 from reben_cloud.training.config import TrainConfig
+from reben_cloud.training.depth import SCALE, freeze, parameter_groups, stand_still
 from reben_cloud.training.models import ModelSpec, create_model
 from reben_cloud.training.objective import Objective
 
@@ -46,7 +47,7 @@ class Step:
 
 
 class Learner:
-    """A freshly initialised model, and all that changes its weights.
+    """A freshly initialised model (`start.start_from` gives it other weights), and all that changes its weights.
 
     Args:
         config: Schedule, optimiser, seed.
@@ -71,10 +72,12 @@ class Learner:
         self.model = model
         """The model, its weights as they are now."""
         self._config, self._compute = config, compute
+        if config.freeze:
+            freeze(model, config.freeze)
         self._forward = _parallel(model, config, compute)
         self._objective = objective.to(compute.device)
         self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+            parameter_groups(model, config.layer_decay), lr=config.lr, weight_decay=config.weight_decay
         )
         self._scaler = torch.amp.GradScaler(compute.device.type, enabled=config.precision == "fp16")
 
@@ -91,12 +94,9 @@ class Learner:
         batch = self._compute.to_device(raw)
         lr = learning_rate(number, config.lr, config.warmup_steps, self.num_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(SCALE, 1.0)
         image, target = self._objective.prepare(batch, epoch)
-        with self._compute.autocast():
-            logits = self._forward(image)
-        loss = self._objective.loss(logits.float(), target)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        logits, loss = self._gradient(image, target)
         if config.clip_norm:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -104,6 +104,31 @@ class Learner:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return Step(index=batch["index"], logits=logits, loss=loss, lr=lr)
+
+    def _gradient(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a batch, whose gradient is added to the weights'."""
+        parts = self._config.accumulate
+        if parts == 1:
+            with self._compute.autocast():
+                logits = self._forward(image)
+            loss = self._objective.loss(logits.float(), target)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            return logits, loss
+        said: list[Tensor] = []
+        total = torch.zeros((), device=image.device)
+        for some, theirs in zip(image.chunk(parts), target.chunk(parts), strict=True):
+            with self._compute.autocast():
+                logits = self._forward(some)
+            share = self._objective.loss(logits.float(), theirs) * (len(some) / len(image))
+            self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            said.append(logits.detach())
+            total += share.detach()
+        return torch.cat(said), total
+
+    def start_epoch(self) -> None:
+        """Put the model into training mode, but for what is frozen."""
+        self.model.train()
+        stand_still(self.model)
 
     def first_not_finite(self) -> str | None:
         """Name of the first weights that are infinite or not a number, the same on every process."""

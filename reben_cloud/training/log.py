@@ -1,11 +1,11 @@
-"""The log of a run: a line every few steps and every epoch, as CSV or TensorBoard events."""
+"""The log of a run: a row every few steps and every epoch, as CSV, and as TensorBoard events or to a hook besides."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,10 @@ try:
     from torch import Tensor
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "train") from error
+
+
+Hook = Callable[[Mapping[str, float]], object]
+"""What takes the rows of a log to where others are kept: wandb, MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,21 +55,39 @@ class RunLog:
         compute: Where it runs.
         step: Steps done so far.
         num_steps: Steps of all epochs.
+        hook: Called with each row: ``step`` and what is known of it by name, such as ``loss``.
     """
 
-    FIELDS = ("step", "epoch", "loss", "lr", "samples_per_s", "wait_share", "validation_score")
+    FIELDS = (
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "samples_per_s",
+        "wait_share",
+        "validation_loss",
+        "validation_score",
+    )
 
     def __init__(
-        self, folder: Path, config: TrainConfig, compute: Compute, *, step: int, num_steps: int
+        self,
+        folder: Path,
+        config: TrainConfig,
+        compute: Compute,
+        *,
+        step: int,
+        num_steps: int,
+        hook: Hook | None = None,
     ) -> None:
         self._compute, self._config, self._num_steps = compute, config, num_steps
         self._last = (step, 0.0, 0.0)
         self._file = self._board = None
+        self._hook = hook if compute.rank == 0 else None
         if compute.rank == 0 and config.logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder), purge_step=step + 1)
-        elif compute.rank == 0:
+        if compute.rank == 0:
             path = folder / "log.csv"
             self._keep_until(path, step)
             self._file = path.open("a", newline="")
@@ -115,14 +137,17 @@ class RunLog:
         self._write({name: values[name] for name in self.FIELDS if name in values})
         return info
 
-    def epoch(self, progress: Progress, score: float) -> None:
-        """Log the validation score of the epoch that has just ended."""
-        self._write({"step": progress.step, "epoch": progress.epoch - 1, "validation_score": score})
+    def epoch(self, progress: Progress, score: float, loss: float | None) -> None:
+        """Log what validation says of the epoch that has just ended; its loss where there is one."""
+        known = {} if loss is None else {"validation_loss": loss}
+        self._write({"step": progress.step, "epoch": progress.epoch - 1, **known, "validation_score": score})
 
     def _write(self, values: Mapping[str, float]) -> None:
         if self._file:
             self._writer.writerow(values)
             self._file.flush()
+        if self._hook:
+            self._hook(values)
         if self._board:
             for name, value in values.items():
                 if name != "step":

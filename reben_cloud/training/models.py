@@ -289,6 +289,11 @@ def load_pretrained(
     return model.eval(), spec
 
 
+def strip_prefix(name: str) -> str:
+    """The name that timm has for a tensor of a published model, of one of ours, or of a wrapped one."""
+    return name.removeprefix(_PREFIX).removeprefix("module.").removeprefix("model.")
+
+
 def _download(name: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise NotFoundError(f"{name}: no such folder, and not a name on the Hugging Face hub (owner/model)")

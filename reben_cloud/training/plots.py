@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -144,4 +146,30 @@ def confusion_plot(confusion: Tensor, classes: Classes) -> Figure:
     axes.set_yticks(np.arange(len(names)), names, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true", title="Pixels: share of the true class")
     figure.colorbar(image, ax=axes, shrink=0.6)
+    return figure
+
+
+def run_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """How a run went, by steps: losses, validation score, learning rate, share of the time waited for data.
+
+    Args:
+        rows: Of its log.
+    """
+    figure = new_figure(9, 9)
+    panels = (
+        ("loss", (("loss", "#2b6a99"), ("validation_loss", "#e08214"))),
+        ("validation score", (("validation_score", "#e08214"),)),
+        ("learning rate", (("lr", "#4a4a4a"),)),
+        ("share waited for data", (("wait_share", "#b2182b"),)),
+    )
+    every = figure.subplots(len(panels), 1, sharex=True)
+    for axes, (title, lines) in zip(every, panels, strict=True):
+        for name, color in lines:
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            if points:
+                axes.plot(*zip(*points, strict=True), ".-", color=color, label=name, linewidth=1)
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+    every[0].legend(frameon=False)
+    every[-1].set(xlabel="step", ylim=(0, 1))
     return figure

@@ -123,6 +123,7 @@ def predict(
         ValueError: If the model has nothing of the kind, or the dataset lacks a band.
     """
     selection.require_patches("nothing to predict")
+    selection.refuse_repeats("a prediction")
     if geotiffs is not None and what != "mask":
         raise ValueError(f"geotiffs are made of masks; {what} are no images")
     if batch_size < 1 or not 0 <= share[0] < share[1]:

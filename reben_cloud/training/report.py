@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from reben_cloud.training.plots import (
     new_figure,
     per_class_bars,
     precision_recall_plot,
+    run_curves,
     short_names,
 )
 
@@ -82,6 +84,18 @@ def write_report(
     figures["examples"] = example_patches(model, spec, selection)
     for name, figure in figures.items():
         _save(figure, folder / f"{name}.png")
+
+
+def write_curves(folder: Path, log: Path) -> None:
+    """Write ``run.png``: how a run went, by the rows of its log.
+
+    Args:
+        folder: Where to; made if need be.
+        log: The log, CSV.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with log.open(newline="") as file:
+        _save(run_curves(list(csv.DictReader(file))), folder / "run.png")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ConflictError
 from reben_cloud.layers import write_layer, write_table
-from reben_cloud.layers.describe import check_name, check_whole
+from reben_cloud.layers.describe import check_name
 from reben_cloud.layers.publish import JOURNAL
 from reben_cloud.opening import open_layer
 from reben_cloud.root.dataset import Dataset
@@ -32,7 +32,7 @@ from reben_cloud.training.parts import Parts, Plan, delete_folder, difference, r
 NAMES: Mapping[What, str] = {"probabilities": "pred", "labels": "pred", "mask": "mask", "embedding": "emb"}
 """What a layer is called where no name is given."""
 
-PLAN_KEY = "reben:prediction"
+PLAN_KEY = "prediction"
 """Key of the plan in a parquet file's metadata, and in a layer's provenance."""
 
 _PARQUET = ".parquet"
@@ -71,7 +71,6 @@ class Target:
             above, file = store.parent()
             return cls(url=store.url, store=above, file=file, name="", storage_options=storage_options)
         name = name or NAMES[what]
-        check_whole(ds)
         check_name(ds, name)
         if what == "mask" and not ds.manifest.groups:
             raise ConflictError(

@@ -21,18 +21,19 @@ from reben_cloud.torch import ReadOptions, StreamLoader
 from reben_cloud.torch.model_input import finest_px
 from reben_cloud.training.compute import Compute, compute_context
 from reben_cloud.training.config import Subset, TrainConfig
-from reben_cloud.training.evaluate import evaluate
+from reben_cloud.training.evaluate import evaluate, validation_loss
 from reben_cloud.training.feed import map_array_of, modalities_for
 from reben_cloud.training.finite import FiniteCheck
 from reben_cloud.training.groups import GROUPINGS
 from reben_cloud.training.learner import Learner
-from reben_cloud.training.log import RunLog, StepInfo
+from reben_cloud.training.log import Hook, RunLog, StepInfo
 from reben_cloud.training.metrics import TrainResult, early_stopping_score
 from reben_cloud.training.modelcard import write_card
 from reben_cloud.training.models import ModelSpec, load_pretrained
 from reben_cloud.training.objective import Objective, positive_weights
-from reben_cloud.training.report import write_report
+from reben_cloud.training.report import write_curves, write_report
 from reben_cloud.training.run import Run, claim
+from reben_cloud.training.start import read_weights, start_from
 
 
 def train(
@@ -41,6 +42,7 @@ def train(
     folder: str | os.PathLike[str],
     *,
     on_step: Callable[[StepInfo], None] | None = None,
+    on_log: Hook | None = None,
     **options: Unpack[ReadOptions],
 ) -> TrainResult:
     """Train a model, or go on where this folder's run was interrupted.
@@ -52,6 +54,7 @@ def train(
         dataset: An open dataset.
         folder: Of the run.
         on_step: Called on the first process every `TrainConfig.log_steps` steps.
+        on_log: Called on the first process with each row of the log, for loggers of others, such as ``wandb.log``.
         **options: For `StreamLoader`, such as ``cache_dir``; they change the speed and nothing else.
 
     Returns:
@@ -92,8 +95,11 @@ def train(
         objective = Objective(config, spec, schema, weights)
         learner = Learner(config, spec, objective, compute, num_steps=num_steps)
         run = Run(folder, compute, learner, loader)
+        if config.weights and not run.progress.step:
+            start_from(learner.model, spec, read_weights(config.weights))
         finite = FiniteCheck(train_on, compute, "training")
-        with RunLog(folder, config, compute, step=run.progress.step, num_steps=num_steps) as log:
+        begin = run.progress.step
+        with RunLog(folder, config, compute, step=begin, num_steps=num_steps, hook=on_log) as log:
             while not run.is_finished(config):
                 _learn_epoch(
                     config, learner, loader, run, finite, log, on_step if compute.rank == 0 else None
@@ -103,7 +109,7 @@ def train(
                 )
                 score = early_stopping_score(scores.metrics)
                 run.end_epoch(score)
-                log.epoch(run.progress, score)
+                log.epoch(run.progress, score, validation_loss(scores))
         compute.wait()  # the first process has written the weights
         dropped = loader.num_samples - len(loader) * config.batch_size
         return _measure_best(folder, config, dataset, compute, run, dropped, **options)
@@ -137,7 +143,7 @@ def _learn_epoch(
     on_step: Callable[[StepInfo], None] | None,
 ) -> None:
     """The steps of an epoch, or those that are left of it."""
-    learner.model.train()
+    learner.start_epoch()
     # Stopped after its last batch, an epoch has only its evaluation left.
     for raw in loader if loader.epoch == run.progress.epoch else ():
         done = learner.step(raw, number=run.progress.step, epoch=run.progress.epoch)
@@ -201,6 +207,7 @@ def _measure_best(
         },
     }
     if compute.rank == 0:
+        write_curves(folder / "report", folder / "log.csv")
         write_report(folder / "report", result, evaluation, spec=spec, model=model, selection=selection)
         write_card(run.best, spec, result, config, schema=dataset.schema)
     return result

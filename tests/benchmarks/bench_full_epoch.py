@@ -6,7 +6,7 @@ METADATA are the official metadata files. Nothing but tables is on the disk: the
 is asked for (`tests.computed`), with every patch's own name, JSON and numbers in its pixels. Each rank is a process;
 ``--servers`` processes answer. It fails unless
 
-- every id comes exactly once, over all ranks, and the sum of a hash of the ids is that of the selection;
+- every id comes exactly once, over all ranks, and their digests add up to that of the selection;
 - every tensor of every sample is the one of its own patch and band;
 - with ``--kill``, also when all ranks are killed in the middle and others, RANKS of them, go on.
 
@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
 import reben_cloud as rc
@@ -39,11 +38,15 @@ from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.root import layout
 from reben_cloud.root.documents import read_objects
-from reben_cloud.stream import RawLoader
+from reben_cloud.root.selection import Selection
+from reben_cloud.stream import Delivered, RawLoader, expected_delivery, merge_states
 from tests import computed
 
 URL = f"s3://{computed.BUCKET}"
 GLOBAL_BATCH = 512
+SEED = 1
+ENOUGH_SAMPLES = 100_000
+"""Samples of a rank below which its memory is still growing to what it needs, so that a slope would mislead."""
 SAMPLE_S = 1.0
 """Seconds between two looks at the memory."""
 
@@ -61,18 +64,22 @@ class Rank:
     """From the first batch to the last."""
     bytes_read: int
     retries: int
+    delivered: int
+    """Samples that its digest is of, with those before a kill on rank 0."""
+    digest: int
+    """Its `Delivered.value`."""
     memory: list[tuple[int, int]]
     """(Samples so far, resident bytes) each second."""
-
-
-def hashes(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """A hash of each id."""
-    return np.array([xxhash.xxh3_64_intdigest(i.encode()) for i in ids], np.uint64)
 
 
 def steps_of(folder: Path, rank: int) -> Path:
     """Where a rank notes the samples of every step, before it takes the next."""
     return folder / f"steps-{rank}.int64"
+
+
+def states_of(folder: Path, rank: int) -> Path:
+    """Where it keeps its state after every step, a line for each: what a trainer's checkpoints hold."""
+    return folder / f"states-{rank}.jsonl"
 
 
 def consume(
@@ -86,7 +93,7 @@ def consume(
     """One rank: an epoch, or the rest of one, checked sample by sample."""
     begin = time.perf_counter()
     selection = rc.open(URL, options).search()
-    loader = RawLoader(selection, batch_size=batch_size, rank=rank, world_size=world_size, seed=1)
+    loader = RawLoader(selection, batch_size=batch_size, rank=rank, world_size=world_size, seed=SEED)
     if state is not None:
         loader.load_state_dict(state)
     batches = iter(loader)
@@ -96,7 +103,7 @@ def consume(
     wrong = samples = 0
     memory: list[tuple[int, int]] = []
     process, begin, looked = psutil.Process(), time.perf_counter(), 0.0
-    with steps_of(folder, rank).open("wb") as notes:
+    with steps_of(folder, rank).open("wb") as notes, states_of(folder, rank).open("w") as states:
         while batch is not None:
             index = batch["index"][batch["valid"]]
             for name, numbers in computed.numbers_in(REBEN, batch):
@@ -105,6 +112,8 @@ def consume(
             step[: len(index)] = index
             notes.write(step.tobytes())
             notes.flush()
+            states.write(json.dumps(loader.state_dict()) + "\n")
+            states.flush()
             samples += len(index)
             if time.perf_counter() - looked > SAMPLE_S:
                 looked = time.perf_counter()
@@ -114,6 +123,7 @@ def consume(
     done = Rank(
         samples=samples, wrong=wrong, first_s=first_s, elapsed_s=time.perf_counter() - begin,
         bytes_read=stats.bytes_read, retries=stats.retries, memory=memory,
+        delivered=stats.delivered.num_samples, digest=stats.delivered.value,
     )  # fmt: skip
     (folder / f"rank-{rank}.json").write_text(json.dumps(done.__dict__))
 
@@ -170,25 +180,30 @@ def run_ranks(
     return [Rank(**one) for one in told], found
 
 
-def check_once(ids: Sequence[str], steps: Sequence[NDArray[np.int64]]) -> int:
-    """See that each id came exactly once; the sum of the hashes of those that came."""
+def check_once(num_ids: int, steps: Sequence[NDArray[np.int64]]) -> None:
+    """See that each of the selection's patches came exactly once."""
     index = np.concatenate([one.reshape(-1) for one in steps])
-    index = index[index >= 0]
-    counts = np.bincount(index, minlength=len(ids))
-    known = hashes(ids)
-    came, whole = known[index].sum(dtype=np.uint64), known.sum(dtype=np.uint64)
-    if (counts != 1).any() or came != whole:
+    counts = np.bincount(index[index >= 0], minlength=num_ids)
+    if (counts != 1).any():
         raise SystemExit(
             f"not exactly once: {np.count_nonzero(counts == 0):,} lost, {np.count_nonzero(counts > 1):,} repeated"
         )
-    return int(came)
+
+
+def check_digest(selection: Selection, ranks: Sequence[Rank]) -> str:
+    """See that the digests of the ranks add up to the one that follows from the selection alone; that one."""
+    expected = expected_delivery(selection, epoch=0, seed=SEED)
+    found = Delivered(epoch=0)
+    for rank in ranks:
+        found = found.plus(rank.delivered, rank.digest)
+    if found != expected:
+        raise SystemExit(f"the ranks delivered {found}, and the selection is {expected}")
+    return found.digest
 
 
 def slope_of(memory: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """MB per 100,000 samples over the last two thirds, and its standard error."""
     samples, rss = np.array(memory[len(memory) // 3 :], np.float64).T
-    if len(samples) < 5:
-        return float("nan"), float("nan")
     fit, residuals, *_ = np.polyfit(samples, rss / 1e6, 1, full=True)
     spread = np.sqrt(residuals[0] / (len(samples) - 2) / ((samples - samples.mean()) ** 2).sum())
     return float(fit[0]) * 1e5, float(spread) * 1e5
@@ -239,11 +254,12 @@ def report(ranks: Sequence[Rank], bare: float) -> None:
         f"first batch after {max(r.first_s for r in ranks):.1f} s; {sum(r.retries for r in ranks)} retries"
     )
     for number, rank in enumerate(ranks):
-        slope, error = slope_of(rank.memory)
         most = max(rss for _, rss in rank.memory) / 1e6
-        print(
-            f"  rank {number}: {most:,.0f} MB at most, slope {slope:+.2f} +- {error:.2f} MB per 100,000 samples"
-        )
+        text = f"  rank {number}: {most:,.0f} MB at most"
+        if rank.samples >= ENOUGH_SAMPLES:
+            slope, error = slope_of(rank.memory)
+            text += f", slope {slope:+.2f} +- {error:.2f} MB per 100,000 samples"
+        print(text)
         if rank.wrong:
             raise SystemExit(f"rank {number}: {rank.wrong:,} tensors are those of other patches or bands")
 
@@ -265,18 +281,20 @@ def main(arguments: Sequence[str]) -> None:
         prepare(given.metadata, given.share, folder)
         work = Path(temporary)
         with computed.serve(folder, REBEN, num_servers=given.servers) as options:
-            ids = rc.open(URL, options[0]).search().patch_ids
+            selection = rc.open(URL, options[0]).search()
             for world_size in given.ranks:
-                bare = bare_gets(options, most_bytes=min(5e9, 3e5 * len(ids)))
-                print(f"-- {world_size} ranks, {len(ids):,} patches", flush=True)
+                bare = bare_gets(options, most_bytes=min(5e9, 3e5 * len(selection)))
+                print(f"-- {world_size} ranks, {len(selection):,} patches", flush=True)
                 ranks, steps = run_ranks(work, options, world_size)
                 report(ranks, bare)
-                print(f"  every id once, digest {check_once(ids, steps):016x}", flush=True)
+                check_once(len(selection), steps)
+                print(f"  every id once, digest {check_digest(selection, ranks)}", flush=True)
             if given.kill:
                 print(f"-- {given.ranks[-1]} ranks killed in the middle, {given.kill} go on", flush=True)
-                ranks, steps = kill_and_resume(work, options, len(ids), given.ranks[-1], given.kill)
+                ranks, steps = kill_and_resume(work, options, len(selection), given.ranks[-1], given.kill)
                 report(ranks, bare)
-                print(f"  every id once, digest {check_once(ids, steps):016x}", flush=True)
+                check_once(len(selection), steps)
+                print(f"  every id once, digest {check_digest(selection, ranks)}", flush=True)
 
 
 def kill_and_resume(
@@ -295,13 +313,9 @@ def kill_and_resume(
     """
     middle = num_samples // global_batch // 2
     _, killed = run_ranks(folder, options, before, global_batch=global_batch, kill_after=middle)
-    taken = min(map(len, killed))
-    selection = rc.open(URL, options[0]).search()
-    # What a checkpoint of that step holds: a loader's state but for the position is the same at all times.
-    state = {
-        **RawLoader(selection, seed=1).state_dict(),
-        "position": taken * before * (global_batch // before),
-    }
+    states = [states_of(folder, rank).read_text().split("\n")[:-1] for rank in range(before)]
+    taken = min(map(len, states))
+    state = merge_states(json.loads(lines[taken - 1]) for lines in states)
     ranks, rest = run_ranks(folder, options, after, global_batch=global_batch, state=state)
     return ranks, [*(steps[:taken] for steps in killed), *rest]
 

@@ -1,6 +1,7 @@
 """A hosted LMDB streamed through its index, beside bare range GETs of the same bytes and reading it from front to back.
 
     python -m tests.benchmarks.bench_hosted [--patches 2000] [--chosen 1000] [--rounds 5] [--latency 0.05]
+        [--fetch-threads 8] [--lanes 8]
 
 The hub is a process of its own on this machine. Medians of interleaved rounds: chosen patches (a seeded sample) by the
 loader, and by GETs of the same ranges with as many threads; all patches by the loader, and the same span of the file in
@@ -8,6 +9,8 @@ pieces of 8 MiB; then the time from the start of an interpreter to the first bat
 that of importing torch alone. A loader's first epoch touches its memory for the first time: it is told apart, and the
 rounds are later epochs of the same loader, as GETs have their memory from earlier rounds. Beside each rate stand the
 CPU seconds of this process and of the hub: with few cores, both want the same ones, which no distant hub does.
+`--fetch-threads` and `--lanes` (fewer make another order, and less of a small selection resident) are for trying
+other ways; docs/comparisons.md says what came of them.
 """
 
 from __future__ import annotations
@@ -46,9 +49,11 @@ next(iter(StreamLoader(rc.open(sys.argv[1]).search(split="train", limit=64), bat
 """
 
 
-def loaded(selection: Selection) -> Callable[[], int]:
+def loaded(selection: Selection, *, fetch_threads: int, lanes: int) -> Callable[[], int]:
     """Bytes that an epoch reads, one epoch of a loader after another."""
-    loader = RawLoader(selection, batch_size=BATCH, modalities=MODALITIES, fetch_threads=8)
+    loader = RawLoader(
+        selection, batch_size=BATCH, modalities=MODALITIES, fetch_threads=fetch_threads, lanes=lanes
+    )
 
     def epoch() -> int:
         before = loader.stats().bytes_read
@@ -117,10 +122,9 @@ def measured(way: Callable[[], int], hub: int) -> Rate:
 
 
 def compare(
-    name: str, selection: Selection, other: str, way: Callable[[], int], *, rounds: int, hub: int
+    name: str, load: Callable[[], int], other: str, way: Callable[[], int], *, rounds: int, hub: int
 ) -> None:
     """Print the rates of a loader and of another way, in interleaved rounds."""
-    load = loaded(selection)
     first = measured(load, hub)
     found = [(measured(load, hub), measured(way, hub)) for _ in range(rounds)]
     ours, theirs = (
@@ -154,7 +158,10 @@ def main() -> None:
     parser.add_argument(
         "--latency", type=float, default=0.0, help="seconds that the hub waits before each answer"
     )
+    parser.add_argument("--fetch-threads", type=int, default=8)
+    parser.add_argument("--lanes", type=int, default=8)
     options = parser.parse_args()
+    how = {"fetch_threads": options.fetch_threads, "lanes": options.lanes}
     with tempfile.TemporaryDirectory() as folder:
         lmdb = make_lmdb(Path(folder), options.patches)
         command = [sys.executable, "-m", "tests.hub", str(lmdb / "data.mdb"), str(options.latency)]
@@ -167,7 +174,7 @@ def main() -> None:
             chosen = dataset.search(sample=options.chosen)
             compare(
                 f"{options.chosen:,} chosen patches",
-                chosen,
+                loaded(chosen, **how),
                 "bare GETs",
                 bare(store, "data.mdb", chosen),
                 rounds=options.rounds,
@@ -175,7 +182,7 @@ def main() -> None:
             )
             compare(
                 f"all {options.patches:,} patches",
-                dataset.search(),
+                loaded(dataset.search(), **how),
                 "front to back",
                 front_to_back(store, "data.mdb"),
                 rounds=options.rounds,

@@ -7,12 +7,15 @@ import pickle
 import tarfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import load as load_safetensors
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
+from reben_cloud.checks.verify import verify_layer
 from reben_cloud.errors import ChecksumError, ConflictError, InvalidPatchError, NotFoundError, SourceError
+from reben_cloud.layers import rebase_layer
 from reben_cloud.schema import TensorSpec
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
@@ -264,11 +267,81 @@ def test_a_layer_of_another_root_is_refused(elevation, tmp_path):
         rc.open(tmp_path / "other", layers=[elevation])
 
 
-def test_a_part_of_a_root_gets_no_layer_of_its_own(ds, tmp_path):
+def test_an_export_takes_layers_of_its_own(ds, covered, tmp_path):
     ds.search(split="train").export_lmdb(tmp_path / "lmdb", modalities=["s1"])
+    exported = rc.open(tmp_path / "lmdb")
+    some = [i for i in exported.selection.patch_ids if i in covered]
 
-    with pytest.raises(ConflictError, match="made for the whole root"):
-        write(rc.open(tmp_path / "lmdb"), tmp_path / "a", [])
+    layer = write(exported, tmp_path / "a", some)
+
+    attached = rc.open(tmp_path / "lmdb", layers=[layer])
+    found = samples(attached.search(), seed=5)
+    assert list(found) == list(samples(exported.search(), seed=5))  # the order stays
+    for patch_id, arrays in found.items():
+        assert arrays["elevation_present"] == (patch_id in covered)
+        if patch_id in covered:
+            np.testing.assert_array_equal(arrays["elevation"], elevation_of(patch_id))
+    loader = RawLoader(attached.search(), batch_size=5, seed=5)
+    whole = [batch["elevation"].copy() for batch in loader]
+    loader.set_epoch(0)
+    running = iter(loader)
+    next(running)
+    resumed = RawLoader(attached.search(), batch_size=5, seed=5)
+    resumed.load_state_dict(loader.state_dict())
+    assert all(np.array_equal(b["elevation"], w) for b, w in zip(resumed, whole[1:], strict=True))
+    assert not verify_layer(layer, root=exported, deep=True).problems
+    with pytest.raises(ConflictError, match=r"made for an export of .* rebase"):
+        ds.with_layers(layer)
+    again = rebase_layer(tmp_path / "b", ds, layer)
+    assert ds.with_layers(again).search(has="elevation").patch_ids == [
+        i for i in ds.selection.patch_ids if i in some
+    ]
+
+
+def test_an_export_reads_a_table_of_more_patches_as_it_is(ds, tmp_path, monkeypatch):
+    monkeypatch.setenv("REBEN_CACHE", str(tmp_path / "cache"))
+    ds.search(split="test").export_lmdb(tmp_path / "lmdb", modalities=["s1"])
+    ids = ds.selection.patch_ids
+    lines = [f"{patch_id},{number}\n" for number, patch_id in enumerate(ids)]
+    (tmp_path / "scores.csv").write_text("".join(["patch_id,score\n", *lines]))
+
+    of_root = rc.open(ds.url, layers=[tmp_path / "scores.csv"])
+    exported = rc.open(tmp_path / "lmdb", layers=[tmp_path / "scores.csv"])
+
+    assert of_root.layers["scores"].manifest.coverage == 60
+    assert exported.layers["scores"].manifest.coverage == len(exported) < 60
+    frame = exported.selection.to_pandas()
+    assert frame["scores:score"].tolist() == [ids.index(i) for i in frame.patch_id]
+
+
+@pytest.mark.parametrize(
+    "patches", [{"a": np.zeros(24, np.float16)}, [("a", [0.0] * 24)], ["ab"], [("a", {"vector": [0.0] * 24})]]
+)
+def test_what_is_no_pair_of_a_patch_and_its_arrays_is_refused(ds, tmp_path, patches):
+    with pytest.raises(TypeError, match="patches must give pairs of a patch id and a NumPy array"):
+        rc.write_layer(tmp_path / "a", ds, name="a", tensors=EMBEDDING, patches=patches)
+
+
+def test_layers_and_roots_are_told_apart(ds, elevation):
+    with pytest.raises(NotFoundError, match=r"is a layer, .*rc.open\(ROOT, layers="):
+        rc.open(elevation.url)
+    with pytest.raises(NotFoundError, match=r"has no layer\.json"):
+        rc.open(ds.url, layers=[ds.url])
+    with pytest.raises(TypeError, match="layers must be a list, such as"):
+        rc.open(ds.url, layers=elevation.url)
+
+
+def test_an_export_does_not_take_twice_what_it_took_along(attached, ds, elevation, tmp_path):
+    scores = rc.write_table(
+        tmp_path / "t", ds, name="t", table=pa.table({"patch_id": ds.selection.patch_ids, "x": range(60)})
+    )
+    attached.with_layers(scores).search(limit=4).export_lmdb(
+        tmp_path / "lmdb", modalities=["s1", "elevation"]
+    )
+
+    for layer in (elevation, scores):
+        with pytest.raises(ValueError, match=f"two things named '{layer.name}'"):
+            rc.open(tmp_path / "lmdb", layers=[layer])
 
 
 def test_names_are_different(attached, elevation):

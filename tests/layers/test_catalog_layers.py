@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import mlcroissant
+import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud import cli
+from reben_cloud.catalog import dataset_card
+from reben_cloud.checks.verify import verify_layer
 from reben_cloud.serve import create_app
 from tests.layers.data import write_table_layer
 from tests.stac import stac_errors
@@ -46,6 +50,27 @@ def test_the_collection_of_a_layer_is_valid(elevation, shared):
     paths = {asset["href"].removeprefix("./") for asset in document["assets"].values()}
     assert paths >= set(elevation.read_objects()) - {"collection.json"}
     assert all(elevation.store.exists(path) for path in paths)
+
+
+@pytest.mark.parametrize("rows", [1, 2], ids=["one row a patch", "two rows a patch"])
+def test_a_table_lists_its_objects_and_has_a_collection(ds, root, shared, tmp_path, rows):
+    table = pa.table({"patch_id": [i for i in ds.selection.patch_ids[:9] for _ in range(rows)]})
+    layer = rc.write_table(
+        tmp_path / "t", ds, name="t", table=table.append_column("x", pa.array(range(9 * rows)))
+    )
+
+    document = json.loads(bytes(layer.store.get("collection.json")))
+    listed = layer.read_objects()
+
+    assert stac_errors(document, shared / "stac_schemas") == []
+    assert document["assets"]["rows"]["table:columns"][1] == {"name": "x", "type": "int64"}
+    assert set(listed) == {"collection.json", "rows.parquet"} | ({"index.parquet"} if rows == 2 else set())
+    files = {path: hashlib.sha256((tmp_path / "t" / path).read_bytes()).hexdigest() for path in listed}
+    assert {path: one.sha256 for path, one in listed.items()} == files
+    card = dataset_card(rc.open(root, layers=[layer.url]))
+    (file,) = [one for one in card["distribution"] if one["@id"] == "t/rows.parquet"]
+    assert file["sha256"] == files["rows.parquet"]
+    assert not verify_layer(layer, root=ds).problems
 
 
 def test_the_collection_of_a_dataset_names_its_layers(both, shared, root, elevation):

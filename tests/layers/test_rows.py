@@ -69,8 +69,8 @@ def attached(root, ds, texts, notes, places, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     with pytest.MonkeyPatch.context() as patch:
         # Row groups of a few patches each, so that a block of patches needs several.
-        patch.setattr("reben_cloud.layers.table.MOST_ROWS", 30)
-        patch.setattr("reben_cloud.layers.table.LEAST_ROWS", 10)
+        patch.setattr("reben_cloud.layers.table_work.MOST_ROWS", 30)
+        patch.setattr("reben_cloud.layers.table_work.LEAST_ROWS", 10)
         txt = rc.write_table(folder / "txt", ds, name="txt", table=texts)
     note = rc.write_table(folder / "notes", ds, name="notes", table=notes)
     place = rc.write_table(folder / "places", ds, name="places", table=places)

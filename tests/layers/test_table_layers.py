@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import csv
 
 import reben_cloud as rc
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
-from reben_cloud.layers import sorting
-from reben_cloud.layers.table import LEAST_ROWS, MOST_ROWS, cut_groups
+from reben_cloud.layers import csv_file, sorting
+from reben_cloud.layers.table_work import LEAST_ROWS, MOST_ROWS, cut_groups
 from tests.layers.data import NUM_PATCHES
 
 
@@ -185,8 +186,11 @@ def test_a_row_without_a_name_is_about_no_patch(ds, names, tmp_path):
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        pytest.param({"x": ["a", "b"]}, {}, "no value of 'x' is a patch_id or s1_name", id="no key"),
-        pytest.param({"x": [1, 2]}, {}, "no value of no column of strings", id="no strings"),
+        pytest.param(
+            {"x": ["a", "b"]}, {}, r"no value of 'x' names a patch \(the first of 'x' is 'a'\)", id="no key"
+        ),
+        pytest.param({"x": [1, 2]}, {}, "no column of strings among 'x', so", id="no strings"),
+        pytest.param({"patch_id": pa.array([], pa.string())}, {}, "the table: it has no rows", id="no rows"),
         pytest.param({"patch_id": "ids", "x": "nested"}, {}, "column 'x' is of the type struct", id="nested"),
         pytest.param(
             {"patch_id": "ids", "x": "ragged"}, {}, "column 'x' has a value that is no fixed", id="ragged"
@@ -224,6 +228,26 @@ def test_what_cannot_be_a_layer_is_refused_in_one_line(table, options, message, 
     assert not (tmp_path / "x" / "layer.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("{patch},1\n{other},2\n", "has no header: its first line names a patch", id="no header"),
+        pytest.param("patch_id;x\n{patch};1\n", "separated by ';' and not by commas", id="semicolons"),
+        pytest.param("patch_id\tx\n{patch}\t1\n", "separated by '.t' and not by commas", id="tabs"),
+        pytest.param("patch_id,x\n", "it has no rows", id="no rows"),
+        pytest.param("patch_id,x\n{patch}.tif,1\n", r"is '\S+\.tif'\)", id="names of files"),
+        pytest.param("patch_id,x\n{patch},1,2\n", "Expected 2 columns, got 3", id="ragged"),
+        pytest.param("", "neither parquet nor a CSV", id="empty"),
+    ],
+)
+def test_a_csv_that_is_no_table_says_why(ds, names, tmp_path, text, message):
+    patch, other = names.patch_id[:2]
+    (tmp_path / "x.csv").write_text(text.format(patch=patch, other=other))
+
+    with pytest.raises(SourceError, match=message):
+        rc.write_table(tmp_path / "x", ds, name="x", table=tmp_path / "x.csv")
+
+
 def test_arguments_are_checked(ds, climate, tmp_path):
     def write(**changes):
         rc.write_table(tmp_path / "x", ds, **{"name": "x", "table": climate} | changes)
@@ -232,6 +256,14 @@ def test_arguments_are_checked(ds, climate, tmp_path):
         write(columns=["zine"])
     with pytest.raises(ValueError, match="has 's2' already"):
         write(name="s2")
+    with pytest.raises(ValueError, match=r"a list of names, such as \['zone'\]"):
+        write(columns="zone")
+    with pytest.raises(TypeError, match=r"make one of it with pyarrow\.table"):
+        write(table={"patch_id": ["a"]})
+    with pytest.raises(TypeError, match=r"with pyarrow\.Table\.from_pylist"):
+        write(table=[{"patch_id": "a"}])
+    with pytest.raises(SourceError, match="Conversion failed for column x"):
+        write(table=pd.DataFrame({"patch_id": ["a", "b"], "x": [1, "b"]}))
     with pytest.raises(ValueError, match="cannot be named 'A b'"):
         write(name="A b")
     with pytest.raises(ValueError, match="key must be one of patch_id, s1_name, s2v1_name"):
@@ -275,8 +307,8 @@ def test_a_layer_that_is_there_is_left_as_it_is(ds, climate, tmp_path):
 
 def test_the_same_table_makes_the_same_bytes_through_files(ds, texts, tmp_path, monkeypatch):
     layer = rc.write_table(tmp_path / "memory", ds, name="txt", table=texts)
-    monkeypatch.setattr("reben_cloud.layers.table.MOST_ROWS", 20)
-    monkeypatch.setattr("reben_cloud.layers.table.LEAST_ROWS", 10)
+    monkeypatch.setattr("reben_cloud.layers.table_work.MOST_ROWS", 20)
+    monkeypatch.setattr("reben_cloud.layers.table_work.LEAST_ROWS", 10)
     whole = rc.write_table(tmp_path / "groups", ds, name="txt", table=texts)
     monkeypatch.setattr(sorting, "_FILE_BYTES", 400)
     monkeypatch.setattr(sorting, "_BATCH_ROWS", 37)
@@ -374,9 +406,35 @@ def test_a_layer_of_a_file_is_made_once_for_each_state_of_it(ds, climate, cache,
 def test_a_file_that_is_no_layer_as_it_is_says_what_to_do(ds, cache, tmp_path):
     (tmp_path / "x.csv").write_text("patch_id,x\nnobody,1\n")
 
-    with pytest.raises(SourceError, match=r"table for another dataset\?.*write_table"):
+    with pytest.raises(SourceError, match=r"the first of 'patch_id' is 'nobody'.*write_table"):
         rc.open(ds.url, layers=[tmp_path / "x.csv"])
     with pytest.raises(NotFoundError, match=r"x.csv is a file and no layer; .* \(ds=\)"):
         rc.open_layer(tmp_path / "x.csv")
     with pytest.raises(NotFoundError, match=r"has no layer\.json"):
         rc.open(ds.url, layers=[tmp_path / "none.csv"])
+
+
+def test_the_types_of_a_csv_follow_from_all_its_rows_in_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_file, "_BLOCK_BYTES", 400)
+    columns = {
+        "whole": [str(number) for number in range(200)],
+        "floats": ["1"] * 150 + ["1.5"] * 50,
+        "late": [""] * 150 + ["7"] * 50,
+        "text": ["7"] * 150 + ["seven"] * 50,
+        "flag": ["true", "false"] * 100,
+        "day": ["2020-01-02"] * 200,
+        "time": ["2020-01-02"] * 100 + ["2020-01-02T10:00:00.25"] * 100,
+        "zone": ["2020-01-02T10:00:00Z"] * 100 + ["2020-01-02T10:00:00.5Z"] * 100,
+        "nothing": [""] * 200,
+        "quoted": ['"Mörfelden, ""a"""'] * 200,
+    }
+    lines = [",".join(columns), *map(",".join, zip(*columns.values(), strict=True))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+
+    csv_file.csv_to_parquet(tmp_path / "t.csv", tmp_path / "t.parquet")
+
+    found, whole = pq.read_table(tmp_path / "t.parquet"), csv.read_csv(tmp_path / "t.csv")
+    assert found.to_pydict() == whole.to_pydict()
+    kinds = [str(field.type) for field in found.schema]
+    assert kinds[:5] == ["int64", "double", "int64", "string", "bool"]
+    assert kinds[5:] == ["date32[day]", "timestamp[ns]", "timestamp[ns, tz=UTC]", "null", "string"]

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -55,6 +56,17 @@ def test_a_layer_that_is_as_it_was_written_is_all_right(layer_folder, ds, level)
     assert beside.ok, beside.to_text()
     assert beside.against == f"root {ds.url}"
     assert alone.num_patches == layer.manifest.coverage
+
+
+def test_rows_in_the_order_of_shards_with_an_index_in_that_of_the_table_are_all_right(ds, tmp_path):
+    ids = [patch_id for patch_id in ds.selection.patch_ids for _ in range(3)]
+    table = pa.table({"patch_id": ids, "input": [f"text {number}" for number in range(len(ids))]})
+
+    layer = rc.write_table(tmp_path / "texts", ds, table=table, name="txt", many=True)
+
+    first = layer.by_patch.read([0], ["first"]).column(0).to_pylist()
+    assert first != sorted(first)
+    assert verify_layer(layer, root=ds, deep=True).problems == ()
 
 
 @pytest.mark.parametrize("level", [{"quick": True}, {}, {"deep": True}])

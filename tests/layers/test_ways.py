@@ -6,11 +6,14 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 import rasterio.shutil
 import rioxarray
 from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
@@ -254,6 +257,21 @@ def test_inputs_that_change_while_a_layer_is_made_of_them_are_told(ds, dem, offi
 
     with pytest.raises(SourceError, match=r"changed while a layer was made of it; remove what was begun"):
         make(tmp_path / "layer", ds, path, **options)
+    assert_not_published(tmp_path / "layer")
+
+
+def test_a_table_that_changes_while_a_layer_is_made_of_it_is_told(ds, tmp_path):
+    path = tmp_path / "climate.parquet"
+    ids = ds.selection.patch_ids
+    pq.write_table(pa.table({"patch_id": ids, "zone": list(range(len(ids)))}), path)
+
+    def progress(items, total, what):
+        stat = path.stat()
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+        yield from items
+
+    with pytest.raises(SourceError, match=r"climate.parquet changed while a layer was made of it"):
+        rc.write_table(tmp_path / "layer", ds, table=path, name="climate", progress=progress)
     assert_not_published(tmp_path / "layer")
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from reben_cloud.errors import ChecksumError
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy
 from reben_cloud.stream.payloads import Part
+from reben_cloud.stream.stats import Stages
 
 T = TypeVar("T")
 
@@ -40,13 +41,55 @@ class Counters:
     """Objects read again because they were damaged."""
     cache_hits: int = 0
     """Shards found in the disk cache."""
+    store_s: float = 0.0
+    """Seconds of fetch threads in requests."""
+    checks_s: float = 0.0
+    """Seconds of fetch threads comparing checksums, and decoding what has its own."""
+    late_s: float = 0.0
+    """Seconds of gather threads waiting for blocks."""
+    fill_s: float = 0.0
+    """Seconds of gather threads filling batches."""
+    files_s: float = 0.0
+    """Of these, reading files."""
+    file_checks_s: float = 0.0
+    """Of these, comparing checksums of what was read from files."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, **counts: int) -> None:
+    def add(self, **counts: float) -> None:
         """Add to the counters named."""
         with self._lock:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
+
+    def add_file(self, nbytes: int, read_s: float, checks_s: float) -> None:
+        """Add what was read from a file into a batch, and how long that and comparing it took."""
+        self.add(bytes_read=nbytes, files_s=read_s, file_checks_s=checks_s)
+
+    def stages(self) -> Stages:
+        """Where the threads' time went."""
+        return Stages(
+            fetch_store_s=self.store_s,
+            fetch_checks_s=self.checks_s,
+            late_s=self.late_s,
+            fill_store_s=self.files_s,
+            fill_checks_s=self.file_checks_s,
+            fill_copy_s=max(0.0, self.fill_s - self.files_s - self.file_checks_s),
+        )
+
+
+class Cost(NamedTuple):
+    """What reading takes; costs are added up field by field."""
+
+    requests: int = 0
+    """Objects, ranges and records asked for."""
+    bytes_read: int = 0
+    """Bytes of them."""
+    held_bytes: int = 0
+    """Bytes that stay in memory until they are delivered."""
+
+    def __add__(self, other: object) -> Cost:
+        assert isinstance(other, Cost)
+        return Cost(*(int(a) + int(b) for a, b in zip(self, other, strict=True)))
 
 
 class Reader(Protocol):
@@ -62,6 +105,16 @@ class Reader(Protocol):
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these sources, of the samples at these stored positions, brought near."""
+
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+        """What `load` will take, and delivering each sample so many times.
+
+        Args:
+            part: As for `load`.
+            stored: As for `load`.
+            times: How often each is delivered, shape of `stored`.
+            brought: Paths that earlier blocks will have brought into a cache; this one's are added.
+        """
 
 
 class Together:
@@ -79,6 +132,14 @@ class Together:
             if mine := tuple(name for name in part if name in reader.copies):
                 found |= reader.load(mine, stored)
         return found
+
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+        """What `load` will take."""
+        total = Cost()
+        for reader in self._readers:
+            if mine := tuple(name for name in part if name in reader.copies):
+                total += reader.expect(mine, stored, times, brought)
+        return total
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

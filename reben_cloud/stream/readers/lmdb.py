@@ -12,7 +12,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.gather import Layout, copies_of
 from reben_cloud.stream.payloads import InFile, Part
-from reben_cloud.stream.readers.base import Counters
+from reben_cloud.stream.readers.base import Cost, Counters
 
 
 class LmdbReader:
@@ -55,6 +55,11 @@ class LmdbReader:
         every = np.arange(len(stored))
         return {name: [(every, self._payloads(self._modalities[name], stored))] for name in part}
 
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:  # noqa: ARG002
+        """What `load` will take: nothing is kept."""
+        payloads = sum(self._modalities[name].payload_bytes for name in part)
+        return Cost(len(part) * len(stored), int(times.sum()) * payloads, 0)
+
     def _payloads(self, modality: Modality, stored: Ints) -> InFile:
         keys, nbytes = self._keys[modality.name], modality.payload_bytes
         found = self._starts[modality.name]
@@ -77,7 +82,7 @@ class LmdbReader:
             header=modality.payload_header,
             checksums=None if sums is None else sums[stored].tolist(),
             damage=lambda number, _: self._damage(modality, keys[stored[number]]),
-            count=lambda nbytes: self._counters.add(bytes_read=nbytes),
+            count=self._counters.add_file,
         )
 
     def _refuse(self, modality: Modality, key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.gather import BufferPool, Layout, copies_of
 from reben_cloud.stream.payloads import InMemory, Part, Payloads
-from reben_cloud.stream.readers.base import Counters, persistently
+from reben_cloud.stream.readers.base import Cost, Counters, persistently
 
 logger = logging.getLogger(__name__)
 
@@ -66,43 +67,60 @@ class ReferenceReader:
         """The payloads of these modalities."""
         return {name: self._load(self._modalities[name], stored) for name in part}
 
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:  # noqa: ARG002
+        """What `load` will take."""
+        total = Cost()
+        for name in part:
+            places, nbytes = self._places[name], self._modalities[name].payload_bytes
+            numbers = places.object[stored]
+            for number in np.unique(numbers).tolist():
+                spans = plan_spans(places.start[stored][numbers == number], nbytes)
+                span_bytes = sum(span.nbytes for span in spans)
+                total += Cost(len(spans), span_bytes, span_bytes)
+        return total
+
     def _load(self, modality: Modality, stored: Ints) -> list[tuple[Ints, Payloads]]:
         places, nbytes = self._places[modality.name], modality.payload_bytes
         numbers, starts = places.object[stored], places.start[stored]
         found: list[tuple[Ints, Payloads]] = []
-        for number in np.unique(numbers).tolist():
+        for number in np.flatnonzero(np.bincount(numbers)).tolist():
             here = np.flatnonzero(numbers == number)
             for spans in _at_once(plan_spans(starts[here], nbytes)):
                 read = partial(self._read, modality, number, spans, stored[here], starts[here])
-                found += [(here[inside], some) for inside, some in persistently(read, self._counters)]
+                inside, payloads = persistently(read, self._counters)
+                found.append((here[inside], payloads))
         return found
 
     def _read(
         self, modality: Modality, number: int, spans: Sequence[Span], stored: Ints, starts: Ints
-    ) -> list[tuple[Ints, InMemory]]:
-        memory = self._pool.take(sum(span.nbytes for span in spans))
-        answers, sums = self._objects.read(number, spans, memory), self._checksums.get(modality.name)
-        self._counters.add(requests=len(spans), bytes_read=sum(data.nbytes for data in answers))
-        found = []
-        for span, data in zip(spans, answers, strict=True):
-            payloads = InMemory(
-                np.frombuffer(data, np.uint8),
-                starts[span.members] - span.start,
-                modality.payload_bytes,
-                name=self._objects.objects[number].url,
+    ) -> tuple[Ints, InMemory]:
+        """What lies in these ranges: which of the samples, and their payloads."""
+        sizes = np.array([span.nbytes for span in spans], np.int64)
+        memory = self._pool.take(int(sizes.sum()))
+        begin = time.perf_counter()
+        self._objects.read(number, spans, memory)
+        there = time.perf_counter()
+        self._counters.add(requests=len(spans), bytes_read=memory.nbytes, store_s=there - begin)
+        # As one: a batch looks through everything that was read for a block, and a sparse one is many ranges.
+        members = np.concatenate([span.members for span in spans])
+        shift = np.cumsum(sizes) - sizes - [span.start for span in spans]
+        places = starts[members] + np.repeat(shift, [len(span.members) for span in spans])
+        payloads = InMemory(memory, places, modality.payload_bytes, name=self._objects.objects[number].url)
+        sums = self._checksums.get(modality.name)
+        header = np.frombuffer(modality.payload_header, np.uint8)
+        is_right = (memory[places[:, None] + np.arange(len(header))] == header).all(axis=1)
+        for inside in np.flatnonzero(~is_right if sums is None else np.ones(len(members), bool)).tolist():
+            sample = int(stored[members[inside]])
+            self._objects.check_payload(
+                payloads.read(inside),
+                modality,
+                number=number,
+                start=int(starts[members[inside]]),
+                checksum=None if sums is None else int(sums[sample]),
+                patch_id=self._ids[sample].decode(),
             )
-            for inside, member in enumerate(span.members.tolist()):
-                sample = int(stored[member])
-                self._objects.check_payload(
-                    payloads.read(inside),
-                    modality,
-                    number=number,
-                    start=int(starts[member]),
-                    checksum=None if sums is None else int(sums[sample]),
-                    patch_id=self._ids[sample].decode(),
-                )
-            found.append((span.members, payloads))
-        return found
+        self._counters.add(checks_s=time.perf_counter() - there)
+        return members, payloads
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.gather import BufferPool, Layout, copies_of
 from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.payloads import InFile, InMemory, Part, Payloads
-from reben_cloud.stream.readers.base import Counters, Places, persistently
+from reben_cloud.stream.readers.base import Cost, Counters, Places, persistently
 
 CACHED_USES = 4
 """Epochs over which a shard in the disk cache, or kept in memory, is expected to pay; a training run has more."""
@@ -153,6 +154,47 @@ class ShardReader:
                 found[name] += [(here[inside], some) for inside, some in self._load_shard(wanted)]
         return found
 
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+        """What `load` will take: as it decides, without reading."""
+        shards, total = self._places.shard[stored], Cost()
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            for name in part:
+                wanted = self._wanted(self._modalities[name], shard, stored[here])
+                total += self._expect_shard(wanted, int(times[here].sum()), brought)
+        return total
+
+    def _expect_shard(self, wanted: _Wanted, num_delivered: int, brought: set[str]) -> Cost:
+        in_file = num_delivered * wanted.modality.payload_bytes
+        ranges = self._ranges(wanted)
+        if self._kept is not None and ranges is None:
+            nbytes, checksum = self._objects[wanted.path]
+            if wanted.path in brought or self._kept.has(checksum):
+                return Cost()
+            if self._kept.has_room(
+                nbytes + sum(self._objects[path][0] for path in brought & self._objects.keys())
+            ):
+                brought.add(wanted.path)
+                return Cost(1, nbytes, 0)
+        if self._store.is_local:
+            return Cost(1, in_file, 0)
+        if self._cache is not None and (
+            wanted.path in brought or self._cache.path(wanted.path, self._objects[wanted.path][1]).exists()
+        ):
+            return Cost(0, in_file, 0)
+        if ranges is None:
+            if self._cache is not None and wanted.nbytes <= (self._cache.budget_bytes or wanted.nbytes):
+                brought.add(wanted.path)
+            return Cost(1, wanted.nbytes, wanted.nbytes)
+        nbytes = sum(_range_bytes(wanted.modality, first, stop)[1] for first, stop in ranges)
+        return Cost(len(ranges), nbytes, nbytes)
+
+    def _ranges(self, wanted: _Wanted) -> list[tuple[int, int]] | None:
+        """The ranges to read; None for the whole shard."""
+        if not wanted.is_strided:
+            return None
+        return plan_ranges(np.sort(wanted.rows), wanted.modality, wanted.num_samples, uses=self._uses)
+
     def _wanted(self, modality: Modality, shard: int, stored: Ints) -> _Wanted:
         group, number = self._places.shards[shard]
         path = paths.shard(group, modality.name, number)
@@ -225,7 +267,7 @@ class ShardReader:
             checksums=wanted.checksums.tolist(),
             names=[name + b"\0" for name in wanted.names.tolist()] if is_ours else (),
             damage=lambda number, cause: self._damage(wanted, number, cause),
-            count=lambda nbytes: self._counters.add(bytes_read=nbytes),
+            count=self._counters.add_file,
             fetch_again=fetch_again,
         )
 
@@ -275,15 +317,10 @@ class ShardReader:
 
     def _find_kept(self, wanted: _Wanted) -> NDArray[np.uint8] | None:
         """The whole shard, kept in memory from now on; None where that is not asked for, or too dear for a few rows."""
-        if self._kept is None or (
-            wanted.is_strided and self._ranges(wanted, np.sort(wanted.rows)) is not None
-        ):
+        if self._kept is None or self._ranges(wanted) is not None:
             return None
         nbytes, checksum = self._objects[wanted.path]
         return self._kept.get(checksum, nbytes, lambda: self._download(wanted.path))
-
-    def _ranges(self, wanted: _Wanted, rising: Ints) -> list[tuple[int, int]] | None:
-        return plan_ranges(rising, wanted.modality, wanted.num_samples, uses=self._uses)
 
     # -- in memory ---------------------------------------------------------------------------------
 
@@ -304,13 +341,16 @@ class ShardReader:
         pool = next((p for p in self._pools if p.nbytes >= nbytes), None) or BufferPool(nbytes, keep=0)
 
         def attempt() -> NDArray[np.uint8]:
-            data = pool.take(nbytes)
+            data, begin = pool.take(nbytes), time.perf_counter()
             try:
                 found = self._store.get_into(path, data.data, tries=tries)
             except FileNotFoundError as error:
                 raise self._lost(path) from error
-            self._counters.add(requests=1, bytes_read=found)
-            if found != nbytes or xxhash.xxh3_64_intdigest(data.data) != checksum:
+            there = time.perf_counter()
+            is_right = found == nbytes and xxhash.xxh3_64_intdigest(data.data) == checksum
+            spent_s = time.perf_counter() - there
+            self._counters.add(requests=1, bytes_read=found, store_s=there - begin, checks_s=spent_s)
+            if not is_right:
                 raise ChecksumError(
                     f"{self._store.url}/{path}: the {found:,} bytes read are not the {nbytes:,} that "
                     "objects.parquet lists (xxh3 differs); if `reben-cloud verify` says so too, the object is damaged"
@@ -324,7 +364,7 @@ class ShardReader:
         if not wanted.is_strided:
             return None
         rising = np.argsort(wanted.rows, kind="stable")
-        ranges = self._ranges(wanted, wanted.rows[rising])
+        ranges = self._ranges(wanted)
         if ranges is None:
             return None
         found: list[tuple[Ints, Payloads]] = []
@@ -340,14 +380,14 @@ class ShardReader:
 
     def _load_range(self, wanted: _Wanted, first: int, stop: int) -> InMemory:
         """Rows that lie close together, by one range read; each payload verified on arrival."""
-        record, payload = tar.record_bytes(wanted.modality), wanted.modality.payload_bytes
-        start, length = first * record, (stop - 1 - first) * record + tar.PAYLOAD_OFFSET + payload
-        name = f"{self._store.url}/{wanted.path}"
+        payload, (start, length) = wanted.modality.payload_bytes, _range_bytes(wanted.modality, first, stop)
+        name, begin = f"{self._store.url}/{wanted.path}", time.perf_counter()
         try:
             data = self._store.get_range(wanted.path, start, length)
         except FileNotFoundError as error:
             raise self._lost(wanted.path) from error
-        self._counters.add(requests=1, bytes_read=data.nbytes)
+        there = time.perf_counter()
+        self._counters.add(requests=1, bytes_read=data.nbytes, store_s=there - begin)
         if data.nbytes != length:
             raise ChecksumError(f"{name}: asked for {length:,} bytes at {start:,}, got {data.nbytes:,}")
         memory, records = np.frombuffer(data, np.uint8), wanted.records - start
@@ -356,6 +396,7 @@ class ShardReader:
         found = InMemory(memory, records + tar.PAYLOAD_OFFSET, payload, name=name)
         for number in range(len(records)):
             self._check_payload(wanted, number, found.read(number))
+        self._counters.add(checks_s=time.perf_counter() - there)
         return found
 
     # -- who is where ------------------------------------------------------------------------------
@@ -391,6 +432,12 @@ class ShardReader:
 
     def _lost(self, path: str) -> NotFoundError:
         return NotFoundError(f"{self._store.url} has lost the shard {path}; run `reben-cloud verify`")
+
+
+def _range_bytes(modality: Modality, first: int, stop: int) -> tuple[int, int]:
+    """First byte and number of bytes of some rows of a shard, without what follows the last payload."""
+    record = tar.record_bytes(modality)
+    return first * record, (stop - 1 - first) * record + tar.PAYLOAD_OFFSET + modality.payload_bytes
 
 
 def _are_named(names: NDArray[np.bytes_], memory: NDArray[np.uint8], records: Ints) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from reben_cloud.schema import Copy, Modality
 from reben_cloud.store import Store
 from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.payloads import InMemory, Part
-from reben_cloud.stream.readers.base import Counters, persistently
+from reben_cloud.stream.readers.base import Cost, Counters, persistently
 
 
 class ZarrReader:
@@ -84,6 +86,26 @@ class ZarrReader:
             found[name] = [(every, InMemory(memory, every * array.nbytes, array.nbytes, name=name))]
         return found
 
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:  # noqa: ARG002
+        """What `load` will take; of a Zarr shard that is read in part, as if all its chunks were of one size."""
+        total, counts = Cost(), np.bincount(self._rows // zarr.PATCHES_PER_ZARR_SHARD)
+        products = self._products[stored]
+        shards = self._rows[stored] // zarr.PATCHES_PER_ZARR_SHARD
+        for name in part:
+            if (array := self._arrays.get(name)) is None:
+                continue
+            pairs = zip(products.tolist(), shards.tolist(), strict=True)
+            for (product, shard), num_rows in Counter(pairs).items():
+                path = paths.zarr_shard(product, array.name, shard, ndim=len(array.shape))
+                size, held = self._sizes[path], num_rows * array.nbytes
+                if size < (num_rows + 1) * REQUEST_BYTES:
+                    total += Cost(1, size, held)
+                else:
+                    there = min(zarr.PATCHES_PER_ZARR_SHARD, int(counts[shard]))
+                    chunks = num_rows * (size - zarr.INDEX_BYTES) // there
+                    total += Cost(1 + num_rows, zarr.INDEX_BYTES + chunks, held)
+        return total
+
     def _pixels(self, array: zarr.PixelArray, stored: Ints) -> NDArray[Any]:
         out = np.empty((len(stored), *array.shape), array.dtype)
         product, rows = self._products[stored], self._rows[stored]
@@ -126,24 +148,29 @@ class ZarrReader:
         size, name = self._sizes[path], f"{self._store.url}/{path}"
 
         def attempt() -> NDArray[Any]:
+            begin = time.perf_counter()
             try:
                 if size < (len(rows) + 1) * REQUEST_BYTES:
                     data = self._store.get(path)
-                    self._counters.add(requests=1, bytes_read=data.nbytes)
-                    return zarr.decode_shard(array, data, rows=rows, name=name)
+                    there = time.perf_counter()
+                    self._counters.add(requests=1, bytes_read=data.nbytes, store_s=there - begin)
+                    out = zarr.decode_shard(array, data, rows=rows, name=name)
+                    self._counters.add(checks_s=time.perf_counter() - there)
+                    return out
                 tail = self._store.get_range(path, size - zarr.INDEX_BYTES, zarr.INDEX_BYTES)
                 index = zarr.decode_index(tail, name=name)
                 places = [zarr.chunk_range(index, row, name=name) for row in rows.tolist()]
                 chunks = self._store.get_ranges(path, [s for s, _ in places], [n for _, n in places])
             except FileNotFoundError as error:
                 raise NotFoundError(f"{self._store.url} has lost {path}; run `reben-cloud verify`") from error
-            self._counters.add(
-                requests=1 + len(chunks), bytes_read=tail.nbytes + sum(c.nbytes for c in chunks)
-            )
+            there = time.perf_counter()
+            nbytes = tail.nbytes + sum(c.nbytes for c in chunks)
+            self._counters.add(requests=1 + len(chunks), bytes_read=nbytes, store_s=there - begin)
             out = np.empty((len(rows), *array.shape), array.dtype)
             for position, (row, chunk) in enumerate(zip(rows.tolist(), chunks, strict=True)):
                 # With "...", a patch that is a single value is a view too.
                 zarr.decode_chunk(chunk, out[position, ...], name=f"{name}: patch {row}")
+            self._counters.add(checks_s=time.perf_counter() - there)
             return out
 
         return persistently(attempt, self._counters)

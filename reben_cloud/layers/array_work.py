@@ -16,27 +16,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.about import about
 from reben_cloud.build import Progress
 from reben_cloud.build.spool import Spool
-from reben_cloud.catalog import layer_collection
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import tar
 from reben_cloud.layers import publish
 from reben_cloud.layers.describe import fill_payload
+from reben_cloud.layers.listing import publish_listed
 from reben_cloud.layers.statistics import Moments, counted, is_measured, moments_of, summed, together
 from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import bools_array
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import is_intact, sealed
+from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layer_manifest import PATCH_ID, LayerManifest
 from reben_cloud.root.layers import Layer
-from reben_cloud.root.metadata import rfc3339
-from reben_cloud.root.objects import Objects, WrittenObject
+from reben_cloud.root.objects import WrittenObject
 from reben_cloud.root.patches_file import ROW_GROUP_ROWS
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
@@ -46,6 +44,18 @@ Values = Mapping[str, NDArray[Any]] | NDArray[Any]
 
 Patches = Iterable[tuple[str, Values]]
 """Patch ids and what a layer has for them, in any order."""
+
+
+def _pair(pair: object, name: str) -> tuple[str, Values]:
+    """What was given for a patch, if it is what must be given."""
+    if isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str):
+        arrays = pair[1].values() if isinstance(pair[1], Mapping) else [pair[1]]
+        if all(isinstance(one, np.ndarray) for one in arrays):
+            return pair[0], pair[1]
+    raise TypeError(
+        f"{name}: patches must give pairs of a patch id and a NumPy array, or a dict of them by tensor (of a dict of "
+        f"patches, its items()), got {pair!r:.80}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +96,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class ArrayWork:
     """One layer in the making."""
 
     store: Store
@@ -110,6 +120,7 @@ class Work:
                 "title": self.title,
                 "schema": self.schema.to_json(),
                 "fingerprint": self.ds.manifest.fingerprint,
+                "num_patches": len(self.ids),
                 "provenance": dict(self.provenance),
             }
         )
@@ -133,6 +144,11 @@ class Work:
         number = self.patches.column(layout.SHARD).to_numpy()
         row = self.patches.column(layout.SHARD_ROW).to_numpy()
         order = np.lexsort((row, number, codes))
+        if isinstance(self.ds.manifest, ExportManifest):
+            # It has some rows of each shard of its root: what there is stands in full shards, in the same order.
+            rank = np.arange(len(order)) - np.searchsorted(codes[order], codes[order])
+            number = np.empty_like(number)
+            number[order] = rank // self.ds.manifest.shard_samples
         cuts = np.flatnonzero((np.diff(codes[order]) != 0) | (np.diff(number[order]) != 0)) + 1
         return [(names[codes[part[0]]], int(number[part[0]]), part) for part in np.split(order, cuts)]
 
@@ -166,7 +182,8 @@ class Work:
         if callable(patches):
             patches = patches([self.ids[row] for row in np.flatnonzero(wanted).tolist()])
         seen, unknown = np.zeros(len(self.ids), np.bool_), list[str]()
-        for patch_id, values in progress(patches, int(wanted.sum()), "patches"):
+        for pair in progress(patches, int(wanted.sum()), "patches"):
+            patch_id, values = _pair(pair, name)
             row = row_of.get(patch_id)
             if row is None:
                 unknown.append(str(patch_id))
@@ -283,29 +300,4 @@ class Work:
             statistics=summed(parts, names),
             provenance=self.provenance,
         )
-        # The list of objects has the Collection, so that is made before the list has its checksum.
-        document = self._collection(said(objects_sha256="0" * 64), table.schema, written)
-        self.store.put(layout.LAYER_COLLECTION, document)
-        written.append(WrittenObject.of(layout.LAYER_COLLECTION, document))
-        objects = Objects.of(written).encode()
-        self.store.put(layout.OBJECTS, objects)
-        sizes_written = {one.path: one.nbytes for one in written}
-        return publish.commit_layer(
-            self.store, said(objects_sha256=hashlib.sha256(objects).hexdigest()), sizes_written
-        )
-
-    def _collection(self, said: LayerManifest, rows: pa.Schema, written: Sequence[WrittenObject]) -> bytes:
-        """The STAC Collection of the layer."""
-        table = self.ds.selection.columns([layout.BBOX, layout.DATETIME])
-        box = table.column(layout.BBOX).combine_chunks()
-        sides = {"xmin": pc.min, "ymin": pc.min, "xmax": pc.max, "ymax": pc.max}
-        times = pc.min_max(table.column(layout.DATETIME)).as_py()
-        document = layer_collection(
-            said,
-            rows,
-            written,
-            collection_id=about(self.ds.schema).collection,
-            bbox=[reduce(box.field(side)).as_py() for side, reduce in sides.items()],
-            interval=[rfc3339(times["min"]), rfc3339(times["max"])],
-        )
-        return json.dumps(document, indent=1, ensure_ascii=False).encode()
+        return publish_listed(self.store, self.ds, said, rows=table.schema, written=written)
