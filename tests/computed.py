@@ -30,7 +30,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.build.plan import make_plan, manifest_of
-from reben_cloud.build.publish import commit
+from reben_cloud.build.publish import commit_root
 from reben_cloud.formats import tar
 from reben_cloud.root import layout
 from reben_cloud.root.metadata import sample_json
@@ -152,9 +152,9 @@ def make_root(official: pa.Table, folder: Path, *, shard_samples: int = 256) -> 
         placement = placement.append_column(layout.checksum_column(name), pa.array(values))
     patches = write_patches(patches_table(plan.table, plan.schema, placement), plan.schema)
     store.put(layout.PATCHES, patches)
-    objects = Objects(written).encode()
+    objects = Objects.of(written).encode()
     store.put(layout.OBJECTS, objects)
-    commit(store, manifest_of(plan), patches, objects)
+    commit_root(store, manifest_of(plan), patches, objects)
 
 
 class Maker:

@@ -212,8 +212,8 @@ def slope_of(memory: Sequence[tuple[int, int]]) -> tuple[float, float]:
 def bare_gets(options: Sequence[Mapping[str, Any]], *, most_bytes: float) -> float:
     """Bytes a second of GETs of whole shards into memory that is used again, 8 at a time; nothing is compared."""
     datasets = [rc.open(URL, one) for one in options]
-    listed = read_objects(datasets[0].store, datasets[0].manifest).values()
-    shards = [(o.path, o.nbytes) for o in listed if o.xxh3 is not None]
+    listed = read_objects(datasets[0].store, datasets[0].manifest).shards()
+    shards = [(path, nbytes) for path, (nbytes, _) in listed.items()]
     chosen = [shards[n] for n in np.random.default_rng(0).permutation(len(shards))]
     sizes = np.cumsum([nbytes for _, nbytes in chosen])
     chosen = chosen[: int(np.searchsorted(sizes, most_bytes)) + 1]
