@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.errors import ChecksumError, NotFoundError
-from reben_cloud.layers import publish, table_work
+from reben_cloud.layers import publish
 from reben_cloud.ranking.suspects import suspects
 from reben_cloud.root import layout
 from reben_cloud.root.grouped import GroupedTable
