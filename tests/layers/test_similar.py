@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.errors import ChecksumError, NotFoundError
-from reben_cloud.layers import publish, table_work
+from reben_cloud.layers import publish
 from reben_cloud.ranking.suspects import suspects
 from reben_cloud.root import layout
 from reben_cloud.root.grouped import GroupedTable
@@ -274,7 +274,7 @@ def embedding_layer(ds, folder, ids, values, kind):
 
 @pytest.mark.parametrize("dtype", [pa.float16(), pa.float32(), pa.float64(), pa.int32(), pa.uint64()])
 def test_vectors_stand_in_the_file_as_any_reader_of_parquet_finds_them(ds, tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(table_work, "MOST_BYTES", 25 * 24 * dtype.bit_width // 8)
+    monkeypatch.setattr("reben_cloud.layers.table_work.MOST_BYTES", 25 * 24 * dtype.bit_width // 8)
     ids, kind = ds.selection.patch_ids, pa.list_(dtype, 24)
     values = [np.abs(np.round(100 * embedding_of(i))).astype(dtype.to_pandas_dtype()) for i in ids]
 
