@@ -32,7 +32,7 @@ def mock(shared):
 
 @pytest.fixture(scope="module")
 def truth(mock, tmp_path_factory):
-    """Name -> tensors, read with lmdb and safetensors alone (from a copy: lmdb opens a folder once a process)."""
+    """Name -> tensors, read with lmdb and safetensors alone (from a copy: lmdb opens a folder once per process)."""
     copy = tmp_path_factory.mktemp("truth") / "lmdb"
     shutil.copytree(mock / "BigEarthNet-V2-LMDB", copy)
     env = lmdb.open(str(copy), readonly=True, lock=False)

@@ -295,7 +295,7 @@ def test_the_python_around_a_sample_takes_microseconds(small_payloads, layout):
         count = sum(len(batch["index"]) for batch in loader)
         costs.append((time.process_time() - begin) / count)
 
-    assert min(costs) < 20e-6, "processor seconds a sample; 6 to 8 us of an idle machine's"
+    assert min(costs) < 20e-6, "processor seconds per sample; 6 to 8 us of an idle machine's"
 
 
 @pytest.fixture(scope="module")

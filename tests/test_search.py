@@ -184,7 +184,7 @@ def test_cql2_text_and_json_agree_with_arguments(everything):
         pytest.param({"country": ""}, "unknown country ''", id="empty text"),
         pytest.param({"country": "finnland"}, "did you mean 'Finland'", id="misspelled"),
         pytest.param(
-            {"labels": "lava"}, "known are\n  Agro-forestry areas\n  Arable land\n", id="a label a line"
+            {"labels": "lava"}, "known are\n  Agro-forestry areas\n  Arable land\n", id="a label per line"
         ),
         pytest.param({"product": "S2A"}, "unknown product 'S2A'", id="product"),
         pytest.param({"season": "autumn"}, "unknown season 'autumn'; known are spring", id="season"),

@@ -374,7 +374,7 @@ def test_a_local_shard_that_changes_between_epochs_or_batches_is_named(own_root,
 
 @pytest.mark.parametrize("kind", ["folder", "cache", "lmdb"])
 def test_a_change_that_no_time_of_the_file_shows_is_met(own_root, remote, truth, tmp_path, kind):
-    """Who writes through a mapping marks the file once a page, and on tmpfs never: times cannot vouch for bytes."""
+    """Who writes through a mapping marks the file once per page, and on tmpfs never: times cannot vouch for bytes."""
     place, options, chosen = own_root / "shards", {}, rc.open(own_root).search()
     if kind == "cache":
         place, options, chosen = tmp_path / "cache", {"cache_dir": tmp_path / "cache"}, remote

@@ -147,7 +147,7 @@ def shard_collection(
     collection = pystac.Collection(
         layout.shards_id(facts.collection),
         f"WebDataset shards of {schema.name}: each split shuffled once and cut into tar files of a few hundred "
-        "samples, one tar a modality; equal numbers and rows are the same patch.",
+        "samples, one tar per modality; equal numbers and rows are the same patch.",
         _extent(summary),
         title=f"{facts.title}: training shards",
         license=facts.license,

@@ -48,7 +48,7 @@ def croissant_card(summary: Summary, schema: Schema, facts: About, patches: Writ
                 "@type": "cr:RecordSet",
                 "@id": "patches",
                 "name": "patches",
-                "description": "A record a patch.",
+                "description": "A record per patch.",
                 "field": [_field(*one) for one in _fields(summary, facts)],
             }
         ],

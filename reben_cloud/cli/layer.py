@@ -209,7 +209,7 @@ def table(
     many: Annotated[
         bool | None,
         typer.Option(
-            "--many/--one", help="Several rows a patch, or one; looked for by default.", show_default=False
+            "--many/--one", help="Several rows per patch, or one; looked for by default.", show_default=False
         ),
     ] = None,
     title: TitleOption = "",
@@ -217,7 +217,7 @@ def table(
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a layer of a table about patches: one row a patch, such as ben-ge's CSVs, or many, such as texts."""
+    """Make a layer of a table about patches: one row per patch, such as ben-ge's CSVs, or many, such as texts."""
     from reben_cloud.layers import write_table
 
     dataset = open_root(root, endpoint_url)

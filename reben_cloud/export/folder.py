@@ -64,7 +64,7 @@ def _lock(folder: Path, locks: ExitStack) -> None:
 
 def check_room(partial: Path, sink: Sink, num_patches: int) -> None:
     """Refuse before the start when the disk cannot hold the export."""
-    # The tables take about 300 bytes a patch.
+    # The tables take about 300 bytes per patch.
     need = sink.nbytes + 300 * num_patches + 65_536 - sink.present_bytes()
     free = shutil.disk_usage(partial).free
     if need > free:

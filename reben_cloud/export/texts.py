@@ -71,7 +71,7 @@ def export_texts(
 ) -> FilesReport:
     """Write the texts of BigEarthNet.txt about the patches, and the pictures that they are about.
 
-    Patches without a text are left out. ``jsonl``: ``texts-SPLIT.jsonl``, a record a line; ``llava``:
+    Patches without a text are left out. ``jsonl``: ``texts-SPLIT.jsonl``, a record per line; ``llava``:
     ``texts-SPLIT.json``, a list of conversations; SPLIT is that of the text, ``bench`` too. Paths of pictures
     are relative to the folder. Boxes and points are in pixels of the pictures, and flipped with them. What a
     flip would make false (texts about where things are, captions) is left out, and so is what cannot be taken
@@ -276,7 +276,7 @@ class TextMaker:
 
 
 class _TextFile:
-    """A file of records: one a line, or one JSON list."""
+    """A file of records: one per line, or one JSON list."""
 
     def __init__(self, folder: Path, split: str, form: str) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", split):

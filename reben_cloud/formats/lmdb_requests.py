@@ -12,7 +12,7 @@ REQUEST_BYTES = 2**18
 
 GAP_BYTES = 2**15
 """A gap up to this is read through, as long as `GAP_SHARE` allows: a request costs about as much as these bytes
-at 1 MB/s a thread and 30 ms a request, which is what hubs give."""
+at 1 MB/s per thread and 30 ms per request, which is what hubs give."""
 
 GAP_SHARE = 0.15
 """Bytes between pages that may be read with them, as a share of the pages."""

@@ -1,4 +1,4 @@
-"""Plain safetensors files of stacked arrays: N patches a file, for people without LMDB; and back.
+"""Plain safetensors files of stacked arrays: N patches per file, for people without LMDB; and back.
 
 ``part-00000.safetensors`` holds ``s2_10m`` [n, 4, 120, 120], ``s2_20m``, ``s2_60m`` uint16, ``s1``
 [n, 2, 120, 120] float32 and ``map`` [n, 120, 120] uint16, bands in the order of `bands.ARRAYS`;

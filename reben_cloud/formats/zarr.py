@@ -1,4 +1,4 @@
-"""Zarr v3 stores, one a product: arrays in, object bytes out, and back.
+"""Zarr v3 stores, one per product: arrays in, object bytes out, and back.
 
 The metadata documents and the small coordinate arrays are written by zarr-python. The Zarr shards
 of the patches' arrays are encoded here, because one Zarr shard is one object written once: it is

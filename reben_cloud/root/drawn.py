@@ -10,7 +10,7 @@ import xxhash
 from numpy.typing import NDArray
 
 Rule = Literal["one", "all", "list"]
-"""``one``: a patch has one of its rows, another one in each epoch. ``all``: a patch is delivered once a row.
+"""``one``: a patch has one of its rows, another one in each epoch. ``all``: a patch is delivered once per row.
 ``list``: a patch has a list of all its rows."""
 
 RULES: tuple[Rule, ...] = get_args(Rule)

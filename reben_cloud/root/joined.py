@@ -116,7 +116,7 @@ class JoinedLayer:
         return pa.table({name: found[name] for name in names})
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-        """Columns of the layer's own table with a row a patch, for rows of this one; null where it has none."""
+        """Columns of the layer's own table with a row per patch, for rows of this one; null where it has none."""
         if self._is_aligned:
             return self.layer.by_patch.take(rows, columns)
         places = self.places(rows)
@@ -125,7 +125,7 @@ class JoinedLayer:
         return found.take(ints_array(np.cumsum(has) - 1, valid=has))
 
     def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which row of the layer's table with a row a patch belongs to each of these, -1 where it has none; (n,)."""
+        """Which row of the layer's table with a row per patch belongs to each of these, -1 where it has none; (n,)."""
         return rows if self._is_aligned else self._where[rows]
 
     @property

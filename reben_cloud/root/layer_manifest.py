@@ -17,7 +17,7 @@ LAYER_VERSION = 1
 """Version of a layer's layout; readers refuse a higher one."""
 
 Kind = Literal["array", "one", "many"]
-"""``array``: tensors of every patch, in shards; ``one``: a table with a row a patch; ``many``: with any number."""
+"""``array``: tensors of every patch, in shards; ``one``: a table with a row per patch; ``many``: with any number."""
 
 PATCH_ID = "patch_id"
 """Column of a layer's tables with the ids of patches."""
@@ -117,7 +117,7 @@ class LayerManifest(SealedDocument):
 
     @property
     def num_rows(self) -> int:
-        """Rows of ``rows.parquet``: one a patch of the root in an array layer."""
+        """Rows of ``rows.parquet``: one per patch of the root in an array layer."""
         return int(self._document["num_rows"])
 
     @cached_property

@@ -134,7 +134,7 @@ class Layer:
 
     @cached_property
     def by_patch(self) -> LayerTable:
-        """Its table with one row a patch: ``index.parquet`` where a patch has several rows, else `rows`."""
+        """Its table with one row per patch: ``index.parquet`` where a patch has several rows, else `rows`."""
         manifest = self.manifest
         if (seal := manifest.index_parquet) is None:
             return self.rows

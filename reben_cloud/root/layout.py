@@ -23,7 +23,7 @@ ROWS = "rows.parquet"
 """Table of a layer: of the patches that it has, or of its rows."""
 
 INDEX = "index.parquet"
-"""Table of a layer with several rows a patch: which rows are whose."""
+"""Table of a layer with several rows per patch: which rows are whose."""
 
 PATCHES = "patches.parquet"
 """Table of all patches, a STAC Item per row."""

@@ -62,7 +62,7 @@ def concat(
     shares = sums if proportions is None else [float(share) for share in proportions]
     if len(shares) != len(parts) or not all(math.isfinite(share) and share > 0 for share in shares):
         raise ValueError(
-            f"proportions must be {len(parts)} positive numbers, one a selection, got {proportions}"
+            f"proportions must be {len(parts)} positive numbers, one per selection, got {proportions}"
         )
     total = math.fsum(sums) if num_samples is None else num_samples
     if total < 1:

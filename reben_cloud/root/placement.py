@@ -65,7 +65,7 @@ def place(table: pa.Table, options: PlacementOptions, *, recommended_without: Se
         recommended_without: Boolean columns; a patch with any of them goes to the ``-extra`` group of its split.
 
     Returns:
-        A row a patch in the same order: ``patch_id``, ``reben:product`` (dictionary),
+        A row per patch in the same order: ``patch_id``, ``reben:product`` (dictionary),
         ``reben:zarr_row``, ``reben:shard_group`` (dictionary), ``reben:shard``,
         ``reben:shard_row`` (int32).
     """

@@ -159,7 +159,7 @@ def weigh(
     else:
         found = np.array(weights, np.float64)
     if found.shape != (len(selection),):
-        raise ValueError(f"weights must be one a patch, of shape ({len(selection)},), got {found.shape}")
+        raise ValueError(f"weights must be one per patch, of shape ({len(selection)},), got {found.shape}")
     return _of_length(found, num_samples, passes)
 
 

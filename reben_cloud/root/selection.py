@@ -132,7 +132,7 @@ class Selection:
             raise NotFoundError(f"{purpose}: {self.why_empty()}")
 
     def refuse_repeats(self, purpose: str) -> None:
-        """Refuse a selection whose patches come more or less often than once an epoch.
+        """Refuse a selection whose patches come more or less often than once per epoch.
 
         Args:
             purpose: What takes each patch once, to begin the message with.
@@ -160,7 +160,7 @@ class Selection:
         where: str | Mapping[str, Any] | None = None,
         columns: Sequence[str] | None = None,
     ) -> Selection:
-        """The patches that have rows in a table layer with several rows a patch, and these rows with them.
+        """The patches that have rows in a table layer with several rows per patch, and these rows with them.
 
         A loader then gives ``batch["<layer>:<column>"]``: texts as a list of strings, numbers as an array, NaN where
         one is null. Other nulls are None, and whole numbers of a batch that has one are a list.
@@ -169,7 +169,7 @@ class Selection:
             layer: Name of the layer, such as ``"txt"``.
             rule: ``one``: a patch has one of its rows in an epoch, each once in as many epochs as it has rows;
                 which one follows from seed, epoch and patch alone. ``all``: every row is a sample: a patch is
-                delivered once a row. ``list``: a patch has a list of all its rows.
+                delivered once per row. ``list``: a patch has a list of all its rows.
             where: Only rows that fit this CQL2 filter over the layer's columns, text or JSON (needs the ``stac``
                 extra), such as ``where="type = 'captioning'"``.
             columns: Columns that batches are to have, such as ``columns=["input", "output"]``; all by default.
@@ -293,7 +293,7 @@ class Selection:
         Raises:
             NotFoundError: If no patch has a prediction, or the selection is empty.
             TypeError: If the probabilities are not floats.
-            ValueError: If there is no such column, it has not a number a class, or a probability is not in [0, 1].
+            ValueError: If there is no such column, it has not a number per class, or a probability is not in [0, 1].
         """
         from reben_cloud.search.contradicted import find_suspects
 
@@ -326,7 +326,7 @@ class Selection:
         return given_metadata(self.columns(given_columns(names)), names)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a patch: the official columns, product, both acquisition times (UTC), and what layers say of it.
+        """A row per patch: the official columns, product, both acquisition times (UTC), and what layers say of it.
 
         Vectors of layers are left out, for their size; `column` has them.
         """

@@ -103,8 +103,8 @@ def find_suspects(
         found = np.asarray(probabilities)
         if found.shape != (len(selection), len(classes)):
             raise ValueError(
-                f"probabilities must have the shape ({len(selection):,}, {len(classes)}), a row a patch of the "
-                f"selection and a column a class of the schema, got {found.shape}"
+                f"probabilities must have the shape ({len(selection):,}, {len(classes)}), a row per patch of the "
+                f"selection and a column per class of the schema, got {found.shape}"
             )
     if not np.issubdtype(found.dtype, np.floating):
         raise TypeError(f"probabilities must be floats, got {found.dtype}")
@@ -119,7 +119,7 @@ def _column(selection: Selection, name: str, num_classes: int) -> tuple[NDArray[
     column = VectorColumn.of(selection, name)
     if column.size != num_classes:
         raise ValueError(
-            f"{name} has {column.size:,} numbers a patch, and {selection.dataset.url} has {num_classes} classes: "
+            f"{name} has {column.size:,} numbers per patch, and {selection.dataset.url} has {num_classes} classes: "
             "the probabilities of all of them are needed, in the order of the schema"
         )
     parts = [part for part in column.parts(selection.rows) if len(part.at)]

@@ -134,7 +134,7 @@ class Condition(NamedTuple):
     columns: tuple[str, ...]
     """The columns it looks at."""
     fits: Callable[..., Any]
-    """Called with these columns; a boolean Arrow or NumPy array, one value a row; null does not fit."""
+    """Called with these columns; a boolean Arrow or NumPy array, one value per row; null does not fit."""
 
 
 def _in_times(intervals: Mapping[str, Interval | None]) -> list[Condition]:

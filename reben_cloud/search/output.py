@@ -28,7 +28,7 @@ def render(
 
     Args:
         selection: What was found.
-        form: ``table`` (for people, the first `max_rows`), ``ids`` (one a line), ``json`` (official
+        form: ``table`` (for people, the first `max_rows`), ``ids`` (one per line), ``json`` (official
             columns and times), ``geojson`` (footprints with their properties), ``stac`` (an
             ItemCollection) or ``parquet`` (stac-geoparquet).
         scores: How near each patch is to what was asked for; in ``table`` and ``json`` where given.

@@ -84,6 +84,6 @@ def _layer(selection: Selection, name: str) -> Layer:
         )
     if name not in many:
         raise ValueError(
-            f"the layer {name!r} has one row a patch at most: its columns are in the batches by themselves (columns=)"
+            f"the layer {name!r} has one row per patch at most: its columns are in the batches by themselves (columns=)"
         )
     return layers[name]

@@ -86,7 +86,7 @@ class VectorColumn(ABC):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TableVectors(VectorColumn):
-    """A column whose values are lists of as many numbers each, in a layer with one row a patch."""
+    """A column whose values are lists of as many numbers each, in a layer with one row per patch."""
 
     joined: JoinedLayer
     """Its layer."""

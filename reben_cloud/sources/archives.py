@@ -85,7 +85,7 @@ class ArchiveSource(Official):
         Args:
             modality: Which archive.
             wanted: Of a name (patch id, or S1 name), whether its payload is to be decoded; asked
-                once a patch.
+                once per patch.
 
         Yields:
             (name, payload), None in place of a payload that is not wanted.

@@ -164,7 +164,7 @@ class _Places(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _places(_url: str, store: Store) -> _Places:
-    """The index of a root, read once a process (60 MB of memory for the whole dataset)."""
+    """The index of a root, read once per process (60 MB of memory for the whole dataset)."""
     manifest = read_manifest(store)
     if manifest is None:
         raise lost(store, MANIFEST)

@@ -1,4 +1,4 @@
-"""Raw batches of a selection: exactly once an epoch, prefetched by threads, verified, resumable.
+"""Raw batches of a selection: exactly once per epoch, prefetched by threads, verified, resumable.
 
 It gives NumPy arrays and knows nothing of PyTorch; `reben_cloud.torch` wraps it.
 """

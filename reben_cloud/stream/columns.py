@@ -130,7 +130,7 @@ class LoadedRows:
     """The rows of the samples of a block.
 
     Args:
-        table: A row a sample, or as many as `offsets` say.
+        table: A row per sample, or as many as `offsets` say.
         offsets: Where the rows of each sample begin, and their number in all; None for one each.
     """
 
@@ -142,7 +142,7 @@ class LoadedRows:
         """Columns of some samples of the block.
 
         Numbers, and lists of as many numbers each, are an array, NaN where one is null. Where whole numbers or
-        booleans have a null, they are a list with None; so is all else. Several rows a sample are a list of lists.
+        booleans have a null, they are a list with None; so is all else. Several rows per sample are a list of lists.
         """
         start, stop = inside.start, inside.stop
         if self._offsets is None:
@@ -187,7 +187,7 @@ class BatchColumns:
     def of(
         cls, selection: Selection, modalities: Sequence[str], columns: Sequence[str] | None
     ) -> BatchColumns:
-        """Those that somebody asks for, or all numbers of layers with a row a patch.
+        """Those that somebody asks for, or all numbers of layers with a row per patch.
 
         Raises:
             ValueError: If one is not a column of a layer, or of a type that no batch has.
@@ -204,7 +204,7 @@ class BatchColumns:
         for name in columns or ():
             if name not in there:
                 raise ValueError(
-                    f"column {name!r} is not one of a layer with a row a patch; there are "
+                    f"column {name!r} is not one of a layer with a row per patch; there are "
                     f"{', '.join(there) or 'none: open some with rc.open(..., layers=[...])'}"
                 )
             if not (is_number(there[name]) or is_vector(there[name]) or pa.types.is_string(there[name])):

@@ -63,9 +63,9 @@ class RawLoader:
     Args:
         selection: What to stream (`Dataset.search`), or several as one (`concat`).
         modalities: Of ``s2``, ``s1``, ``map``, and the names of array layers; by default all that the dataset has.
-        columns: Columns of table layers with a row a patch that batches have, such as ``["climate:zone"]``:
+        columns: Columns of table layers with a row per patch that batches have, such as ``["climate:zone"]``:
             numbers as arrays, texts as lists of strings. By default all of numbers that are never null. Rows of
-            a layer with several rows a patch come with the selection (`Selection.with_rows`).
+            a layer with several rows per patch come with the selection (`Selection.with_rows`).
         batch_size: Samples in a batch of this rank.
         seed: Seed of the order.
         epoch: Number of the first epoch.
@@ -435,7 +435,7 @@ def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if nbytes * batches > memory:
         raise ValueError(
-            f"batch_size={batch_size} takes {nbytes / 1e9:,.1f} GB a batch, and {batches} are in memory at a time; "
+            f"batch_size={batch_size} takes {nbytes / 1e9:,.1f} GB per batch, and {batches} are in memory at a time; "
             f"this machine has {memory / 1e9:,.1f} GB: take a smaller batch_size"
         )
 

@@ -49,7 +49,7 @@ class RawPatches:
     Args:
         selection: What to read. Under the rule ``all`` of `Selection.with_rows` every row is a sample.
         modalities: As for `RawLoader`, as is all that follows.
-        columns: Columns of table layers with a row a patch.
+        columns: Columns of table layers with a row per patch.
         seed: Which row of a table layer a patch has under the rule ``one``, with `epoch`.
         epoch: See `set_epoch`.
         fetch_threads: Concurrent requests of a process.

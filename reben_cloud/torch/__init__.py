@@ -77,7 +77,7 @@ class OrderOptions(ReadOptions, total=False):
 
 
 class StreamLoader:
-    """Shuffled raw batches of a selection as tensors, exactly once an epoch; no DataLoader needed.
+    """Shuffled raw batches of a selection as tensors, exactly once per epoch; no DataLoader needed.
 
     The fast way: threads of this process fetch and copy, nothing is pickled. With CUDA, batches are in
     pinned memory, so ``tensor.to(device, non_blocking=True)`` overlaps with the next step; it is written
@@ -86,7 +86,7 @@ class StreamLoader:
     `reben_cloud.stream.RawLoader`; `rank` and `world_size` come from ``torch.distributed`` when it is
     initialised and they are not given.
 
-    Iterate it once an epoch; the epoch's number then goes up by itself (`set_epoch` chooses another).
+    Iterate it once per epoch; the epoch's number then goes up by itself (`set_epoch` chooses another).
     `state_dict` after any batch, `load_state_dict` into a new loader, also one of another number of
     ranks, and the next batch is the one that would have come.
 
@@ -97,7 +97,7 @@ class StreamLoader:
     Args:
         selection: What to stream.
         modalities: As for `RawLoader`, as is all that follows but for three.
-        columns: Columns of table layers with a row a patch that batches have.
+        columns: Columns of table layers with a row per patch that batches have.
         batch_size: Samples in a batch of this rank.
         seed: Seed of the order.
         epoch: Number of the first epoch.
@@ -264,7 +264,7 @@ class StreamDataset(IterableDataset[Batch]):
     Args:
         selection: What to stream.
         modalities: As for `StreamLoader`, as is all that follows but for two.
-        columns: Columns of table layers with a row a patch that batches have.
+        columns: Columns of table layers with a row per patch that batches have.
         batch_size: Samples in a batch of a worker.
         seed: Seed of the order.
         epoch: Number of the first epoch.

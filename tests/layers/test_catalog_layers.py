@@ -52,7 +52,7 @@ def test_the_collection_of_a_layer_is_valid(elevation, shared):
     assert all(elevation.store.exists(path) for path in paths)
 
 
-@pytest.mark.parametrize("rows", [1, 2], ids=["one row a patch", "two rows a patch"])
+@pytest.mark.parametrize("rows", [1, 2], ids=["one row per patch", "two rows per patch"])
 def test_a_table_lists_its_objects_and_has_a_collection(ds, root, shared, tmp_path, rows):
     table = pa.table({"patch_id": [i for i in ds.selection.patch_ids[:9] for _ in range(rows)]})
     layer = rc.write_table(

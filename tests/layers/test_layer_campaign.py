@@ -151,7 +151,7 @@ def seal_again(folder, path, table):
 @pytest.mark.parametrize("path", [layout.ROWS, layout.INDEX])
 def test_foreign_tables_are_used_as_they_are_or_refused_in_words(root, ds, folder, kind, path):
     if not (folder / path).exists():
-        return  # of several rows a patch alone
+        return  # of several rows per patch alone
     table, keep = pq.read_table(folder / path), shutil.copytree(folder, folder.with_name("keep"))
     seen, said = set[str](), dict[str, str]()
     for what, mutant in mutants(table):
@@ -207,7 +207,7 @@ def tree(folder):
 
 @pytest.fixture
 def sources(ds, tmp_path):
-    """What layers are made of: a raster, and a table with several rows a patch in no order."""
+    """What layers are made of: a raster, and a table with several rows per patch in no order."""
     pixels = np.random.default_rng(5).integers(1, 2000, (1, 320, 400)).astype("int16")
     with rasterio.open(
         tmp_path / "dem.tif", "w", driver="GTiff", count=1, height=320, width=400, dtype="int16", crs="EPSG:4326",

@@ -1,4 +1,4 @@
-"""Rows of a table with several rows a patch in batches: by every rule, on any number of ranks, after any stop."""
+"""Rows of a table with several rows per patch in batches: by every rule, on any number of ranks, after any stop."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def test_columns_may_be_chosen(selection):
 def test_what_cannot_be_drawn_is_refused(selection):
     for options, message in (
         ({"layer": "texts"}, "has no layer 'texts' with it; there are txt, notes, places"),
-        ({"layer": "places"}, "'places' has one row a patch at most"),
+        ({"layer": "places"}, "'places' has one row per patch at most"),
         ({"layer": "txt", "rule": "any"}, "rule must be one of 'one', 'all', 'list', got 'any'"),
         ({"layer": "txt", "columns": ["inptu"]}, "did you mean 'input'"),
         ({"layer": "txt", "columns": "input"}, r"such as \['input'\], not a string"),
@@ -477,7 +477,7 @@ def test_only_one_layer_is_delivered_row_by_row(selection):
         RawLoader(drawn)
 
 
-# -- tables with one row a patch --------------------------------------------------------------------------
+# -- tables with one row per patch --------------------------------------------------------------------------
 
 
 def test_numbers_of_tables_with_one_row_are_arrays_by_default(selection, places, caplog):

@@ -197,7 +197,7 @@ def test_patches_without_a_prediction_are_left_out(ds, root, covered, probabilit
 
 def test_predictions_that_do_not_fit_are_named(with_both, probabilities):
     selection = with_both.selection
-    with pytest.raises(ValueError, match=r"emb:vector has 24 numbers a patch, and .* has 19 classes"):
+    with pytest.raises(ValueError, match=r"emb:vector has 24 numbers per patch, and .* has 19 classes"):
         selection.suspects("emb:vector")
     with pytest.raises(ValueError, match=r"shape \(60, 19\).* got \(59, 19\)"):
         selection.suspects(probabilities[1:])
@@ -408,7 +408,7 @@ def test_what_an_array_layer_lacks_is_named(root, ds, array_layer, covered):
         dataset.selection.nearest(lacking)
     with pytest.raises(ValueError, match="'emb:number'"):
         dataset.selection.nearest(covered[0], column="emb:number")
-    with pytest.raises(ValueError, match="emb:vector has 24 numbers a patch"):
+    with pytest.raises(ValueError, match="emb:vector has 24 numbers per patch"):
         dataset.selection.suspects("emb:vector")
     rows = [ds.selection.patch_ids.index(i) for i in (lacking, covered[0])]
     assert [embeddings_of(dataset, row) for row in rows] == [[], ["emb:vector"]]
