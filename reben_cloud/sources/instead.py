@@ -57,7 +57,7 @@ def _local(path: Path) -> str:
             f"holds Sentinel products (.SAFE): `reben-cloud prepare --s2 {path} ...` cuts them into patches"
         )
     if not any(path.iterdir()):
-        return f"is an empty folder; {_CHECK}"
+        return f"is an empty folder, so no dataset is published there; {_CHECK}"
     near = f"; there is {survey.describe(parts)}" if parts else ""
     return f"{_NOTHING}{near}; {_CHECK}"
 
@@ -83,7 +83,9 @@ def _remote(store: Store) -> str:
         return f"holds {survey.describe(held)}: {_build(store.url)}"
     if not files and not names:
         parent, name = store.parent()
-        return f"has nothing in it{_similar(name, _listed(parent))}; {_CHECK}"
+        return (
+            f"has nothing in it, so no dataset is published there{_similar(name, _listed(parent))}; {_CHECK}"
+        )
     return f"{_NOTHING}, but {_some(files + [f'{name}/' for name in names])}; {_CHECK}"
 
 

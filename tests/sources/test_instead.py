@@ -123,7 +123,7 @@ def test_in_a_bucket(place, s3_bucket):
     assert f"has one in it: `reben-cloud info {s3_bucket.url}/roots/one`" in told(
         f"{s3_bucket.url}/roots", storage_options=options
     )
-    assert "has nothing in it; did you mean 'roots'?" in told(
+    assert "has nothing in it, so no dataset is published there; did you mean 'roots'?" in told(
         f"{s3_bucket.url}/rots", storage_options=options
     )
     with pytest.raises(
