@@ -223,7 +223,8 @@ def test_two_processes_write_what_one_does(root, classifier, tmp_path):
 
     one, two = (rc.open(root, layers=[tmp_path / name]).search() for name in ("one", "two"))
     first, second = (sel.column("pred:probabilities").to_pylist() for sel in (one, two))
-    assert first == second
+    # Kernels may round otherwise in a process with other memory, by a few units in the last place.
+    np.testing.assert_allclose(first, second, rtol=0, atol=1e-6)
 
 
 def test_a_patch_that_comes_twice_is_predicted_once(root, classifier, tmp_path):

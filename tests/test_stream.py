@@ -377,7 +377,9 @@ def test_a_view_keeps_its_batch_alone_and_the_rest_is_reused(selection, truth):
 
 
 def threads():
-    return [t for t in threading.enumerate() if t.name.startswith("reben")]
+    # Not those of `ModelInput`, which live as long as the process.
+    names = ("reben-fetch", "reben-gather")
+    return [t for t in threading.enumerate() if t.name.startswith(names)]
 
 
 def test_leaving_the_loop_stops_every_thread(selection):

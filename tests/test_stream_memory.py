@@ -490,26 +490,33 @@ def test_files_are_closed_when_nothing_needs_them(selection):
 # -- who is delivered --------------------------------------------------------------------------------
 
 
-class Rotated(Selection):
-    """A selection whose table has some columns moved on by a row, within the first shard of train."""
+class RotatedTable:
+    """A table some of whose columns are moved on by a row, within the first shard of train."""
 
-    def __init__(self, selection, *names):
-        super().__init__(selection.dataset, selection.table, selection.rows)
-        self._names = names
-        place = selection.columns(["reben:shard_group", "reben:shard"]).to_pylist()
+    def __init__(self, table, names):
+        self._table, self._moved = table, set(names)
+
+    def __getattr__(self, name):
+        return getattr(self._table, name)
+
+    def read(self, groups, columns, **options):
+        table = self._table.read(groups, columns, **options)
+        place = self._table.read(groups, ["reben:shard_group", "reben:shard"]).to_pylist()
         rows = [i for i, row in enumerate(place) if tuple(row.values()) == ("train", 0)]
-        self._order = np.arange(len(place))
-        self._order[rows] = np.roll(rows, 1)
-
-    def columns(self, names):
-        table = super().columns(names)
-        for name in set(names) & set(self._names):
-            moved = table.column(name).take(pa.array(self._order))
-            table = table.set_column(table.column_names.index(name), name, moved)
+        order = np.arange(len(place))
+        order[rows] = np.roll(rows, 1)
+        for name in set(columns) & self._moved:
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, table.column(name).take(pa.array(order)))
         return table
 
-    def column(self, name):
-        return self.columns([name]).column(name)
+    def take(self, rows, columns):
+        groups, where = self._table.places(rows)
+        return self.read(groups, columns).take(pa.array(where))
+
+
+def rotated(selection, *names):
+    return Selection(selection.dataset, RotatedTable(selection.table, names), selection.rows)
 
 
 SUMS = [f"reben:{m}_xxh3" for m in ("s2", "s1", "map")]
@@ -522,7 +529,7 @@ def test_a_table_whose_rows_are_of_other_patches_is_an_error(root, remote, tmp_p
     """Rows and checksums fit each other, so pixels alone would not show that they are another patch's."""
     selection = rc.open(root).search() if where == "folder" else remote
     some = type(selection)(selection.dataset, selection.table, selection.rows[::step])
-    wrong = Rotated(some, *PLACE)
+    wrong = rotated(some, *PLACE)
     options = {"cache_dir": tmp_path} if where == "cache" else {}
 
     with pytest.raises(ChecksumError, match=r"train-(s2|s1|map)-000000\.tar"):
@@ -530,7 +537,7 @@ def test_a_table_whose_rows_are_of_other_patches_is_an_error(root, remote, tmp_p
 
 
 def test_a_zarr_row_of_another_patch_is_an_error(selection):
-    wrong = Rotated(selection, "reben:zarr_row", "reben:product")
+    wrong = rotated(selection, "reben:zarr_row", "reben:product")
 
     with pytest.raises(ChecksumError, match=r"zarr/.*\.zarr: row \d+ is not S2.*, as patches.parquet says"):
         epoch_of(RawLoader(wrong, batch_size=16, form="zarr"))

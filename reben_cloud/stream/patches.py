@@ -85,6 +85,7 @@ class RawPatches:
             raise ValueError(f"fetch_threads must be at least 1, got {fetch_threads}")
         shown = shown_of(selection, modalities, bands, layout)
         stored = StoredSelection.of(selection, modalities if shown is None else shown.modality_names, columns)
+        selection.refuse_repeats("a map-style dataset")
         selection.require_patches("nothing to read")
         self.modalities = tuple(m.name for m in stored.modalities)
         """What the samples hold."""

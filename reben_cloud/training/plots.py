@@ -86,7 +86,8 @@ def precision_recall_plot(probabilities: Tensor, labels: Tensor, classes: Classe
         axes.plot(recall[::every], precision[::every], dashed, color=_color(c), label=name, linewidth=1.3)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title="Precision and recall")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    if axes.lines:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
@@ -170,6 +171,7 @@ def run_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
                 axes.plot(*zip(*points, strict=True), ".-", color=color, label=name, linewidth=1)
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
-    every[0].legend(frameon=False)
+    if every[0].lines:
+        every[0].legend(frameon=False)
     every[-1].set(xlabel="step", ylim=(0, 1))
     return figure

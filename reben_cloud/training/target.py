@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ConflictError
+from reben_cloud.formats import parquet
 from reben_cloud.layers import write_layer, write_table
 from reben_cloud.layers.describe import check_name
 from reben_cloud.layers.publish import JOURNAL
@@ -110,7 +111,10 @@ class Target:
 
     def _file_metadata(self) -> Mapping[bytes, bytes]:
         try:
-            return pq.read_schema(pa.BufferReader(self.store.get(self.file))).metadata or {}
+            return (
+                pq.read_schema(pa.BufferReader(parquet.arrow_memory(self.store.get(self.file)))).metadata
+                or {}
+            )
         except pa.ArrowInvalid as error:
             raise ConflictError(f"{self.url} is there already, and is no parquet file: {error}") from error
 
