@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from reben_cloud.formats import parquet
+
 _BLOCK_BYTES = 8 << 20
 """Bytes that are in memory at a time."""
 
@@ -42,7 +44,7 @@ def csv_to_parquet(path: Path, out: Path) -> None:
     for block in _blocks(path, dict.fromkeys(names, pa.string())):
         text = io.BytesIO()
         csv.write_csv(block, text)
-        found = csv.read_csv(pa.BufferReader(text.getvalue())).schema
+        found = csv.read_csv(pa.BufferReader(parquet.arrow_memory(text.getvalue()))).schema
         types = {name: _common(types[name], found.field(name).type) for name in names}
     with pq.ParquetWriter(out, pa.schema(types.items()), compression="lz4") as writer:
         for block in _blocks(path, types):

@@ -106,7 +106,7 @@ class Parts:
         """
         rows = np.ascontiguousarray(values).reshape(len(ids), -1).view(np.uint8)
         column = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(rows.shape[1]), len(rows), [None, parquet.arrow_memory(memoryview(rows).cast("B"))]
+            pa.binary(rows.shape[1]), len(rows), [None, parquet.arrow_memory(rows.data.cast("B"))]
         )
         out = io.BytesIO()
         pq.write_table(
