@@ -33,7 +33,8 @@ def instead(store: Store) -> str:
 
 def _local(path: Path) -> str:
     if not path.exists():
-        return f"does not exist{_similar(path.name, _names(path.parent))}"
+        near = _similar(path.name, _names(path.parent))
+        return f"does not exist, so no dataset is published there{near}"
     if path.is_file():
         return _file(path)
     if (

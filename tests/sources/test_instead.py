@@ -54,8 +54,10 @@ def test_a_file_of_a_root_names_its_folder(place, name):
 
 
 def test_a_typo_is_told_what_is_beside_it(place):
-    assert told(place / "demo" / "rot").endswith("does not exist; did you mean 'root'?")
-    assert told(place / "nothing" / "at all").endswith("does not exist")
+    assert told(place / "demo" / "rot").endswith(
+        "does not exist, so no dataset is published there; did you mean 'root'?"
+    )
+    assert told(place / "nothing" / "at all").endswith("does not exist, so no dataset is published there")
 
 
 def test_a_build_that_is_not_finished_is_told_how_to_go_on(place, tmp_path):
