@@ -13,7 +13,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy, Modality, Schema
 from reben_cloud.stream.gather import NOWHERE, Layout
 from reben_cloud.stream.payloads import Part
-from reben_cloud.stream.readers.base import Cost, Reader
+from reben_cloud.stream.readers.base import Brought, Cost, Reader
 
 
 def shown_of(
@@ -57,7 +57,7 @@ class Narrowed:
         """The payloads of these sources."""
         return self._reader.load(part, stored)
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:
         """What `load` will take."""
         return self._reader.expect(part, stored, times, brought)
 

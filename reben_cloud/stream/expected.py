@@ -9,7 +9,7 @@ import numpy as np
 
 from reben_cloud.sampling import EpochOrder, Steps
 from reben_cloud.stream.epoch import EpochSamples
-from reben_cloud.stream.readers.base import Cost, Reader
+from reben_cloud.stream.readers.base import Brought, Cost, Reader
 
 RULES: Mapping[str, str] = {
     "batches": "the samples over batch_size x ranks, rounded up, or down with drop_last",
@@ -79,7 +79,7 @@ def expect_epoch(
         max_blocks: Most blocks that are held at a time.
         other_bytes: What is held besides blocks.
     """
-    brought: set[str] = set()
+    brought = Brought()
     costs, num_samples = [], 0
     for lane, number in order.schedule(steps, start):
         mine = order.share(lane, number, steps, start)

@@ -18,7 +18,7 @@ from reben_cloud.stream.columns import Columns
 from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.payloads import Part
-from reben_cloud.stream.readers.base import Cost, Counters, Places, Reader
+from reben_cloud.stream.readers.base import Brought, Cost, Counters, Places, Reader
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
 
 
@@ -158,7 +158,7 @@ class InTurn:
         self._readers = tuple(readers)
         self._ends = np.cumsum(sizes)
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:
         """What `load` will take."""
         whose, total = np.searchsorted(self._ends, stored, side="right"), Cost()
         for number in np.unique(whose).tolist():

@@ -92,6 +92,23 @@ class Cost(NamedTuple):
         return Cost(*(int(a) + int(b) for a, b in zip(self, other, strict=True)))
 
 
+class Brought:
+    """Whole shards that the blocks before one will have brought into a cache, or into memory, by checksum."""
+
+    def __init__(self) -> None:
+        self._shards: set[int] = set()
+        self.nbytes = 0
+        """Bytes of them."""
+
+    def __contains__(self, checksum: int) -> bool:
+        return checksum in self._shards
+
+    def add(self, checksum: int, nbytes: int) -> None:
+        """One more."""
+        self._shards.add(checksum)
+        self.nbytes += nbytes
+
+
 class Reader(Protocol):
     """A form at rest from which samples can be streamed."""
 
@@ -106,14 +123,14 @@ class Reader(Protocol):
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these sources, of the samples at these stored positions, brought near."""
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:
         """What `load` will take, and delivering each sample so many times.
 
         Args:
             part: As for `load`.
             stored: As for `load`.
             times: How often each is delivered, shape of `stored`.
-            brought: Paths that earlier blocks will have brought into a cache; this one's are added.
+            brought: Shards that earlier blocks will have brought into a cache or memory; this one's are added.
         """
 
 
@@ -133,7 +150,7 @@ class Together:
                 found |= reader.load(mine, stored)
         return found
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:
         """What `load` will take."""
         total = Cost()
         for reader in self._readers:

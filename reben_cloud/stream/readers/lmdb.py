@@ -12,7 +12,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.gather import Layout, copies_of
 from reben_cloud.stream.payloads import InFile, Part
-from reben_cloud.stream.readers.base import Cost, Counters
+from reben_cloud.stream.readers.base import Brought, Cost, Counters
 
 
 class LmdbReader:
@@ -55,7 +55,7 @@ class LmdbReader:
         every = np.arange(len(stored))
         return {name: [(every, self._payloads(self._modalities[name], stored))] for name in part}
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:  # noqa: ARG002
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:  # noqa: ARG002
         """What `load` will take: nothing is kept."""
         payloads = sum(self._modalities[name].payload_bytes for name in part)
         return Cost(len(part) * len(stored), int(times.sum()) * payloads, 0)

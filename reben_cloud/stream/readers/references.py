@@ -16,7 +16,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import Modality
 from reben_cloud.stream.gather import BufferPool, Layout, copies_of
 from reben_cloud.stream.payloads import InMemory, Part, Payloads
-from reben_cloud.stream.readers.base import Cost, Counters, persistently
+from reben_cloud.stream.readers.base import Brought, Cost, Counters, persistently
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class ReferenceReader:
         """The payloads of these modalities."""
         return {name: self._load(self._modalities[name], stored) for name in part}
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:  # noqa: ARG002
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:  # noqa: ARG002
         """What `load` will take."""
         total = Cost()
         for name in part:

@@ -31,7 +31,7 @@ from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.gather import BufferPool, Layout, copies_of
 from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.payloads import InFile, InMemory, Part, Payloads
-from reben_cloud.stream.readers.base import Cost, Counters, Places, persistently
+from reben_cloud.stream.readers.base import Brought, Cost, Counters, Places, persistently
 
 CACHED_USES = 4
 """Epochs over which a shard in the disk cache, or kept in memory, is expected to pay; a training run has more."""
@@ -154,7 +154,7 @@ class ShardReader:
                 found[name] += [(here[inside], some) for inside, some in self._load_shard(wanted)]
         return found
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:
         """What `load` will take: as it decides, without reading."""
         shards, total = self._places.shard[stored], Cost()
         for shard in np.unique(shards).tolist():
@@ -164,30 +164,30 @@ class ShardReader:
                 total += self._expect_shard(wanted, int(times[here].sum()), brought)
         return total
 
-    def _expect_shard(self, wanted: _Wanted, num_delivered: int, brought: set[str]) -> Cost:
+    def _expect_shard(self, wanted: _Wanted, num_delivered: int, brought: Brought) -> Cost:
+        nbytes, checksum = self._objects[wanted.path]
         in_file = num_delivered * wanted.modality.payload_bytes
+        if self._store.is_local and self._kept is None:
+            return Cost(1, in_file, 0)
         ranges = self._ranges(wanted)
         if self._kept is not None and ranges is None:
-            nbytes, checksum = self._objects[wanted.path]
-            if wanted.path in brought or self._kept.has(checksum):
+            if checksum in brought or self._kept.has(checksum):
                 return Cost()
-            if self._kept.has_room(
-                nbytes + sum(self._objects[path][0] for path in brought & self._objects.keys())
-            ):
-                brought.add(wanted.path)
+            if self._kept.has_room(brought.nbytes + nbytes):
+                brought.add(checksum, nbytes)
                 return Cost(1, nbytes, 0)
         if self._store.is_local:
             return Cost(1, in_file, 0)
         if self._cache is not None and (
-            wanted.path in brought or self._cache.path(wanted.path, self._objects[wanted.path][1]).exists()
+            checksum in brought or self._cache.path(wanted.path, checksum).exists()
         ):
             return Cost(0, in_file, 0)
         if ranges is None:
-            if self._cache is not None and wanted.nbytes <= (self._cache.budget_bytes or wanted.nbytes):
-                brought.add(wanted.path)
-            return Cost(1, wanted.nbytes, wanted.nbytes)
-        nbytes = sum(_range_bytes(wanted.modality, first, stop)[1] for first, stop in ranges)
-        return Cost(len(ranges), nbytes, nbytes)
+            if self._cache is not None and nbytes <= (self._cache.budget_bytes or nbytes):
+                brought.add(checksum, nbytes)
+            return Cost(1, nbytes, nbytes)
+        range_bytes = sum(_range_bytes(wanted.modality, first, stop)[1] for first, stop in ranges)
+        return Cost(len(ranges), range_bytes, range_bytes)
 
     def _ranges(self, wanted: _Wanted) -> list[tuple[int, int]] | None:
         """The ranges to read; None for the whole shard."""
@@ -361,12 +361,10 @@ class ShardReader:
 
     def _load_few(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]] | None:
         """The samples without the rest of their shard, where that costs less and its rows are as expected."""
-        if not wanted.is_strided:
-            return None
-        rising = np.argsort(wanted.rows, kind="stable")
         ranges = self._ranges(wanted)
         if ranges is None:
             return None
+        rising = np.argsort(wanted.rows, kind="stable")
         found: list[tuple[Ints, Payloads]] = []
         # What does not verify is damaged, or another writer's tar with rows elsewhere: the whole
         # shard's checksum tells which.

@@ -19,7 +19,7 @@ from reben_cloud.schema import Copy, Modality
 from reben_cloud.store import Store
 from reben_cloud.stream.gather import Layout
 from reben_cloud.stream.payloads import InMemory, Part
-from reben_cloud.stream.readers.base import Cost, Counters, persistently
+from reben_cloud.stream.readers.base import Brought, Cost, Counters, persistently
 
 
 class ZarrReader:
@@ -86,7 +86,7 @@ class ZarrReader:
             found[name] = [(every, InMemory(memory, every * array.nbytes, array.nbytes, name=name))]
         return found
 
-    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: set[str]) -> Cost:  # noqa: ARG002
+    def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:  # noqa: ARG002
         """What `load` will take; of a Zarr shard that is read in part, as if all its chunks were of one size."""
         total, counts = Cost(), np.bincount(self._rows // zarr.PATCHES_PER_ZARR_SHARD)
         products = self._products[stored]
