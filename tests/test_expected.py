@@ -97,6 +97,22 @@ def test_a_cache_is_counted_on(http_root, tmp_path, percent):
         assert first.requests > 0
 
 
+@pytest.mark.parametrize("where", ["folder", "server"])
+@pytest.mark.parametrize("room", [1.0, 0.5])
+def test_shards_kept_in_memory_are_counted_on(root, http_root, where, room):
+    dataset = rc.open(root if where == "folder" else http_root)
+    shards = [path.stat().st_size for path in root.glob("shards/**/*.tar")]
+    loader = RawLoader(
+        dataset.search(), batch_size=16, lanes=1, window=1, memory_bytes=int(sum(shards) * room)
+    )
+
+    first = compare(loader)
+    later = compare(loader)
+
+    assert first.requests > 0
+    assert (later.requests == 0) == (room == 1.0)
+
+
 def test_ranks_that_share_lanes_read_what_they_expect(http_root):
     selection = rc.open(http_root).search()
     alone = RawLoader(selection, batch_size=24, modalities=["s2"]).expected()

@@ -205,15 +205,9 @@ class RawLoader:
                 "batch holds; leave layout out"
             )
         self._batch_bytes = rows * sum(spec.nbytes for spec in pixels.values())
-        specs = {name: SampleArray((rows, *shape), dtype) for name, (shape, dtype) in pixels.items()} | {
-            "labels": SampleArray((rows, stored.labels.shape[1]), np.dtype(np.float32)),
-            "index": SampleArray((rows,), np.dtype(np.int64)),
-            "valid": SampleArray((rows,), np.dtype(np.bool_)),
-            **{
-                name: SampleArray((rows, *values.shape[1:]), values.dtype)
-                for name, values in stored.columns.arrays.items()
-            },
-        }
+        known, valid = stored.specs, SampleArray((), np.dtype(np.bool_))
+        each = {**pixels, "labels": known["labels"], "index": known["index"], "valid": valid, **known}
+        specs = {name: SampleArray((rows, *shape), dtype) for name, (shape, dtype) in each.items()}
         self._buffers = (
             buffers(specs) if buffers else LentBatches(functools.partial(_make_arrays, specs), keep=in_memory)
         )

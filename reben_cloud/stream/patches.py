@@ -101,9 +101,7 @@ class RawPatches:
         self._layout: Layout = layout
         self._specs: Mapping[str, SampleArray] = {
             **{n: spec for m in self.schema.modalities for n, spec in samples_of(m, layout).items()},
-            "labels": SampleArray((stored.labels.shape[1],), np.dtype(np.float32)),
-            "index": SampleArray((), np.dtype(np.int64)),
-            **{n: SampleArray(a.shape[1:], a.dtype) for n, a in stored.columns.arrays.items()},
+            **stored.specs,
         }
         every = np.arange(stored.num_entries)
         # The samples in the order of the selection, as numbers in stored order.
@@ -163,9 +161,7 @@ class RawPatches:
             self._load(arrays, patches, inverse)
         found: Sample = dict(arrays)
         rows = patches[inverse]
-        found["labels"][:], found["index"][:] = stored.labels[rows], stored.index[rows]
-        for name, values in stored.columns.arrays.items():
-            found[name][:] = values[rows]
+        stored.fill(arrays, rows)
         for name, texts in stored.columns.texts.items():
             found[name] = texts.take(ints_array(rows)).to_pylist()
         for reader in stored.columns.readers(self.epoch, seed=self._seed):

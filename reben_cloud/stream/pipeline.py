@@ -243,11 +243,8 @@ class Pipeline:
             late_s += time.perf_counter() - asked
             finished += self._fill_run(to, runs.pop(), samples, beside)
         patches = self._epoch.patches(samples)
-        arrays["labels"][:num_valid] = self._stored.labels[patches]
-        arrays["index"][:num_valid] = self._stored.index[patches]
+        self._stored.fill(arrays, patches)
         arrays["valid"][:num_valid] = True
-        for name, values in columns.arrays.items():
-            arrays[name][:num_valid] = values[patches]
         for name, texts in columns.texts.items():
             beside.put_texts(name, texts.take(ints_array(patches)).to_pylist())
         if num_valid < len(arrays["index"]):

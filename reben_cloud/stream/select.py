@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,10 +25,10 @@ from reben_cloud.root.references import Found, places_in
 from reben_cloud.root.references import check_places as check_references
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
-from reben_cloud.schema import Modality, respelled
+from reben_cloud.schema import Modality, SampleArray, respelled
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.columns import BatchColumns, Columns
-from reben_cloud.stream.gather import Layout
+from reben_cloud.stream.gather import Arrays, Layout
 from reben_cloud.stream.kept import KeptShards
 from reben_cloud.stream.readers.base import Counters, Places, Reader, Together
 from reben_cloud.stream.readers.lmdb import LmdbReader
@@ -79,6 +79,23 @@ class StoredSelection:
         held: list[NDArray[Any]] = [self.index, self.labels, places.shard, places.row, places.ids]
         held += [*places.checksums.values(), *self.columns.arrays.values()]
         return sum(array.nbytes for array in held)
+
+    @property
+    def specs(self) -> Mapping[str, SampleArray]:
+        """What a sample has that is known without reading: its label vector, its position, columns of numbers."""
+        return {
+            "labels": SampleArray((self.labels.shape[1],), np.dtype(np.float32)),
+            "index": SampleArray((), np.dtype(np.int64)),
+            **{name: SampleArray(a.shape[1:], a.dtype) for name, a in self.columns.arrays.items()},
+        }
+
+    def fill(self, arrays: Arrays, patches: Ints) -> None:
+        """Put that, of patches at stored positions, into the first rows of a batch's arrays."""
+        count = len(patches)
+        arrays["labels"][:count] = self.labels[patches]
+        arrays["index"][:count] = self.index[patches]
+        for name, values in self.columns.arrays.items():
+            arrays[name][:count] = values[patches]
 
     @property
     def former_fingerprint(self) -> str | None:

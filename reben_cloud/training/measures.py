@@ -18,9 +18,6 @@ Bools = NDArray[np.bool_]
 NUM_BINS = 15
 """Bins of equal width of a calibration (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
 
-AT_THRESHOLDS = ("f1", "f2", "precision", "recall", "specificity", "accuracy")
-"""What `ratios` measures, in this order."""
-
 Per = Literal["class", "global"]
 
 
@@ -110,7 +107,7 @@ class Counts:
         return cls(*(np.asarray(one, np.float64) for one in arrays))
 
     def ratios(self) -> Mapping[str, Floats]:
-        """Each of `AT_THRESHOLDS`, in the shape of the counts; 0 where there is nothing to divide by."""
+        """F1, F2, precision, recall, specificity, accuracy, as the counts are shaped; 0 where nothing is to divide by."""
         tp, fp, fn, tn = self.tp, self.fp, self.fn, self.tn
         return {
             "f1": _over(2 * tp, 2 * tp + fp + fn),
