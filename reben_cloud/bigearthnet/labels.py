@@ -7,7 +7,6 @@ and ``nomenclature`` (CORINE's order: torchgeo, GEO-Bench-2).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reben_cloud.errors import InvalidPatchError
+from reben_cloud.schema import did_you_mean
 
 Order = Literal["alphabetical", "nomenclature"]
 """Which of the two orders of the 19 classes."""
@@ -173,10 +173,10 @@ def check_labels(names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in CLASSES:
-            lower = {known.lower(): known for known in CLASSES}
-            near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.4)
-            hint = " or ".join(repr(lower[n]) for n in near) or ", ".join(map(repr, CLASSES))
-            raise ValueError(f"unknown label {name!r}; did you mean {hint}?")
+            every = f"did you mean {', '.join(map(repr, CLASSES))}?"
+            raise ValueError(
+                f"unknown label {name!r}; {did_you_mean(str(name), CLASSES, cutoff=0.4) or every}"
+            )
 
 
 def encode(names: Iterable[str], *, order: Order = "alphabetical") -> NDArray[np.float32]:

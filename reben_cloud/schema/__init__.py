@@ -4,7 +4,7 @@ This room knows no sensor, file or store.
 """
 
 from reben_cloud.schema.arrays import ArraySpec, Copy, SampleArray
-from reben_cloud.schema.classes import MAX_CLASSES, Classes, check_names, respelled
+from reben_cloud.schema.classes import MAX_CLASSES, Classes, check_names, did_you_mean, respelled
 from reben_cloud.schema.modality import MAX_PAYLOAD_BYTES, Modality
 from reben_cloud.schema.tensors import (
     DTYPES,
@@ -35,6 +35,7 @@ __all__ = [
     "Schema",
     "TensorSpec",
     "check_names",
+    "did_you_mean",
     "respelled",
     "safetensors_layout",
 ]

@@ -142,13 +142,21 @@ def check_names(names: Iterable[str], known: Sequence[str], what: str) -> None:
     """
     for name in names:
         if name not in known:
-            lower = {one.lower(): one for one in known}
-            near = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
-            if near:
-                raise ValueError(
-                    f"unknown {what} {name!r}; did you mean {' or '.join(repr(lower[n]) for n in near)}?"
-                )
-            raise ValueError(f"unknown {what} {name!r}; known are{_listed(known)}")
+            hint = did_you_mean(str(name), known) or f"known are{_listed(known)}"
+            raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """A question with the known names nearest to one, in any case; empty if none is near.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        cutoff: How near a name must be, 0 to 1, as for `difflib.get_close_matches`.
+    """
+    lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(repr(lower[one]) for one in near)}?" if near else ""
 
 
 def respelled(names: Iterable[str], known: Sequence[str]) -> list[str]:

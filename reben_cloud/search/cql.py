@@ -7,7 +7,6 @@ Only the columns that a filter names are asked for.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import re
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.root import layout
+from reben_cloud.schema import did_you_mean
 from reben_cloud.search.cql_times import COMPARE_TIMES, TEMPORAL, Instant, parse_time
 
 Expression = Any
@@ -114,15 +114,9 @@ def _column(name: str, known: Sequence[str]) -> str:
     for column in (plain, f"{layout.PREFIX}{plain}"):
         if column in known:
             return column
-    short = {
-        column.removeprefix(layout.PREFIX).lower(): column.removeprefix(layout.PREFIX) for column in known
-    }
-    near = difflib.get_close_matches(plain.removeprefix(layout.PREFIX).lower(), short, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(short[n]) for n in near)}?" if near else ""
-    raise ValueError(
-        f"the filter names the property {name!r}, which no Item has; "
-        f"{hint or 'known are ' + ', '.join(short.values())}"
-    )
+    short = [column.removeprefix(layout.PREFIX) for column in known]
+    hint = did_you_mean(plain.removeprefix(layout.PREFIX), short) or f"known are {', '.join(short)}"
+    raise ValueError(f"the filter names the property {name!r}, which no Item has; {hint}")
 
 
 _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {

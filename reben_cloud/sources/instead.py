@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -12,6 +11,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import RebenError, StorageError
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.root import layout
+from reben_cloud.schema import did_you_mean
 from reben_cloud.sources import survey
 from reben_cloud.store import Store
 
@@ -164,8 +164,8 @@ def _listed(store: Store) -> list[str]:
 
 
 def _similar(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=_SHOWN, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = did_you_mean(name, names, cutoff=0.6)
+    return f"; {hint}" if hint else ""
 
 
 def _some(names: list[str]) -> str:

@@ -107,7 +107,7 @@ class Counts:
         return cls(*(np.asarray(one, np.float64) for one in arrays))
 
     def ratios(self) -> Mapping[str, Floats]:
-        """F1, F2, precision, recall, specificity, accuracy, as the counts are shaped; 0 where nothing is to divide by."""
+        """F1, F2, precision, recall, specificity, accuracy, as the counts are shaped; 0 for no divisor."""
         tp, fp, fn, tn = self.tp, self.fp, self.fn, self.tn
         return {
             "f1": _over(2 * tp, 2 * tp + fp + fn),
