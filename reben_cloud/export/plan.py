@@ -20,7 +20,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.documents import read_patches
 from reben_cloud.root.exported import ExportedLayer, ExportManifest
 from reben_cloud.root.manifest import InvalidManifestError
-from reben_cloud.schema import Modality, respelled
+from reben_cloud.schema import Modality
 from reben_cloud.store import open_store
 
 if TYPE_CHECKING:
@@ -37,16 +37,10 @@ def modalities_of(selection: Selection, asked: Sequence[str] | None) -> tuple[st
         ValueError: If a modality is not there, or none is.
     """
     dataset = selection.dataset
-    there = dataset.modalities
-    asked = respelled(asked or (), there)
-    for modality in asked:
-        if modality not in there:
-            raise ValueError(
-                f"modality {modality!r} is not in {dataset.url}, which has {', '.join(there) or 'none'}"
-            )
-    if not there:
+    chosen = dataset.choose_modalities(asked)
+    if not chosen:
         raise ValueError(f"{dataset.url} is a catalog of metadata alone and has no pixels to export")
-    return tuple(m for m in there if m in (asked or there))
+    return chosen
 
 
 def layers_of(chosen: Selection, modalities: Sequence[str]) -> dict[str, ExportedLayer]:

@@ -24,7 +24,7 @@ from reben_cloud.root.objects import Objects
 from reben_cloud.root.query import Balance, GeoInterface, Names, Query, When
 from reben_cloud.root.selection import Selection
 from reben_cloud.root.table import PatchTable
-from reben_cloud.schema import Schema
+from reben_cloud.schema import Schema, respelled
 from reben_cloud.store import Store
 
 if TYPE_CHECKING:
@@ -74,6 +74,27 @@ class Dataset:
     def modalities(self) -> tuple[str, ...]:
         """Names of what every patch has, and of array layers."""
         return self.schema.modality_names if self._layers else self.manifest.modalities
+
+    def choose_modalities(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        """Those of these names, which may be written in any case, in the dataset's order; all of them by default.
+
+        Raises:
+            ValueError: If one is not there.
+        """
+        there = self.modalities
+        chosen = respelled(names or (), there)
+        for name in chosen:
+            if name not in there:
+                is_table = name in self.layers
+                raise ValueError(
+                    f"modality {name!r} is not in {self.url}, which has {', '.join(there) or 'none'}"
+                    + (
+                        "; the layer of that name is a table: its columns= come with any of them"
+                        if is_table
+                        else ""
+                    )
+                )
+        return tuple(name for name in there if name in (chosen or there))
 
     @property
     def layers(self) -> Mapping[str, Layer]:

@@ -25,7 +25,7 @@ from reben_cloud.root.references import Found, places_in
 from reben_cloud.root.references import check_places as check_references
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import Ints
-from reben_cloud.schema import Modality, SampleArray, respelled
+from reben_cloud.schema import Modality, SampleArray
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.columns import BatchColumns, Columns
 from reben_cloud.stream.gather import Arrays, Layout
@@ -151,20 +151,9 @@ class StoredSelection:
             )
         if isinstance(modalities, str):
             raise ValueError(f"modalities must be a list of names, such as [{modalities!r}], not a string")
-        modalities = respelled(modalities or (), there)
-        for modality in modalities:
-            if modality not in there:
-                is_table = modality in selection.dataset.layers
-                raise ValueError(
-                    f"modality {modality!r} is not in {selection.dataset.url}, which has {', '.join(there)}"
-                    + (
-                        "; the layer of that name is a table: its columns= come with any of them"
-                        if is_table
-                        else ""
-                    )
-                )
+        chosen = selection.dataset.choose_modalities(modalities)
         schema = selection.dataset.schema
-        wanted = tuple(m for m in schema.modalities if m.name in (modalities or there))
+        wanted = tuple(m for m in schema.modalities if m.name in chosen)
         # One call: a lazy selection reads its columns together.
         # Only a root has checksums of its payloads for sure; an LMDB of rico-hdl has none.
         summed = [m.name for m in wanted if layout.checksum_column(m.name) in selection.table.names]
