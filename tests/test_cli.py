@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pyarrow as pa
 import pytest
@@ -17,6 +18,7 @@ from reben_cloud.root.query import OPTIONS, Query
 from reben_cloud.scenes.run import Preparation
 from reben_cloud.scenes.run import run as run_preparation
 from reben_cloud.store import open_store
+from reben_cloud.stream import RawLoader
 from tests.roots import synthetic_root
 from tests.scenes import make_landscape
 
@@ -156,6 +158,48 @@ def test_a_selection_is_the_same_in_every_command(root, tmp_path):
     assert sorted(rc.open(tmp_path / "lmdb").search().patch_ids) == sorted(expected)
     assert json.loads(built.stdout)["num_patches"] == 5
     assert sorted(rc.open(tmp_path / "part").search().patch_ids) == sorted(expected)
+
+
+def test_stream_has_the_options_of_the_loader(root):
+    dataset = rc.open(root).search()
+    whole = json.loads(run("stream", root, "--epochs", "3", "--json").stdout)
+    options = [
+        "--memory-bytes",
+        "100000000",
+        "--band",
+        "B04",
+        "--band",
+        "VV",
+        "--lanes",
+        "4",
+        "--window",
+        "2",
+    ]
+    some = json.loads(run("stream", root, "--epochs", "3", *options, "--json").stdout)
+
+    assert some["samples"] == whole["samples"] == 3 * len(dataset)
+    assert some["bytes_read"] * 2 < whole["bytes_read"], "shards were read once, and not in every epoch"
+    loader = RawLoader(dataset, epoch=2, bands=["B04", "VV"], lanes=4, window=2)
+    for _ in loader:
+        pass
+    assert some["bytes_delivered"] == 3 * loader.stats().bytes_delivered < whole["bytes_delivered"]
+    assert some["delivered"] == asdict(loader.stats().delivered)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(["--band", "B99"], "unknown band 'B99'", id="band"),
+        pytest.param(["--lanes", "0"], "lanes must be at least 1", id="lanes"),
+        pytest.param(["--memory-bytes", "-1"], "memory_bytes must not be negative", id="memory"),
+        pytest.param(["--form", "zip"], "form must be 'shards' or 'zarr'", id="form"),
+    ],
+)
+def test_what_the_loader_refuses_is_wrong_usage(root, options, message):
+    result = run("stream", root, *options)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 @pytest.mark.s3

@@ -170,6 +170,12 @@ def stream(
     cache_bytes: Annotated[
         int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
     ] = None,
+    memory_bytes: Annotated[int, typer.Option(help="Most bytes of whole shards kept in memory.")] = 0,
+    band: Annotated[
+        list[str] | None, typer.Option(help="Band to have, such as B04; all by default.", show_default=False)
+    ] = None,
+    lanes: Annotated[int, typer.Option(help="Partitions of the order.")] = 8,
+    window: Annotated[int, typer.Option(help="Shards of a lane that are shuffled together.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what an epoch would take, and read nothing.")
     ] = False,
@@ -181,17 +187,22 @@ def stream(
     if balanced_power is not None:
         with usage():
             selection = selection.balanced(balanced_power)
-    loader = _fastest_loader()(
-        selection,
-        modalities=modality or None,
-        batch_size=batch_size,
-        seed=seed,
-        fetch_threads=threads,
-        form=form,  # type: ignore[arg-type]
-        layout=layout,  # type: ignore[arg-type]
-        cache_dir=cache_dir,
-        cache_bytes=cache_bytes,
-    )
+    with usage():
+        loader = _fastest_loader()(
+            selection,
+            modalities=modality or None,
+            batch_size=batch_size,
+            seed=seed,
+            lanes=lanes,
+            window=window,
+            fetch_threads=threads,
+            form=form,  # type: ignore[arg-type]
+            layout=layout,  # type: ignore[arg-type]
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            memory_bytes=memory_bytes,
+            bands=band or None,
+        )
     if dry_run:
         show(loader.expected(), as_json)
         return

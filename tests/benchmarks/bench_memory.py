@@ -1,11 +1,16 @@
-"""How much memory an epoch of 50,000 samples takes: it must not grow with the dataset.
+"""How much memory an epoch of 50,000 samples takes, and many epochs: it must not grow with the dataset, nor with time.
 
     python -m tests.benchmarks.bench_memory [--samples 50000] [--remote]
+    python -m tests.benchmarks.bench_memory --epochs 200 [--samples 1024]
 
 The samples are synthetic; their shards are hard links to a few that are built, so the disk holds a few
 hundred MB while the loader sees 15 GB. With --remote the shards are downloaded into memory, from a web
 server on this machine, instead of mapped.
 Prints the largest resident set beside the bound: (window + prefetch) shards and 300 MB.
+
+With --epochs, a small root is streamed so often from Ceph's gateway (as the tests start it), and the memory that
+belongs to this process alone is taken after every epoch: its slope by least squares, after the first quarter, with
+the standard error.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +40,9 @@ from reben_cloud.formats.tar import shard_bytes
 from reben_cloud.root import layout
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.stream import RawLoader
+from tests.benchmarks.bench_loader import make_root
+from tests.benchmarks.bench_s3 import upload
+from tests.conftest import CEPH_SCRIPT, start_ceph
 from tests.webserver import serve
 
 SHARD = 256
@@ -104,22 +113,65 @@ def measure(root: str) -> None:
     )
 
 
+def measure_epochs(root: str, epochs: int) -> None:
+    """Many epochs of one loader in this process, and how its memory went."""
+    selection = rc.open(root).search()
+    loader = RawLoader(selection, batch_size=64)
+    process = psutil.Process()
+    memory, count, start = [], 0, time.perf_counter()
+    for epoch in range(epochs):
+        count += sum(len(batch["index"]) for batch in loader)
+        memory.append(process.memory_full_info().uss / 1e6)
+        if sys.stderr.isatty() or epoch % 20 == 19:
+            print(f"epoch {epoch + 1} of {epochs}: {memory[-1]:,.0f} MB", file=sys.stderr)
+    seconds = time.perf_counter() - start
+    settled = np.array(memory[epochs // 4 :])
+    (slope, _), covariance = np.polyfit(np.arange(len(settled)), settled, 1, cov=True)
+    print(
+        f"{epochs} epochs, {count:,} samples ({loader.stats().bytes_read / 1e9:,.1f} GB) in {seconds:,.0f} s: "
+        f"{settled.min():,.0f} to {settled.max():,.0f} MB, slope {slope * 1e3:+.1f} kB an epoch, "
+        f"standard error {covariance[0, 0] ** 0.5 * 1e3:.1f}; first epoch {memory[0]:,.0f} MB"
+    )
+
+
+def measure_on_s3(root: Path, epochs: int) -> None:
+    """`measure_epochs` in a process of its own, from an S3 server with a copy of the root."""
+    folder = Path(tempfile.mkdtemp(prefix="reben-s3-"))
+    server = start_ceph(folder)
+    try:
+        client = server.client()
+        client.create_bucket(Bucket="bench")
+        upload(client, root, "root")
+        command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--epochs", str(epochs)]
+        environment = {**os.environ, **server.environment}
+        subprocess.run([*command, "--measure", "s3://bench/root"], check=True, env=environment)
+    finally:
+        subprocess.run([CEPH_SCRIPT, "kill", folder], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--samples", type=int, help="50,000 by default, and 1,024 with --epochs")
     parser.add_argument("--dir", type=Path, default=Path("/tmp/reben-bench"))
     parser.add_argument("--remote", action="store_true")
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        return measure(arguments.measure)
+        return (
+            measure_epochs(arguments.measure, arguments.epochs)
+            if arguments.epochs
+            else measure(arguments.measure)
+        )
     arguments.dir.mkdir(parents=True, exist_ok=True)
-    from tests.benchmarks.bench_loader import make_root
-
+    if arguments.epochs:
+        samples = arguments.samples or 1024
+        return measure_on_s3(make_root(arguments.dir / f"of-{samples}", samples), arguments.epochs)
     small = make_root(arguments.dir, 4096).resolve()
     target = Path(tempfile.mkdtemp(prefix="repeated-", dir=small.parent))
     try:
-        url = str(repeat_root(small, target, arguments.samples))
+        url = str(repeat_root(small, target, arguments.samples or 50_000))
         # In a process of its own: what made the root, or serves it, must not count.
         command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--measure"]
         if not arguments.remote:
