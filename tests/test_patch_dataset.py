@@ -103,6 +103,8 @@ def test_a_number_out_of_range_is_an_index_error(whole, selection, at):
         pytest.param({"form": "lmdb"}, ValueError, "form must be 'shards' or 'zarr'", id="form"),
         pytest.param({"modalities": ["s3"]}, ValueError, "modality 's3' is not in", id="modality"),
         pytest.param({"cache_bytes": 1}, ValueError, "cache_dir, which is not given", id="cache"),
+        pytest.param({"memory_bytes": -1}, ValueError, "memory_bytes must not be negative", id="memory"),
+        pytest.param({"memory_bytes": 1, "cache_dir": "x"}, ValueError, "give one of them", id="kept twice"),
     ],
 )
 def test_wrong_arguments_are_refused_when_it_is_made(selection, arguments, error, message):
@@ -420,6 +422,27 @@ def test_with_a_cache_shards_are_fetched_once(s3_root, truth, tmp_path):
 
     assert len(list((tmp_path / "cache").rglob("*.tar"))) == shards
     assert dataset._raw.counters.cache_hits > shards
+
+
+def test_shards_that_are_kept_in_memory_are_read_once(root, selection, truth):
+    dataset = PatchDataset(selection, modalities=["s2", "map"], memory_bytes=10**9)
+    dataset = pickle.loads(pickle.dumps(dataset))  # as a worker has it
+    read = []
+
+    for _ in range(2):
+        for batch in DataLoader(dataset, batch_size=3, shuffle=True):
+            check(batch, batch["index"].numpy(), selection, truth)
+        read.append(dataset._raw.counters.bytes_read)
+
+    whole = sum(path.stat().st_size for m in ("s2", "map") for path in root.glob(f"shards/*/{m}/*.tar"))
+    assert read[0] == read[1] == whole
+
+
+def test_shards_that_do_not_fit_in_memory_are_read_as_before(selection, truth):
+    dataset = PatchDataset(selection, modalities=["map"], memory_bytes=1_000)
+
+    for batch in DataLoader(dataset, batch_size=7, shuffle=True):
+        check(batch, batch["index"].numpy(), selection, truth)
 
 
 def test_a_few_of_each_shard_are_not_worth_a_cache(s3_root, tmp_path):

@@ -31,11 +31,6 @@ TRANSACTION_RECORDS = 512
 """Records that rico-hdl puts in one transaction."""
 
 
-def is_lmdb(folder: str | os.PathLike[str]) -> bool:
-    """Whether `folder` holds an LMDB environment."""
-    return (Path(folder) / "data.mdb").is_file()
-
-
 def open_lmdb(folder: str | os.PathLike[str]) -> LmdbFile:
     """The LMDB of `folder`, to read. A file that was replaced or written to since is opened again.
 

@@ -40,9 +40,6 @@ JOURNAL = "_build"
 ZARR_SUFFIX = ".zarr"
 """How the name of a Zarr store's folder ends."""
 
-ZARR_METADATA = "zarr.json"
-"""Name of the metadata document of a Zarr store, and of each of its arrays."""
-
 
 def collection(collection_id: str) -> str:
     """STAC Collection that every patch and product belongs to, in the folder of its id."""

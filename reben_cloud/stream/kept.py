@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def keep_shards(memory_bytes: int, cache_dir: str | os.PathLike[str] | None) -> KeptShards | None:
+    """Where shards are kept in memory by the options of a loader; None for nowhere.
+
+    Raises:
+        ValueError: If the number is negative, or shards are to be kept on a disk too.
+    """
+    if memory_bytes < 0:
+        raise ValueError(f"memory_bytes must not be negative, got {memory_bytes}")
+    if memory_bytes and cache_dir is not None:
+        raise ValueError("memory_bytes keeps shards in memory and cache_dir on a disk: give one of them")
+    return KeptShards(memory_bytes) if memory_bytes else None
 
 
 class KeptShards:
@@ -20,8 +34,6 @@ class KeptShards:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        if budget_bytes < 0:
-            raise ValueError(f"memory_bytes must not be negative, got {budget_bytes}")
         self._room = budget_bytes
         self._shards: dict[int, NDArray[np.uint8]] = {}
         self._lock = threading.Lock()

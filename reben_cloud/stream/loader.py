@@ -24,7 +24,7 @@ from reben_cloud.stream.delivered import Delivered
 from reben_cloud.stream.epoch import Entries, EpochSamples
 from reben_cloud.stream.expected import Expected, expect_epoch
 from reben_cloud.stream.gather import Arrays, BatchBuffers, Layout, LentBatches, samples_of
-from reben_cloud.stream.kept import KeptShards
+from reben_cloud.stream.kept import keep_shards
 from reben_cloud.stream.mixed import open_reader_of, stored_of
 from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
@@ -174,8 +174,6 @@ class RawLoader:
         self._resident = lanes_here * window + (lanes_here * window if prefetch is None else prefetch)
         if self._resident < lanes_here * window:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
-        if memory_bytes and cache_dir is not None:
-            raise ValueError("memory_bytes keeps shards in memory and cache_dir on a disk: give one of them")
         self._memory_bytes = memory_bytes
         self._window = window
         self._reader: Reader = open_reader_of(
@@ -186,7 +184,7 @@ class RawLoader:
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             keep=self._resident,
-            kept=KeptShards(memory_bytes) if memory_bytes else None,
+            kept=keep_shards(memory_bytes, cache_dir),
         )
         if self._steps.shares_lanes and not rank and not stored.is_local:
             _say_shared(lanes, world_size, int(lanes_read.sum()))

@@ -25,6 +25,7 @@ from reben_cloud.sampling import Ints
 from reben_cloud.schema import SampleArray
 from reben_cloud.stream.bands import Narrowed, shown_of
 from reben_cloud.stream.gather import Arrays, Layout, Slot, samples_of
+from reben_cloud.stream.kept import keep_shards
 from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.readers.shards import CACHED_USES
 from reben_cloud.stream.select import Form, StoredSelection, open_reader
@@ -56,6 +57,7 @@ class RawPatches:
         cache_dir: Folder for whole shards of a remote root. A shard goes there whole where the selection has so
             many of its samples that this pays over a few epochs of single reads.
         cache_bytes: Most bytes in that folder; None for no bound.
+        memory_bytes: Most bytes of whole shards, by the same rule, that each process keeps in its memory.
         form: ``shards`` or ``zarr``.
         layout: ``arrays`` or ``records``.
         bands: Names of bands, to have these alone.
@@ -77,6 +79,7 @@ class RawPatches:
         fetch_threads: int = 8,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         bands: Sequence[str] | None = None,
@@ -96,7 +99,7 @@ class RawPatches:
         self._stored = stored
         self._seed = seed
         self._fetch_threads = fetch_threads
-        self._cache = (cache_dir, cache_bytes)
+        self._cache = (cache_dir, cache_bytes, memory_bytes)
         self._form: Form = form
         self._layout: Layout = layout
         self._specs: Mapping[str, SampleArray] = {
@@ -225,7 +228,7 @@ class RawPatches:
 
     @cached_property
     def _reader(self) -> Reader:
-        stored, (cache_dir, cache_bytes) = self._stored, self._cache
+        stored, (cache_dir, cache_bytes, memory_bytes) = self._stored, self._cache
         reader = open_reader(
             stored,
             self.counters,
@@ -233,6 +236,7 @@ class RawPatches:
             layout=self._layout,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
+            kept=keep_shards(memory_bytes, cache_dir),
             keep=self._fetch_threads,
             # A sampler asks for one sample of a shard at a time, and for all of them in an epoch.
             uses=CACHED_USES * -(-len(stored.index) // max(1, len(stored.places.shards))),

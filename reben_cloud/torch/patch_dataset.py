@@ -52,6 +52,8 @@ class PatchDataset(Dataset[T], Generic[T]):
         cache_dir: Folder for whole shards of a remote root; may be shared by processes. A shard goes there where
             the selection has so many of its samples that this pays over a few epochs of single reads.
         cache_bytes: Most bytes in that folder; None for no bound.
+        memory_bytes: Most bytes of whole shards, by the same rule, that each process keeps in its memory; of a local
+            root too. Workers are processes, and each keeps its own.
         form: ``shards`` or ``zarr``.
         layout: As for `StreamLoader`.
         bands: As for `StreamLoader`: names of bands, to have these alone.
@@ -76,6 +78,7 @@ class PatchDataset(Dataset[T], Generic[T]):
         fetch_threads: int = 8,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         bands: Sequence[str] | None = None,
@@ -94,6 +97,7 @@ class PatchDataset(Dataset[T], Generic[T]):
         fetch_threads: int = 8,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         bands: Sequence[str] | None = None,
@@ -111,6 +115,7 @@ class PatchDataset(Dataset[T], Generic[T]):
         fetch_threads: int = 8,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        memory_bytes: int = 0,
         form: Form = "shards",
         layout: Layout = "arrays",
         bands: Sequence[str] | None = None,
@@ -124,6 +129,7 @@ class PatchDataset(Dataset[T], Generic[T]):
             fetch_threads=fetch_threads,
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
+            memory_bytes=memory_bytes,
             form=form,
             layout=layout,
             bands=bands,
