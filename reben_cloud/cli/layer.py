@@ -33,7 +33,9 @@ RootArgument = Annotated[
 DestArgument = Annotated[
     str,
     typer.Argument(
-        help="Path or URL of the new layer (file://, s3://).", show_default=False, parser=new_root
+        help="Path or URL of the new layer (file://, s3://, gs://, az://).",
+        show_default=False,
+        parser=new_root,
     ),
 ]
 LayerArgument = Annotated[

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from reben_cloud.errors import RebenError
-from reben_cloud.files.paths import SCHEMES, local_path, split_scheme
+from reben_cloud.files.paths import ALIASES, SCHEMES, WRITABLE, local_path, split_scheme
 from reben_cloud.root.query import OPTIONS, Query
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def whole_path(value: str | Path) -> Path:
 
 def path_or_url(value: str) -> str:
     """A path, or a URL of a scheme that this package reads, as it is; another scheme is wrong usage."""
-    return _of_scheme(value, (*SCHEMES, "lmdb"))
+    return _of_scheme(value, (*SCHEMES, *ALIASES, "lmdb"))
 
 
 def new_root(value: str) -> str:
     """A path or URL where a command can write a root; another scheme is wrong usage."""
-    return _of_scheme(value, ("file", "s3"))
+    return _of_scheme(value, (*WRITABLE, *ALIASES))
 
 
 def _of_scheme(value: str, schemes: Sequence[str]) -> str:
@@ -86,11 +86,19 @@ def text_or_file(value: str) -> str:
 
 RootArgument = Annotated[
     str,
-    typer.Argument(help="Path or URL of a root (file://, s3://).", show_default=False, parser=path_or_url),
+    typer.Argument(
+        help="Path or URL of a root (file://, s3://, gs://, az://, https://, hf://).",
+        show_default=False,
+        parser=path_or_url,
+    ),
 ]
 NewRootArgument = Annotated[
     str,
-    typer.Argument(help="Path or URL of the new root (file://, s3://).", show_default=False, parser=new_root),
+    typer.Argument(
+        help="Path or URL of the new root (file://, s3://, gs://, az://).",
+        show_default=False,
+        parser=new_root,
+    ),
 ]
 RootOption = Annotated[
     str, typer.Option(help="Path or URL of a root.", show_default=False, parser=path_or_url)

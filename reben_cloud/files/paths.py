@@ -14,15 +14,19 @@ from urllib.parse import unquote
 SCHEMES = ("file", "s3", "gs", "az", "http", "https", "hf", "memory")
 """Schemes of the stores that `store.open_store` opens."""
 
+WRITABLE = ("file", "s3", "gs", "az")
+"""Those of them that can be written to and outlive the process."""
+
+ALIASES = {"gcs": "gs", "abfs": "az", "abfss": "az"}
+"""Other names that fsspec has for some of them."""
+
 _ELSEWHERE = frozenset(
     {
         *SCHEMES,
+        *ALIASES,
         "lmdb",
         "s3a",
         "s3n",
-        "gcs",
-        "abfs",
-        "abfss",
         "adl",
         "hdfs",
         "ftp",

@@ -29,6 +29,9 @@ MAX_CONNECTIONS = 32
 _first_pid: int | None = None
 """The process that made the first client; a forked child inherits it and finds that it is another."""
 
+_ENDPOINTS = ("google_base_url", "base_url", "azure_storage_endpoint", "azure_endpoint", "endpoint")
+"""Options, and in capitals variables, that name another server of Google's or Azure's kind."""
+
 _MEMORY: dict[str, MemoryStore] = {}
 """``memory://name`` roots of this process, as in fsspec: a second open sees the same objects."""
 
@@ -110,8 +113,8 @@ def _connect_cloud(
         ValueError: If neither obstore nor fsspec has such an option for that store.
     """
     config: Any = _cloud_config(scheme, storage_options)
-    endpoints = ("google_base_url", "base_url", "azure_storage_endpoint", "azure_endpoint", "endpoint")
-    http = any(str(config.get(name, "")).startswith("http://") for name in endpoints)
+    given = {name: str(config.get(name) or os.environ.get(name.upper(), "")) for name in _ENDPOINTS}
+    http = any(value.startswith("http://") for value in given.values())
     make = GCSStore if scheme == "gs" else AzureStore
     try:
         return make(
@@ -204,6 +207,10 @@ class ObstoreClient:
     def get(self, path: str, span: Span, *, version: str | None) -> ObstoreAnswer:
         """Ask for bytes of an object; see `answers.Client`."""
         options: Any = {}
+        if isinstance(span, int) and isinstance(self._client, AzureStore):  # which has no ranges from the end
+            there = self.stat(path)
+            span = (max(0, there.size - span), there.size) if there.size else None
+            version = version or there.version
         if span is not None:
             options["range"] = {"suffix": span} if isinstance(span, int) else span
         if self._root is None and is_strong(version):

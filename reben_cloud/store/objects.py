@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,9 +48,9 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, object
     """A store for everything below `url`; nothing is contacted yet.
 
     Args:
-        url: A path, or a ``file://``, ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``,
-            ``http(s)://`` (read-only),
-            ``hf://datasets/OWNER/NAME[@REVISION]/PATH`` (read-only) or ``memory://name`` URL.
+        url: A path, or a ``file://``, ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``
+            (or ``abfs://``), ``http(s)://`` (read-only), ``hf://datasets/OWNER/NAME[@REVISION]/PATH`` (read-only)
+            or ``memory://name`` URL.
         storage_options: Options in fsspec's words or in obstore's; the same dictionary serves pandas, xarray and
             `fsspec.open`. S3: ``key``, ``secret``, ``token``, ``anon``, ``profile``, ``endpoint_url``,
             ``client_kwargs``, ``config_kwargs`` with an ``addressing_style``; or ``access_key_id``,
@@ -307,8 +308,9 @@ class Store:
         )
 
     def delete(self, path: str) -> None:
-        """Delete an object; on S3 also quiet when there is none."""
-        self._try("delete", path, lambda: obstore.delete(self.client, path))
+        """Delete an object; quiet when there is none. Raises StorageError as `get`."""
+        with contextlib.suppress(FileNotFoundError):
+            self._try("delete", path, lambda: obstore.delete(self.client, path))
 
     # -- attempts --------------------------------------------------------------------------------
 
@@ -386,7 +388,7 @@ class Store:
         """Wait before the next attempt, or raise: what `error` means, when another is no use or not allowed."""
         scrub(error)
         name = f"{self.url}/{path}" if path else self.url
-        failure = meaning(error, verb=verb, name=name, way_out=address.way_out(self.url))
+        failure = meaning(error, verb=verb, name=name, ways_out=address.ways_out(self.url))
         if not (self._is_remote and may_pass(error)):
             raise failure from error
         if not tries.wait(wait_s(error)):

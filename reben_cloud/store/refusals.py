@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from obstore import exceptions as obs_errors
 
 from reben_cloud.errors import ChangedError, StorageError, UnreachableError
+from reben_cloud.store.address import WaysOut
 
 _PASSING = (408, 425, 429)
 """Statuses below 500 that are answered otherwise a little later."""
@@ -34,15 +35,14 @@ class SilentError(OSError):
 
 _NO_ANSWER = "no answer from or no connection to the store"
 
-_CHECK_CREDENTIALS = (
-    "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and what they may do"
-)
+_NO_BUCKET = "there is no such bucket"
+_DENIED = "permission denied"
 
 _REFUSALS: Sequence[tuple[Sequence[str], str, str]] = (
     (
         ("NoSuchBucket", "NoSuchContainer", "ContainerNotFound"),
-        "there is no such bucket",
-        "check its name, the endpoint and the region, or make it (`reben-cloud bucket create`)",
+        _NO_BUCKET,
+        "",
     ),
     (
         ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"),
@@ -70,24 +70,25 @@ _REFUSALS: Sequence[tuple[Sequence[str], str, str]] = (
             "AccessDenied",
             "InvalidPayer",
         ),
-        "permission denied",
-        _CHECK_CREDENTIALS,
+        _DENIED,
+        "",
     ),
 )
-"""Codes by which a store refuses who asks, what they mean and what to do; another attempt is no use."""
+"""Codes by which a store refuses who asks, what they mean and what to do, where that does not depend on the store;
+another attempt is no use."""
 
 _GARBLED = ("XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody")
 """Codes by which a store says that bytes did not come to it as they were sent: they are sent again."""
 
 
-def meaning(error: Exception, *, verb: str, name: str, way_out: str) -> OSError:
+def meaning(error: Exception, *, verb: str, name: str, ways_out: WaysOut) -> OSError:
     """What a client's error means to a caller.
 
     Args:
         error: The error, scrubbed.
         verb: What was tried.
         name: What it was tried on.
-        way_out: What to do when nobody answers.
+        ways_out: What to do, by the kind of store.
     """
     if isinstance(error, StorageError):
         return type(error)(f"cannot {verb} {name}: {error}")
@@ -103,13 +104,14 @@ def meaning(error: Exception, *, verb: str, name: str, way_out: str) -> OSError:
         return _meaning_of_status(error, verb=verb, name=name)
     if isinstance(error, SilentError):
         return UnreachableError(
-            f"cannot {verb} {name}: no answer from or no connection to the store ({error}); {way_out}"
+            f"cannot {verb} {name}: no answer from or no connection to the store ({error}); {ways_out.unreachable}"
         )
     # obstore sorts a refusal under several types; its text has the server's own code.
     text = str(error)
     cause = _first_line(text)
     for codes, meant, advice in _REFUSALS:
         if any(code in text for code in codes):
+            advice = advice or (ways_out.no_bucket if meant == _NO_BUCKET else ways_out.refused)
             return StorageError(f"cannot {verb} {name}: {meant} ({cause}); {advice}")
     if any(code in text for code in _GARBLED):
         return StorageError(
@@ -119,10 +121,10 @@ def meaning(error: Exception, *, verb: str, name: str, way_out: str) -> OSError:
     refused = obs_errors.PermissionDeniedError | obs_errors.UnauthenticatedError | PermissionError
     # The answer to a HEAD has no code: an expired token is a bare 400.
     if isinstance(error, refused) or re.search(r"HEAD .*status code: 40[013]", cause):
-        return StorageError(f"cannot {verb} {name}: permission denied ({cause}); {_CHECK_CREDENTIALS}")
+        return StorageError(f"cannot {verb} {name}: {_DENIED} ({cause}); {ways_out.refused}")
     if _is_silence(text):
         return UnreachableError(
-            f"cannot {verb} {name}: no answer from or no connection to the store ({cause}); {way_out}"
+            f"cannot {verb} {name}: no answer from or no connection to the store ({cause}); {ways_out.unreachable}"
         )
     return StorageError(f"cannot {verb} {name}: {cause}")
 
