@@ -1,7 +1,20 @@
 #!/usr/bin/env bash
-# Install what the tests start and pip cannot bring: a real S3 server (Ceph's gateway), a browser, shellcheck.
+# Install what the tests start and pip cannot bring: a real S3 server (Ceph's gateway), a browser, shellcheck; and with
+# npm, where that is, Azure's emulator and an S3 server that ignores conditions (into .cache/npm).
 # Does nothing where they are there already; says what is missing where it may not install.
 set -euo pipefail
+
+servers=(azurite@3.35.0 s3rver@3.7.1)
+cache=$(cd "$(dirname "$0")/.." && pwd)/.cache/npm
+if ! command -v npm >/dev/null; then
+  echo "test-packages.sh: no npm, so the tests of Azure and of careless S3 servers are skipped" >&2
+elif [ "$(cat "$cache/installed" 2>/dev/null)" != "${servers[*]}" ]; then
+  echo "installing ${servers[*]} ..."
+  mkdir -p "$cache"
+  # Both print warnings about what they are made of.
+  npm install --prefix "$cache" --no-save --silent --no-fund --no-audit "${servers[@]}" >/dev/null
+  echo "${servers[*]}" >"$cache/installed"
+fi
 
 declare -A package_of=(
   [ceph-mon]=ceph-mon [ceph-osd]=ceph-osd [radosgw]=radosgw [curl]=curl [shellcheck]=shellcheck [chromium]=chromium

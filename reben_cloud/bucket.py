@@ -7,7 +7,7 @@ nothing in a root.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -67,11 +67,11 @@ def create_bucket(
             leaves them.
 
     Returns:
-        What was done, a line each.
+        What was done, a line each; a setting that the server refuses is a line that begins with ``warning:``.
 
     Raises:
         ConflictError: If the name belongs to somebody else.
-        StorageError: If the store refuses or cannot be reached.
+        StorageError: If the store refuses to make it, or cannot be reached.
         ValueError: If the name can be no bucket's.
     """
     _check_bucket(name)
@@ -87,23 +87,55 @@ def create_bucket(
             raise ConflictError(
                 f"the bucket name {name!r} belongs to somebody else; choose another"
             ) from error
-    with _translated(f"configure the bucket {name!r}"):
-        if versioning:
-            client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
-            done.append("old versions are kept")
-        if cors:
-            client.put_bucket_cors(Bucket=name, CORSConfiguration=_CORS)
-            done.append("pages of any origin may read (CORS)")
-        if expire_uploads_days is not None:
-            rule = {
-                "ID": "interrupted-uploads",
-                "Status": "Enabled",
-                "Filter": {"Prefix": ""},
-                "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": expire_uploads_days},
-            }
-            client.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration={"Rules": [rule]})
-            done.append(f"interrupted uploads are removed after {expire_uploads_days} days")
+    settings: list[tuple[bool, str, str, Callable[[], object]]] = [
+        (
+            versioning,
+            "old versions are kept",
+            "to keep old versions",
+            lambda: client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"}),
+        ),
+        (
+            cors,
+            "pages of any origin may read (CORS)",
+            "to let pages of any origin read (CORS)",
+            lambda: client.put_bucket_cors(Bucket=name, CORSConfiguration=_CORS),
+        ),
+        (
+            expire_uploads_days is not None,
+            f"interrupted uploads are removed after {expire_uploads_days} days",
+            "to remove interrupted uploads",
+            lambda: client.put_bucket_lifecycle_configuration(
+                Bucket=name, LifecycleConfiguration=_without_old_uploads(expire_uploads_days)
+            ),
+        ),
+    ]
+    for is_wanted, said, what, put in settings:
+        if is_wanted:
+            refusal = _put_setting(name, put)
+            done.append(said if refusal is None else f"warning: {what}: this server refuses ({refusal})")
     return done
+
+
+def _put_setting(name: str, put: Callable[[], object]) -> str | None:
+    """Change a setting of a bucket; the code of a refusal, which is another for each server without such a setting."""
+    from botocore.exceptions import ClientError
+
+    with _translated(f"configure the bucket {name!r}"):
+        try:
+            put()
+        except ClientError as error:
+            return str(error.response["Error"].get("Code", "?"))
+    return None
+
+
+def _without_old_uploads(days: int | None) -> dict[str, Any]:
+    rule = {
+        "ID": "interrupted-uploads",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": days},
+    }
+    return {"Rules": [rule]}
 
 
 def _check_bucket(name: str) -> None:

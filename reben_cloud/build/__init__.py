@@ -24,6 +24,7 @@ from reben_cloud.build.receipts import Receipt, read_receipt
 from reben_cloud.build.request import open_plan
 from reben_cloud.build.tasks import START_OVER, run_job
 from reben_cloud.errors import ConflictError
+from reben_cloud.root.commit import begin
 from reben_cloud.root.digest import is_intact, sealed
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.manifest import Manifest
@@ -179,9 +180,7 @@ def claim(plan: BuildPlan) -> Manifest | None:
         raise ConflictError(
             f"{plan.store.url} is not empty: it holds {min(there)}; a root has a folder or prefix of its own"
         )
-    try:
-        plan.store.put(PLAN, json.dumps(sealed(plan.beginning), indent=2).encode(), create=True)
-    except FileExistsError:
+    if not begin(plan.store, PLAN, json.dumps(sealed(plan.beginning), indent=2).encode()):
         _refuse_another_plan(plan)
         _refuse_changed_source(plan, START_OVER.format(url=plan.store.url))
     return None

@@ -14,7 +14,7 @@ from reben_cloud.errors import ConflictError
 from reben_cloud.formats import parquet, vectors
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
-from reben_cloud.root.commit import check_presence, commit
+from reben_cloud.root.commit import begin, check_presence, commit
 from reben_cloud.root.digest import sealed
 from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.root.layers import Layer, read_layer_manifest
@@ -103,14 +103,11 @@ def claim(store: Store, beginning: Mapping[str, object]) -> Layer | None:
             f"{store.url} is not empty: it holds {min(paths)}; a layer has a folder or prefix of its own"
         )
     text = plan_of(beginning)
-    try:
-        store.put(PLAN, text, create=True)
-    except FileExistsError:
-        if bytes(store.get(PLAN)) != text:
-            raise ConflictError(
-                f"{store.url}: another layer was begun there, or this one of something else; remove that "
-                "(reben-cloud layer remove), and write again"
-            ) from None
+    if not begin(store, PLAN, text) and bytes(store.get(PLAN)) != text:
+        raise ConflictError(
+            f"{store.url}: another layer was begun there, or this one of something else; remove that "
+            "(reben-cloud layer remove), and write again"
+        )
     return None
 
 

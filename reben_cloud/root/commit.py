@@ -1,11 +1,47 @@
-"""The last step of whatever publishes: the document that makes a root or a layer one, put when all else is there."""
+"""The first and the last step of whatever publishes.
+
+That is the document that says what is begun, and the one that makes a root or a layer of it when all else is there.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from reben_cloud.errors import ConflictError, StorageError
 from reben_cloud.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def begin(store: Store, path: str, document: bytes) -> bool:
+    """Put the document that says what is begun, unless there is one; whether it was put.
+
+    What follows relies on a store that does not overwrite when it is told not to, so that is tried with the same
+    document, and a warning is logged where the store does not keep it.
+
+    Args:
+        store: Where it is begun.
+        path: Of the document.
+        document: Its bytes.
+
+    Returns:
+        False where there is one already: another process's, or our own whose answer was lost.
+    """
+    try:
+        store.put(path, document, create=True)
+    except FileExistsError:
+        return False
+    if not store.is_local:
+        with suppress(FileExistsError):
+            store.put(path, document, create=True)
+            logger.warning(
+                "%s: this store overwrites objects although it is told not to (If-None-Match: *), and would not tell "
+                "two processes that write here at once: run one at a time",
+                store.url,
+            )
+    return True
 
 
 def check_presence(store: Store, written: Mapping[str, int]) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from reben_cloud.build import Executor, Progress, build, make_plan, silent
 from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.root.commit import begin
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layout import JOURNAL, MANIFEST
 from reben_cloud.root.manifest import Manifest
@@ -44,13 +45,8 @@ def claim_root(store: Store, options: Mapping[str, object], inputs: Mapping[str,
         ConflictError: If the root holds anything else.
     """
     ours = {name: str(value) for name, value in options.items()}
-    if next(iter(store.list()), None) is None:
-        try:
-            store.put(_OPTIONS, json.dumps(ours).encode(), create=True)
-        except FileExistsError:
-            pass  # another process was faster, or our own answer was lost: what is there is compared
-        else:
-            return None
+    if next(iter(store.list()), None) is None and begin(store, _OPTIONS, json.dumps(ours).encode()):
+        return None
     way_out = "repeat those it was begun with, or take an empty root"
     foreign = f"{store.url} is not empty, and was not begun with these inputs and options"
     if not store.exists(_OPTIONS):

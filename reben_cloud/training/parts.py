@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError
 from reben_cloud.formats import parquet
+from reben_cloud.root.commit import begin
 from reben_cloud.root.layer_manifest import PATCH_ID
 from reben_cloud.store import Store
 
@@ -73,16 +74,14 @@ class Parts:
         """
         text = (json.dumps(self.plan, indent=1) + "\n").encode()
         path = self._path(_PLAN)
-        try:
-            self.store.put(path, text, create=True)
-        except FileExistsError:
+        if not begin(self.store, path, text):
             there = bytes(self.store.get(path))
             if there != text:
                 differs = difference(read_plan(there), self.plan)
                 raise ConflictError(
                     f"{self.store.url}/{path}: another prediction was begun there, {differs}; "
                     "finish that one with its own options, or delete this folder, or write elsewhere"
-                ) from None
+                )
 
     def done(self) -> set[int]:
         """Numbers of the parts that are there and not damaged; those that are damaged are to be made again."""
