@@ -28,7 +28,7 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, WeightedRandomSampler  # noqa: E402
 
 from reben_cloud.bigearthnet.reben import REBEN  # noqa: E402
-from reben_cloud.torch import ModelInput, PatchDataset  # noqa: E402
+from reben_cloud.torch import ImageDataset, ModelInput, PatchDataset  # noqa: E402
 from tests.test_torch import warnings_of_fork  # noqa: E402
 
 
@@ -498,3 +498,61 @@ def test_spawned_workers_read_s3_and_the_process_ends(s3_root, tmp_path):
 
     assert done.stdout.split() == [str(NUM_PATCHES)]
     assert not done.stderr
+
+
+# -- as torchgeo's datasets are -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bands", "options"),
+    [
+        pytest.param("ALL", {}, id="all"),
+        pytest.param(("B04", "B03", "B02"), {"normalize": "published"}, id="normalised"),
+        pytest.param(("VV",), {"size": 60}, id="radar"),
+    ],
+)
+def test_images_and_labels_are_those_of_the_loader(selection, bands, options):
+    dataset = pickle.loads(pickle.dumps(ImageDataset(selection, bands=bands, **options)))
+    raw = RawPatches(selection).take([5, 0, 7])
+    image = ModelInput(bands, **{"normalize": None, **options})(
+        {n: torch.as_tensor(v) for n, v in raw.items()}
+    )
+
+    (batch,) = DataLoader(dataset, batch_size=3, sampler=[5, 0, 7])
+
+    assert batch.keys() == {"image", "label"}
+    assert torch.equal(batch["image"], image)
+    assert torch.equal(batch["label"], torch.from_numpy(raw["labels"]).long())
+    assert torch.equal(dataset[7]["image"], image[2])
+    assert len(dataset) == len(selection)
+
+
+def test_transforms_get_whole_samples(selection):
+    dataset = ImageDataset(
+        selection, bands="RGB", transforms=lambda sample: {**sample, "mean": sample["image"].mean()}
+    )
+
+    assert dataset[3]["mean"] == dataset[3]["image"].mean()
+
+
+@pytest.mark.parametrize("bands", ["ALL", ("VV",)])
+def test_a_sample_is_drawn_with_the_names_of_its_labels(selection, bands):
+    dataset = ImageDataset(selection, bands=bands)
+    sample = dataset[0]
+    names = ", ".join(selection[:1].column("reben:labels")[0].as_py())
+    figure = dataset.plot({**sample, "prediction": torch.eye(19, dtype=torch.int64)[1]}, suptitle="a patch")
+
+    (axes,) = figure.axes
+    assert sorted(axes.get_title().split("\n")[0].removeprefix("label: ").split(", ")) == sorted(
+        names.split(", ")
+    )
+    assert axes.get_title().endswith("prediction: Arable land")
+    (shown,) = axes.images
+    assert np.ptp(shown.get_array()) > 0.5
+    assert shown.get_array().shape == ((120, 120, 3) if bands == "ALL" else (120, 120))
+    assert dataset.plot(sample, show_titles=False).axes[0].get_title() == ""
+
+
+def test_a_band_that_is_not_there_is_refused(selection):
+    with pytest.raises(ValueError, match="'B10' is neither a band set"):
+        ImageDataset(selection, bands=("B10",))

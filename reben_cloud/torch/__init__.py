@@ -17,6 +17,7 @@ from reben_cloud.schema import Schema
 from reben_cloud.stream import Expected, Form, Layout, RawLoader, StreamStats, merge_states
 from reben_cloud.stream.gather import Arrays
 from reben_cloud.torch.device import OnDevice, Transform
+from reben_cloud.torch.image_dataset import ImageDataset
 from reben_cloud.torch.model_input import ModelInput
 from reben_cloud.torch.patch_dataset import PatchDataset
 from reben_cloud.torch.pinned import PinnedBatches
@@ -31,6 +32,7 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
 
 __all__ = [
     "Batch",
+    "ImageDataset",
     "ModelInput",
     "OrderOptions",
     "PatchDataset",

@@ -153,14 +153,20 @@ class PatchDataset(Dataset[T], Generic[T]):
 
     def __getitems__(self, indexes: Sequence[int]) -> list[T]:
         """The samples of a batch, read together; raises as ``__getitem__``."""
-        batch = {
-            name: torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-            for name, values in self._raw.take(list(indexes)).items()
-        }
+        batch = self._prepare(
+            {
+                name: torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+                for name, values in self._raw.take(list(indexes)).items()
+            }
+        )
         samples = [{name: values[row] for name, values in batch.items()} for row in range(len(indexes))]
         if self.transform is None:
             return cast("list[T]", samples)
         return [self.transform(sample) for sample in samples]
+
+    def _prepare(self, batch: Sample) -> Sample:
+        """What samples are made of, from a raw batch; before `transform`."""
+        return batch
 
     @property
     def modalities(self) -> tuple[str, ...]:
