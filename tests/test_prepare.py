@@ -33,7 +33,7 @@ from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.geotiff import encode_band
 from reben_cloud.scenes import prepare as prepare_module
-from reben_cloud.scenes.land_cover import load_class_table
+from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.scenes.prepare import (
     CutOptions,
     ProductReport,
@@ -128,7 +128,7 @@ def inputs(official, tmp_path_factory):
 @pytest.fixture(scope="module")
 def recipe(inputs, shared):
     return CutOptions(
-        clc=inputs["clc"],
+        land_cover=inputs["clc"],
         countries=load_countries(),
         v1=shared / "data" / "bigearthnet_pipeline",
         s1_scenes=tuple(open_scenes([inputs["scenes"]])),
@@ -227,7 +227,7 @@ def test_every_pixel_from_the_scene_to_the_batch(prepared, official, tmp_path):
 
 
 def bare(inputs, **options):
-    return CutOptions(clc=inputs["clc"], countries=load_countries(), **options)
+    return CutOptions(land_cover=inputs["clc"], countries=load_countries(), **options)
 
 
 def test_one_zero_pixel_in_any_band_rejects_the_patch(inputs, tmp_path):
@@ -656,7 +656,7 @@ def test_other_patch_sizes_and_classes_for_a_new_region(tmp_path):
     safe = make_safe(tmp_path, name=product, side_m=1260, offset=-1000)
     clc = make_clc(tmp_path / "clc.gpkg", [shapely.box(left, top - 1260, left + 600, top)], [312], epsg=epsg)
     recipe = CutOptions(
-        clc=clc, table=load_class_table("clc_level1"), countries=load_countries(), patch_m=600
+        land_cover=clc, table=load_class_table("clc_level1"), countries=load_countries(), patch_m=600
     )
 
     (report,) = prepare([safe], tmp_path / "out", recipe)
@@ -664,9 +664,8 @@ def test_other_patch_sizes_and_classes_for_a_new_region(tmp_path):
     rows = read_rows(tmp_path / "out")
     assert report.written == 2
     assert [row["patch_id"] for row in rows] == [f"{product}_000_000", f"{product}_000_001"]
-    assert {(row["labels"][0], row["split"], row["s1_name"]) for row in rows} == {
-        ("Forest and semi-natural areas", "train", "")
-    }
+    assert {(row["labels"][0], row["split"]) for row in rows} == {("Forest and semi-natural areas", "train")}
+    assert not {"s1_name", "s2v1_name"} & rows[0].keys()
     path = tmp_path / "out" / "BigEarthNet-S2" / product / f"{product}_000_001" / f"{product}_000_001_B05.tif"
     with rasterio.open(path) as file:
         raw = band_pixels("B05", (63, 63))[30:60, :30].astype(int) - 1000
@@ -760,7 +759,7 @@ def test_a_recipe_that_cannot_be_is_refused(inputs, options, message):
 
 def test_missing_inputs_are_named(inputs, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such land-cover file"):
-        CutOptions(clc=tmp_path / "none.gpkg", countries=load_countries())
+        CutOptions(land_cover=tmp_path / "none.gpkg", countries=load_countries())
     with pytest.raises(FileNotFoundError, match=r"no \.SAFE product there"):
         find_products([tmp_path])
     with pytest.raises(SourceError, match="given twice"):
@@ -882,7 +881,7 @@ def test_a_new_region_of_sentinel_2_alone_goes_all_the_way(tmp_path):
         "geometry": {"type": "Polygon", "coordinates": [ring]},
     }
     countries.write_text(json.dumps({"features": [feature]}))
-    recipe = CutOptions(clc=clc, countries=load_countries(countries, names=None))
+    recipe = CutOptions(land_cover=clc, countries=load_countries(countries, names=None))
 
     prepare([safe], tmp_path / "out", recipe)
     source, metadata = open_source(tmp_path / "out")

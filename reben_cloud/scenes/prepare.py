@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.build import Executor, Progress, local, silent
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.scenes.destination import build_root, claim_root, prepared_folder
 from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs
-from reben_cloud.scenes.metadata import patch_rows, write_metadata
+from reben_cloud.scenes.metadata import metadata_schema, patch_rows, write_metadata
 from reben_cloud.scenes.options import CutOptions
 from reben_cloud.scenes.provenance import differences
 from reben_cloud.scenes.receipts import (
@@ -50,11 +49,6 @@ __all__ = [
     "summary",
     "write_metadata",
 ]
-
-# Former names, until the command line uses those above.
-Recipe = CutOptions
-Report = ProductReport
-default_scratch = prepared_folder
 
 
 def prepare(
@@ -114,7 +108,7 @@ def prepare(
     if all(receipt_path(folder, name).exists() for name in opened):
         # Others may have worked here at the same time.
         _check_options(folder, options)
-        write_metadata(folder)
+        write_metadata(folder, options)
     return sorted(reports, key=lambda report: report.product)
 
 
@@ -158,7 +152,7 @@ def prepare_product(product: SafeProduct, folder: Path, options: CutOptions) -> 
     v1 = options.read_v1(product)
     identity, inputs = options.identity(), options.inputs_of(product, v1)
     if product.failed_checks:
-        rows = OFFICIAL_SCHEMA.empty_table()
+        rows = metadata_schema(options).empty_table()
         report = ProductReport(product=product.name, failed_checks=product.failed_checks)
     else:
         tile = Tile(product=product, options=options)
