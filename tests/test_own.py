@@ -307,3 +307,34 @@ def test_the_official_maps_of_all_codes_make_a_root(tmp_path):
     assert {332, 999} <= {*np.unique(codes)}
     assert dataset.search(labels="Coniferous forest").patch_ids == [f"{product}_00_00"]
     assert dataset.schema.classes == REBEN.classes
+
+
+def test_patches_about_the_antimeridian_in_no_country(tmp_path):
+    """Square 01XDA, in the Arctic Ocean: its second column of patches of 1200 m is across 180 degrees."""
+    product = "S2A_MSIL2A_20240705T000611_N0510_R030_T01XDA"
+    epsg, left, top = grid.tile_corner("01XDA")
+    make_safe(tmp_path / "s2", name=product, side_m=4800)
+    box = shapely.box(left - 100, top - 4900, left + 4900, top + 100)
+    make_clc(tmp_path / "clc.gpkg", [box], [523], epsg=epsg, crs=f"EPSG:{epsg}")
+
+    done = command(
+        "prepare", "--s2", tmp_path / "s2", "--land-cover", tmp_path / "clc.gpkg", "--root", tmp_path / "root"
+    )
+
+    assert done.exit_code == 0, done.output
+    dataset = rc.open(tmp_path / "root")
+    assert dataset.manifest.countries == ()
+    assert verify(dataset, deep=True).problems == ()
+    west, east = (dataset.search(bbox=box) for box in ((179, 70, 180, 75), (-180, 70, -179, 75)))
+    assert len(west) + len(east) == len(dataset) == 16
+    assert {patch_id[-5:-3] for patch_id in west.patch_ids} == {"00", "01"}
+    # Of a map of the world, nothing between its ends.
+    assert len(dataset.search(bbox=(-178, 70, 178, 75))) == 0
+    from fastapi.testclient import TestClient
+
+    from reben_cloud.serve import create_app
+
+    with TestClient(create_app(dataset)) as client:
+        found = client.get("/search", params={"bbox": "-180,70,-179,75"}).json()
+        assert found["numberMatched"] == len(east)
+        assert client.get("/explore/footprints.bin").status_code == 200

@@ -70,9 +70,22 @@ def prepare(
         typer.Option(help="Folder of the v1 lists; keeps only squares of v1.", parser=whole_path),
     ] = None,
     countries: Annotated[
-        Path | None, typer.Option(help="Natural Earth GeoJSON; the ten by default.", parser=path)
+        Path | None, typer.Option(help="Natural Earth file of any level; the ten by default.", parser=path)
     ] = None,
     any_country: Annotated[bool, typer.Option(help="All countries of the file, not the ten.")] = False,
+    country_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Attribute of the file with the name; NAME_LONG, NAME_EN or NAME.", show_default=False
+        ),
+    ] = None,
+    country_distance: Annotated[
+        float | None,
+        typer.Option(
+            help="Metres to the nearest country beyond which a patch has none; 50000, with --v1 any.",
+            show_default=False,
+        ),
+    ] = None,
     classes: Annotated[
         str,
         typer.Option(
@@ -145,6 +158,7 @@ def prepare(
             land_cover=land_cover, out=out,
             root=None if root is None else open_store(root, storage_options(endpoint_url)),
             s2=s2 or (), l1c=l1c or (), s1=s1 or (), v1=v1, countries=countries, any_country=any_country,
+            country_field=country_field, country_distance_m=country_distance,
             classes=classes, code_column=code_column, name=name or "", bands=choose_bands(bands, schema=own_schema()),
             patch_m=patch_size, split=split_rule, block_m=block_size, sen2cor=sen2cor, gpt=gpt, sarsen=sarsen,
             dem=dem, dem_datum=dem_datum, geoid=geoid,

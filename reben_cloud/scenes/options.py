@@ -102,12 +102,14 @@ class CutOptions:
         borders = hashlib.sha256()
         for name, polygon in self.countries.polygons.items():
             borders.update(name.encode() + polygon.wkb)
+        limit = self.countries.max_distance_m
         classes = json.dumps(sorted(self.table.labels.items())).encode()
         found = {
             "patch size": f"{self.patch_m} m",
             "column of codes": self.code_column,
             "classes": f"{self.table.name}, digest {hashlib.sha256(classes).hexdigest()[:16]}",
-            "countries": f"{len(self.countries.polygons)}, digest {borders.hexdigest()[:16]}",
+            "countries": f"{len(self.countries.polygons)}, digest {borders.hexdigest()[:16]}"
+            + ("" if limit is None else f", within {limit:g} m"),
             "Sentinel-1": "patches" if self.s1_v1 else "scenes" if self.s1_scenes else "none",
             **self._identity_of_schema(),
         }

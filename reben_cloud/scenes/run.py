@@ -36,6 +36,10 @@ _RAW_S1 = (".SAFE", ".zip")
 """Suffixes of Sentinel-1 products whose terrain is not corrected yet."""
 
 
+COUNTRY_DISTANCE_M = 50_000
+"""How far a patch may be from its country: coasts of Natural Earth's coarsest map are off by tens of kilometres."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preparation:
     """What patches are made from, by which rules and programs, and where they go.
@@ -64,6 +68,11 @@ class Preparation:
     """Natural Earth's GeoJSON; the polygons of the ten countries by default."""
     any_country: bool = False
     """All countries of that file, not the ten."""
+    country_field: str | None = None
+    """Attribute of that file with the name; NAME_LONG, NAME_EN or NAME by default."""
+    country_distance_m: float | None = None
+    """How far a patch may be from its country, metres; beyond it has none. By default `COUNTRY_DISTANCE_M`, with v1's
+    lists any distance, as in the paper."""
     classes: str = "reben19"
     """Name of a class table, or a TOML file."""
     code_column: str = "code_18"
@@ -252,6 +261,10 @@ def _given(
         "--dem-datum": preparation.dem_datum,
         "--v1": preparation.v1 and preparation.v1.name,
     }
+    if preparation.country_distance_m is not None:
+        options["--country-distance"] = preparation.country_distance_m
+    if preparation.country_field is not None:
+        options["--country-field"] = preparation.country_field
     if preparation.split != "paper":
         options["--split-rule"] = f"{Path(preparation.split).name} {preparation.block_m or ''}".strip()
     if preparation.name:
@@ -278,12 +291,17 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         workers=workers,
     )
     names = None if preparation.any_country else REBEN_COUNTRIES
+    distance_m = preparation.country_distance_m
+    if distance_m is None and preparation.v1 is None:
+        distance_m = COUNTRY_DISTANCE_M
     return CutOptions(
         land_cover=preparation.land_cover,
         name=preparation.name,
         table=load_class_table(preparation.classes),
         code_column=preparation.code_column,
-        countries=load_countries(preparation.countries, names=names),
+        countries=load_countries(
+            preparation.countries, names=names, field=preparation.country_field, max_distance_m=distance_m
+        ),
         v1=preparation.v1,
         s1_v1=official,
         s1_scenes=scenes,
