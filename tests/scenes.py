@@ -87,7 +87,7 @@ def write_jp2(
     """A lossless JP2, tiled like the real ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
-        path, "w", driver="JP2OpenJPEG", height=pixels.shape[0], width=pixels.shape[1], count=1, dtype="uint16",
+        path, "w", driver="JP2OpenJPEG", height=pixels.shape[0], width=pixels.shape[1], count=1, dtype=pixels.dtype,
         crs=f"EPSG:{epsg}", transform=from_origin(left, top, pixel_m, pixel_m),
         QUALITY=100, REVERSIBLE="YES", **options,
     ) as file:  # fmt: skip
@@ -96,9 +96,12 @@ def write_jp2(
 
 def make_safe(
     folder: Path, *, name: str = PRODUCT, side_m: int = 6600, checks: dict[str, str] | None = None,
-    offset: int = 0, pixels: Any = band_pixels,
+    offset: int = 0, pixels: Any = band_pixels, scl: Any = None, cld: Any = None,
 ) -> Path:  # fmt: skip
-    """A Level-2A product of `side_m` metres (a real one has 109,800), the north-west corner of its tile."""
+    """A Level-2A product of `side_m` metres (a real one has 109,800), the north-west corner of its tile.
+
+    Scene classification and cloud probability, uint8 of 20 m pixels, are there if they are given.
+    """
     square, time = name[39:44], name[11:26]
     epsg, left, top = grid.tile_corner(square)
     safe = folder / f"{name}_20240101T000000.SAFE"
@@ -113,6 +116,10 @@ def make_safe(
                     epsg=epsg, left=left, top=top, pixel_m=resolution,
                 )  # fmt: skip
     listed.append(f"GRANULE/{granule}/IMG_DATA/R20m/T{square}_{time}_SCL_20m")
+    quality = safe / "GRANULE" / granule / "QI_DATA" / "MSK_CLDPRB_20m.jp2"
+    for path, mask in ((safe / f"{listed[-1]}.jp2", scl), (quality, cld)):
+        if mask is not None:
+            write_jp2(path, mask.astype(np.uint8), epsg=epsg, left=left, top=top, pixel_m=20)
     start = f"{time[:4]}-{time[4:6]}-{time[6:8]}T{time[9:11]}:{time[11:13]}:{time[13:]}.026Z"
     offsets = "".join(f'<BOA_ADD_OFFSET band_id="{i}">{offset}</BOA_ADD_OFFSET>' for i in range(13))
     (safe / "MTD_MSIL2A.xml").write_text(
@@ -275,7 +282,10 @@ def make_abroad(folder: Path, *, codes: Any = (10, 20, 30, 40, 50, 60, 70, 80, 9
         codes: Codes of the land cover.
     """
     for product, scene in ((KENYA, "20240114T155001"), (CHILE, "20240119T235902")):
-        make_safe(folder / "products", name=product, side_m=ABROAD_M)
+        y, x = np.indices((ABROAD_M // 20,) * 2)
+        # A cloud over the north-west, its shadow beside it, snow in the south, and else vegetation.
+        scl = np.select([(y < 100) & (x < 90), (y < 100) & (x < 130), y > 440], [9, 3, 11], 4)
+        make_safe(folder / "products", name=product, side_m=ABROAD_M, scl=scl)
         make_world_raster(
             folder / "cover" / f"{product[38:44]}.tif", product=product, side_m=ABROAD_M, codes=codes
         )

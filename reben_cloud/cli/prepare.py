@@ -113,6 +113,10 @@ def prepare(
     block_size: Annotated[
         int | None, typer.Option(help="Side of a block of --split-rule blocks, metres.", show_default=False)
     ] = None,
+    flag_cloud: Annotated[
+        float, typer.Option(help="Share of cloud and shadow from which on a patch is flagged, without --v1.")
+    ] = 0.2,
+    flag_snow: Annotated[float, typer.Option(help="The same of snow and ice.")] = 0.2,
     sen2cor: Annotated[str, typer.Option(help="L2A_Process of sen2cor 2.11.")] = "L2A_Process",
     gpt: Annotated[str, typer.Option(help="gpt of ESA SNAP, for GRD products.")] = "gpt",
     sarsen: Annotated[
@@ -150,6 +154,7 @@ def prepare(
     from reben_cloud.bigearthnet.inputs import choose_bands
     from reben_cloud.bigearthnet.own import own_schema
     from reben_cloud.scenes.prepare import summary
+    from reben_cloud.scenes.quality import FlagRule
     from reben_cloud.scenes.run import Preparation, run
     from reben_cloud.store import open_store
 
@@ -160,7 +165,8 @@ def prepare(
             s2=s2 or (), l1c=l1c or (), s1=s1 or (), v1=v1, countries=countries, any_country=any_country,
             country_field=country_field, country_distance_m=country_distance,
             classes=classes, code_column=code_column, name=name or "", bands=choose_bands(bands, schema=own_schema()),
-            patch_m=patch_size, split=split_rule, block_m=block_size, sen2cor=sen2cor, gpt=gpt, sarsen=sarsen,
+            patch_m=patch_size, split=split_rule, block_m=block_size,
+            flags=FlagRule(cloud_or_shadow=flag_cloud, snow=flag_snow), sen2cor=sen2cor, gpt=gpt, sarsen=sarsen,
             dem=dem, dem_datum=dem_datum, geoid=geoid,
         )  # fmt: skip
     with usage(), ends_at_once(lambda: f"; what is done stays done in {preparation.folder},"):

@@ -50,7 +50,7 @@ def identify_inputs(
     for path in products:
         product = open_safe(path)
         found[f"{product.name} generation time"] = product.generation
-        for file in product.files:
+        for file in (*product.files, *product.masks.values()):
             found |= identify(product.name, file)
     for role, paths in others.items():
         for given in paths:

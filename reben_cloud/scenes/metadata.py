@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import write_whole
 from reben_cloud.formats import parquet
 from reben_cloud.scenes.options import CutOptions
+from reben_cloud.scenes.quality import COLUMNS
 from reben_cloud.scenes.receipts import list_receipts
 from reben_cloud.scenes.separation import Separation, separations
 from reben_cloud.scenes.split import Squares
@@ -40,7 +42,8 @@ def metadata_schema(options: CutOptions) -> pa.Schema:
     if options.is_official:
         return OFFICIAL_SCHEMA
     left = {*(() if options.has_s1 else ("s1_name",)), *(("s2v1_name",) if options.v1 is None else ())}
-    return pa.schema([field for field in OFFICIAL_SCHEMA if field.name not in left])
+    kept = [field for field in OFFICIAL_SCHEMA if field.name not in left]
+    return pa.schema([*kept, *(pa.field(name, pa.float32()) for name in COLUMNS)])
 
 
 def patch_rows(tile: Tile, cut: Cut, v1: Mapping[tuple[int, int], V1Patch] | None) -> pa.Table:
@@ -61,16 +64,23 @@ def patch_rows(tile: Tile, cut: Cut, v1: Mapping[tuple[int, int], V1Patch] | Non
     known = [v1[column, row] if v1 is not None else None for row, column in places]
     ids = [tile.patch_id(*place) for place in places]
     squares = Squares(ids, product.epsg, left, top, side, (product.left, product.top))
-    columns = {
+    columns: dict[str, Any] = {
         "patch_id": ids,
         "labels": [cut.labels.of(*place) for place in places],
         "split": tile.options.split.splits_of(squares),
         "country": tile.options.countries.nearest(epsg=product.epsg, left=left, top=top, side_m=side),
         "s1_name": [cut.s1_names.get(place, "") for place in places],
         "s2v1_name": [patch.name if patch else "" for patch in known],
-        "contains_seasonal_snow": [patch is not None and patch.snow for patch in known],
-        "contains_cloud_or_shadow": [patch is not None and patch.cloud for patch in known],
     }
+    snow, cloud = cut.quality.flags(tile.options.flags, tile.shape)
+    if v1 is not None:
+        columns["contains_seasonal_snow"] = [patch is not None and patch.snow for patch in known]
+        columns["contains_cloud_or_shadow"] = [patch is not None and patch.cloud for patch in known]
+    else:
+        columns["contains_seasonal_snow"], columns["contains_cloud_or_shadow"] = snow[y, x], cloud[y, x]
+    for name in COLUMNS:
+        shares = cut.quality.shares.get(name)
+        columns[name] = [None] * len(ids) if shares is None else shares[y, x]
     arrays = [pa.array(columns[field.name], field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema).sort_by("patch_id")
 

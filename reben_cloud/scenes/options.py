@@ -19,6 +19,7 @@ from reben_cloud.scenes.class_table import REBEN19, ClassTable
 from reben_cloud.scenes.land_raster import raster_files
 from reben_cloud.scenes.official_s1 import v1_files
 from reben_cloud.scenes.provenance import identify, identify_many
+from reben_cloud.scenes.quality import FlagRule
 from reben_cloud.scenes.safe import SafeProduct
 from reben_cloud.scenes.sentinel1 import Scene
 from reben_cloud.scenes.split import PaperSplit, SplitRule
@@ -51,6 +52,8 @@ class CutOptions:
     """Side of a patch, metres; a multiple of the largest pixel of `bands`, at most 109800."""
     split: SplitRule = field(default_factory=PaperSplit)
     """Which split a patch belongs to."""
+    flags: FlagRule = field(default_factory=FlagRule)
+    """From which shares of cloud, shadow and snow on patches are flagged, where there are no v1 lists."""
 
     def __post_init__(self) -> None:
         if not self.land_cover.exists():
@@ -122,6 +125,10 @@ class CutOptions:
     def _identity_of_schema(self) -> dict[str, str]:
         """What else tells datasets apart, where it is not reBEN's: nothing is new in what was begun before."""
         found = dict(self.split.identity())
+        if self.v1 is None:
+            found["flags"] = (
+                f"cloud or shadow from {self.flags.cloud_or_shadow:g}, snow from {self.flags.snow:g}"
+            )
         if self.name:
             found["name"] = self.name
         if {*self.bands} != {*ALL_BANDS}:
@@ -144,7 +151,7 @@ class CutOptions:
             v1: What `read_v1` gives for it.
         """
         found = {"generation time": product.generation}
-        for path in product.files:
+        for path in (*product.files, *(() if self.is_official else product.masks.values())):
             found |= identify("Sentinel-2", path)
         for scene in self.s1_scenes:
             if scene.reaches(epsg=product.epsg, bounds=product.bounds):

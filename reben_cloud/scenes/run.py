@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from reben_cloud.scenes.prepare import (
     prepared_folder,
 )
 from reben_cloud.scenes.processors import run_sen2cor
+from reben_cloud.scenes.quality import FlagRule
 from reben_cloud.scenes.separation import Separation, describe
 from reben_cloud.scenes.split import open_split
 from reben_cloud.store import Store
@@ -87,6 +88,8 @@ class Preparation:
     """``paper``, ``blocks``, or a table of splits (`split.open_split`)."""
     block_m: int | None = None
     """Side of a block, metres, for ``blocks``."""
+    flags: FlagRule = field(default_factory=FlagRule)
+    """From which shares of cloud, shadow and snow on patches are flagged, where there is no `v1`."""
     sen2cor: str = "L2A_Process"
     """Name or path of sen2cor's program."""
     gpt: str = "gpt"
@@ -267,6 +270,11 @@ def _given(
         options["--country-field"] = preparation.country_field
     if preparation.split != "paper":
         options["--split-rule"] = f"{Path(preparation.split).name} {preparation.block_m or ''}".strip()
+    if preparation.flags != FlagRule():
+        options["--flag-cloud"], options["--flag-snow"] = (
+            preparation.flags.cloud_or_shadow,
+            preparation.flags.snow,
+        )
     if preparation.name:
         options["--name"] = preparation.name
     if {*preparation.bands} != {*ALL_BANDS}:
@@ -308,4 +316,5 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         bands=tuple(preparation.bands),
         patch_m=preparation.patch_m,
         split=open_split(preparation.split, block_m=preparation.block_m),
+        flags=preparation.flags,
     )

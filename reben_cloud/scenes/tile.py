@@ -30,6 +30,7 @@ from reben_cloud.scenes.land_raster import raster_files, read_land_raster
 from reben_cloud.scenes.official_s1 import read_medians, v1_files
 from reben_cloud.scenes.options import CutOptions
 from reben_cloud.scenes.pairing import pair
+from reben_cloud.scenes.quality import Quality, measure_quality
 from reben_cloud.scenes.rules import PatchLabels, Squares, label_patches, mark, without_nodata
 from reben_cloud.scenes.safe import SafeProduct
 from reben_cloud.scenes.sentinel1 import POLARIZATIONS, check_backscatter
@@ -82,6 +83,8 @@ class Cut:
     """Labels of all squares."""
     s1_names: Mapping[tuple[int, int], str]
     """(y, x) -> name of the Sentinel-1 patch; empty where patches get none."""
+    quality: Quality
+    """What the product's masks say; nothing of the paper's recipe, which does not ask."""
 
 
 def cut_product(tile: Tile, folder: Path, v1: Mapping[tuple[int, int], V1Patch] | None) -> Cut:
@@ -113,7 +116,14 @@ def cut_product(tile: Tile, folder: Path, v1: Mapping[tuple[int, int], V1Patch] 
     with_s1 = mark(s1_names, shape=tile.shape) if tile.options.has_s1 else every
     squares = Squares(filled=filled, in_v1=in_v1, labelled=labels.kept, with_s1=with_s1)
     _remove(tile, folder, begun & ~squares.kept)
-    return Cut(squares=squares, labels=labels, s1_names=s1_names)
+    quality = Quality(shares={})
+    if not tile.options.is_official:
+        quality = measure_quality(tile.product, patch_m=tile.options.patch_m, shape=tile.shape)
+        if not quality.shares:
+            logger.warning(
+                "%s: no scene classification (SCL), so nothing is known of clouds and snow", tile.product.name
+            )
+    return Cut(squares=squares, labels=labels, s1_names=s1_names, quality=quality)
 
 
 def _write_s2(
