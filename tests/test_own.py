@@ -338,3 +338,20 @@ def test_patches_about_the_antimeridian_in_no_country(tmp_path):
         found = client.get("/search", params={"bbox": "-180,70,-179,75"}).json()
         assert found["numberMatched"] == len(east)
         assert client.get("/explore/footprints.bin").status_code == 200
+
+
+def test_land_cover_may_be_added_with_further_products(inputs, tmp_path):
+    first, second = (inputs / "products" / f"{product}_20240101T000000.SAFE" for product in PRODUCTS)
+    cover = tmp_path / "cover"
+    cover.mkdir()
+    given = ["--land-cover", cover, "--classes", inputs / "classes.toml", "--out", tmp_path / "out"]
+    (cover / "kenya.tif").write_bytes((inputs / "cover" / "T37MBU.tif").read_bytes())
+    assert command("prepare", "--s2", first, *given).exit_code == 0
+
+    (cover / "chile.tif").write_bytes((inputs / "cover" / "T19HCC.tif").read_bytes())
+    done = command("prepare", "--s2", first, "--s2", second, *given)
+    (cover / "more.tif").write_bytes((inputs / "cover" / "T37MBU.tif").read_bytes())
+    failed = command("prepare", "--s2", first, "--s2", second, *given)
+
+    assert "written now: 64 patches of 1 product; already there: 64 patches of 1 product" in done.stdout
+    assert "land cover more.tif is new" in str(failed.exception)

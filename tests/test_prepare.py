@@ -445,12 +445,6 @@ CHANGES = [
     pytest.param(
         lambda given: write_again(next(given.rglob("S1A*.tif")), bytes), "Sentinel-1 S1A_.*_VV_VH.tif: was ", id="scene"
     ),
-    pytest.param(
-        lambda given: shutil.copy(
-            next(given.rglob("S1A*.tif")), given / "s1" / "S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif"
-        ),
-        r"Sentinel-1 S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif is new", id="one scene more",
-    ),
     pytest.param(lambda given: write_again(given / "clc.gpkg", bytes), r"land cover clc.gpkg: was ", id="land cover"),
     *(
         pytest.param(
@@ -479,7 +473,15 @@ def test_a_product_of_other_inputs_is_refused_by_what_differs(landscape, made, t
     assert contents(out) == before
 
 
-@pytest.mark.parametrize(("change", "message"), CHANGES)
+ONE_SCENE_MORE = pytest.param(
+    lambda given: shutil.copy(
+        next(given.rglob("S1A*.tif")), given / "s1" / "S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif"
+    ),
+    r"--s1 s1/S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif is new", id="one scene more",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), [*CHANGES, ONE_SCENE_MORE])
 def test_a_root_of_other_inputs_is_refused_by_what_differs(landscape, made, tmp_path, change, message):
     given, root = copied(landscape, made, tmp_path)[0], tmp_path / "root"
     assert json.loads(run(given, "--root", root, "--json").stdout)["published_already"] is True
@@ -545,6 +547,32 @@ def test_a_scene_that_is_out_of_reach_changes_nothing(landscape, made, tmp_path)
         file.write(np.full((2, 9, 9), -9, np.float32))
 
     assert "already there: 9 patches of 1 product;" in run(given, "--out", out).stdout
+
+
+def test_products_and_scenes_are_added_to_a_destination(landscape, made, tmp_path, caplog):
+    """A further product with a further scene, which reaches the first product too: that stays what it was."""
+    given, out = copied(landscape, made, tmp_path)
+    before = contents(out / "BigEarthNet-S1") | contents(out / "BigEarthNet-S2")
+    other = PRODUCT_OF_SCENES.replace("20170613", "20170623")
+    make_safe(given / "s2", name=other, side_m=1200)
+    later = given / "s1" / "S1A_IW_GRDH_1SDV_20170623T165043_VV_VH.tif"
+    shutil.copy(next(given.rglob("S1A*.tif")), later)
+
+    done = run(given, "--out", out)
+
+    assert done.exit_code == 0
+    assert "written now: 1 patch of 1 product; already there: 9 patches of 1 product" in done.stdout
+    rows = {row["patch_id"]: row["s1_name"] for row in read_rows(out)}
+    assert {name[:32] for patch_id, name in rows.items() if "20170613" in patch_id[:26]} == {
+        "S1A_IW_GRDH_1SDV_20170613T165043"
+    }
+    assert rows[f"{other}_00_00"].startswith("S1A_IW_GRDH_1SDV_20170623T165043")
+    assert before.items() <= (contents(out / "BigEarthNet-S1") | contents(out / "BigEarthNet-S2")).items()
+    assert f"{PRODUCT_OF_SCENES}: was made before {later.name} came, which reaches it too" in caplog.text
+    # A scene that it was made from must be what it was, and be there.
+    next(given.rglob("S1A*20170613*.tif")).unlink()
+    failed = run(given, "--out", out)
+    assert "Sentinel-1 S1A_IW_GRDH_1SDV_20170613T165043_VV_VH.tif is gone" in str(failed.exception)
 
 
 def test_written_and_already_there_are_told_apart(landscape, made, tmp_path):

@@ -41,6 +41,34 @@ def raster_files(path: Path) -> list[Path]:
     return [path] if path.suffix.lower() in _SUFFIXES else []
 
 
+def files_reaching(files: Sequence[Path], *, epsg: int, bounds: tuple[int, int, int, int]) -> list[Path]:
+    """Those of several rasters that may have something in a rectangle, by their headers.
+
+    Args:
+        files: As for `read_land_raster`.
+        epsg: CRS of the rectangle.
+        bounds: West, south, east and north, metres.
+
+    Raises:
+        SourceError: If a raster cannot be read.
+    """
+    west, south, east, north = bounds
+    square, side_m = Square(epsg, west, north), max(east - west, north - south)
+    found = []
+    for file in files:
+        name = os.fspath(file)
+        with open_zarr(name) if is_zarr(name) else open_gdal(name) as raster:
+            _check(raster, name)
+            # Of a Zarr store this would read pixels.
+            if is_zarr(name):
+                found.append(file)
+                continue
+            with raster.around([square], Wanted((raster.facts.bands[0].index,), side_m, PIXEL_M)) as cut:
+                if cut is not None:
+                    found.append(file)
+    return found
+
+
 def read_land_raster(
     files: Sequence[Path], *, epsg: int, left: int, top: int, shape: tuple[int, int], table: ClassTable
 ) -> NDArray[np.uint16]:

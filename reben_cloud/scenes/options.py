@@ -16,7 +16,7 @@ from reben_cloud.bigearthnet.own import ALL_BANDS, OWN_NAME, check_bands, larges
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.bigearthnet.v1 import V1Patch, list_files, read_v1
 from reben_cloud.scenes.class_table import REBEN19, ClassTable
-from reben_cloud.scenes.land_raster import raster_files
+from reben_cloud.scenes.land_raster import files_reaching, raster_files
 from reben_cloud.scenes.official_s1 import v1_files
 from reben_cloud.scenes.provenance import identify, identify_many
 from reben_cloud.scenes.quality import FlagRule
@@ -24,6 +24,9 @@ from reben_cloud.scenes.safe import SafeProduct
 from reben_cloud.scenes.sentinel1 import Scene
 from reben_cloud.scenes.split import PaperSplit, SplitRule
 from reben_cloud.schema import Schema
+
+SCENE_ROLE = "Sentinel-1"
+"""What a scene is called in the inputs of a product."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,8 +119,8 @@ class CutOptions:
             "Sentinel-1": "patches" if self.s1_v1 else "scenes" if self.s1_scenes else "none",
             **self._identity_of_schema(),
         }
-        for path in raster_files(self.land_cover) or [self.land_cover]:
-            found |= identify("land cover", path)
+        if not raster_files(self.land_cover):
+            found |= identify("land cover", self.land_cover)
         for path in () if self.v1 is None else list_files(self.v1):
             found |= identify("v1 list", path)
         return found
@@ -144,7 +147,9 @@ class CutOptions:
         return None if self.v1 is None else read_v1(self.v1, product.name)
 
     def inputs_of(self, product: SafeProduct, v1: Mapping[tuple[int, int], V1Patch] | None) -> dict[str, str]:
-        """What one product is made from: its generation and files, and the Sentinel-1 that may go into it.
+        """What one product is made from: its generation and files, rasters of land cover and Sentinel-1 that reach it.
+
+        What is not near it may be added or taken away later, with further products.
 
         Args:
             product: The product.
@@ -153,10 +158,12 @@ class CutOptions:
         found = {"generation time": product.generation}
         for path in (*product.files, *(() if self.is_official else product.masks.values())):
             found |= identify("Sentinel-2", path)
+        for path in files_reaching(raster_files(self.land_cover), epsg=product.epsg, bounds=product.bounds):
+            found |= identify("land cover", path)
         for scene in self.s1_scenes:
             if scene.reaches(epsg=product.epsg, bounds=product.bounds):
                 for path in scene.files:
-                    found |= identify("Sentinel-1", path)
+                    found |= identify(SCENE_ROLE, path)
         if self.s1_v1 is not None and v1 is not None:
             names = [patch.s1_name for patch in v1.values() if patch.s1_name is not None]
             patches = [v1_files(self.s1_v1, name, missing_ok=True).values() for name in names]
