@@ -45,6 +45,7 @@ from reben_cloud.scenes.prepare import (
     summary,
 )
 from reben_cloud.scenes.rules import Squares
+from reben_cloud.scenes.run import COUNTRY_DISTANCE_M
 from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.sentinel1 import open_scenes
 from reben_cloud.sources.recognise import open_source
@@ -381,8 +382,9 @@ def test_ctrl_c_says_so_and_the_same_command_goes_on(inputs, tmp_path, workers):
     assert "Traceback" not in err
     assert "stopped; what is done stays done in" in err
     assert not (tmp_path / "out" / "metadata.parquet").exists()
-    prepare(products, tmp_path / "out", bare(inputs))
-    prepare(products, tmp_path / "whole", bare(inputs))
+    options = replace(bare(inputs), countries=load_countries(max_distance_m=COUNTRY_DISTANCE_M))
+    prepare(products, tmp_path / "out", options)
+    prepare(products, tmp_path / "whole", options)
     made = {name: data for name, data in contents(tmp_path / "out").items() if not name.endswith(".part")}
     assert made == contents(tmp_path / "whole")
 

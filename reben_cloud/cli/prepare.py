@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -64,6 +64,16 @@ def prepare(
             help="Official S1 patches, terrain-corrected dB scenes, or GRD products; repeat.",
             parser=whole_path,
         ),
+    ] = None,
+    s1_max_days: Annotated[
+        float | None,
+        typer.Option(help="Greatest gap between the acquisitions of a pair, days.", show_default=False),
+    ] = None,
+    s1_direction: Annotated[
+        str | None, typer.Option(help="Only ascending, or descending, scenes.", show_default=False)
+    ] = None,
+    s1_orbit: Annotated[
+        int | None, typer.Option(help="Only scenes of this relative orbit.", show_default=False)
     ] = None,
     v1: Annotated[
         Path | None,
@@ -153,17 +163,24 @@ def prepare(
     """Make patches, maps, labels and metadata from Sentinel scenes and land cover; run again, it continues."""
     from reben_cloud.bigearthnet.inputs import choose_bands
     from reben_cloud.bigearthnet.own import own_schema
+    from reben_cloud.scenes.choice import Direction, SceneChoice
     from reben_cloud.scenes.prepare import summary
     from reben_cloud.scenes.quality import FlagRule
     from reben_cloud.scenes.run import Preparation, run
     from reben_cloud.store import open_store
 
     with usage():
+        choice = SceneChoice(
+            max_gap_days=s1_max_days,
+            direction=cast("Direction | None", s1_direction),
+            relative_orbit=s1_orbit,
+        )
         preparation = Preparation(
             land_cover=land_cover, out=out,
             root=None if root is None else open_store(root, storage_options(endpoint_url)),
-            s2=s2 or (), l1c=l1c or (), s1=s1 or (), v1=v1, countries=countries, any_country=any_country,
-            country_field=country_field, country_distance_m=country_distance,
+            s2=s2 or (), l1c=l1c or (), s1=s1 or (), s1_choice=choice, v1=v1,
+            countries=countries, any_country=any_country, country_field=country_field,
+            country_distance_m=country_distance,
             classes=classes, code_column=code_column, name=name or "", bands=choose_bands(bands, schema=own_schema()),
             patch_m=patch_size, split=split_rule, block_m=block_size,
             flags=FlagRule(cloud_or_shadow=flag_cloud, snow=flag_snow), sen2cor=sen2cor, gpt=gpt, sarsen=sarsen,

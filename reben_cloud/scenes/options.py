@@ -15,6 +15,7 @@ from reben_cloud.bigearthnet.country import Countries
 from reben_cloud.bigearthnet.own import ALL_BANDS, OWN_NAME, check_bands, largest_pixel, own_schema
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.bigearthnet.v1 import V1Patch, list_files, read_v1
+from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.class_table import REBEN19, ClassTable
 from reben_cloud.scenes.land_raster import files_reaching, raster_files
 from reben_cloud.scenes.official_s1 import v1_files
@@ -49,6 +50,8 @@ class CutOptions:
     """Folder of official S1 patches, found by the names that `v1` gives."""
     s1_scenes: tuple[Scene, ...] = ()
     """Terrain-corrected scenes to cut S1 patches from, where there is no `s1_v1`."""
+    s1_choice: SceneChoice = ALL_SCENES
+    """Which of the scenes may go with a product."""
     bands: tuple[str, ...] = ALL_BANDS
     """Bands of Sentinel-2 that patches get; a zero pixel in another band rejects no patch."""
     patch_m: int = PATCH_M
@@ -127,7 +130,7 @@ class CutOptions:
 
     def _identity_of_schema(self) -> dict[str, str]:
         """What else tells datasets apart, where it is not reBEN's: nothing is new in what was begun before."""
-        found = dict(self.split.identity())
+        found = self.split.identity() | self.s1_choice.identity()
         if self.v1 is None:
             found["flags"] = (
                 f"cloud or shadow from {self.flags.cloud_or_shadow:g}, snow from {self.flags.snow:g}"
@@ -160,7 +163,9 @@ class CutOptions:
             found |= identify("Sentinel-2", path)
         for path in files_reaching(raster_files(self.land_cover), epsg=product.epsg, bounds=product.bounds):
             found |= identify("land cover", path)
-        for scene in self.s1_scenes:
+        for scene in self.s1_choice.ordered(
+            self.s1_scenes, time=product.time, epsg=product.epsg, bounds=product.bounds
+        ):
             if scene.reaches(epsg=product.epsg, bounds=product.bounds):
                 for path in scene.files:
                     found |= identify(SCENE_ROLE, path)

@@ -13,6 +13,7 @@ from reben_cloud.bigearthnet.country import REBEN_COUNTRIES, load_countries
 from reben_cloud.bigearthnet.own import ALL_BANDS
 from reben_cloud.build import Executor, Progress, local, published, silent
 from reben_cloud.root.manifest import Manifest
+from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.scenes.land_raster import raster_files
 from reben_cloud.scenes.metadata import read_separations
@@ -63,6 +64,8 @@ class Preparation:
     """Level-1C ``.SAFE`` folders, made Level-2A first."""
     s1: Sequence[Path] = ()
     """Official S1 patches, terrain-corrected scenes in dB, or GRD products."""
+    s1_choice: SceneChoice = ALL_SCENES
+    """Which of the scenes may go with a product."""
     v1: Path | None = None
     """Folder of the v1 lists; only squares of v1 are kept."""
     countries: Path | None = None
@@ -264,6 +267,7 @@ def _given(
         "--dem-datum": preparation.dem_datum,
         "--v1": preparation.v1 and preparation.v1.name,
     }
+    options |= preparation.s1_choice.identity()
     if preparation.country_distance_m is not None:
         options["--country-distance"] = preparation.country_distance_m
     if preparation.country_field is not None:
@@ -296,6 +300,7 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         dem=preparation.dem,
         dem_datum=preparation.dem_datum,
         geoid=preparation.geoid,
+        choice=preparation.s1_choice,
         workers=workers,
     )
     names = None if preparation.any_country else REBEN_COUNTRIES
@@ -313,6 +318,7 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         v1=preparation.v1,
         s1_v1=official,
         s1_scenes=scenes,
+        s1_choice=preparation.s1_choice,
         bands=tuple(preparation.bands),
         patch_m=preparation.patch_m,
         split=open_split(preparation.split, block_m=preparation.block_m),

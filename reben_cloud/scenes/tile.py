@@ -243,7 +243,7 @@ def _cut_s1(tile: Tile, folder: Path, wanted: NDArray[np.bool_]) -> Iterator[tup
     product = tile.product
     pieces = pair(
         tile.options.s1_scenes, time=product.time, epsg=product.epsg, left=product.left, top=product.top,
-        patch_px=tile.side_px(PIXEL_M), wanted=wanted,
+        patch_px=tile.side_px(PIXEL_M), wanted=wanted, choice=tile.options.s1_choice,
     )  # fmt: skip
     for piece in pieces:
         name = grid.format_s1_name(piece.scene.name, product.square, piece.x, piece.y)
