@@ -5,11 +5,13 @@ Pixel values are computed from (band, y, x), so that a patch shows where it was 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyogrio
+import pyproj
 import rasterio
 import shapely
 from rasterio.transform import from_origin
@@ -85,7 +87,7 @@ def write_jp2(
     """A lossless JP2, tiled like the real ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
-        path, "w", driver="JP2OpenJPEG", height=pixels.shape[0], width=pixels.shape[1], count=1, dtype="uint16",
+        path, "w", driver="JP2OpenJPEG", height=pixels.shape[0], width=pixels.shape[1], count=1, dtype=pixels.dtype,
         crs=f"EPSG:{epsg}", transform=from_origin(left, top, pixel_m, pixel_m),
         QUALITY=100, REVERSIBLE="YES", **options,
     ) as file:  # fmt: skip
@@ -94,9 +96,12 @@ def write_jp2(
 
 def make_safe(
     folder: Path, *, name: str = PRODUCT, side_m: int = 6600, checks: dict[str, str] | None = None,
-    offset: int = 0, pixels: Any = band_pixels,
+    offset: int = 0, pixels: Any = band_pixels, scl: Any = None, cld: Any = None,
 ) -> Path:  # fmt: skip
-    """A Level-2A product of `side_m` metres (a real one has 109,800), the north-west corner of its tile."""
+    """A Level-2A product of `side_m` metres (a real one has 109,800), the north-west corner of its tile.
+
+    Scene classification and cloud probability, uint8 of 20 m pixels, are there if they are given.
+    """
     square, time = name[39:44], name[11:26]
     epsg, left, top = grid.tile_corner(square)
     safe = folder / f"{name}_20240101T000000.SAFE"
@@ -111,6 +116,10 @@ def make_safe(
                     epsg=epsg, left=left, top=top, pixel_m=resolution,
                 )  # fmt: skip
     listed.append(f"GRANULE/{granule}/IMG_DATA/R20m/T{square}_{time}_SCL_20m")
+    quality = safe / "GRANULE" / granule / "QI_DATA" / "MSK_CLDPRB_20m.jp2"
+    for path, mask in ((safe / f"{listed[-1]}.jp2", scl), (quality, cld)):
+        if mask is not None:
+            write_jp2(path, mask.astype(np.uint8), epsg=epsg, left=left, top=top, pixel_m=20)
     start = f"{time[:4]}-{time[4:6]}-{time[6:8]}T{time[9:11]}:{time[11:13]}:{time[13:]}.026Z"
     offsets = "".join(f'<BOA_ADD_OFFSET band_id="{i}">{offset}</BOA_ADD_OFFSET>' for i in range(13))
     (safe / "MTD_MSIL2A.xml").write_text(
@@ -144,8 +153,6 @@ def make_clc(
     epsg: int = 32633,
 ) -> Path:  # fmt: skip
     """A CORINE GeoPackage as the official one: polygons given in UTM, stored in EPSG:3035."""
-    import pyproj
-
     to = pyproj.Transformer.from_crs(epsg, crs or 3035, always_xy=True).transform
     stored = shapely.transform(
         np.asarray(polygons, object), lambda xy: np.column_stack(to(xy[:, 0], xy[:, 1]))
@@ -214,3 +221,84 @@ def make_landscape(folder: Path, *, patches: int = 8) -> Path:
     ) as file:  # fmt: skip
         file.write(np.stack([vv, vv - 7]).astype(np.float32))
     return folder
+
+
+def make_radar(folder: Path, *, product: str, side_m: int, scene: str) -> Path:
+    """A terrain-corrected scene in dB on the grid of a product's tile, VV and VH, each pixel by its row and column."""
+    folder.mkdir(parents=True, exist_ok=True)
+    epsg, left, top = grid.tile_corner(product[39:44])
+    side = side_m // 10
+    y, x = np.indices((side, side), dtype=np.float32)
+    vv = -12 + (y % 97) / 100 + (x % 89) / 1000
+    path = folder / f"{scene}_VV_VH.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=side, width=side, count=2, dtype="float32", crs=f"EPSG:{epsg}",
+        transform=from_origin(left, top, 10, 10), nodata=np.nan,
+    ) as file:  # fmt: skip
+        file.write(np.stack([vv, vv - 7]))
+    return path
+
+
+WORLD_DEGREES = 1 / 12_000
+"""Pixel of ESA WorldCover and of LCFM, 9.3 m of latitude."""
+
+
+def make_world_raster(
+    path: Path, *, product: str, side_m: int, codes: Any, cell_px: int = 40, dtype: str = "uint8", nodata: Any = 0,
+    margin_px: int = 50,
+) -> Path:  # fmt: skip
+    """Land cover in degrees, as WorldCover has it: cells of random codes about the north-west of a tile."""
+    epsg, left, top = grid.tile_corner(product[39:44])
+    box = shapely.segmentize(shapely.box(left, top - side_m, left + side_m, top), side_m / 20)
+    to_lonlat = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True).transform
+    west, south, east, north = shapely.bounds(shapely.transform(box, to_lonlat, interleaved=False))
+    first_column, first_row = int(west / WORLD_DEGREES) - margin_px, int(-north / WORLD_DEGREES) - margin_px
+    columns = int(east / WORLD_DEGREES) + margin_px - first_column
+    rows = int(-south / WORLD_DEGREES) + margin_px - first_row
+    rng = np.random.default_rng(11)
+    cells = rng.choice(np.asarray(codes, dtype), (rows // cell_px + 1, columns // cell_px + 1))
+    pixels = cells.repeat(cell_px, 0).repeat(cell_px, 1)[:rows, :columns]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=rows, width=columns, count=1, dtype=dtype, crs="EPSG:4326", nodata=nodata,
+        transform=from_origin(first_column * WORLD_DEGREES, -first_row * WORLD_DEGREES, WORLD_DEGREES, WORLD_DEGREES),
+        tiled=True, blockxsize=256, blockysize=256, compress="deflate",
+    ) as file:  # fmt: skip
+        file.write(pixels, 1)
+    return path
+
+
+KENYA = "S2A_MSIL2A_20240115T074231_N0510_R092_T37MBU"
+CHILE = "S2B_MSIL2A_20240120T143729_N0510_R096_T19HCC"
+ABROAD_M = 9_660
+"""Side of the products of `make_abroad`: four patches of 2400 m and a rest."""
+
+
+def make_abroad(folder: Path, *, codes: Any = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)) -> Path:
+    """Products of Kenya and of Chile, each with a radar scene and a map of land cover in degrees, and their countries.
+
+    Args:
+        folder: Where ``products``, ``radar``, ``cover`` and ``countries.geojson`` go.
+        codes: Codes of the land cover.
+    """
+    for product, scene in ((KENYA, "20240114T155001"), (CHILE, "20240119T235902")):
+        y, x = np.indices((ABROAD_M // 20,) * 2)
+        # A cloud over the north-west, its shadow beside it, snow in the south, and else vegetation.
+        scl = np.select([(y < 100) & (x < 90), (y < 100) & (x < 130), y > 440], [9, 3, 11], 4)
+        make_safe(folder / "products", name=product, side_m=ABROAD_M, scl=scl)
+        make_world_raster(
+            folder / "cover" / f"{product[38:44]}.tif", product=product, side_m=ABROAD_M, codes=codes
+        )
+        make_radar(folder / "radar", product=product, side_m=ABROAD_M, scene=f"S1A_IW_GRDH_1SDV_{scene}")
+    make_countries(folder / "countries.geojson", {"Kenya": (33, -5, 42, 5), "Chile": (-76, -56, -66, -17)})
+    return folder
+
+
+def make_countries(path: Path, boxes: dict[str, tuple[float, float, float, float]]) -> Path:
+    """A file like Natural Earth's, of boxes: west, south, east, north, degrees."""
+    features = [
+        {"properties": {"NAME_LONG": name}, "geometry": shapely.geometry.mapping(shapely.box(*box))}
+        for name, box in boxes.items()
+    ]
+    path.write_text(json.dumps({"features": features}))
+    return path

@@ -323,13 +323,13 @@ def test_help_and_version_load_nothing_that_reading_needs(option, expected):
 def test_a_python_user_prepares_as_the_command_does(tmp_path):
     (tmp_path / "in").mkdir()
     scenes = make_landscape(tmp_path / "in", patches=2)
-    given = {"clc": scenes / "clc.gpkg", "s2": [scenes / "s2"], "s1": [scenes / "s1"]}
+    given = {"land_cover": scenes / "clc.gpkg", "s2": [scenes / "s2"], "s1": [scenes / "s1"]}
     told = []
 
     made = run_preparation(Preparation(root=open_store(tmp_path / "root"), **given), on_prepared=told.extend)
     again = run_preparation(Preparation(root=open_store(tmp_path / "root"), **given))
     command = run(
-        "prepare", "--clc", given["clc"], "--s2", scenes / "s2", "--s1", scenes / "s1", "--root",
+        "prepare", "--clc", given["land_cover"], "--s2", scenes / "s2", "--s1", scenes / "s1", "--root",
         tmp_path / "root", "--json",
     )  # fmt: skip
 
@@ -345,12 +345,12 @@ def test_a_python_user_prepares_as_the_command_does(tmp_path):
 
 def test_a_preparation_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="give products"):
-        Preparation(clc=tmp_path, out=tmp_path)
+        Preparation(land_cover=tmp_path, out=tmp_path)
     with pytest.raises(ValueError, match="say where to"):
-        Preparation(clc=tmp_path, s2=[tmp_path])
+        Preparation(land_cover=tmp_path, s2=[tmp_path])
     with pytest.raises(ValueError, match="--worker-index goes with"):
         run_preparation(
-            Preparation(clc=tmp_path, l1c=[tmp_path], out=tmp_path), worker_index=0, workers_total=2
+            Preparation(land_cover=tmp_path, l1c=[tmp_path], out=tmp_path), worker_index=0, workers_total=2
         )
 
 

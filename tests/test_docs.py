@@ -25,6 +25,7 @@ from tests.bigearthnet_txt import write_texts
 from tests.commands import check_command, command_lines
 from tests.conftest import REPOSITORY
 from tests.official import members, pack
+from tests.scenes import make_abroad
 
 DOCS = REPOSITORY / "docs"
 BESIDE = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "infra/README.md"]
@@ -66,6 +67,12 @@ def files_of_others(demo_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def abroad(tmp_path_factory):
+    """Products, radar and land cover of two countries, for a dataset of one's own."""
+    return make_abroad(tmp_path_factory.mktemp("abroad"))
+
+
+@pytest.fixture(scope="session")
 def hosted_files(demo_folder, tmp_path_factory):
     """The demo's patches as the hub has BigEarthNet: an LMDB without maps, its metadata beside it."""
     folder = tmp_path_factory.mktemp("hosted") / "lmdb"
@@ -86,10 +93,10 @@ def hubs(hosted_files, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def workplace(demo_folder, files_of_others, s3_bucket, tmp_path, monkeypatch):
-    """A folder with the demo and what others have for its patches, and an S3 server in the environment."""
+def workplace(demo_folder, files_of_others, abroad, s3_bucket, tmp_path, monkeypatch):
+    """A folder with the demo, what others have for its patches, and scenes, and an S3 server in the environment."""
     (tmp_path / "demo").symlink_to(demo_folder)
-    for path in files_of_others.iterdir():
+    for path in (*files_of_others.iterdir(), *abroad.iterdir()):
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

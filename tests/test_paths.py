@@ -20,7 +20,7 @@ from reben_cloud.cli import options
 from reben_cloud.cli.demo import run_demo
 from reben_cloud.files.paths import local_path, split_scheme
 from reben_cloud.root.query import OPTIONS
-from reben_cloud.scenes.land_cover import load_class_table
+from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import normalise_url, open_store
 from reben_cloud.stream import RawLoader

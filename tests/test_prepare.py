@@ -33,7 +33,7 @@ from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.geotiff import encode_band
 from reben_cloud.scenes import prepare as prepare_module
-from reben_cloud.scenes.land_cover import load_class_table
+from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.scenes.prepare import (
     CutOptions,
     ProductReport,
@@ -45,6 +45,7 @@ from reben_cloud.scenes.prepare import (
     summary,
 )
 from reben_cloud.scenes.rules import Squares
+from reben_cloud.scenes.run import COUNTRY_DISTANCE_M
 from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.sentinel1 import open_scenes
 from reben_cloud.sources.recognise import open_source
@@ -128,7 +129,7 @@ def inputs(official, tmp_path_factory):
 @pytest.fixture(scope="module")
 def recipe(inputs, shared):
     return CutOptions(
-        clc=inputs["clc"],
+        land_cover=inputs["clc"],
         countries=load_countries(),
         v1=shared / "data" / "bigearthnet_pipeline",
         s1_scenes=tuple(open_scenes([inputs["scenes"]])),
@@ -227,7 +228,7 @@ def test_every_pixel_from_the_scene_to_the_batch(prepared, official, tmp_path):
 
 
 def bare(inputs, **options):
-    return CutOptions(clc=inputs["clc"], countries=load_countries(), **options)
+    return CutOptions(land_cover=inputs["clc"], countries=load_countries(), **options)
 
 
 def test_one_zero_pixel_in_any_band_rejects_the_patch(inputs, tmp_path):
@@ -381,8 +382,9 @@ def test_ctrl_c_says_so_and_the_same_command_goes_on(inputs, tmp_path, workers):
     assert "Traceback" not in err
     assert "stopped; what is done stays done in" in err
     assert not (tmp_path / "out" / "metadata.parquet").exists()
-    prepare(products, tmp_path / "out", bare(inputs))
-    prepare(products, tmp_path / "whole", bare(inputs))
+    options = replace(bare(inputs), countries=load_countries(max_distance_m=COUNTRY_DISTANCE_M))
+    prepare(products, tmp_path / "out", options)
+    prepare(products, tmp_path / "whole", options)
     made = {name: data for name, data in contents(tmp_path / "out").items() if not name.endswith(".part")}
     assert made == contents(tmp_path / "whole")
 
@@ -445,12 +447,6 @@ CHANGES = [
     pytest.param(
         lambda given: write_again(next(given.rglob("S1A*.tif")), bytes), "Sentinel-1 S1A_.*_VV_VH.tif: was ", id="scene"
     ),
-    pytest.param(
-        lambda given: shutil.copy(
-            next(given.rglob("S1A*.tif")), given / "s1" / "S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif"
-        ),
-        r"Sentinel-1 S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif is new", id="one scene more",
-    ),
     pytest.param(lambda given: write_again(given / "clc.gpkg", bytes), r"land cover clc.gpkg: was ", id="land cover"),
     *(
         pytest.param(
@@ -479,7 +475,15 @@ def test_a_product_of_other_inputs_is_refused_by_what_differs(landscape, made, t
     assert contents(out) == before
 
 
-@pytest.mark.parametrize(("change", "message"), CHANGES)
+ONE_SCENE_MORE = pytest.param(
+    lambda given: shutil.copy(
+        next(given.rglob("S1A*.tif")), given / "s1" / "S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif"
+    ),
+    r"--s1 s1/S1A_IW_GRDH_1SDV_20170614T165043_VV_VH.tif is new", id="one scene more",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), [*CHANGES, ONE_SCENE_MORE])
 def test_a_root_of_other_inputs_is_refused_by_what_differs(landscape, made, tmp_path, change, message):
     given, root = copied(landscape, made, tmp_path)[0], tmp_path / "root"
     assert json.loads(run(given, "--root", root, "--json").stdout)["published_already"] is True
@@ -545,6 +549,32 @@ def test_a_scene_that_is_out_of_reach_changes_nothing(landscape, made, tmp_path)
         file.write(np.full((2, 9, 9), -9, np.float32))
 
     assert "already there: 9 patches of 1 product;" in run(given, "--out", out).stdout
+
+
+def test_products_and_scenes_are_added_to_a_destination(landscape, made, tmp_path, caplog):
+    """A further product with a further scene, which reaches the first product too: that stays what it was."""
+    given, out = copied(landscape, made, tmp_path)
+    before = contents(out / "BigEarthNet-S1") | contents(out / "BigEarthNet-S2")
+    other = PRODUCT_OF_SCENES.replace("20170613", "20170623")
+    make_safe(given / "s2", name=other, side_m=1200)
+    later = given / "s1" / "S1A_IW_GRDH_1SDV_20170623T165043_VV_VH.tif"
+    shutil.copy(next(given.rglob("S1A*.tif")), later)
+
+    done = run(given, "--out", out)
+
+    assert done.exit_code == 0
+    assert "written now: 1 patch of 1 product; already there: 9 patches of 1 product" in done.stdout
+    rows = {row["patch_id"]: row["s1_name"] for row in read_rows(out)}
+    assert {name[:32] for patch_id, name in rows.items() if "20170613" in patch_id[:26]} == {
+        "S1A_IW_GRDH_1SDV_20170613T165043"
+    }
+    assert rows[f"{other}_00_00"].startswith("S1A_IW_GRDH_1SDV_20170623T165043")
+    assert before.items() <= (contents(out / "BigEarthNet-S1") | contents(out / "BigEarthNet-S2")).items()
+    assert f"{PRODUCT_OF_SCENES}: was made before {later.name} came, which reaches it too" in caplog.text
+    # A scene that it was made from must be what it was, and be there.
+    next(given.rglob("S1A*20170613*.tif")).unlink()
+    failed = run(given, "--out", out)
+    assert "Sentinel-1 S1A_IW_GRDH_1SDV_20170613T165043_VV_VH.tif is gone" in str(failed.exception)
 
 
 def test_written_and_already_there_are_told_apart(landscape, made, tmp_path):
@@ -656,7 +686,7 @@ def test_other_patch_sizes_and_classes_for_a_new_region(tmp_path):
     safe = make_safe(tmp_path, name=product, side_m=1260, offset=-1000)
     clc = make_clc(tmp_path / "clc.gpkg", [shapely.box(left, top - 1260, left + 600, top)], [312], epsg=epsg)
     recipe = CutOptions(
-        clc=clc, table=load_class_table("clc_level1"), countries=load_countries(), patch_m=600
+        land_cover=clc, table=load_class_table("clc_level1"), countries=load_countries(), patch_m=600
     )
 
     (report,) = prepare([safe], tmp_path / "out", recipe)
@@ -664,9 +694,8 @@ def test_other_patch_sizes_and_classes_for_a_new_region(tmp_path):
     rows = read_rows(tmp_path / "out")
     assert report.written == 2
     assert [row["patch_id"] for row in rows] == [f"{product}_000_000", f"{product}_000_001"]
-    assert {(row["labels"][0], row["split"], row["s1_name"]) for row in rows} == {
-        ("Forest and semi-natural areas", "train", "")
-    }
+    assert {(row["labels"][0], row["split"]) for row in rows} == {("Forest and semi-natural areas", "train")}
+    assert not {"s1_name", "s2v1_name"} & rows[0].keys()
     path = tmp_path / "out" / "BigEarthNet-S2" / product / f"{product}_000_001" / f"{product}_000_001_B05.tif"
     with rasterio.open(path) as file:
         raw = band_pixels("B05", (63, 63))[30:60, :30].astype(int) - 1000
@@ -760,7 +789,7 @@ def test_a_recipe_that_cannot_be_is_refused(inputs, options, message):
 
 def test_missing_inputs_are_named(inputs, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such land-cover file"):
-        CutOptions(clc=tmp_path / "none.gpkg", countries=load_countries())
+        CutOptions(land_cover=tmp_path / "none.gpkg", countries=load_countries())
     with pytest.raises(FileNotFoundError, match=r"no \.SAFE product there"):
         find_products([tmp_path])
     with pytest.raises(SourceError, match="given twice"):
@@ -882,7 +911,7 @@ def test_a_new_region_of_sentinel_2_alone_goes_all_the_way(tmp_path):
         "geometry": {"type": "Polygon", "coordinates": [ring]},
     }
     countries.write_text(json.dumps({"features": [feature]}))
-    recipe = CutOptions(clc=clc, countries=load_countries(countries, names=None))
+    recipe = CutOptions(land_cover=clc, countries=load_countries(countries, names=None))
 
     prepare([safe], tmp_path / "out", recipe)
     source, metadata = open_source(tmp_path / "out")

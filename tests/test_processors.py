@@ -10,17 +10,23 @@ import stat
 import sys
 import xml.etree.ElementTree as ET
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from rasterio.transform import from_origin
 
 from reben_cloud import grid
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
+from reben_cloud.scenes import inputs
+from reben_cloud.scenes.choice import SceneChoice
+from reben_cloud.scenes.grd import read_outline
 from reben_cloud.scenes.pairing import pair
 from reben_cloud.scenes.prepare import find_s1
 from reben_cloud.scenes.processors import run_sarsen, run_sen2cor, run_snap
+from reben_cloud.scenes.safe import open_safe
 from tests.scenes import PRODUCT, make_safe
 
 L1C = "S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_20170613T101608"
@@ -392,3 +398,66 @@ def test_a_zip_made_on_a_mac_is_a_product(tmp_path, program):
             file.write(path, path.relative_to(tmp_path))
 
     assert len(run_snap([archive], tmp_path / "out", epsg=32633, program=program("gpt", GPT))) == 1
+
+
+def test_snap_runs_once_for_each_zone_that_a_product_reaches(tmp_path, program):
+    """Tiles of two zones; one GRD product lies in one of them, one does not say where it lies."""
+    tiles = [
+        make_safe(tmp_path, name=name, side_m=1200) for name in (PRODUCT, PRODUCT.replace("T33UUP", "T32TPT"))
+    ]
+    anywhere, south = make_grd(tmp_path), make_grd(tmp_path, GRD.replace("20170613T1650", "20170614T1650"))
+    corners = "48.0,12.0 48.1,12.5 49.0,12.6 48.9,12.1"  # about 33UUP's corner, latitude first
+    (south / "manifest.safe").write_text(f"<x><gml:coordinates>{corners}</gml:coordinates></x>")
+    jobs = []
+
+    def stand_in(products, output, *, epsg, **options):
+        jobs.append((epsg, sorted(path.name[17:25] for path in products)))
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "run_snap", stand_in)
+        find_s1([anywhere, south], tiles, tmp_path / "S1", gpt="gpt")
+
+    assert jobs == [(32632, ["20170613"]), (32633, ["20170613", "20170614"])]
+
+
+def test_sarsen_runs_a_tile_at_a_time(tmp_path):
+    """The union box of two tiles far apart would be an array of tens of gigabytes."""
+    names = (PRODUCT, PRODUCT.replace("T33UUP", "T33UWQ"), PRODUCT.replace("20170613", "20170623"))
+    tiles = [make_safe(tmp_path, name=name, side_m=1200) for name in names]
+    (tmp_path / "dem.tif").write_bytes(b"heights")
+    boxes = []
+
+    def stand_in(products, output, *, epsg, bounds, **options):
+        boxes.append(bounds)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "run_sarsen", stand_in)
+        find_s1([make_grd(tmp_path)], tiles, tmp_path / "S1", dem=str(tmp_path / "dem.tif"))
+
+    assert sorted(boxes) == sorted({open_safe(tile).bounds for tile in tiles})
+    assert len(boxes) == 2
+    assert max(east - west for west, _, east, _ in boxes) == 1200
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_where_a_grd_product_lies_is_read_from_its_manifest(tmp_path, zipped):
+    grd = make_grd(tmp_path)
+    assert read_outline(grd) is None
+    (grd / "manifest.safe").write_text("<gml:coordinates>1,10 1,12 3,12 3,10</gml:coordinates>")
+    if zipped:
+        grd = Path(shutil.make_archive(str(grd.with_suffix("")), "zip", tmp_path, grd.name))
+
+    assert shapely.bounds(read_outline(grd)).tolist() == [10, 1, 12, 3]
+
+
+def test_grd_products_of_another_orbit_are_not_processed(tmp_path):
+    safe, grd = make_safe(tmp_path, side_m=1200), make_grd(tmp_path)
+    relative = (int(GRD.split("_")[6]) - 73) % 175 + 1
+
+    other, same = (SceneChoice(relative_orbit=orbit) for orbit in (relative % 175 + 1, relative))
+
+    assert find_s1([grd], [safe], tmp_path, gpt="no-such-gpt", choice=other) == (None, ())
+    with pytest.raises(NotFoundError, match="install ESA SNAP"):
+        find_s1([grd], [safe], tmp_path, gpt="no-such-gpt", choice=same)

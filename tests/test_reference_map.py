@@ -12,21 +12,17 @@ from rasterio.transform import from_origin
 
 from reben_cloud import grid
 from reben_cloud.bigearthnet import labels
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
-from reben_cloud.scenes import land_cover as reference_map
-from reben_cloud.scenes.land_cover import (
-    REBEN19,
-    ClassTable,
-    LandCover,
-    load_class_table,
-    rasterise,
-)
+from reben_cloud.scenes.class_table import REBEN19, ClassTable, load_class_table
+from reben_cloud.scenes.land_cover import LandCover, rasterise
 from reben_cloud.scenes.land_cover import read_land_cover as read
 from reben_cloud.scenes.rules import label_patches
+from reben_cloud.schema import Classes
 from tests.scenes import make_clc
 
 LEFT, TOP = 300_000, 5_400_000
-CODES = sorted(REBEN19.classes)
+CODES = sorted(REBEN19.labels)
 
 
 def cover(polygons, codes):
@@ -145,7 +141,7 @@ def test_a_quarter_unlabelled_is_too_much(code, pixels, kept):
 
     found = label_patches(codes.reshape(120, 120), patch_px=120)
 
-    assert found.unlabelled_px.item() == pixels
+    assert found.counts[0, 0, -1] == pixels
     assert found.kept.item() is kept
 
 
@@ -163,7 +159,7 @@ def test_labels_of_many_patches_equal_those_of_each(seed, rows, columns):
         for x in range(columns):
             one = codes[y * 120 : y * 120 + 120, x * 120 : x * 120 + 120]
             assert found.of(y, x) == labels.labels_of_map(one)
-            assert found.unlabelled_px[y, x] == (table[one] == labels.NO_CLASS).sum()
+            assert found.counts[y, x, -1] == (table[one] == labels.NO_CLASS).sum()
 
 
 def test_multipolygons_are_split_and_far_ones_left_out(tmp_path):
@@ -227,11 +223,26 @@ def test_what_is_no_vector_file_is_refused(tmp_path):
 
 
 def test_shipped_tables_are_corine():
-    assert dict(load_class_table("reben19").classes) == dict(REBEN19.classes)
-    level1 = load_class_table("clc_level1")
-    assert level1.classes.keys() == REBEN19.classes.keys()
-    assert len(level1.names) == 5
-    assert reference_map.REBEN19.names == labels.CLASSES_ALPHABETICAL
+    assert load_class_table("reben19") == REBEN19
+    assert REBEN19.classes == REBEN.classes
+    level1, each = load_class_table("clc_level1"), load_class_table("clc44")
+    assert level1.labels.keys() == each.labels.keys() == REBEN19.labels.keys()
+    assert len(level1.classes) == 5
+    assert each.labels == {code: entry.name for code, entry in labels.CLC.items() if code != 999}
+    assert dict(zip(each.classes.names, each.classes.colors, strict=True)) == {
+        entry.name: entry.color for code, entry in labels.CLC.items() if code != 999
+    }
+
+
+def test_shipped_tables_of_10_m_maps_have_their_classes():
+    world, lcfm = load_class_table("worldcover2021"), load_class_table("lcfm")
+
+    assert sorted(world.labels) == [10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100]
+    assert sorted(lcfm.labels) == [*range(10, 120, 10), 254]
+    assert {*world.classes.names} == {*lcfm.classes.names}
+    # The same classes have other codes: one table read with the other's codes is wrong nearly everywhere.
+    assert (world.labels[50], lcfm.labels[50], lcfm.labels[254]) == ("Built-up", "Herbaceous wetland", None)
+    assert (world.nodata, lcfm.nodata) == ((0,), (255,))
 
 
 def test_another_table_gives_other_labels(tmp_path):
@@ -239,7 +250,7 @@ def test_another_table_gives_other_labels(tmp_path):
     path.write_text('unlabelled = [3]\n[classes]\n"land" = [1]\n"sea" = [2]\n')
 
     table = load_class_table(path)
-    found = label_patches(np.array([[1, 1, 2, 3]], np.uint16).repeat(4, 0), patch_px=2, table=table)
+    found = label_patches(np.array([[1, 1, 2, 3]], np.uint16).repeat(4, 0), patch_px=2, classes=table.classes)
 
     assert found.of(0, 0) == ("land",)
     assert found.of(0, 1) == ("sea",)
@@ -250,7 +261,26 @@ def test_another_table_gives_other_labels(tmp_path):
     ("text", "message"),
     [
         pytest.param('[classes]\n"a" = [1]\n"b" = [1]', "code 1 stands in two places", id="twice"),
-        pytest.param('[classes]\n"a" = [999]', r"codes lie in \[1, 998\], got 999", id="999"),
+        pytest.param('[classes]\n"a" = [999]', r"codes lie in \[1, 65535\], got 999", id="999"),
+        pytest.param("nodata = [7]\n[classes]\na = [7]", "code 7 stands in two places", id="nodata"),
+        pytest.param(
+            'labels = "most"\n[classes]\na = [1]', "label_rule must be one of any, majority", id="rule"
+        ),
+        pytest.param(
+            "min_share = 2\n[classes]\na = [1]", r"min_share must be in \[0, 1\], got 2", id="share"
+        ),
+        pytest.param(
+            "no_data = [1]\n[classes]\na = [1]", "has no key 'no_data'; it has title", id="unknown key"
+        ),
+        pytest.param(
+            "[classes]\na = {code = [1]}", "class 'a' has a key 'code'; it has codes and", id="class key"
+        ),
+        pytest.param(
+            '[classes]\na = {codes = [1], color = "#000000"}\nb = [2]',
+            "class 'b' has no color",
+            id="one color",
+        ),
+        pytest.param('[classes]\na = {codes = [1], color = "red"}', "a colour is written #rrggbb", id="red"),
         pytest.param("classes = 3", "no class table", id="no table"),
         pytest.param("[classes", "no class table", id="no TOML"),
         pytest.param("unlabelled = [1]\n[classes]", "gives no code a class", id="empty"),
@@ -264,10 +294,12 @@ def test_a_bad_table_is_refused(tmp_path, text, message):
 
 
 def test_an_unknown_table_lists_the_shipped_ones():
-    with pytest.raises(SourceError, match="neither a file nor reben19 or clc_level1"):
+    with pytest.raises(SourceError, match="neither a file nor one of reben19, clc44, clc_level1"):
         load_class_table("nope")
 
 
 def test_class_table_needs_valid_codes():
     with pytest.raises(SourceError, match="codes lie in"):
-        ClassTable(name="t", classes={0: "a"})
+        ClassTable.of("t", {0: "a"})
+    with pytest.raises(SourceError, match="codes lie in"):
+        ClassTable(name="t", classes=Classes(names=("a",), codes=((0,),)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -9,7 +11,8 @@ from reben_cloud.about import About, Channel, MapClass, Provider, Render, Work
 from reben_cloud.bigearthnet.bands import BANDS, MAP_UNLABELLED
 from reben_cloud.bigearthnet.labels import CLASSES, CLC
 from reben_cloud.bigearthnet.official import COUNTRIES
-from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN, S1
+from reben_cloud.bigearthnet.own import is_alike
+from reben_cloud.bigearthnet.reben import MAP, MAP_TENSOR, REBEN, S1
 from reben_cloud.schema import Schema
 
 DESCRIPTION = (
@@ -179,6 +182,54 @@ ABOUT = About(
 """BigEarthNet v2.0."""
 
 
+_OWN_PRODUCTS = Provider(
+    name="ESA",
+    roles=("producer",),
+    url="https://sentinels.copernicus.eu",
+    description="Copernicus Sentinel data",
+)
+
+
+def _own(schema: Schema) -> About:
+    """What is true of every dataset that is made the way of BigEarthNet, beside what its schema says."""
+    plain = About.plain(schema)
+    shown = [render for render in (TRUE_COLOR, FALSE_COLOR, RADAR) if render.array_in(schema)]
+    of_map = next((m for m in schema.modalities if m.name == MAP.name), None)
+    unlabelled = () if of_map is None else tuple(map(_without_class, schema.classes.without_class))
+    has_s1 = S1.name in schema.modality_names
+    return replace(
+        plain,
+        keywords=("Sentinel-2", *(("Sentinel-1",) if has_s1 else ()), "land cover", "multi-label"),
+        providers=(_OWN_PRODUCTS,),
+        acquisition=ABOUT.acquisition,
+        orbit=ABOUT.orbit,
+        band_fields=ABOUT.band_fields,
+        modality_fields=ABOUT.modality_fields,
+        columns=ABOUT.columns,
+        name_columns=ABOUT.name_columns if has_s1 else (),
+        map_classes=(*plain.map_classes, *unlabelled),
+        renders=tuple(render for render in shown if render is not FALSE_COLOR) or tuple(shown),
+        further_renders=tuple(render for render in shown if render is FALSE_COLOR),
+        thumbnail=shown[0] if shown else None,
+    )
+
+
+def _without_class(code: int) -> MapClass:
+    """A code of a map that counts as unlabelled; `MAP_UNLABELLED` means that nothing is known there."""
+    is_nodata = code == MAP_UNLABELLED
+    return MapClass(
+        value=code,
+        name="unlabelled" if is_nodata else f"code_{code}",
+        title="UNLABELED" if is_nodata else f"Code {code}, without a class",
+        label=None,
+        color="#0a0a0a" if is_nodata else "#808080",
+        is_nodata=is_nodata,
+    )
+
+
+@lru_cache(maxsize=16)
 def about(schema: Schema) -> About:
-    """What is known of a dataset by the name of its schema; what the schema says where it is not reBEN's."""
-    return ABOUT if schema.name == REBEN.name else About.plain(schema)
+    """What is known of a dataset: by its schema's name, by modalities that are like reBEN's, or by neither."""
+    if schema.name == REBEN.name:
+        return ABOUT
+    return _own(schema) if is_alike(schema) else About.plain(schema)

@@ -2,7 +2,8 @@
 
 A patch id is ``<product>_<xx>_<yy>``: x counts columns eastward, y rows southward, 0 to 90, of the
 whole 1200 m squares of a Sentinel-2 tile. Footprints follow from the id alone, exact to the metre
-(checked against every v1 footprint that is public).
+(checked against every v1 footprint that is public). Patches of other sizes are numbered likewise, small ones
+with more digits.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SCENE_PATTERN = rf"S1[A-D]_IW_GRDH_1SDV_{TIME_PATTERN}"
 """Sentinel-1 scene, with which the names of its GRD product and of its patches begin."""
 
 _PRODUCT = rf"S2[A-D]_MSIL2A_{TIME_PATTERN}_N\d{{4}}_R\d{{3}}_T(?P<square>{SQUARE_PATTERN})"
-_PATCH = re.compile(rf"(?P<product>{_PRODUCT})_(?P<x>\d{{2}})_(?P<y>\d{{2}})")
+_PATCH = re.compile(rf"(?P<product>{_PRODUCT})_(?P<x>\d{{2,5}})_(?P<y>\d{{2,5}})")
 _S1 = re.compile(rf"(?P<scene>{SCENE_PATTERN})_\d{{2}}[A-Z]{{3}}_\d{{1,2}}_\d{{1,2}}")
 _SAFE = re.compile(
     rf"(?P<product>(?P<satellite>S2[A-D])_MSI(?P<level>L1C|L2A)_(?P<start>{TIME_PATTERN})_N(?P<baseline>\d{{4}})"
@@ -93,25 +94,43 @@ class PatchId(NamedTuple):
     """Row, 0 to 90, southward."""
 
 
-def parse_patch_id(patch_id: str) -> PatchId:
+def patches_per_side(patch_m: int = PATCH_M) -> int:
+    """Whole patches along a tile."""
+    return TILE_M // patch_m
+
+
+def num_digits(patch_m: int = PATCH_M) -> int:
+    """Digits of x and of y in a patch id: two, or more where a tile has more than 100 patches along a side."""
+    return max(2, len(str(patches_per_side(patch_m) - 1)))
+
+
+def parse_patch_id(patch_id: str, *, patch_m: int = PATCH_M) -> PatchId:
     """The parts of a patch id.
+
+    Args:
+        patch_id: The id.
+        patch_m: Side of the patches, metres.
 
     Raises:
         ValueError: If the id is none, or x or y lie outside the tile.
     """
     match = _PATCH.fullmatch(patch_id)
-    if match is None:
+    if match is None or not len(match["x"]) == len(match["y"]) == num_digits(patch_m):
         raise ValueError(
-            f"{patch_id!r} is no patch id; one looks like S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
+            f"{patch_id!r} is no patch id; one looks like "
+            f"{format_patch_id('S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP', 26, 57, patch_m=patch_m)}"
         )
     x, y = int(match["x"]), int(match["y"])
-    if max(x, y) >= PATCHES_PER_SIDE:
-        raise ValueError(f"{patch_id!r}: x and y must be in [0, {PATCHES_PER_SIDE - 1}], got {x} and {y}")
+    if max(x, y) >= patches_per_side(patch_m):
+        raise ValueError(
+            f"{patch_id!r}: x and y must be in [0, {patches_per_side(patch_m) - 1}], got {x} and {y}"
+        )
     return PatchId(match["product"], match["square"], x, y)
 
 
-def format_patch_id(product: str, x: int, y: int, *, digits: int = 2) -> str:
-    """The id of a patch; smaller patches than the official ones need more digits."""
+def format_patch_id(product: str, x: int, y: int, *, patch_m: int = PATCH_M) -> str:
+    """The id of a patch of a side in metres."""
+    digits = num_digits(patch_m)
     return f"{product}_{x:0{digits}d}_{y:0{digits}d}"
 
 
@@ -204,23 +223,28 @@ def tile_corner(square: str) -> tuple[int, int, int]:
     return (32700 if southern else 32600) + zone, west // 60 * 60, origin - (origin - north) // 60 * 60
 
 
-def footprint(patch_id: str) -> tuple[int, int, int, int, int]:
+def footprint(patch_id: str, *, patch_m: int = PATCH_M) -> tuple[int, int, int, int, int]:
     """The square of a patch: (epsg, minx, miny, maxx, maxy), metres in its UTM zone.
+
+    Args:
+        patch_id: The id.
+        patch_m: Side of the patches, metres.
 
     Raises:
         ValueError: If the id is none.
     """
-    _, square, x, y = parse_patch_id(patch_id)
+    _, square, x, y = parse_patch_id(patch_id, patch_m=patch_m)
     epsg, left, top = tile_corner(square)
-    minx, maxy = left + PATCH_M * x, top - PATCH_M * y
-    return epsg, minx, maxy - PATCH_M, minx + PATCH_M, maxy
+    minx, maxy = left + patch_m * x, top - patch_m * y
+    return epsg, minx, maxy - patch_m, minx + patch_m, maxy
 
 
-def footprints(patch_ids: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
+def footprints(patch_ids: Sequence[str], *, patch_m: int = PATCH_M) -> tuple[NDArray[np.int64], ...]:
     """The squares of many patches.
 
     Args:
         patch_ids: n ids.
+        patch_m: Side of the patches, metres.
 
     Returns:
         epsg, minx, miny, maxx, maxy: int64 (n,) each, metres.
@@ -229,21 +253,24 @@ def footprints(patch_ids: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
         ValueError: If an id is none; only the first of each product is parsed in full.
     """
     left, top, epsg = (np.empty(len(patch_ids), np.int64) for _ in range(3))
-    x, y = grid_positions(patch_ids)
+    x, y = grid_positions(patch_ids, patch_m=patch_m)
     squares = np.array([i[39:44] for i in patch_ids])
     names, first, inverse = np.unique(squares, return_index=True, return_inverse=True)
     for number, index in enumerate(first.tolist()):
-        parse_patch_id(patch_ids[index])
+        parse_patch_id(patch_ids[index], patch_m=patch_m)
         of_square = inverse == number
         epsg[of_square], left[of_square], top[of_square] = tile_corner(str(names[number]))
-    minx, maxy = left + PATCH_M * x, top - PATCH_M * y
-    return epsg, minx, maxy - PATCH_M, minx + PATCH_M, maxy
+    minx, maxy = left + patch_m * x, top - patch_m * y
+    return epsg, minx, maxy - patch_m, minx + patch_m, maxy
 
 
-def grid_positions(patch_ids: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """X and y of many patch ids, int64 (n,) each."""
-    digits = np.array([i[-5:-3] + i[-2:] for i in patch_ids], "S4").astype(np.int64)
-    return digits // 100, digits % 100
+def grid_positions(
+    patch_ids: Sequence[str], *, patch_m: int = PATCH_M
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """X and y of many ids of patches of a side in metres, int64 (n,) each."""
+    n = num_digits(patch_m)
+    digits = np.array([i[-2 * n - 1 : -n - 1] + i[-n:] for i in patch_ids], f"S{2 * n}").astype(np.int64)
+    return digits // 10**n, digits % 10**n
 
 
 @overload

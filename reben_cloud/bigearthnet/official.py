@@ -131,27 +131,29 @@ DERIVED = (
 """Columns that `describe` adds: they follow from the names."""
 
 
-def describe(official: pa.Table) -> pa.Table:
+def describe(official: pa.Table, *, patch_m: int = grid.PATCH_M) -> pa.Table:
     """The official rows with what follows from their names: product, times, place, square and satellite.
 
     Args:
-        official: Rows in the official schema.
+        official: Rows in the official schema, or with a ``patch_id`` and any other columns.
+        patch_m: Side of the patches, metres.
 
     Returns:
-        The same rows; besides the official columns ``product``, ``datetime`` and ``s1_datetime``
+        The same rows; besides their columns ``product``, ``datetime`` and ``s1_datetime``
         (UTC), ``epsg``, ``x0`` (west edge) and ``y0`` (north edge, both metres, int64), ``square`` (of the MGRS,
         dictionary) and its corner ``square_x0`` and ``square_y0``, ``platform``, ``constellation`` and ``grid:code``.
     """
-    if set(DERIVED) <= set(official.column_names):
+    has_s1 = "s1_name" in official.column_names
+    if set(DERIVED) - {"s1_datetime"} <= set(official.column_names):
         return official
     patch_ids = official.column("patch_id").combine_chunks()
-    epsg, minx, _, _, maxy = grid.footprints(patch_ids.to_pylist())
+    epsg, minx, _, _, maxy = grid.footprints(patch_ids.to_pylist(), patch_m=patch_m)
     square = pc.utf8_slice_codeunits(patch_ids, 39, 44)
     satellites = {f"S2{x.upper()}": f"sentinel-2{x}" for x in "abcd"}
     added = {
-        "product": pc.utf8_slice_codeunits(patch_ids, 0, -6),
+        "product": pc.utf8_slice_codeunits(patch_ids, 0, -2 * grid.num_digits(patch_m) - 2),
         "datetime": _times(patch_ids, 11),
-        "s1_datetime": _times(official.column("s1_name").combine_chunks(), 17),
+        **({"s1_datetime": _times(official.column("s1_name").combine_chunks(), 17)} if has_s1 else {}),
         "epsg": pa.array(epsg),
         "x0": pa.array(minx),
         "y0": pa.array(maxy),
@@ -163,7 +165,7 @@ def describe(official: pa.Table) -> pa.Table:
         ),
         "grid:code": pc.binary_join_element_wise("MGRS", square, "-"),
     }
-    table = official.select(OFFICIAL_SCHEMA.names)
+    table = official.select([name for name in official.column_names if name not in added])
     for name, column in added.items():
         table = table.append_column(name, column)
     return table

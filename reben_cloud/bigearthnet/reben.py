@@ -84,6 +84,7 @@ REBEN = Schema(
         codes=tuple(
             tuple(code for code, entry in CLC.items() if entry.label == name) for name in CLASSES_ALPHABETICAL
         ),
+        without_class=tuple(code for code, entry in CLC.items() if entry.label is None),
     ),
     patch_m=PATCH_M,
     map_array="map",

@@ -11,7 +11,9 @@ import bz2
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -64,21 +66,48 @@ def read_v1(folder: str | os.PathLike[str], product: str) -> Mapping[tuple[int, 
         SourceError: If one is not what it must be.
     """
     root = local_path(folder, "the folder of the v1 lists")
-    links = _read_csv(_find(root, LINKS, f"{LINKS}.bz2"), ("name", "l1c", "link"))
+    lists = _read_lists(root, tuple(_version(path) for path in list_files(root)))
     # S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_...: satellite, start, orbit and square agree.
     satellite, _, start, _, orbit, square = product.split("_")
     pattern = f"^{satellite}_MSIL1C_{start}_N\\d{{4}}_{orbit}_{square}_"
-    names = links.filter(pc.match_substring_regex(links["l1c"], pattern))["name"]
-    snow = _names(root, SNOW) & (wanted := set(names.to_pylist()))
-    cloud = _names(root, CLOUDS) & wanted
-    s1_names = _s1_names(root, names)
+    chosen = pc.match_substring_regex(lists.l1c.dictionary, pattern)
+    names = lists.names.filter(pc.take(chosen, lists.l1c.indices))
+    s1_names = pc.take(lists.pairs["s1_name"], pc.index_in(names, lists.pairs["s2v1_name"]))
     return {
         (int(x), int(y)): V1Patch(
-            name=name, s1_name=s1_names.get(name), snow=name in snow, cloud=name in cloud
+            name=name, s1_name=s1_name, snow=name in lists.snow, cloud=name in lists.cloud
         )
-        for name in names.to_pylist()
+        for name, s1_name in zip(names.to_pylist(), s1_names.to_pylist(), strict=True)
         for _, x, y in [name.rsplit("_", 2)]
     }
+
+
+class _Lists(NamedTuple):
+    """All that the lists say: they are read once for many products."""
+
+    names: pa.StringArray
+    l1c: pa.DictionaryArray
+    snow: frozenset[str]
+    cloud: frozenset[str]
+    pairs: pa.Table
+
+
+def _version(path: Path) -> tuple[str, int, int]:
+    """What tells a list from one that was written in its place."""
+    stat = path.stat()
+    return path.name, stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _read_lists(root: Path, versions: tuple[tuple[str, int, int], ...]) -> _Lists:  # noqa: ARG001 - tells them apart
+    links = _read_csv(_find(root, LINKS, f"{LINKS}.bz2"), ("name", "l1c", "link")).combine_chunks()
+    return _Lists(
+        names=links["name"].combine_chunks(),
+        l1c=links["l1c"].combine_chunks().dictionary_encode(),
+        snow=_names(root, SNOW),
+        cloud=_names(root, CLOUDS),
+        pairs=_pairs(root),
+    )
 
 
 def list_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -92,23 +121,22 @@ def list_files(folder: str | os.PathLike[str]) -> list[Path]:
     return [_find(root, LINKS, f"{LINKS}.bz2"), _find(root, SNOW), _find(root, CLOUDS), *mapping]
 
 
-def _s1_names(root: Path, names: pa.ChunkedArray) -> dict[str, str]:
+def _pairs(root: Path) -> pa.Table:
+    """Columns ``s2v1_name`` and ``s1_name``, no name twice."""
     if (root / S1_MAPPING).exists():
-        table = _read_csv(root / S1_MAPPING, ("s2v1_name", "s1_name"))
-    elif found := sorted(root.glob("metadata*.parquet")):
-        names_of = ["s2v1_name", "s1_name"]
-        try:
-            table = pa.concat_tables([parquet.read_table(path, names_of, name=str(path)) for path in found])
-        except ChecksumError as error:
-            raise SourceError(f"{error}; load it again") from error
-    else:
-        return {}
-    table = table.filter(pc.is_in(table["s2v1_name"], names.combine_chunks()))
-    return dict(zip(table["s2v1_name"].to_pylist(), table["s1_name"].to_pylist(), strict=True))
+        return _read_csv(root / S1_MAPPING, ("s2v1_name", "s1_name")).combine_chunks()
+    names = ["s2v1_name", "s1_name"]
+    nothing = pa.schema([(name, pa.string()) for name in names]).empty_table()
+    found = sorted(root.glob("metadata*.parquet"))
+    try:
+        tables = [parquet.read_table(path, names, name=str(path)).cast(nothing.schema) for path in found]
+    except ChecksumError as error:
+        raise SourceError(f"{error}; load it again") from error
+    return pa.concat_tables([nothing, *tables]).combine_chunks()
 
 
-def _names(root: Path, name: str) -> set[str]:
-    return set(_read_csv(_find(root, name), ("name",))["name"].to_pylist())
+def _names(root: Path, name: str) -> frozenset[str]:
+    return frozenset(_read_csv(_find(root, name), ("name",))["name"].to_pylist())
 
 
 def _find(root: Path, *names: str) -> Path:

@@ -354,10 +354,10 @@ def is_root_of(fingerprint: str, manifest: Manifest, store: Store) -> bool:
 
 
 def countries_of(metadata: pa.Table) -> list[str]:
-    """Names of the countries of some patches, sorted; none where the metadata have no such column."""
+    """Names of the countries of some patches, sorted; none where the metadata have no such column, or an empty name."""
     if "country" not in metadata.column_names:
         return []
-    return sorted(pc.unique(metadata.column("country")).to_pylist())
+    return sorted(name for name in pc.unique(metadata.column("country")).to_pylist() if name)
 
 
 def manifest_of(plan: BuildPlan) -> Manifest:

@@ -82,7 +82,7 @@ def check_export(dataset: Dataset, manifest: ExportManifest) -> list[str]:
         found += _differing("products", list(manifest.products), _names(table.column(layout.PRODUCT)))
         found += _differing("exported_groups", manifest.exported_groups, groups)
         found += _differing("layers", manifest.layers, layers)
-        if countries and not {*_names(table.column(layout.COUNTRY))} <= {*manifest.countries}:
+        if countries and not {*_countries(table)} <= {*manifest.countries}:
             found.append("countries does not name all that the table has")
         if identity != manifest.identity:
             found.append("identity is not that of these patches, modalities, settings and this fingerprint")
@@ -97,7 +97,7 @@ def _counted(manifest: Manifest, table: pa.Table) -> Iterator[str]:
     yield from _differing("num_patches", manifest.num_patches, table.num_rows)
     products = _names(table.column(layout.PRODUCT))
     yield from _differing("products", list(manifest.products), products)
-    countries = _names(table.column(layout.COUNTRY)) if layout.COUNTRY in table.column_names else []
+    countries = _countries(table) if layout.COUNTRY in table.column_names else []
     yield from _differing("countries", list(manifest.countries), countries)
     said = list(manifest.modalities)
     there = set(layout.modalities_with_checksums(table.column_names))
@@ -159,6 +159,11 @@ def _ordered(
 def _differing(key: str, said: Any, derived: Any) -> Iterator[str]:
     if said != derived:
         yield f"{key} is {said!r:.200}, and {derived!r:.200} by the table"
+
+
+def _countries(table: pa.Table) -> list[str]:
+    """The names in the table; a patch that is in no country has an empty one."""
+    return [name for name in _names(table.column(layout.COUNTRY)) if name]
 
 
 def _names(column: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -26,8 +26,15 @@ from reben_cloud.cli.progress import bar, ends_at_once
 
 
 def prepare(
-    clc: Annotated[
-        Path, typer.Option(help="CORINE vector file (.gpkg).", parser=whole_path, show_default=False)
+    land_cover: Annotated[
+        Path,
+        typer.Option(
+            "--land-cover",
+            "--clc",
+            help="Land cover: vector (.gpkg) or raster (GeoTIFF, VRT, Zarr, a folder of some).",
+            parser=whole_path,
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -58,19 +65,68 @@ def prepare(
             parser=whole_path,
         ),
     ] = None,
+    s1_max_days: Annotated[
+        float | None,
+        typer.Option(help="Greatest gap between the acquisitions of a pair, days.", show_default=False),
+    ] = None,
+    s1_direction: Annotated[
+        str | None, typer.Option(help="Only ascending, or descending, scenes.", show_default=False)
+    ] = None,
+    s1_orbit: Annotated[
+        int | None, typer.Option(help="Only scenes of this relative orbit.", show_default=False)
+    ] = None,
     v1: Annotated[
         Path | None,
         typer.Option(help="Folder of the v1 lists; keeps only squares of v1.", parser=whole_path),
     ] = None,
     countries: Annotated[
-        Path | None, typer.Option(help="Natural Earth GeoJSON; the ten by default.", parser=path)
+        Path | None, typer.Option(help="Natural Earth file of any level; the ten by default.", parser=path)
     ] = None,
     any_country: Annotated[bool, typer.Option(help="All countries of the file, not the ten.")] = False,
+    country_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Attribute of the file with the name; NAME_LONG, NAME_EN or NAME.", show_default=False
+        ),
+    ] = None,
+    country_distance: Annotated[
+        float | None,
+        typer.Option(
+            help="Metres to the nearest country beyond which a patch has none; 50000, with --v1 any.",
+            show_default=False,
+        ),
+    ] = None,
     classes: Annotated[
-        str, typer.Option(help="reben19, clc_level1, or a TOML of classes.", parser=name_or_path)
+        str,
+        typer.Option(
+            help="reben19, clc44, clc_level1, worldcover2021, lcfm, or a TOML of classes.",
+            parser=name_or_path,
+        ),
     ] = "reben19",
     code_column: Annotated[str, typer.Option(help="Column with the land-cover code.")] = "code_18",
-    patch_size: Annotated[int, typer.Option(help="Side of a patch, metres, a multiple of 60.")] = 1200,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the dataset, unless it is reBEN.", show_default=False)
+    ] = None,
+    bands: Annotated[
+        str,
+        typer.Option(help="Bands of Sentinel-2: S2 (all), 10m, 10m_20m, or names with commas between them."),
+    ] = "S2",
+    patch_size: Annotated[
+        int, typer.Option(help="Side of a patch, metres, a multiple of the largest pixel of the bands.")
+    ] = 1200,
+    split_rule: Annotated[
+        str,
+        typer.Option(
+            help="paper, blocks (of --block-size), or a table with patch_id and split.", parser=name_or_path
+        ),
+    ] = "paper",
+    block_size: Annotated[
+        int | None, typer.Option(help="Side of a block of --split-rule blocks, metres.", show_default=False)
+    ] = None,
+    flag_cloud: Annotated[
+        float, typer.Option(help="Share of cloud and shadow from which on a patch is flagged, without --v1.")
+    ] = 0.2,
+    flag_snow: Annotated[float, typer.Option(help="The same of snow and ice.")] = 0.2,
     sen2cor: Annotated[str, typer.Option(help="L2A_Process of sen2cor 2.11.")] = "L2A_Process",
     gpt: Annotated[str, typer.Option(help="gpt of ESA SNAP, for GRD products.")] = "gpt",
     sarsen: Annotated[
@@ -104,16 +160,30 @@ def prepare(
     endpoint_url: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make patches, maps, labels and metadata from Sentinel scenes and CORINE; run again, it continues."""
+    """Make patches, maps, labels and metadata from Sentinel scenes and land cover; run again, it continues."""
+    from reben_cloud.bigearthnet.inputs import choose_bands
+    from reben_cloud.bigearthnet.own import own_schema
+    from reben_cloud.scenes.choice import Direction, SceneChoice
     from reben_cloud.scenes.prepare import summary
+    from reben_cloud.scenes.quality import FlagRule
     from reben_cloud.scenes.run import Preparation, run
     from reben_cloud.store import open_store
 
     with usage():
+        choice = SceneChoice(
+            max_gap_days=s1_max_days,
+            direction=cast("Direction | None", s1_direction),
+            relative_orbit=s1_orbit,
+        )
         preparation = Preparation(
-            clc=clc, out=out, root=None if root is None else open_store(root, storage_options(endpoint_url)),
-            s2=s2 or (), l1c=l1c or (), s1=s1 or (), v1=v1, countries=countries, any_country=any_country,
-            classes=classes, code_column=code_column, patch_m=patch_size, sen2cor=sen2cor, gpt=gpt, sarsen=sarsen,
+            land_cover=land_cover, out=out,
+            root=None if root is None else open_store(root, storage_options(endpoint_url)),
+            s2=s2 or (), l1c=l1c or (), s1=s1 or (), s1_choice=choice, v1=v1,
+            countries=countries, any_country=any_country, country_field=country_field,
+            country_distance_m=country_distance,
+            classes=classes, code_column=code_column, name=name or "", bands=choose_bands(bands, schema=own_schema()),
+            patch_m=patch_size, split=split_rule, block_m=block_size,
+            flags=FlagRule(cloud_or_shadow=flag_cloud, snow=flag_snow), sen2cor=sen2cor, gpt=gpt, sarsen=sarsen,
             dem=dem, dem_datum=dem_datum, geoid=geoid,
         )  # fmt: skip
     with usage(), ends_at_once(lambda: f"; what is done stays done in {preparation.folder},"):

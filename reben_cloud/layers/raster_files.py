@@ -192,12 +192,17 @@ def window_of(
         return None
     if not all(map(math.isfinite, bounds)):
         return None
+    left, bottom, right, top = bounds
+    is_across = left > right  # the antimeridian
     (c0, r0), (c1, r1) = (
-        (~transform) @ corner for corner in ((bounds[0], bounds[3]), (bounds[2], bounds[1]))
+        (~transform) @ corner for corner in ((left, top), (right + 360 * is_across, bottom))
     )
     # Kernels are as much wider as the pixels to be made are larger than the raster's.
     ratio = wanted.pixel_m * max(abs(c1 - c0) / (east - west), abs(r1 - r0) / (north - south))
     more = _KERNEL_PX * max(1.0, ratio) + 1
+    if is_across:
+        # Columns at both ends of a raster of the world, so all between them.
+        (c0, _), (c1, _) = ((~transform) @ (longitude, top) for longitude in (-540.0, 540.0))
     rows, columns = (
         slice(math.floor(min(a, b) - more), math.ceil(max(a, b) + more)) for a, b in ((r0, r1), (c0, c1))
     )

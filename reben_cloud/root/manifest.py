@@ -8,7 +8,7 @@ exactly that version's keys. What an export says of itself is the same and more:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -218,5 +218,8 @@ def identity_of(schema: Schema) -> object:
     if not set(names) <= set(REBEN.modality_names):
         return schema.to_json()
     known = REBEN.only(names)
-    ours = schema.modalities, schema.classes, schema.patch_m
-    return names if ours == (known.modalities, known.classes, known.patch_m) else schema.to_json()
+    # The first roots did not list the codes without a class; they keep their fingerprints.
+    ours, theirs = (
+        (one.modalities, replace(one.classes, without_class=()), one.patch_m) for one in (schema, known)
+    )
+    return names if ours == theirs else schema.to_json()

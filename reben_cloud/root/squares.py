@@ -56,7 +56,8 @@ def lonlat_squares(
 ) -> NDArray[np.float64]:
     """Closed counterclockwise rings in degrees, (n, 5, 2) longitude and latitude, rounded to 1 cm.
 
-    Straight lines between the corners leave the square's true edges by less than 3 cm.
+    Straight lines between the corners leave the square's true edges by less than 3 cm. Of a square across the
+    antimeridian it is the part on the side where its first corner is: a ring ends at 180 degrees, as those of RFC 7946.
     """
     from pyproj import Transformer
 
@@ -67,6 +68,10 @@ def lonlat_squares(
         rows = epsg == code
         to_lonlat = Transformer.from_crs(code, 4326, always_xy=True)
         out[rows, :, 0], out[rows, :, 1] = to_lonlat.transform(xs[rows], ys[rows])
+    lon = out[:, :, 0]
+    across = lon.max(axis=1) - lon.min(axis=1) > 180
+    side = np.where(lon[:, :1] < 0, -180.0, 180.0)
+    out[:, :, 0] = np.where(across[:, None] & (lon * side < 0), side, lon)
     return np.round(out, 7)
 
 

@@ -1,10 +1,12 @@
-"""A Sentinel-1 GRD product before it is processed: its name, and whether its images are its own; no pixels."""
+"""A Sentinel-1 GRD product before it is processed: its name, where it lies, and whether its images are its own."""
 
 from __future__ import annotations
 
 import re
 import zipfile
 from pathlib import Path, PurePosixPath
+
+import shapely
 
 from reben_cloud.bigearthnet import grid
 from reben_cloud.errors import SourceError
@@ -57,6 +59,34 @@ def check_grd(path: Path, *, folder_only: bool = False) -> str:
             "fetch it again"
         )
     return scene
+
+
+_COORDINATES = re.compile(r"<gml:coordinates>([^<]*)</gml:coordinates>")
+
+
+def read_outline(path: Path) -> shapely.Polygon | None:
+    """Where a GRD product lies, longitude and latitude, by its manifest; None where that does not say."""
+    text = _manifest(path)
+    match = _COORDINATES.search(text)
+    if match is None:
+        return None
+    try:
+        corners = [tuple(map(float, pair.split(",")))[::-1] for pair in match[1].split()]
+        return shapely.Polygon(corners) if len(corners) > 2 else None
+    except ValueError as error:
+        raise SourceError(
+            f"{path}: its manifest.safe has no coordinates where it says so ({error})"
+        ) from error
+
+
+def _manifest(path: Path) -> str:
+    """The text of a product's manifest; empty without one."""
+    if path.is_dir():
+        file = path / "manifest.safe"
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if PurePosixPath(name).name == "manifest.safe"]
+        return archive.read(names[0]).decode(errors="replace") if names else ""
 
 
 def _measurements(path: Path) -> list[str]:

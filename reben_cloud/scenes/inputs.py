@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+
+import pyproj
+import shapely
 
 from reben_cloud.bigearthnet.v1 import list_files
 from reben_cloud.errors import SourceError
 from reben_cloud.files.clutter import glob_data
 from reben_cloud.files.paths import local_path
+from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
+from reben_cloud.scenes.grd import read_outline
 from reben_cloud.scenes.official_s1 import holds_patches
 from reben_cloud.scenes.processors import run_sarsen, run_snap
 from reben_cloud.scenes.provenance import identify, identify_many
-from reben_cloud.scenes.safe import SafeProduct, open_safe
-from reben_cloud.scenes.sentinel1 import Scene, open_scenes
+from reben_cloud.scenes.safe import open_safe
+from reben_cloud.scenes.sentinel1 import Scene, open_scenes, scene_files
 
 
 def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -50,7 +55,7 @@ def identify_inputs(
     for path in products:
         product = open_safe(path)
         found[f"{product.name} generation time"] = product.generation
-        for file in product.files:
+        for file in (*product.files, *product.masks.values()):
             found |= identify(product.name, file)
     for role, paths in others.items():
         for given in paths:
@@ -73,6 +78,7 @@ def find_s1(
     dem: str = "SRTM 1Sec HGT",
     dem_datum: str | None = None,
     geoid: str | os.PathLike[str] | None = None,
+    choice: SceneChoice = ALL_SCENES,
     workers: int = 1,
 ) -> tuple[Path | None, tuple[Scene, ...]]:
     """What Sentinel-1 inputs are: official patches, or scenes; GRD products become scenes first.
@@ -80,13 +86,15 @@ def find_s1(
     Args:
         paths: A folder of official S1 patches; or GeoTIFF scenes and folders of them; or GRD products
             (``.SAFE``, ``.zip``).
-        products: The Level-2A products they go with; GRD products are processed in their UTM zone.
+        products: The Level-2A products they go with; GRD products are processed in their UTM zones, by SNAP once for
+            each zone, by sarsen once for each tile, so that its memory is that of a tile.
         work: Where the scenes made from GRD products, and logs, go.
         gpt: SNAP's program.
         sarsen: sarsen's program.
         dem: SNAP's name of an elevation model, then SNAP is used; or a raster file of elevations, then sarsen.
         dem_datum: What the heights of that file are above, where its CRS does not say (`elevation.DATUMS`).
         geoid: Grid of the geoid that they are above; by default PROJ's.
+        choice: Of another relative orbit no GRD product is processed, and no scene taken.
         workers: Runs at a time.
 
     Returns:
@@ -112,31 +120,50 @@ def find_s1(
         if len(given) > 1:
             raise SourceError(f"{official[0]}: official S1 patches go with no other --s1")
         return official[0], ()
-    if raw:
-        tiles = [open_safe(path) for path in products]
-        epsg = _only_zone(tiles)
+    files = [file for path in scenes for file in scene_files(path)] if choice.relative_orbit else scenes
+    found = open_scenes([file for file in files if choice.takes_orbit(file.name)])
+    raw = [path for path in raw if choice.takes_orbit(path.name)]
+    tiles = {(tile.epsg, tile.bounds) for tile in map(open_safe, products)} if raw else set()
+    for epsg, group in sorted(_groups(tiles, by_tile=heights.is_file()).items()):
+        near = [path for path in raw if _may_reach(path, group)]
+        if not near:
+            continue
         if heights.is_file():
-            scenes += run_sarsen(
-                raw, work, epsg=epsg, bounds=_bounds(tiles), dem=dem, dem_datum=dem_datum, geoid=geoid,
+            made = run_sarsen(
+                near, work, epsg=epsg[0], bounds=group[0][1], dem=dem, dem_datum=dem_datum, geoid=geoid,
                 program=sarsen, workers=workers,
             )  # fmt: skip
         else:
-            scenes += run_snap(raw, work, epsg=epsg, program=gpt, dem=dem, workers=workers)
-    return None, tuple(open_scenes(scenes))
+            made = run_snap(near, work, epsg=epsg[0], program=gpt, dem=dem, workers=workers)
+        # Each by itself: a scene has one name in all zones and tiles.
+        found += open_scenes(made)
+    return None, tuple(found)
 
 
-def _only_zone(tiles: Sequence[SafeProduct]) -> int:
-    """CRS of all tiles."""
-    zones = sorted({tile.epsg for tile in tiles})
-    if len(zones) != 1:
-        raise SourceError(
-            f"GRD products are processed in one UTM zone, the Level-2A products lie in EPSG {zones}; "
-            "prepare each zone by itself"
+_TilePlace = tuple[int, tuple[int, int, int, int]]
+"""EPSG code of a tile, and its west, south, east and north, metres."""
+
+
+def _groups(tiles: Collection[_TilePlace], *, by_tile: bool) -> dict[tuple[int, ...], list[_TilePlace]]:
+    """The tiles that one run is for: each by itself, or all of a zone."""
+    groups: dict[tuple[int, ...], list[_TilePlace]] = {}
+    for epsg, bounds in sorted(tiles):
+        groups.setdefault((epsg, *bounds) if by_tile else (epsg,), []).append((epsg, bounds))
+    return groups
+
+
+def _may_reach(path: Path, tiles: Sequence[_TilePlace]) -> bool:
+    """Whether a GRD product may touch one of some tiles, as far as it says where it lies."""
+    outline = read_outline(path)
+    if outline is None:
+        return True
+    for epsg, bounds in tiles:
+        to_degrees = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True).transform
+        box = shapely.transform(
+            shapely.segmentize(shapely.box(*bounds), 10_000), to_degrees, interleaved=False
         )
-    return zones[0]
-
-
-def _bounds(tiles: Sequence[SafeProduct]) -> tuple[int, int, int, int]:
-    """West, south, east and north of all tiles together, metres."""
-    west, south, east, north = zip(*(tile.bounds for tile in tiles), strict=True)
-    return min(west), min(south), max(east), max(north)
+        west, _, east, _ = shapely.bounds(shapely.union(box, outline))
+        # Across the antimeridian degrees do not tell.
+        if east - west > 180 or shapely.intersects(box, outline):
+            return True
+    return False

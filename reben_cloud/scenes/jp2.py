@@ -34,7 +34,8 @@ def read_image(
     top: int,
     pixel_m: int,
     checksum: tuple[str, str] | None,
-) -> NDArray[np.uint16]:
+    dtype: str = "uint16",
+) -> NDArray[Any]:
     """All pixels of an image.
 
     Args:
@@ -45,9 +46,10 @@ def read_image(
         top: North edge that it must have, metres.
         pixel_m: Size of a pixel that it must have, metres.
         checksum: Algorithm (a name of `hashlib`) and hexadecimal digest of the file, None if not known.
+        dtype: dtype that it must have.
 
     Returns:
-        uint16 of that shape.
+        That dtype and shape.
 
     Raises:
         SourceError: If the file is damaged, or is not of this size and at this place.
@@ -60,14 +62,14 @@ def read_image(
     _check_bytes(path, checksum)
     try:
         with rasterio.open(path) as image:
-            if (image.height, image.width, image.count) != (*shape, 1) or image.dtypes[0] != "uint16":
+            if (image.height, image.width, image.count) != (*shape, 1) or image.dtypes[0] != dtype:
                 raise SourceError(
                     f"{path.name}: {image.count} band(s) of {image.height} x {image.width} {image.dtypes[0]}, "
-                    f"the product's metadata says 1 of {shape[0]} x {shape[1]} uint16; is it of another product, "
+                    f"the product's metadata says 1 of {shape[0]} x {shape[1]} {dtype}; is it of another product, "
                     "or was it resampled? fetch the product again"
                 )
             _check_place(image, path.name, epsg, from_origin(left, top, pixel_m, pixel_m))
-            pixels: NDArray[np.uint16] = np.empty(shape, np.uint16)
+            pixels: NDArray[Any] = np.empty(shape, dtype)
             # Block by block: of a larger window GDAL decodes the blocks in threads of its own, which
             # fill a damaged one with zeros and raise nothing (GDAL 3.10); it is no faster either.
             for _, window in image.block_windows(1):

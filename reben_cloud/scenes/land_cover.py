@@ -1,19 +1,18 @@
-"""CORINE polygons -> reference map, by the rules of the paper's pipeline; and the classes of its codes.
+"""Land-cover polygons (CORINE) -> reference map, by the rules of the paper's pipeline.
 
 The pipeline (rsim-tu-berlin/bigearthnet-pipeline, ``V1_2__sentinel2_tables.sql``) cuts every polygon
 with every patch and rasterises the pieces. A cut moves no pixel centre into or out of a polygon, so
 here a tile's polygons are rasterised once, on the whole tile, and the patches are views of it; the
-tests compare this with the piecewise way. Knows nothing of scenes and of files other than CORINE's.
+tests compare this with the piecewise way. Rasters of land cover are another way (`land_raster`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tomllib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,81 +21,13 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.labels import CLC, UNLABELLED
+from reben_cloud.bigearthnet.labels import UNLABELLED
 from reben_cloud.errors import SourceError, missing_extra
 from reben_cloud.files.paths import local_path
+from reben_cloud.scenes.class_table import REBEN19, ClassTable
 
 PIXEL_M = 10
 """Size of a reference-map pixel, metres."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassTable:
-    """Which codes a land-cover layer may have, and the class of each."""
-
-    name: str
-    """What to call the table in messages."""
-    classes: Mapping[int, str | None]
-    """Code, 1 to 998 -> class name; None where the code counts as unlabelled."""
-
-    def __post_init__(self) -> None:
-        wrong = [code for code in self.classes if not 0 < code < UNLABELLED]
-        if wrong:
-            raise SourceError(
-                f"class table {self.name}: codes lie in [1, {UNLABELLED - 1}], got {wrong[0]}; "
-                f"0 is nodata and {UNLABELLED} means not covered"
-            )
-        if not any(self.classes.values()):
-            raise SourceError(f"class table {self.name} gives no code a class")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes, sorted."""
-        return tuple(sorted({name for name in self.classes.values() if name is not None}))
-
-
-REBEN19 = ClassTable(name="reben19", classes={c.code: c.label for c in CLC.values() if c.code != UNLABELLED})
-"""The 44 CORINE codes and reBEN's 19 classes."""
-
-
-def load_class_table(source: str | os.PathLike[str]) -> ClassTable:
-    """A class table from a TOML file, or one that comes with the package.
-
-    The file has a table ``[classes]`` of class name = list of codes, and optionally
-    ``unlabelled = [codes]`` above it.
-
-    Args:
-        source: ``reben19``, ``clc_level1``, or the path of a TOML file.
-
-    Raises:
-        SourceError: If the file is none, or gives a code two classes.
-    """
-    name = os.fspath(source)
-    shipped = files("reben_cloud.scenes").joinpath("class_tables", f"{name}.toml")
-    path = shipped if shipped.is_file() else local_path(name, "a class table")
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-        entries = [(int(code), label) for label, codes in document["classes"].items() for code in codes]
-        entries += [(int(code), None) for code in document.get("unlabelled", [])]
-    except FileNotFoundError as error:
-        raise SourceError(f"no class table {name}: neither a file nor reben19 or clc_level1") from error
-    except (
-        tomllib.TOMLDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise SourceError(
-            f"{name}: no class table ({error}); it is a TOML file with [classes] and lines like "
-            '"Pastures" = [231]'
-        ) from error
-    classes = dict(entries)
-    if len(classes) != len(entries):
-        twice = next(code for code in classes if [c for c, _ in entries].count(code) > 1)
-        raise SourceError(f"{name}: code {twice} stands in two places")
-    return ClassTable(name=name, classes=classes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,15 +135,19 @@ def _transform(source: int | str, target: int | str) -> Callable[[NDArray[np.flo
 
 
 def _parse_codes(values: NDArray[Any], table: ClassTable, name: str) -> NDArray[np.uint16]:
+    """Codes as integers; whole floats are taken too, as numbers or as text, for some editions store codes so."""
     found, inverse = np.unique(values.astype(str), return_inverse=True)
-    known = {str(code): code for code in (*table.classes, UNLABELLED)}
-    unknown = [text for text in found.tolist() if text.strip() not in known]
+    known = {str(code): code for code in (*table.labels, UNLABELLED)} | dict.fromkeys(
+        map(str, table.nodata), UNLABELLED
+    )
+    texts = [re.sub(r"\.0*$", "", text.strip()) for text in found.tolist()]
+    unknown = [text for text, whole in zip(found.tolist(), texts, strict=True) if whole not in known]
     if unknown:
         raise SourceError(
             f"{name}: code {unknown[0]!r} is none of class table {table.name}; is this the column with the codes "
             "(--code-column), and the table the one for them (--classes)?"
         )
-    return np.array([known[text.strip()] for text in found.tolist()], np.uint16)[inverse]
+    return np.array([known[text] for text in texts], np.uint16)[inverse]
 
 
 def rasterise(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.errors import SourceError
+from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.land_cover import PIXEL_M
 from reben_cloud.scenes.sentinel1 import POLARIZATIONS, Scene, check_backscatter
 
@@ -37,6 +38,7 @@ def pair(
     top: int,
     patch_px: int,
     wanted: NDArray[np.bool_],
+    choice: SceneChoice = ALL_SCENES,
 ) -> Iterator[Piece]:
     """For each wanted patch, its part of the nearest scene in time that covers it fully.
 
@@ -50,6 +52,7 @@ def pair(
         top: North edge, metres.
         patch_px: Pixels along a side of a patch.
         wanted: Patches to find, (rows, columns).
+        choice: Which of the candidates may be taken.
 
     Yields:
         One piece a patch, at most; a patch that no scene covers gets none.
@@ -58,7 +61,9 @@ def pair(
         SourceError: If a scene is not in dB, is not brighter in VV than in VH, or cannot be read.
     """
     open_patches = wanted.copy()
-    for scene in sorted(scenes, key=lambda s: (abs(s.time - time), s.name)):
+    height, width = (PIXEL_M * patch_px * count for count in wanted.shape)
+    bounds = left, top - height, left + width, top
+    for scene in choice.ordered(scenes, time=time, epsg=epsg, bounds=bounds):
         if not open_patches.any():
             return
         for piece in _cut(scene, epsg, left, top, patch_px, open_patches):

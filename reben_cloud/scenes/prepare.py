@@ -11,19 +11,19 @@ All that a caller needs is named here: `find_products`, `find_s1` and `identify_
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA
 from reben_cloud.build import Executor, Progress, local, silent
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.scenes.destination import build_root, claim_root, prepared_folder
 from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs
-from reben_cloud.scenes.metadata import patch_rows, write_metadata
-from reben_cloud.scenes.options import CutOptions
+from reben_cloud.scenes.metadata import metadata_schema, patch_rows, write_metadata
+from reben_cloud.scenes.options import SCENE_ROLE, CutOptions
 from reben_cloud.scenes.provenance import differences
 from reben_cloud.scenes.receipts import (
     ProductReport,
@@ -51,10 +51,8 @@ __all__ = [
     "write_metadata",
 ]
 
-# Former names, until the command line uses those above.
-Recipe = CutOptions
-Report = ProductReport
-default_scratch = prepared_folder
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(
@@ -114,7 +112,7 @@ def prepare(
     if all(receipt_path(folder, name).exists() for name in opened):
         # Others may have worked here at the same time.
         _check_options(folder, options)
-        write_metadata(folder)
+        write_metadata(folder, options)
     return sorted(reports, key=lambda report: report.product)
 
 
@@ -135,7 +133,17 @@ def _done(folder: Path, product: SafeProduct, options: CutOptions) -> ProductRep
     if not path.exists():
         return None
     receipt = read_receipt(path)
-    changed = differences(receipt.inputs, options.inputs_of(product, options.read_v1(product)))
+    now = options.inputs_of(product, options.read_v1(product))
+    # Scenes may be added with further products; what was made without them stays as it is.
+    later = [key for key in now if key.startswith(f"{SCENE_ROLE} ") and key not in receipt.inputs]
+    if later:
+        logger.warning(
+            "%s: was made before %s came, which reaches it too, and stays as it is; delete %s to make it again",
+            product.name,
+            " and ".join(key.removeprefix(f"{SCENE_ROLE} ") for key in later[:3]),
+            path,
+        )
+    changed = differences(receipt.inputs, {key: now[key] for key in now if key not in later})
     if changed:
         raise ConflictError(
             f"{product.name}: is done already, from other inputs: {changed}; to make it again delete {path}, or "
@@ -158,7 +166,7 @@ def prepare_product(product: SafeProduct, folder: Path, options: CutOptions) -> 
     v1 = options.read_v1(product)
     identity, inputs = options.identity(), options.inputs_of(product, v1)
     if product.failed_checks:
-        rows = OFFICIAL_SCHEMA.empty_table()
+        rows = metadata_schema(options).empty_table()
         report = ProductReport(product=product.name, failed_checks=product.failed_checks)
     else:
         tile = Tile(product=product, options=options)

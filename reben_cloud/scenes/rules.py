@@ -1,7 +1,8 @@
 """Which squares of a tile become patches, and their labels: pure functions of arrays.
 
 A square is kept if no band has a zero pixel in it, v1 has it (where v1's lists were given), less than a
-quarter of it has no class, and a Sentinel-1 scene covers it (where there is Sentinel-1).
+quarter of it has no class, one of its classes is a label, and a Sentinel-1 scene covers it (where there is
+Sentinel-1).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.bigearthnet.labels import UNLABELLED
-from reben_cloud.scenes.land_cover import REBEN19, ClassTable
+from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.schema import Classes
 
 MAX_UNLABELLED = 0.25
 """A patch is kept if the share of its pixels without a class is strictly below this."""
@@ -28,7 +29,7 @@ class Squares:
     in_v1: NDArray[np.bool_]
     """v1 has it, or was not asked."""
     labelled: NDArray[np.bool_]
-    """Less than a quarter has no class."""
+    """Less than a quarter has no class, and there is a label."""
     with_s1: NDArray[np.bool_]
     """Sentinel-1 covers it, or was not asked for."""
 
@@ -70,45 +71,45 @@ def without_nodata(pixels: NDArray[np.uint16], *, side_px: int, shape: tuple[int
 class PatchLabels:
     """What the reference maps of all patches of a tile say."""
 
-    names: tuple[str, ...]
-    """The classes, sorted."""
-    present: NDArray[np.bool_]
-    """Whether a patch has a pixel of a class: (rows, columns, classes)."""
-    unlabelled_px: NDArray[np.int64]
-    """Pixels without a class: (rows, columns)."""
-    patch_px: int
-    """Pixels along a side of a patch."""
+    classes: Classes
+    """The classes, and which of a map's are labels."""
+    counts: NDArray[np.int64]
+    """Pixels of each class, and last of those without one: (rows, columns, classes + 1)."""
+    chosen: NDArray[np.bool_]
+    """Whether a class is a label of a patch: (rows, columns, classes)."""
 
     @property
     def kept(self) -> NDArray[np.bool_]:
-        """Patches with strictly less than a quarter unlabelled, (rows, columns)."""
-        return self.unlabelled_px < MAX_UNLABELLED * self.patch_px**2
+        """Patches with strictly less than a quarter unlabelled, and a label, (rows, columns)."""
+        few = self.counts[..., -1] < MAX_UNLABELLED * self.counts.sum(axis=-1)
+        kept: NDArray[np.bool_] = few & self.chosen.any(axis=-1)
+        return kept
 
     def of(self, y: int, x: int) -> tuple[str, ...]:
         """The labels of one patch, sorted."""
-        return tuple(name for name, there in zip(self.names, self.present[y, x], strict=True) if there)
+        return tuple(sorted(self.classes.names[number] for number in np.flatnonzero(self.chosen[y, x])))
 
 
-def label_patches(codes: NDArray[np.uint16], *, patch_px: int, table: ClassTable = REBEN19) -> PatchLabels:
+def label_patches(
+    codes: NDArray[np.uint16], *, patch_px: int, classes: Classes = REBEN.classes
+) -> PatchLabels:
     """Labels and cover of every whole patch of a tile's map.
 
     Args:
-        codes: (height, width) codes of the table, or 999.
+        codes: (height, width) codes of the classes, or without a class.
         patch_px: Pixels along a side of a patch.
-        table: Class of each code.
+        classes: Whose codes they are.
     """
-    names = table.names
+    num_bins = len(classes) + 1
     rows, columns = codes.shape[0] // patch_px, codes.shape[1] // patch_px
-    index = np.full(UNLABELLED + 1, len(names), np.int64)
-    for code, name in table.classes.items():
-        if name is not None:
-            index[code] = names.index(name)
-    counts = np.empty((rows, columns, len(names) + 1), np.int64)
-    of_column = np.repeat(np.arange(columns) * (len(names) + 1), patch_px)
+    index = np.full(2**16, len(classes), np.int64)
+    for number, of_class in enumerate(classes.codes):
+        index[list(of_class)] = number
+    counts = np.empty((rows, columns, num_bins), np.int64)
+    of_column = np.repeat(np.arange(columns) * num_bins, patch_px)
     for row in range(rows):
         strip = codes[row * patch_px : (row + 1) * patch_px, : columns * patch_px]
         bins = np.bincount((index[strip] + of_column).ravel(), minlength=counts[row].size)
         counts[row] = bins.reshape(columns, -1)
-    return PatchLabels(
-        names=names, present=counts[:, :, :-1] > 0, unlabelled_px=counts[:, :, -1], patch_px=patch_px
-    )
+    chosen = classes.chosen(counts[..., :-1], num_pixels=patch_px**2)
+    return PatchLabels(classes=classes, counts=counts, chosen=chosen)

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reben_cloud.bigearthnet.bands import PATCH_M
 from reben_cloud.bigearthnet.country import REBEN_COUNTRIES, load_countries
+from reben_cloud.bigearthnet.own import ALL_BANDS
 from reben_cloud.build import Executor, Progress, local, published, silent
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.scenes.land_cover import load_class_table
+from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
+from reben_cloud.scenes.class_table import load_class_table
+from reben_cloud.scenes.land_raster import raster_files
+from reben_cloud.scenes.metadata import read_separations
 from reben_cloud.scenes.prepare import (
-    Recipe,
-    Report,
+    CutOptions,
+    ProductReport,
     build_root,
     claim_root,
-    default_scratch,
     find_products,
     find_s1,
     identify_inputs,
     prepare,
+    prepared_folder,
 )
 from reben_cloud.scenes.processors import run_sen2cor
+from reben_cloud.scenes.quality import FlagRule
+from reben_cloud.scenes.separation import Separation, describe
+from reben_cloud.scenes.split import open_split
 from reben_cloud.store import Store
 
 _RAW_S1 = (".SAFE", ".zip")
 """Suffixes of Sentinel-1 products whose terrain is not corrected yet."""
+
+
+COUNTRY_DISTANCE_M = 50_000
+"""How far a patch may be from its country: coasts of Natural Earth's coarsest map are off by tens of kilometres."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +52,8 @@ class Preparation:
         ValueError: If they are not.
     """
 
-    clc: Path
-    """CORINE vector file."""
+    land_cover: Path
+    """Land cover, a vector file or a raster, as `CutOptions` takes it."""
     out: Path | None = None
     """Folder for the official layout and its metadata; with `root` alone, one that is removed in the end."""
     root: Store | None = None
@@ -53,18 +64,35 @@ class Preparation:
     """Level-1C ``.SAFE`` folders, made Level-2A first."""
     s1: Sequence[Path] = ()
     """Official S1 patches, terrain-corrected scenes in dB, or GRD products."""
+    s1_choice: SceneChoice = ALL_SCENES
+    """Which of the scenes may go with a product."""
     v1: Path | None = None
     """Folder of the v1 lists; only squares of v1 are kept."""
     countries: Path | None = None
     """Natural Earth's GeoJSON; the polygons of the ten countries by default."""
     any_country: bool = False
     """All countries of that file, not the ten."""
+    country_field: str | None = None
+    """Attribute of that file with the name; NAME_LONG, NAME_EN or NAME by default."""
+    country_distance_m: float | None = None
+    """How far a patch may be from its country, metres; beyond it has none. By default `COUNTRY_DISTANCE_M`, with v1's
+    lists any distance, as in the paper."""
     classes: str = "reben19"
     """Name of a class table, or a TOML file."""
     code_column: str = "code_18"
-    """Column of `clc` with the land-cover code."""
+    """Column of `land_cover` with the land-cover code."""
+    name: str = ""
+    """Name of the dataset."""
+    bands: Sequence[str] = ALL_BANDS
+    """Bands of Sentinel-2 that patches get."""
     patch_m: int = PATCH_M
-    """Side of a patch, metres, a multiple of 60."""
+    """Side of a patch, metres, a multiple of the largest pixel of the bands."""
+    split: str = "paper"
+    """``paper``, ``blocks``, or a table of splits (`split.open_split`)."""
+    block_m: int | None = None
+    """Side of a block, metres, for ``blocks``."""
+    flags: FlagRule = field(default_factory=FlagRule)
+    """From which shares of cloud, shadow and snow on patches are flagged, where there is no `v1`."""
     sen2cor: str = "L2A_Process"
     """Name or path of sen2cor's program."""
     gpt: str = "gpt"
@@ -83,6 +111,7 @@ class Preparation:
             raise ValueError("give products: --s2 or --l1c")
         if self.out is None and self.root is None:
             raise ValueError("say where to: --out FOLDER, --root ROOT, or both")
+        open_split(self.split, block_m=self.block_m)  # a wrong one is told before hours go into it
 
     @property
     def folder(self) -> Path:
@@ -90,15 +119,17 @@ class Preparation:
         if self.out is not None:
             return self.out
         assert self.root is not None
-        return default_scratch(self.root)
+        return prepared_folder(self.root)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
     """What came of a preparation."""
 
-    reports: Sequence[Report]
+    reports: Sequence[ProductReport]
     """What became of each product; empty if the root was there."""
+    separations: Sequence[Separation] = ()
+    """How far patches of different splits are from each other."""
     out: Path | None
     """The folder that was asked for."""
     root: str | None
@@ -109,18 +140,19 @@ class Prepared:
     """The root's manifest."""
 
     def to_text(self) -> str:
-        """The line on the root for people; empty without one."""
-        if self.root is None or self.manifest is None:
-            return ""
-        if self.published_already:
-            return f"published already: {self.manifest.num_patches:,} patches at {self.root}"
-        return published(self.manifest, self.root)
+        """How far the splits are apart, and the line on the root, for people; empty without either."""
+        lines = [describe(self.separations)]
+        if self.root is not None and self.manifest is not None:
+            there = f"published already: {self.manifest.num_patches:,} patches at {self.root}"
+            lines.append(there if self.published_already else published(self.manifest, self.root))
+        return "\n".join(line for line in lines if line)
 
     def to_json(self) -> dict[str, Any]:
         """All of it for a machine."""
         told: dict[str, Any] = {}
         if not self.published_already:
             told["products"] = [asdict(report) for report in self.reports]
+            told["separations"] = [asdict(separation) for separation in self.separations]
             if self.out is not None:
                 told["out"] = str(self.out)
         if self.root is not None and self.manifest is not None:
@@ -138,7 +170,7 @@ def run(
     worker_index: int | None = None,
     workers_total: int = 1,
     progress: Progress = silent,
-    on_prepared: Callable[[Sequence[Report]], object] | None = None,
+    on_prepared: Callable[[Sequence[ProductReport]], object] | None = None,
 ) -> Prepared:
     """Make patches, maps, labels and metadata, and a root of them; run again with the same, it continues.
 
@@ -169,17 +201,18 @@ def run(
     store, inputs = preparation.root, None
     url = None if store is None else store.url
     if store is not None:
-        files, options = _given(preparation, products)
+        files, given = _given(preparation, products)
         inputs = identify_inputs(products, files, v1=preparation.v1)
-        there = claim_root(store, options, inputs)
+        there = claim_root(store, given, inputs)
         if there is not None:
             return Prepared(reports=(), out=preparation.out, root=url, published_already=True, manifest=there)
     folder, place = preparation.folder, executor or local(workers)
     products += run_sen2cor(preparation.l1c, folder / "L2A", program=preparation.sen2cor, workers=workers)
+    options = _options(preparation, products, workers)
     reports = prepare(
         products,
         folder,
-        _recipe(preparation, products, workers),
+        options,
         executor=place,
         worker_index=worker_index or 0,
         workers_total=workers_total,
@@ -187,13 +220,19 @@ def run(
     )
     if on_prepared is not None:
         on_prepared(reports)
+    apart = read_separations(folder, options)
     manifest = None
     if store is not None:
         manifest = build_root(folder, store, inputs=inputs, executor=place, progress=progress)
         if preparation.out is None:
             shutil.rmtree(folder)
     return Prepared(
-        reports=reports, out=preparation.out, root=url, published_already=False, manifest=manifest
+        reports=reports,
+        separations=apart,
+        out=preparation.out,
+        root=url,
+        published_already=False,
+        manifest=manifest,
     )
 
 
@@ -205,16 +244,20 @@ def _given(
     They stand in roots that were begun: neither names nor values may change.
     """
     named = {
-        "--clc": preparation.clc,
         "--countries": preparation.countries,
         "--classes": Path(preparation.classes),
         "--dem": Path(preparation.dem),
         "--geoid": preparation.geoid,
+        "--split-rule": Path(preparation.split),
     }
     files: dict[str, Sequence[Path]] = {
         name: [path] for name, path in named.items() if path is not None and path.is_file()
     }
-    files |= {"--l1c": preparation.l1c, "--s1": preparation.s1}
+    files |= {
+        "--clc": raster_files(preparation.land_cover) or [preparation.land_cover],
+        "--l1c": preparation.l1c,
+        "--s1": preparation.s1,
+    }
     options: dict[str, object] = {
         "--any-country": preparation.any_country,
         "--classes": Path(preparation.classes).name,
@@ -224,13 +267,29 @@ def _given(
         "--dem-datum": preparation.dem_datum,
         "--v1": preparation.v1 and preparation.v1.name,
     }
+    options |= preparation.s1_choice.identity()
+    if preparation.country_distance_m is not None:
+        options["--country-distance"] = preparation.country_distance_m
+    if preparation.country_field is not None:
+        options["--country-field"] = preparation.country_field
+    if preparation.split != "paper":
+        options["--split-rule"] = f"{Path(preparation.split).name} {preparation.block_m or ''}".strip()
+    if preparation.flags != FlagRule():
+        options["--flag-cloud"], options["--flag-snow"] = (
+            preparation.flags.cloud_or_shadow,
+            preparation.flags.snow,
+        )
+    if preparation.name:
+        options["--name"] = preparation.name
+    if {*preparation.bands} != {*ALL_BANDS}:
+        options["--bands"] = ", ".join(sorted(preparation.bands))
     for name, paths in {"--s2": products, **files}.items():
         # Names, as for `provenance`: inputs may be moved.
         options.setdefault(name, ", ".join(path.name for path in paths))
     return files, options
 
 
-def _recipe(preparation: Preparation, products: Sequence[Path], workers: int) -> Recipe:
+def _options(preparation: Preparation, products: Sequence[Path], workers: int) -> CutOptions:
     """What is made of each product; GRD products among the inputs become scenes here."""
     official, scenes = find_s1(
         preparation.s1,
@@ -241,16 +300,27 @@ def _recipe(preparation: Preparation, products: Sequence[Path], workers: int) ->
         dem=preparation.dem,
         dem_datum=preparation.dem_datum,
         geoid=preparation.geoid,
+        choice=preparation.s1_choice,
         workers=workers,
     )
     names = None if preparation.any_country else REBEN_COUNTRIES
-    return Recipe(
-        clc=preparation.clc,
+    distance_m = preparation.country_distance_m
+    if distance_m is None and preparation.v1 is None:
+        distance_m = COUNTRY_DISTANCE_M
+    return CutOptions(
+        land_cover=preparation.land_cover,
+        name=preparation.name,
         table=load_class_table(preparation.classes),
         code_column=preparation.code_column,
-        countries=load_countries(preparation.countries, names=names),
+        countries=load_countries(
+            preparation.countries, names=names, field=preparation.country_field, max_distance_m=distance_m
+        ),
         v1=preparation.v1,
         s1_v1=official,
         s1_scenes=scenes,
+        s1_choice=preparation.s1_choice,
+        bands=tuple(preparation.bands),
         patch_m=preparation.patch_m,
+        split=open_split(preparation.split, block_m=preparation.block_m),
+        flags=preparation.flags,
     )

@@ -46,6 +46,8 @@ class SafeProduct:
     """Resolution in metres -> height and width of the tile in pixels."""
     images: Mapping[str, Path]
     """Band -> JP2 file, at its native resolution."""
+    masks: Mapping[str, Path]
+    """``SCL`` (scene classification) and ``CLD`` (cloud probability) -> JP2 file at 20 m, of those that there are."""
     offsets: Mapping[str, int]
     """Band -> digital number to add; empty for products that carry none."""
     metadata: tuple[Path, ...]
@@ -63,7 +65,7 @@ class SafeProduct:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that are read of it."""
+        """All files that patches are made from."""
         return (*self.metadata, *self.images.values())
 
     def read_band(self, name: str) -> NDArray[np.uint16]:
@@ -80,7 +82,7 @@ class SafeProduct:
         """
         pixel_m = BANDS[name].resolution_m
         path = self.images[name]
-        pixels = read_image(
+        pixels: NDArray[np.uint16] = read_image(
             path, shape=self.shapes[pixel_m], epsg=self.epsg, left=self.left, top=self.top, pixel_m=pixel_m,
             checksum=self.checksums.get(path),
         )  # fmt: skip
@@ -94,6 +96,27 @@ class SafeProduct:
             valid = pixels != 0
             shifted = np.clip(pixels.astype(np.int32) + offset, 1, 65_535)
             pixels = np.where(valid, shifted, 0).astype(np.uint16)
+        return pixels
+
+    def read_mask(self, name: str) -> NDArray[np.uint8] | None:
+        """All pixels of a mask, None if the product has no such.
+
+        Args:
+            name: ``SCL`` or ``CLD``.
+
+        Returns:
+            uint8 (height, width) of 20 m pixels.
+
+        Raises:
+            SourceError: If the image is not readable, or not of the size or at the place that the metadata states.
+        """
+        path = self.masks.get(name)
+        if path is None:
+            return None
+        pixels: NDArray[np.uint8] = read_image(
+            path, shape=self.shapes[20], epsg=self.epsg, left=self.left, top=self.top, pixel_m=20,
+            checksum=self.checksums.get(path), dtype="uint8",
+        )  # fmt: skip
         return pixels
 
 
@@ -134,6 +157,7 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
         top=top,
         shapes=shapes,
         images=safe_metadata.find_images(product, folder, name, tile.parent.name),
+        masks=safe_metadata.find_masks(product, folder, tile),
         offsets=safe_metadata.read_offsets(product, folder.name),
         metadata=(main, tile, *([manifest] if manifest.exists() else [])),
         checksums=safe_metadata.read_checksums(folder),

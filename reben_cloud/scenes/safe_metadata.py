@@ -217,6 +217,23 @@ def find_images(product: ET.Element, folder: Path, name: grid.SafeName, granule:
     return images
 
 
+_CLOUD_MASKS = ("MSK_CLDPRB_20m.jp2", "*_CLD_20m.jp2")
+"""Names of the cloud probability among a granule's quality data, the newer first."""
+
+
+def find_masks(product: ET.Element, folder: Path, tile: Path) -> dict[str, Path]:
+    """``SCL`` and ``CLD``, of those that the product has: quality masks at 20 m, which no patch needs."""
+    found = {}
+    for entry in _all(product, "IMAGE_FILE"):
+        image = (entry.text or "").strip()
+        if image.endswith("_SCL_20m") and (path := folder / f"{image}.jp2").exists():
+            found["SCL"] = path
+    for pattern in _CLOUD_MASKS:
+        if (masks := glob_data(tile.parent / "QI_DATA", pattern)) and "CLD" not in found:
+            found["CLD"] = masks[0]
+    return found
+
+
 def read_failed_checks(product: ET.Element) -> tuple[str, ...]:
     """Quality checks that do not say PASSED, in any spelling of the schema; said twice, the worse counts."""
     failed = set()

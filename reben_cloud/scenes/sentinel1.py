@@ -70,6 +70,12 @@ class Scene:
                 return False
         return True
 
+    def is_in(self, epsg: int) -> bool:
+        """Whether all its files are in a CRS."""
+        from rasterio.crs import CRS
+
+        return all(CRS.from_wkt(crs).to_epsg() == epsg for crs, _ in self.extents.values())
+
 
 def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
     """The scenes behind GeoTIFF files, or folders of them; only headers are read.
@@ -86,7 +92,7 @@ def open_scenes(paths: Sequence[str | os.PathLike[str]]) -> list[Scene]:
     """
     found: dict[str, dict[str, tuple[Path, int]]] = {}
     extents: dict[Path, tuple[str, tuple[float, float, float, float]]] = {}
-    for path in (file for given in paths for file in _files(local_path(given, "a Sentinel-1 scene"))):
+    for path in (file for given in paths for file in scene_files(local_path(given, "a Sentinel-1 scene"))):
         match = _SCENE.match(path.name)
         if match is None:
             raise SourceError(
@@ -176,7 +182,12 @@ def _snap_time(text: str | None) -> datetime | None:
     return datetime(year, months.index(match[2]) // 3 + 1, day, hour, minute, second, tzinfo=UTC)
 
 
-def _files(path: Path) -> list[Path]:
+def scene_files(path: Path) -> list[Path]:
+    """The GeoTIFFs that a path names: itself, or those below a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
     if path.is_dir():
         found = [p for p in glob_data(path, "**/*") if p.suffix.lower() in (".tif", ".tiff")]
         if not found:

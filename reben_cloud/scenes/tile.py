@@ -20,16 +20,19 @@ from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet import grid
 from reben_cloud.bigearthnet.bands import BANDS
+from reben_cloud.bigearthnet.labels import UNLABELLED
+from reben_cloud.bigearthnet.own import ALL_BANDS
 from reben_cloud.bigearthnet.v1 import V1Patch
 from reben_cloud.files.whole import write_whole
 from reben_cloud.formats import geotiff
 from reben_cloud.scenes.land_cover import PIXEL_M, rasterise, read_land_cover
+from reben_cloud.scenes.land_raster import raster_files, read_land_raster
 from reben_cloud.scenes.official_s1 import read_medians, v1_files
 from reben_cloud.scenes.options import CutOptions
 from reben_cloud.scenes.pairing import pair
+from reben_cloud.scenes.quality import Quality, measure_quality
 from reben_cloud.scenes.rules import PatchLabels, Squares, label_patches, mark, without_nodata
 from reben_cloud.scenes.safe import SafeProduct
-from reben_cloud.scenes.safe_metadata import S2_BANDS
 from reben_cloud.scenes.sentinel1 import POLARIZATIONS, check_backscatter
 
 _WRITERS = 4
@@ -62,9 +65,8 @@ class Tile:
         return self.options.patch_m // pixel_m
 
     def patch_id(self, y: int, x: int) -> str:
-        """Id of the patch at row `y` and column `x`; with more digits where a full tile has more than 100 a side."""
-        digits = max(2, len(str(grid.TILE_M // self.options.patch_m - 1)))
-        return grid.format_patch_id(self.product.name, x, y, digits=digits)
+        """Id of the patch at row `y` and column `x`."""
+        return grid.format_patch_id(self.product.name, x, y, patch_m=self.options.patch_m)
 
     def corner(self, y: int, x: int) -> tuple[int, int]:
         """West and north edge of a patch, metres."""
@@ -81,6 +83,8 @@ class Cut:
     """Labels of all squares."""
     s1_names: Mapping[tuple[int, int], str]
     """(y, x) -> name of the Sentinel-1 patch; empty where patches get none."""
+    quality: Quality
+    """What the product's masks say; nothing of the paper's recipe, which does not ask."""
 
 
 def cut_product(tile: Tile, folder: Path, v1: Mapping[tuple[int, int], V1Patch] | None) -> Cut:
@@ -112,7 +116,14 @@ def cut_product(tile: Tile, folder: Path, v1: Mapping[tuple[int, int], V1Patch] 
     with_s1 = mark(s1_names, shape=tile.shape) if tile.options.has_s1 else every
     squares = Squares(filled=filled, in_v1=in_v1, labelled=labels.kept, with_s1=with_s1)
     _remove(tile, folder, begun & ~squares.kept)
-    return Cut(squares=squares, labels=labels, s1_names=s1_names)
+    quality = Quality(shares={})
+    if not tile.options.is_official:
+        quality = measure_quality(tile.product, patch_m=tile.options.patch_m, shape=tile.shape)
+        if not quality.shares:
+            logger.warning(
+                "%s: no scene classification (SCL), so nothing is known of clouds and snow", tile.product.name
+            )
+    return Cut(squares=squares, labels=labels, s1_names=s1_names, quality=quality)
 
 
 def _write_s2(
@@ -126,20 +137,22 @@ def _write_s2(
     decoders = ThreadPoolExecutor(_BANDS_AHEAD)
     try:
         with ThreadPoolExecutor(_WRITERS) as writers:
-            ahead = deque(decoders.submit(tile.product.read_band, name) for name in S2_BANDS[:_BANDS_AHEAD])
+            bands = [name for name in ALL_BANDS if name in tile.options.bands]
+            ahead = deque(decoders.submit(tile.product.read_band, name) for name in bands[:_BANDS_AHEAD])
             codes = _reference_map(tile)
-            labels = label_patches(codes, patch_px=tile.side_px(PIXEL_M), table=tile.options.table)
+            classes = tile.options.table.classes
+            labels = label_patches(codes, patch_px=tile.side_px(PIXEL_M), classes=classes)
             begun = in_v1 & labels.kept
             filled = np.ones(tile.shape, bool)
             rows = range(tile.shape[0])
-            for number, name in enumerate(S2_BANDS):
+            for number, name in enumerate(bands):
                 pixels = ahead.popleft().result()
-                for later in S2_BANDS[number + _BANDS_AHEAD : number + _BANDS_AHEAD + 1]:
+                for later in bands[number + _BANDS_AHEAD : number + _BANDS_AHEAD + 1]:
                     ahead.append(decoders.submit(tile.product.read_band, later))
                 side_px = tile.side_px(BANDS[name].resolution_m)
                 filled &= without_nodata(pixels, side_px=side_px, shape=tile.shape)
                 if number == 0:
-                    # The coarsest band comes first and rejects nearly all squares that any band rejects.
+                    # The first band rejects nearly all squares that any band rejects.
                     begun &= filled
                     _finish(writers.map(partial(_write_maps, tile, folder, codes, begun), rows))
                 _finish(writers.map(partial(_write_band, tile, folder, name, pixels, begun & filled), rows))
@@ -152,12 +165,20 @@ def _write_s2(
 def _reference_map(tile: Tile) -> NDArray[np.uint16]:
     """Land-cover codes of the whole tile."""
     product, options = tile.product, tile.options
-    land_cover = read_land_cover(
-        options.clc, epsg=product.epsg, bounds=product.bounds, table=options.table, code_column=options.code_column
-    )  # fmt: skip
-    if not land_cover.polygons.size:
-        logger.warning("%s: %s has no polygon there", product.name, options.clc)
-    return rasterise(land_cover, left=product.left, top=product.top, shape=product.shapes[PIXEL_M])
+    left, top, shape = product.left, product.top, product.shapes[PIXEL_M]
+    if files := raster_files(options.land_cover):
+        codes = read_land_raster(
+            files, epsg=product.epsg, left=left, top=top, shape=shape, table=options.table
+        )
+    else:
+        polygons = read_land_cover(
+            options.land_cover, epsg=product.epsg, bounds=product.bounds, table=options.table,
+            code_column=options.code_column,
+        )  # fmt: skip
+        codes = rasterise(polygons, left=left, top=top, shape=shape)
+    if (codes == UNLABELLED).all():
+        logger.warning("%s: %s has nothing there", product.name, options.land_cover)
+    return codes
 
 
 def _finish(done: Iterator[None]) -> None:
@@ -222,7 +243,7 @@ def _cut_s1(tile: Tile, folder: Path, wanted: NDArray[np.bool_]) -> Iterator[tup
     product = tile.product
     pieces = pair(
         tile.options.s1_scenes, time=product.time, epsg=product.epsg, left=product.left, top=product.top,
-        patch_px=tile.side_px(PIXEL_M), wanted=wanted,
+        patch_px=tile.side_px(PIXEL_M), wanted=wanted, choice=tile.options.s1_choice,
     )  # fmt: skip
     for piece in pieces:
         name = grid.format_s1_name(piece.scene.name, product.square, piece.x, piece.y)

@@ -4,7 +4,7 @@ This room knows no sensor, file or store.
 """
 
 from reben_cloud.schema.arrays import ArraySpec, Copy, SampleArray
-from reben_cloud.schema.classes import MAX_CLASSES, Classes, check_names, did_you_mean, respelled
+from reben_cloud.schema.classes import MAX_CLASSES, Classes, LabelRule, check_names, did_you_mean, respelled
 from reben_cloud.schema.modality import MAX_PAYLOAD_BYTES, Modality
 from reben_cloud.schema.tensors import (
     DTYPES,
@@ -29,6 +29,7 @@ __all__ = [
     "Classes",
     "Copy",
     "Dtype",
+    "LabelRule",
     "Modality",
     "Place",
     "SampleArray",

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from reben_cloud.schema.pickling import PickledAsMade
 from reben_cloud.schema.tensors import Array
 
 _COLOR = re.compile(r"#[0-9a-f]{6}")
+
+LabelRule = Literal["any", "majority"]
+"""Which classes of a map are labels of the patch: every one with a pixel, or the one with most of them."""
 
 MAX_CLASSES = 65_535
 """Most classes of a schema: a class and "none" fit 16 bits."""
@@ -36,6 +39,10 @@ class Classes(PickledAsMade):
     """Pixel values of the map that belong to each class; empty where there is no map."""
     without_class: tuple[int, ...] = ()
     """Further pixel values that a map may have, which belong to no class."""
+    label_rule: LabelRule = "any"
+    """Which classes of the map are labels of the patch."""
+    min_share: float = 0.0
+    """Share of the patch's pixels that a class must have to be a label, in [0, 1]."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -54,6 +61,12 @@ class Classes(PickledAsMade):
         flat = [*self.without_class, *(code for codes in self.codes for code in codes)]
         if len(set(flat)) != len(flat):
             raise ValueError("a pixel value of the map belongs to one class only")
+        if self.label_rule not in get_args(LabelRule):
+            raise ValueError(
+                f"label_rule must be one of {', '.join(get_args(LabelRule))}, got {self.label_rule!r}"
+            )
+        if not 0 <= self.min_share <= 1:
+            raise ValueError(f"min_share must be in [0, 1], got {self.min_share}")
 
     def __len__(self) -> int:
         """Number of classes."""
@@ -99,7 +112,7 @@ class Classes(PickledAsMade):
         return out
 
     def labels_in(self, pixels: Array, *, name: str) -> tuple[str, ...]:
-        """The classes that have at least one pixel in a map, sorted by name.
+        """The classes that are labels of a patch by its map, sorted by name.
 
         Args:
             pixels: Values of the map, any shape, none negative.
@@ -108,15 +121,34 @@ class Classes(PickledAsMade):
         Raises:
             InvalidPatchError: If a pixel has a value that the classes do not know.
         """
-        found = np.flatnonzero(np.bincount(pixels.ravel())).tolist()  # seven times quicker than np.unique
+        num_of_code = np.bincount(pixels.ravel())  # seven times quicker than np.unique
         class_of = self._class_of
-        unknown = [code for code in found if code not in class_of]
-        if unknown:
-            raise InvalidPatchError(
-                f"{name}: the map has the value {unknown[0]}, which is not a code of any class "
-                f"({len(class_of)} codes from {min(class_of)} to {max(class_of)})"
-            )
-        return tuple(sorted({label for code in found if (label := class_of[code]) is not None}))
+        counts = np.zeros(len(self), np.int64)
+        for code in np.flatnonzero(num_of_code).tolist():
+            if code not in class_of:
+                raise InvalidPatchError(
+                    f"{name}: the map has the value {code}, which is not a code of any class "
+                    f"({len(class_of)} codes from {min(class_of)} to {max(class_of)})"
+                )
+            if (label := class_of[code]) is not None:
+                counts[self._number_of[label]] += num_of_code[code]
+        chosen = self.chosen(counts, num_pixels=pixels.size)
+        return tuple(sorted(self.names[number] for number in np.flatnonzero(chosen).tolist()))
+
+    def chosen(self, counts: NDArray[np.integer[Any]], *, num_pixels: int) -> NDArray[np.bool_]:
+        """Which classes are labels of patches, by `label_rule` and `min_share`; of a tie the first class.
+
+        Args:
+            counts: Pixels of each class in the map of a patch, (..., num_classes).
+            num_pixels: Pixels of a patch, those without a class too.
+
+        Returns:
+            bool (..., num_classes).
+        """
+        found = (counts > 0) & (counts >= self.min_share * num_pixels)
+        if self.label_rule == "majority":
+            found &= np.arange(len(self)) == counts.argmax(axis=-1)[..., np.newaxis]
+        return found
 
     @cached_property
     def _number_of(self) -> Mapping[str, int]:

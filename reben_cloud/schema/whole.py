@@ -234,7 +234,7 @@ class Schema(PickledAsMade):
 
     def to_json(self) -> dict[str, Any]:
         """The schema as it stands in a manifest: plain JSON, from which `from_json` makes an equal one."""
-        return cast("dict[str, Any]", json.loads(json.dumps(_with_text_fills(asdict(self)))))
+        return cast("dict[str, Any]", json.loads(json.dumps(_without_usual(_with_text_fills(asdict(self))))))
 
     @classmethod
     def from_json(cls, value: Any) -> Schema:
@@ -269,6 +269,14 @@ def _with_text_fills(value: dict[str, Any]) -> dict[str, Any]:
         for tensor in modality["tensors"]:
             if isinstance(tensor["fill"], float) and not math.isfinite(tensor["fill"]):
                 tensor["fill"] = str(tensor["fill"])
+    return value
+
+
+def _without_usual(value: dict[str, Any]) -> dict[str, Any]:
+    """Without what the first manifests had no word for, where it is what it was then: fingerprints stay as they are."""
+    for key, usual in (("label_rule", "any"), ("min_share", 0.0)):
+        if value["classes"][key] == usual:
+            del value["classes"][key]
     return value
 
 

@@ -210,8 +210,8 @@ def parse_box(bbox: str | Sequence[float]) -> Box:
         raise ValueError(f"bbox latitudes must rise and be in [-90, 90], got {south} and {north}")
     if west > east:
         raise ValueError(
-            f"bbox {west},{south},{east},{north} goes over the antimeridian; the dataset lies between 9° W and "
-            "32° E, so no such box is needed (is it in another order than west,south,east,north?)"
+            f"bbox {west},{south},{east},{north} goes over the antimeridian; is it in another order than "
+            "west,south,east,north? Otherwise search either side of 180 degrees"
         )
     return west, south, east, north
 

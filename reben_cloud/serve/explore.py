@@ -196,7 +196,8 @@ def _footprints(dataset: Dataset, index: dict[str, Any]) -> bytes:
     """One column after the other, a value per patch, in the order in which the page takes them.
 
     West, south, east, north (int32, 1e-7 degrees), labels (as many uint32 columns as the classes need:
-    bit i of column k is class 32 k + i), product (uint16), split, country (0 where the metadata have none),
+    bit i of column k is class 32 k + i), product (uint16), split, country (0 where the metadata have none, 255 for a
+    patch that is in none),
     flags (uint8; bit i: column i of those that make a patch not recommended).
     """
     has_countries = layout.COUNTRY in dataset.patch_table.names
@@ -230,5 +231,5 @@ def _label_words(column: Any, names: Sequence[str]) -> NDArray[np.uint32]:
 
 
 def _codes(column: Any, names: Sequence[str]) -> NDArray[np.int64]:
-    found = pc.index_in(pc.cast(column, pa.string()), pa.array(names))
-    return np.asarray(found.to_numpy()).astype(np.int64)
+    found = pc.index_in(pc.cast(column, pa.string()), pa.array(names, pa.string()))
+    return np.asarray(pc.fill_null(found, 255).to_numpy()).astype(np.int64)

@@ -16,15 +16,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import xxhash
 
 from reben_cloud.bigearthnet import grid
+from reben_cloud.bigearthnet.official import describe
 from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
 from reben_cloud.root.patch import Patch, PatchInfo
-from reben_cloud.sources import Official
+from reben_cloud.schema import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +41,20 @@ _READ_BYTES = 1 << 16  # the largest official file has 58,024 bytes
 
 
 @dataclass(frozen=True, slots=True)
-class FolderSource(Official):
-    """Unpacked official folders."""
+class FolderSource:
+    """Unpacked official folders, or folders that are laid out as these."""
 
     roots: Mapping[str, str]
     """Modality -> the folder that holds its patches."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Modality that it lacks -> what is near it, looks like that modality and is not taken (`recognise`)."""
+    schema: Schema = REBEN
+    """What the patches have."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Not."""
+        return False
 
     @property
     def kind(self) -> str:
@@ -56,9 +65,14 @@ class FolderSource(Official):
         """One line for people."""
         return "GeoTIFF folders " + ", ".join(f"{m}: {root}" for m, root in self.roots.items())
 
+    def described(self, metadata: pa.Table) -> pa.Table:
+        """The metadata with what follows from the names."""
+        return describe(metadata, patch_m=self._patch_m)
+
     def names(self) -> Mapping[str, Sequence[str] | None]:
         """Names by modality, from the folders' names."""
-        return {m: names for m, root in self.roots.items() if (names := _patch_folders(m, root))}
+        wanted = {m: root for m, root in self.roots.items() if m in self.schema.modality_names}
+        return {m: names for m, root in wanted.items() if (names := _patch_folders(m, root))}
 
     def identity(self) -> Mapping[str, str]:
         """Nothing: no file holds more than one band of one patch."""
@@ -79,17 +93,21 @@ class FolderSource(Official):
 
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch, decoded from its GeoTIFFs."""
-        footprint = grid.footprint(info.patch_id)
+        footprint = grid.footprint(info.patch_id, patch_m=self._patch_m)
         payloads = {}
         for modality in modalities:
             name = info.s1_name if modality == "s1" else info.patch_id
             payloads[modality] = self._payload(modality, name, footprint)
         return Patch(info=info, payloads=payloads)
 
+    @property
+    def _patch_m(self) -> int:
+        return round(self.schema.patch_m)
+
     def _payload(self, modality: str, name: str, footprint: Footprint) -> bytes:
-        folder = self._folder(modality, name)
-        parts: list[bytes | memoryview] = [REBEN.modality(modality).payload_header]
-        for tensor, expected in REBEN.modality(modality).places.items():
+        folder, kind = self._folder(modality, name), self.schema.modality(modality)
+        parts: list[bytes | memoryview] = [kind.payload_header]
+        for tensor, expected in kind.places.items():
             path, data = _read_file(folder, name, tensor)
             parts.append(read_pixels(data, expected, footprint, name=path))
         return b"".join(parts)

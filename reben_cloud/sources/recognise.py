@@ -22,6 +22,7 @@ from reben_cloud.store import Store, open_store
 
 if TYPE_CHECKING:
     from reben_cloud.sources.exports import ExportSource
+    from reben_cloud.sources.folders import FolderSource
     from reben_cloud.sources.roots import RootSource
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ def open_source(
 
     Args:
         source: A folder (or an ``s3://`` or ``http(s)://`` prefix) with the official archives; one
-            archive; a root; the folder of an export; a folder with a rico-hdl LMDB or the official GeoTIFF
-            folders at or below it; or ``synthetic:N``.
+            archive; a root; the folder of an export; a folder that `prepare` wrote; a folder with a rico-hdl LMDB
+            or the official GeoTIFF folders at or below it; or ``synthetic:N``.
         metadata_paths: The metadata parquet files; by default those found in or beside `source`.
         modalities: What is wanted of ``s2``, ``s1`` and ``map``; by default all that is there.
         storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
@@ -64,11 +65,12 @@ def open_source(
     store = None if text.startswith(SYNTHETIC) else open_store(text, storage_options)
     if store is not None and (store.local_path() is None or os.path.isdir(store.local_path() or "")):
         from reben_cloud.sources.exports import open_export
+        from reben_cloud.sources.prepared import open_prepared
         from reben_cloud.sources.roots import open_root
 
-        ours: tuple[RootSource | ExportSource, pa.Table] | None = open_root(store)
+        ours: tuple[RootSource | ExportSource | FolderSource, pa.Table] | None = open_root(store)
         if ours is None and (folder := store.local_path()) is not None:
-            ours = open_export(folder)
+            ours = open_export(folder) or open_prepared(folder)
         if ours is not None:
             has = ours[0].schema.modality_names
             if lacking := [m for m in modalities or () if m not in has]:

@@ -1,4 +1,4 @@
-"""How long a full-size product takes, beside the decoding of its JP2 bands alone; and the overlay alone.
+"""How long a full-size product takes, beside the decoding of its JP2 bands alone; and the overlays alone.
 
     python tests/benchmarks/bench_prepare.py [FOLDER] [--out DISK]
 
@@ -24,12 +24,14 @@ import numpy as np
 import shapely
 
 from reben_cloud.bigearthnet.country import load_countries
-from reben_cloud.scenes.land_cover import REBEN19, rasterise, read_land_cover
+from reben_cloud.scenes.class_table import REBEN19, load_class_table
+from reben_cloud.scenes.land_cover import rasterise, read_land_cover
+from reben_cloud.scenes.land_raster import read_land_raster
 from reben_cloud.scenes.prepare import CutOptions, prepare
 from reben_cloud.scenes.rules import label_patches
 from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.safe_metadata import S2_BANDS
-from tests.scenes import make_clc, make_safe
+from tests.scenes import PRODUCT, make_clc, make_safe, make_world_raster
 
 SIDE_M = 109_800
 
@@ -48,7 +50,7 @@ def polygons(count, left, top):
     points = np.array([left, top - SIDE_M]) + rng.uniform(-2000, SIDE_M + 2000, (count, 2))
     box = shapely.box(left - 3000, top - SIDE_M - 3000, left + SIDE_M + 3000, top + 3000)
     cells = shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(points), extend_to=box))
-    codes = rng.choice([c for c, label in REBEN19.classes.items() if label], count)
+    codes = rng.choice([c for c, label in REBEN19.labels.items() if label], count)
     return shapely.segmentize(cells, 100.0), codes
 
 
@@ -61,7 +63,7 @@ def step_decode(safe, clc, out):
 
 
 def step_prepare(safe, clc, out):
-    for report in prepare([safe], out, CutOptions(clc=clc, countries=load_countries())):
+    for report in prepare([safe], out, CutOptions(land_cover=clc, countries=load_countries())):
         print(report, file=sys.stderr)
 
 
@@ -71,6 +73,15 @@ def step_overlay(safe, clc, out):
     cover = read_land_cover(clc, epsg=product.epsg, bounds=(left, top - SIDE_M, left + SIDE_M, top))
     label_patches(rasterise(cover, left=left, top=top, shape=product.shapes[10]), patch_px=120)
     print(f"{len(cover.polygons):,} polygons", file=sys.stderr)
+
+
+def step_raster(safe, world, out):
+    """Reference maps and labels of a whole tile from a map of the world of 10 m."""
+    product, table = open_safe(safe), load_class_table("worldcover2021")
+    codes = read_land_raster(
+        [world], epsg=product.epsg, left=product.left, top=product.top, shape=product.shapes[10], table=table
+    )
+    label_patches(codes, patch_px=120, classes=table.classes)
 
 
 def measured(step, *paths):
@@ -100,6 +111,10 @@ def main():
     whole = measured("prepare", *paths)
     second = measured("decode", *paths)
     measured("overlay", *paths)
+    if not (world := folder / "world.tif").exists():
+        codes = list(load_class_table("worldcover2021").labels)
+        make_world_raster(world, product=PRODUCT, side_m=SIDE_M, codes=codes, cell_px=4)
+    measured("raster", safe, world, out)
     decode = (first["seconds"] + second["seconds"]) / 2
     print(f"prepare / decode = {whole['seconds'] / decode:.2f}, peak {whole['peak_gb']:.2f} GB")
     shutil.rmtree(out)

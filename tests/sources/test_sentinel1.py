@@ -9,7 +9,9 @@ import tifffile
 from rasterio.transform import from_origin
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
+from reben_cloud.bigearthnet import grid
 from reben_cloud.errors import SourceError
+from reben_cloud.scenes.choice import SceneChoice, direction_of
 from reben_cloud.scenes.official_s1 import v1_files
 from reben_cloud.scenes.pairing import pair
 from reben_cloud.scenes.sentinel1 import open_scenes
@@ -322,3 +324,109 @@ def test_official_patches_are_found_in_both_layouts(shared):
     }
     with pytest.raises(FileNotFoundError, match="S1A_x: no folder of this S1 patch"):
         v1_files(v1, "S1A_x")
+
+
+# -- which scenes may be taken ---------------------------------------------------------------------------
+
+
+def scenes_of(tmp_path, *times):
+    for time in times:
+        write_scene(tmp_path, time, decibels((120, 120)))
+    return open_scenes([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        pytest.param({}, ["20170613T165809", "20170612T051200", "20170620T165800"], id="all"),
+        pytest.param({"max_gap_days": 1}, ["20170613T165809"], id="within a day"),
+        pytest.param(
+            {"max_gap_days": 1.3}, ["20170613T165809", "20170612T051200"], id="within a day and a bit"
+        ),
+        pytest.param({"direction": "ascending"}, ["20170613T165809", "20170620T165800"], id="evening"),
+        pytest.param({"direction": "descending"}, ["20170612T051200"], id="morning"),
+        pytest.param({"direction": "descending", "max_gap_days": 1}, [], id="none"),
+    ],
+)
+def test_scenes_are_chosen_and_ordered(tmp_path, options, taken):
+    scenes = scenes_of(tmp_path, "20170620T165800", "20170612T051200", "20170613T165809")
+    choice = SceneChoice(**options)
+
+    found = choice.ordered(scenes, time=TIME, epsg=32633, bounds=(LEFT, TOP - 1200, LEFT + 1200, TOP))
+    pieces = list(pair(scenes, time=TIME, wanted=np.ones((1, 1), bool), choice=choice, **TILE))
+
+    assert [scene.name[17:] for scene in found] == taken
+    assert [piece.scene.name[17:] for piece in pieces] == taken[:1]
+
+
+@pytest.mark.parametrize(
+    ("time", "place", "direction"),
+    [
+        # Hours of passes that are usual there; Fiji's evening is UTC's morning.
+        pytest.param("20170613T165043", (32633, 390_000, 5_820_000), "ascending", id="Berlin evening"),
+        pytest.param("20170613T052500", (32633, 390_000, 5_820_000), "descending", id="Berlin morning"),
+        pytest.param("20240114T155001", (32737, 257_000, 9_857_000), "ascending", id="Nairobi evening"),
+        pytest.param("20240114T025000", (32737, 257_000, 9_857_000), "descending", id="Nairobi morning"),
+        pytest.param("20240119T235902", (32719, 346_000, 6_297_000), "ascending", id="Santiago evening"),
+        pytest.param("20240119T100200", (32719, 346_000, 6_297_000), "descending", id="Santiago morning"),
+        pytest.param("20240105T063500", (32760, 650_000, 8_000_000), "ascending", id="Fiji evening"),
+        pytest.param("20240105T173000", (32760, 650_000, 8_000_000), "descending", id="Fiji morning"),
+        pytest.param("20200105T155000", (32633, 500_000, 8_700_000), "ascending", id="Svalbard afternoon"),
+        pytest.param("20200105T064000", (32633, 500_000, 8_700_000), "descending", id="Svalbard morning"),
+    ],
+)
+def test_the_direction_follows_from_the_hour_and_the_place(time, place, direction):
+    epsg, x, y = place
+
+    assert direction_of(grid.parse_time(time), epsg=epsg, bounds=(x, y, x + 100, y + 100)) == direction
+
+
+@pytest.mark.parametrize(
+    ("name", "relative"),
+    [
+        # The first of a cycle, the last, and one between.
+        ("S1A_IW_GRDH_1SDV_20170613T165043_20170613T165108_000073_01C562_0E3B.SAFE", 1),
+        ("S1A_IW_GRDH_1SDV_20170613T165043_20170613T165108_000247_01C562_0E3B.SAFE", 175),
+        ("S1A_IW_GRDH_1SDV_20170613T165043_20170613T165108_017015_01C562_0E3B.SAFE", 143),
+        ("S1B_IW_GRDH_1SDV_20170612T165809_20170612T165834_000027_00A922_0000_VV_VH.tif", 1),
+        ("S1B_IW_GRDH_1SDV_20170612T165809_20170612T165834_006020_00A922_0000_VV_VH.tif", 44),
+    ],
+)
+def test_a_relative_orbit_is_that_of_the_name(name, relative):
+    assert SceneChoice(relative_orbit=relative).takes_orbit(name)
+    assert not SceneChoice(relative_orbit=relative % 175 + 1).takes_orbit(name)
+
+
+def test_what_does_not_say_its_orbit_is_refused():
+    choice = SceneChoice(relative_orbit=5)
+    of_s1c = "S1C_IW_GRDH_1SDV_20250613T165043_20250613T165108_000500_01C562"
+    for name in ("S1A_IW_GRDH_1SDV_20170613T165043_VV_VH.tif", of_s1c):
+        with pytest.raises(SourceError, match="its relative orbit is not known"):
+            choice.takes_orbit(name)
+    assert SceneChoice().takes_orbit("anything")
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_gap_days": -1}, {"direction": "up"}, {"relative_orbit": 0}, {"relative_orbit": 176}]
+)
+def test_a_choice_that_is_none_is_refused(options):
+    with pytest.raises(ValueError, match=r"gap must be|direction is|orbit lies"):
+        SceneChoice(**options)
+
+
+def test_a_scene_of_two_zones_comes_first_on_the_tiles_own_grid(tmp_path):
+    """The same scene, made for two zones: that of the tile is cut as it is, the other one resampled."""
+    pixels = decibels((120, 120))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write_scene(tmp_path / "a", "20170613T165809", pixels + 1, left=LEFT - 442_000, crs="EPSG:32634")
+    write_scene(tmp_path / "b", "20170613T165809", pixels)
+    scenes = [*open_scenes([tmp_path / "a"]), *open_scenes([tmp_path / "b"])]
+
+    first, *_ = SceneChoice().ordered(
+        scenes, time=TIME, epsg=32633, bounds=(LEFT, TOP - 1200, LEFT + 1200, TOP)
+    )
+
+    assert first.is_in(32633)
+    (piece,) = pair(scenes, time=TIME, wanted=np.ones((1, 1), bool), **TILE)
+    np.testing.assert_array_equal(piece.pixels, pixels)

@@ -4,6 +4,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from reben_cloud.bigearthnet import v1
 from reben_cloud.bigearthnet.v1 import V1Patch, read_v1
 from reben_cloud.errors import SourceError
 
@@ -70,3 +71,22 @@ def test_a_list_of_another_shape_is_refused(tmp_path):
 
     with pytest.raises(SourceError, match=r"tile_names_and_links\.csv: not 3 columns of names"):
         read_v1(tmp_path, "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP")
+
+
+def test_lists_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
+    product = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
+    write_lists(tmp_path)
+    read = []
+    original = v1.pyarrow.csv.read_csv
+    monkeypatch.setattr(
+        v1.pyarrow.csv, "read_csv", lambda *args, **kw: read.append(1) or original(*args, **kw)
+    )
+
+    first = [read_v1(tmp_path, product) for _ in range(3)]
+    num_read = len(read)
+    (tmp_path / "patches_with_cloud_and_shadow.csv").write_text("S2A_MSIL2A_20170613T101031_3_4\n")
+    changed = read_v1(tmp_path, product)
+
+    assert num_read == 3
+    assert first == [first[0]] * 3
+    assert (first[0][3, 4].cloud, changed[3, 4].cloud) == (False, True)
