@@ -7,9 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reben_cloud.bigearthnet.official import METADATA, other_metadata
 from reben_cloud.bigearthnet.reben import whole
 from reben_cloud.build.plan import BuildPlan
+from reben_cloud.root import layout
 from reben_cloud.root.manifest import Manifest
+from reben_cloud.root.source import streamed
 
 
 def published(manifest: Manifest, url: str) -> str:
@@ -34,13 +37,48 @@ def rows_without_patches(plan: BuildPlan, official: pa.Table) -> pa.Array:
     return ids.filter(pc.invert(pc.is_in(ids, plan.table.column("patch_id").combine_chunks())))
 
 
+def rows_without_patches_text(plan: BuildPlan, official: pa.Table) -> str:
+    """How many rows have no patch and why, in words; empty if all have one."""
+    rows, num_incomplete = rows_without_patches(plan, official), len(plan.matched.incomplete)
+    if not len(rows):
+        return ""
+    found = []
+    if absent := len(rows) - num_incomplete:
+        first = next(name for name in rows.to_pylist() if name not in plan.matched.incomplete)
+        have = "has" if absent == 1 else "have"
+        of = f"{absent:,} of {official.num_rows:,} rows of the metadata"
+        found.append(f"{of} {have} no patch in the source, the first is {first}")
+    if num_incomplete:
+        patches = (
+            "1 incomplete patch is" if num_incomplete == 1 else f"{num_incomplete:,} incomplete patches are"
+        )
+        found.append(f"{patches} left out, and listed in {plan.store.url}/{layout.INCOMPLETE}")
+    return "; ".join(found)
+
+
+def not_taken(plan: BuildPlan, official: pa.Table) -> str:
+    """What the source has, or may have, and the metadata have no row of, in words; empty if there is nothing to say."""
+    unlisted, other = plan.matched.unlisted_text(), other_metadata(official)
+    is_unknown = bool(streamed(plan.source))  # what is in archives is only known once they are read
+    if other is None or not (unlisted or is_unknown):
+        return unlisted
+    without = "with" if other == METADATA else "without"
+    hint = (
+        f"the metadata have only patches {without} snow, cloud or shadow; all others are in {other}: put it beside, or "
+        "name both files (--metadata)"
+    )
+    return f"{unlisted}; {hint}" if unlisted else hint
+
+
 def account(manifest: Manifest, plan: BuildPlan, official: pa.Table) -> dict[str, Any]:
     """The manifest, and what a machine wants to know beside it.
 
     Returns:
         The manifest's entries and: ``url`` of the root; ``published``, patches of each modality; ``absent``, the
         modalities of the whole dataset that the root lacks; ``metadata_rows_without_patch``, how many rows of the
-        metadata were not published, as the source has nothing of them or a search left them out.
+        metadata were not published, as the source has nothing of them, not all, or a search left them out;
+        ``num_incomplete``, how many lack a modality; ``not_in_metadata``, how many patches of the source (by modality)
+        have no row, as far as that is known without reading archives.
     """
     return {
         **manifest.to_json(),
@@ -48,4 +86,6 @@ def account(manifest: Manifest, plan: BuildPlan, official: pa.Table) -> dict[str
         "published": dict.fromkeys(manifest.modalities, manifest.num_patches),
         "absent": [name for name in _all_modalities(manifest) if name not in manifest.modalities],
         "metadata_rows_without_patch": len(rows_without_patches(plan, official)),
+        "num_incomplete": len(plan.matched.incomplete),
+        "not_in_metadata": {modality: count for modality, (_, count) in plan.matched.unlisted.items()},
     }

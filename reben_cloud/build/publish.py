@@ -71,6 +71,8 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Manifest:
             written.append(put(plan.store, f"{layout.zarr_store(product)}/{path}", data))
     for product, data in _thumbnails(plan, receipts):
         written.append(put(plan.store, layout.thumbnail(about(plan.schema).collection, product), data))
+    if plan.matched.incomplete:
+        written.append(put(plan.store, layout.INCOMPLETE, plan.matched.incomplete_csv()))
     placement = plan.placement
     for modality in plan.modalities:
         placement = placement.append_column(

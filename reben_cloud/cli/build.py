@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,9 +38,9 @@ from reben_cloud.root.query import Query
 @search_options
 def build(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="Archives, GeoTIFF folders, an LMDB, a root (path or URL), or synthetic:N.",
+            help="Archives, GeoTIFF folders, an LMDB, a root (path or URL), or synthetic:N; several belong together.",
             show_default=False,
             parser=path_or_url,
         ),
@@ -48,6 +48,10 @@ def build(
     root: NewRootArgument,
     query: Query,
     metadata: MetadataOption = None,
+    incomplete: Annotated[
+        Literal["refuse", "skip"],
+        typer.Option(help="Patches that lack a modality: refuse, or skip them and say which."),
+    ] = "refuse",
     modality: Annotated[
         list[str] | None,
         typer.Option(help="s2, s1 or map; repeat. All that the source has by default.", show_default=False),
@@ -76,10 +80,14 @@ def build(
     from reben_cloud.hosted.opened import open_if_hosted
     from reben_cloud.root.placement import PlacementOptions
 
+    if query and len(source) > 1:
+        raise typer.BadParameter(
+            "a part that a search finds is built from one root; several sources are built whole"
+        )
     # What is hosted is found by opening it; whatever else a source can be is recognised.
-    hosted = None if query else open_if_hosted(source, storage_options(endpoint_url))
+    hosted = None if query or len(source) > 1 else open_if_hosted(source[0], storage_options(endpoint_url))
     everything = None if hosted is None else hosted.search()
-    chosen = select(source, query, endpoint_url) if query else everything
+    chosen = select(source[0], query, endpoint_url) if query else everything
     plan, official = building.open_plan(
         source,
         root,
@@ -88,8 +96,11 @@ def build(
         metadata_paths=metadata or (),
         options=PlacementOptions(order=order, seed=seed, shard_samples=shard_samples),  # type: ignore[arg-type]
         scratch=scratch,
+        incomplete=incomplete,
         storage_options=storage_options(endpoint_url),
     )
+    if text := building.not_taken(plan, official):
+        typer.echo(f"reben-cloud: {text}", err=True)
     if dry_run:
         show(plan.estimate(), as_json)
         return
@@ -99,13 +110,8 @@ def build(
         lambda: f", {building.num_done(plan):,} of {len(plan.tasks):,} tasks are done and stay done;"
     ):
         manifest = do(plan, executor=executor(workers, dask), progress=bar)
-    rows = building.rows_without_patches(plan, official)
-    if len(rows) and not query:
-        typer.echo(
-            f"reben-cloud: {len(rows):,} of {official.num_rows:,} rows of the metadata have no patch in the source, "
-            f"the first is {rows[0]}",
-            err=True,
-        )
+    if not query and (text := building.rows_without_patches_text(plan, official)):
+        typer.echo(f"reben-cloud: {text}", err=True)
     if as_json:
         show_json(manifest and building.account(manifest, plan, official))
     elif manifest is None:

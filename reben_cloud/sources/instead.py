@@ -79,7 +79,7 @@ def _remote(store: Store) -> str:
     roots = [f"{store.url}/{name}" for name in names[:20] if store.exists(f"{name}/{layout.MANIFEST}")]
     if roots:
         return _contains(roots)
-    archives = [part for name in files if (part := survey.archive(name, f"{store.url}/{name}")) is not None]
+    archives = survey.archives({name: f"{store.url}/{name}" for name in files})
     if held := [part for part in archives if part.form == "archive"]:
         return f"holds {survey.describe(held)}: {_build(store.url)}"
     if not files and not names:
