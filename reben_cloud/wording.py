@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 WIDTH = 80
 """Columns that every terminal has."""
@@ -14,7 +14,7 @@ _TITLE = 13
 _HELD = "\0"  # stands for a space at which no line ends
 
 
-def size(nbytes: float) -> str:
+def size_text(nbytes: float) -> str:
     """A number of bytes in the unit that leaves one to three digits before the point: ``1.24 GB``."""
     value, unit = float(nbytes), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
@@ -36,12 +36,14 @@ def counted(number: int, one: str, several: str = "") -> str:
     return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
-def wrapped(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+def wrapped(rows: Iterable[tuple[str, str | Sequence[str]]]) -> Iterator[str]:
     """Rows of a title and a text as lines of `WIDTH`; a text that is too long goes on below where it began.
 
-    Words, and commands in backticks, are not broken: a path or URL may be longer.
+    Of several texts each is kept whole, with a comma between them. Words, and commands in backticks, are not broken: a
+    path or URL may be longer.
     """
-    for title, text in rows:
+    for title, said in rows:
+        text = said if isinstance(said, str) else ", ".join(one.replace(" ", _HELD) for one in said)
         lines = textwrap.wrap(
             re.sub("`[^`]*`", lambda command: command[0].replace(" ", _HELD), text),
             WIDTH,

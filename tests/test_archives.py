@@ -96,7 +96,7 @@ def test_too_little_scratch_space_is_said_before_anything_is_read(archives, tmp_
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     large = dataclasses.replace(plan.spool, num_rows=len(plan.table) * (1 + 2 * free // plan.spool.nbytes))
 
-    with pytest.raises(StorageError, match=r"scratch folder needs .* GB more .*--scratch"):
+    with pytest.raises(StorageError, match=r"scratch folder needs [\d.]+ \wB more .*--scratch"):
         large.prepare()
 
 

@@ -238,7 +238,9 @@ def test_what_is_nowhere_near_is_said_to_be_missing(tree, tmp_path):
     assert said["published"] == {"s2": 4, "s1": 4}
     assert said["absent"] == ["map"]
     url = open_store(tmp_path / "root").url
-    assert run("build", tree, tmp_path / "root")[1] == f"published 4 patches at {url}: s2 4, s1 4, no map\n"
+    assert run("build", tree, tmp_path / "root")[1] == (
+        f"already there, nothing to do: 4 patches at {url}: s2 4, s1 4, no map\n"
+    )
 
 
 def test_a_modality_that_is_asked_for_must_be_there(tree, tmp_path):

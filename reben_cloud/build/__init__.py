@@ -16,8 +16,10 @@ from typing import Any
 
 from reben_cloud.build import lease
 from reben_cloud.build.account import (
+    Before,
     account,
     not_taken,
+    num_done,
     published,
     rows_without_patches,
     rows_without_patches_text,
@@ -40,6 +42,7 @@ __all__ = [
     "FORMAT_VERSION",
     "JOURNAL",
     "MANIFEST",
+    "Before",
     "BuildPlan",
     "Estimate",
     "Executor",
@@ -159,11 +162,6 @@ def build_share(
     if plan.spool is not None:
         plan.spool.delete()
     return manifest
-
-
-def num_done(plan: BuildPlan) -> int:
-    """How many of a plan's tasks have left a receipt."""
-    return sum(1 for _ in plan.store.list(f"{JOURNAL}/{plan.fingerprint}"))
 
 
 def claim(plan: BuildPlan) -> Manifest | None:

@@ -19,6 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import StorageError
+from reben_cloud.wording import size_text
 
 _SUM_BYTES = 8
 
@@ -61,8 +62,8 @@ class Spool:
         free = shutil.disk_usage(path).free
         if self.nbytes - present > free:
             raise StorageError(
-                f"{self.folder}: the scratch folder needs {(self.nbytes - present) / 1e9:,.2f} GB more and its "
-                f"disk has {free / 1e9:,.2f} GB; make room, or name a folder on another disk (--scratch)"
+                f"{self.folder}: the scratch folder needs {size_text(self.nbytes - present)} more and its "
+                f"disk has {size_text(free)}; make room, or name a folder on another disk (--scratch)"
             )
 
     def write(self, modality: str, row: int, payload: bytes, *, stamp: str = "") -> None:

@@ -33,6 +33,7 @@ from reben_cloud.cli.options import (
 from reben_cloud.cli.output import show, show_json
 from reben_cloud.cli.progress import bar, ends_at_once
 from reben_cloud.root.query import Query
+from reben_cloud.wording import counted, size_text
 
 
 @search_options
@@ -104,6 +105,12 @@ def build(
     if dry_run:
         show(plan.estimate(), as_json)
         return
+    if plan.unpack_tasks() and plan.spool is not None:
+        room = f"{size_text(plan.spool.nbytes)} in {plan.spool.folder}"
+        typer.echo(
+            f"reben-cloud: archives are unpacked first: {room}, removed at the end (--scratch)", err=True
+        )
+    before = building.Before.of(plan)
     share = partial(building.build_share, worker_index=worker_index or 0, workers_total=workers_total)
     do = building.build if worker_index is None else share
     with ends_at_once(
@@ -113,11 +120,11 @@ def build(
     if not query and (text := building.rows_without_patches_text(plan, official)):
         typer.echo(f"reben-cloud: {text}", err=True)
     if as_json:
-        show_json(manifest and building.account(manifest, plan, official))
+        show_json(manifest and building.account(manifest, plan, official, before))
     elif manifest is None:
         typer.echo(f"share {worker_index} of {workers_total} is done; the last of them publishes")
     else:
-        typer.echo(building.published(manifest, plan.store.url))
+        typer.echo(building.published(manifest, plan.store.url, before))
 
 
 def catalog(
@@ -139,8 +146,11 @@ def catalog(
     store = open_store(dest, storage_options(endpoint_url))
     official = read_official(metadata)
     manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
-    num_products = len(manifest.products)
-    typer.echo(f"catalogued {manifest.num_patches:,} patches of {num_products} products at {store.url}")
+    patches, products = (
+        counted(manifest.num_patches, "patch", "patches"),
+        counted(len(manifest.products), "product"),
+    )
+    typer.echo(f"catalogued {patches} of {products} at {store.url}")
 
 
 def index(
@@ -191,8 +201,8 @@ def index(
     objects = manifest.references or ()
     size = sum(one.nbytes for one in objects)
     typer.echo(
-        f"indexed {manifest.num_patches:,} patches ({', '.join(manifest.modalities)}) in {len(objects):,} "
-        f"objects of {size / 1e9:,.2f} GB; the root is {open_root(dest, endpoint_url).url}"
+        f"indexed {counted(manifest.num_patches, 'patch', 'patches')} ({', '.join(manifest.modalities)}) in "
+        f"{counted(len(objects), 'object')} of {size_text(size)}; the root is {open_root(dest, endpoint_url).url}"
     )
 
 

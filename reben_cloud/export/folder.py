@@ -26,6 +26,7 @@ from reben_cloud.files.sketch import sketch
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout, patches_file
 from reben_cloud.root.exported import ExportManifest
+from reben_cloud.wording import size_text
 
 if TYPE_CHECKING:
     from reben_cloud.root.selection import Selection
@@ -69,7 +70,7 @@ def check_room(partial: Path, sink: Sink, num_patches: int) -> None:
     free = shutil.disk_usage(partial).free
     if need > free:
         raise StorageError(
-            f"the export needs {need / 1e9:,.3f} GB more and the disk of {partial.parent} has {free / 1e9:,.3f} GB; "
+            f"the export needs {size_text(need)} more and the disk of {partial.parent} has {size_text(free)}; "
             "make room, select fewer patches or modalities, or name a folder on another disk"
         )
 

@@ -34,6 +34,7 @@ from reben_cloud.root.patches_file import write_patches
 from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Stat, Store, open_store
+from reben_cloud.wording import size_text, wrapped
 
 logger = logging.getLogger(__name__)
 
@@ -95,18 +96,16 @@ class ExportedFiles(NamedTuple):
         said = self.manifest
         whole = sum(group.num_samples for group in said.groups.values())
         of = f"{said.num_patches:,} of the {whole:,} patches of root {said.fingerprint}"
-        lines = [f"{self.folder}: an export to {said.kind} of {of}"]
-        lines += [f"  modalities   {', '.join(said.modalities)}"]
-        lines += [f"  layer        {text}" for text in said.layer_lines()]
+        rows = [("modalities", ", ".join(said.modalities)), *(("layer", text) for text in said.layer_lines())]
         for title, count in (("texts", said.num_texts), ("files", said.num_files)):
             if count is not None:
-                lines.append(f"  {title:<11}  {count:,}")
-        lines.append(f"  data         {said.nbytes / 1e6:,.1f} MB")
+                rows.append((title, f"{count:,}"))
+        rows.append(("data", size_text(said.nbytes)))
         for name, value in said.settings.items():
             text = ", ".join(value) if isinstance(value, dict) else str(value)
             if value is not None and name != "templates":
-                lines.append(f"  {name.replace('_', ' '):<11}  {text}")
-        return "\n".join(lines)
+                rows.append((name.replace("_", " "), text))
+        return "\n".join([f"{self.folder}: an export to {said.kind} of {of}", *wrapped(rows)])
 
 
 def find_exported_files(url: str | os.PathLike[str]) -> ExportedFiles | None:

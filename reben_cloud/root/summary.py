@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from reben_cloud.bigearthnet.reben import whole
@@ -19,7 +19,7 @@ def summary(dataset: Dataset) -> str:
     manifest = dataset.manifest
     products = counted(len(dataset.products), "product")
     head = f"{dataset.url}: {counted(len(dataset), 'patch', 'patches')} of {products}"
-    rows: list[tuple[str, str]] = []
+    rows: list[tuple[str, str | Sequence[str]]] = []
     if isinstance(manifest, ExportManifest):
         num_whole = sum(group.num_samples for group in manifest.groups.values())
         rows.append(
@@ -34,7 +34,7 @@ def summary(dataset: Dataset) -> str:
         ]
     rows += [
         ("modalities", ", ".join(dataset.modalities) or "none: metadata alone"),
-        ("groups", ", ".join(groups) or "none"),
+        ("groups", groups or "none"),
         ("order", f"{manifest.order.kind}, seed {manifest.order.seed}"),
         ("made from", manifest.created_from),
         ("fingerprint", manifest.fingerprint),

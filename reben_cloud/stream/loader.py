@@ -30,6 +30,7 @@ from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.select import Form
 from reben_cloud.stream.stats import StreamStats
+from reben_cloud.wording import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -429,8 +430,8 @@ def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if nbytes * batches > memory:
         raise ValueError(
-            f"batch_size={batch_size} takes {nbytes / 1e9:,.1f} GB per batch, and {batches} are in memory at a time; "
-            f"this machine has {memory / 1e9:,.1f} GB: take a smaller batch_size"
+            f"batch_size={batch_size} takes {size_text(nbytes)} per batch, and {batches} are in memory at a time; "
+            f"this machine has {size_text(memory)}: take a smaller batch_size"
         )
 
 
