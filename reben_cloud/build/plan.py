@@ -39,6 +39,9 @@ from reben_cloud.root.source import AnySource, streamed
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
 
+COORDINATES = ("split", "country", "s1_name", "x0", "y0", "datetime", "s1_datetime")
+"""Metadata columns that are coordinates of a product's Zarr store, where there are such; beside ids and labels."""
+
 _ZARR_RATIO = 0.66  # of compressed to raw bytes, on the 24 real pairs
 
 
@@ -175,17 +178,30 @@ class BuildPlan:
         """The Zarr arrays that the root has, but for the coordinates."""
         return tuple(array for m in self.schema.modalities for array in zarr.pixel_arrays(m))
 
+    def _num_product_objects(self) -> int:
+        """Metadata and coordinates of all Zarr stores, of which those with one value in a product have no object."""
+        of_rows = [name for name in COORDINATES if name in self.table.column_names]
+        if "s1_datetime" in of_rows and self.table.column("s1_datetime").null_count:
+            of_rows.remove("s1_datetime")
+        labels = zarr.label_coordinates(self.pixel_arrays(), self.schema.classes.names).values()
+        once = sum(zarr.is_said_once("", values) for _, values, _ in labels) + 1  # spatial_ref
+        values = self.table.group_by("product").aggregate([(name, "count_distinct") for name in of_rows])
+        of_products = sum(
+            pc.sum(pc.equal(values.column(f"{name}_count_distinct"), 1)).as_py() for name in of_rows
+        )
+        num_coordinates = len(of_rows) + len(labels) + 3  # patch_id, labels, spatial_ref
+        whole = zarr.num_product_objects(self.pixel_arrays(), num_coordinates, once)
+        return len(self.products) * whole - of_products
+
     def estimate(self) -> Estimate:
         """What the build is going to take."""
         count = self.table.num_rows
         raw = sum(array.nbytes for array in self.pixel_arrays())
         num_zarr = sum(zarr.num_zarr_shards(n) for _, n in self.products.values())
-        # The eleven of `publish.product_objects`, and the band names of each array but the map.
-        num_coordinates = 11 + sum(bool(array.labels) for array in self.pixel_arrays())
         num_objects = (
             num_zarr * len(self.pixel_arrays())
             + len(self.shards) * len(self.modalities)
-            + len(self.products) * (1 + len(self.pixel_arrays()) + 2 * num_coordinates)
+            + self._num_product_objects()
         )
         return Estimate(
             source=self.source.describe(),

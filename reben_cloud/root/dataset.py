@@ -60,6 +60,12 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({self.store.url!r}, {len(self):,} patches, {', '.join(self.modalities)})"
 
+    def _repr_html_(self) -> str:
+        """A small map and counts, for notebooks."""
+        from reben_cloud.views.card import dataset_html
+
+        return dataset_html(self)
+
     @property
     def url(self) -> str:
         """Where the root lies."""
