@@ -106,6 +106,9 @@ _NO_START = (
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Processes that start meanwhile have Ctrl-C held back: in the middle of an import it would be a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, whose new processes are interrupted with this one
+        yield
+        return
     resource_tracker.ensure_running()  # it lets Ctrl-C through when it has started its process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -118,7 +121,8 @@ def _start_worker(parent: int, has_started: Event) -> None:
     """End this process soon after its parent, and quietly on Ctrl-C: nothing writes after the build has ended."""
     has_started.set()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def watch() -> None:
         while os.getppid() == parent:

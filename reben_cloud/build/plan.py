@@ -187,7 +187,7 @@ class BuildPlan:
         once = sum(zarr.is_said_once("", values) for _, values, _ in labels) + 1  # spatial_ref
         values = self.table.group_by("product").aggregate([(name, "count_distinct") for name in of_rows])
         of_products = sum(
-            pc.sum(pc.equal(values.column(f"{name}_count_distinct"), 1)).as_py() for name in of_rows
+            int(pc.sum(pc.equal(values.column(f"{name}_count_distinct"), 1)).as_py()) for name in of_rows
         )
         num_coordinates = len(of_rows) + len(labels) + 3  # patch_id, labels, spatial_ref
         whole = zarr.num_product_objects(self.pixel_arrays(), num_coordinates, once)

@@ -13,6 +13,7 @@ import numpy as np
 from reben_cloud.build.jobs import Job, UnpackTask
 from reben_cloud.build.receipts import Receipt
 from reben_cloud.errors import SourceError
+from reben_cloud.files.system import open_file, pread
 from reben_cloud.formats import tar
 from reben_cloud.root import layout
 from reben_cloud.root.patch import Patch, PatchInfo
@@ -81,13 +82,13 @@ def _read_record(store: Store, modality: Modality, place: Mapping[str, Any], pat
     path = store.local_path(layout.shard(place[layout.SHARD_GROUP], modality.name, place[layout.SHARD]))
     assert path is not None
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
         length = tar.record_bytes(modality)
         start = place[layout.SHARD_ROW] * length
-        return tar.payload_of(modality, os.pread(handle, length, start), patch_id)
+        return tar.payload_of(modality, pread(handle, length, start), patch_id)
     finally:
         os.close(handle)
 

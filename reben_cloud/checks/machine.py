@@ -93,8 +93,10 @@ def look_at_resources(folder: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding(level="ok", subject="disk", detail=free)
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _OPEN_FILES:
         yield Finding(

@@ -24,6 +24,7 @@ from reben_cloud.bigearthnet import grid
 from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.files.clutter import is_clutter
+from reben_cloud.files.system import open_file
 from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.sources import Official
@@ -243,7 +244,7 @@ def _read_file(folder: str, tensor: str) -> tuple[str, bytes]:
     for suffix in _SPELLED:
         path = f"{folder}/{name}_{file_part(tensor)}{suffix}"
         try:
-            handle = os.open(path, os.O_RDONLY)
+            handle = open_file(path, os.O_RDONLY)
         except FileNotFoundError:
             continue
         # One read where a file object takes five calls: there are 8.2 million files.

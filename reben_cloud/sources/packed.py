@@ -175,7 +175,7 @@ class _Ranges(io.RawIOBase):
         super().close()
 
 
-def _of_zstd(stream: io.BufferedReader, where: str) -> Read:
+def _of_zstd(stream: BinaryIO, where: str) -> Read:
     try:
         import zstandard
     except ImportError as error:
@@ -196,7 +196,7 @@ def _of_zstd(stream: io.BufferedReader, where: str) -> Read:
     return read
 
 
-def _of_gzip(stream: io.BufferedReader, where: str) -> Read:
+def _of_gzip(stream: BinaryIO, where: str) -> Read:
     reader = io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=stream)), _READ_BYTES)
 
     def read(count: int) -> bytes:
@@ -214,7 +214,7 @@ def _of_gzip(stream: io.BufferedReader, where: str) -> Read:
     return read
 
 
-def _plain(stream: io.BufferedReader, where: str, path: str) -> Read:
+def _plain(stream: BinaryIO, where: str, path: str) -> Read:
     if not _PLAIN.search(path):
         raise SourceError(f"{where}: not zstd or gzip, or damaged; compare its md5 with the published one")
     return stream.read

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from reben_cloud.errors import ForkError, NotFoundError
+from reben_cloud.files.system import memory_bytes
 from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import EpochOrder, Steps
@@ -427,8 +428,8 @@ def _number(fingerprint: str) -> int:
 
 def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
     """Refuse batches that this machine cannot hold: memory is given on paper, and the machine dies of it later."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if nbytes * batches > memory:
+    memory = memory_bytes()
+    if memory is not None and nbytes * batches > memory:
         raise ValueError(
             f"batch_size={batch_size} takes {size_text(nbytes)} per batch, and {batches} are in memory at a time; "
             f"this machine has {size_text(memory)}: take a smaller batch_size"
