@@ -14,7 +14,7 @@ from tests.roots import synthetic_root
 PACKAGE = Path(__file__).parent.parent / "reben_cloud"
 
 ROOMS = (
-    ("errors",),
+    ("errors", "wording"),
     ("files", "schema", "sampling", "spread", "ranking"),
     ("about",),
     ("store",),

@@ -96,7 +96,7 @@ def test_too_little_scratch_space_is_said_before_anything_is_read(archives, tmp_
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     large = dataclasses.replace(plan.spool, num_rows=len(plan.table) * (1 + 2 * free // plan.spool.nbytes))
 
-    with pytest.raises(StorageError, match=r"scratch folder needs .* GB more .*--scratch"):
+    with pytest.raises(StorageError, match=r"scratch folder needs [\d.]+ \wB more .*--scratch"):
         large.prepare()
 
 
@@ -236,7 +236,9 @@ def recompressed_cut(files):
 
 
 BROKEN = [
-    pytest.param(lambda: b"PK\x03\x04 a zip file", "not zstd, or damaged .* md5", id="not zstd"),
+    pytest.param(
+        lambda: b"PK\x03\x04 a zip file", "not zstd or gzip, or damaged; compare its md5", id="not zstd"
+    ),
     pytest.param(lambda: zstandard.compress(b"x" * 5000), "not a tar archive", id="not tar"),
     pytest.param(
         lambda: truncated(official.pack(s2_members())), "cut short (after|within)", id="truncated zstd"
@@ -327,8 +329,9 @@ def test_a_patch_that_comes_twice_or_is_unknown_or_missing_stops_the_build(tmp_p
         build(plan_of(twice, table.slice(0, 2), open_store(tmp_path / "a")))
 
     whole = archive(tmp_path, official.pack(files))
-    with pytest.raises(SourceError, match=r"this s2 name .* is in no row .* both official metadata files"):
-        build(plan_of(whole, table.slice(0, 1), open_store(tmp_path / "b")))
+    other = table.slice(20, 1)
+    with pytest.raises(SourceError, match=r"not in the s2 archive .* \(1 of 1 patches .* whole archive"):
+        build(plan_of(whole, other, open_store(tmp_path / "b")))
     with pytest.raises(SourceError, match=r"not in the s2 archive .* \(3 of 5 patches .* whole archive"):
         build(plan_of(whole, table.slice(0, 5), open_store(tmp_path / "c")))
 

@@ -294,7 +294,7 @@ def test_a_zarr_object_that_is_gone_is_no_fill_value(root, what):
         dataset.open_patch(patch_id).load()
 
 
-@pytest.mark.parametrize("what", ["zarr.json", "patch_id/c/0", "labels/c/0/0", "x0/c/0", "time/c/0"])
+@pytest.mark.parametrize("what", ["zarr.json", "patch_id/c/0", "labels/c/0/0", "x0/c/0"])
 def test_damaged_metadata_of_a_zarr_store_are_named(root, what):
     dataset, patch_id, zarr = a_patch(root)
     file = zarr / what

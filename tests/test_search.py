@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -357,8 +358,36 @@ def test_a_selection_describes_itself(everything):
     empty = everything.search(ids=[])
     assert not empty.plot().collections
     assert empty._repr_html_().startswith("<b>0 patches</b>")
+    assert axes.patches, "land below the patches"
+    assert axes.get_ylim()[0] < 42.6 < axes.get_ylim()[1] < 45, "as near as the patches are"
     labels = selection.to_pandas().labels
     assert np.mean([len(names) for names in labels]) > 1
+
+
+def shown(html):
+    """Rows of the tables of a card, and the places of the dots on its map, degrees apart at most."""
+    tree = ElementTree.fromstring(
+        f"<div>{html.replace('<br>', '')}</div>".replace("colspan=2", "colspan='2'")
+    )
+    rows = {tuple(cell.text for cell in row.iter("td")) for row in tree.iter("tr")}
+    (picture,) = tree.iter("svg")
+    width, height = (float(picture.get(name)) for name in ("width", "height"))
+    land, dots = picture.iter("path"), list(picture.iter("rect"))
+    assert all(0 <= float(d.get("x")) < width and 0 <= float(d.get("y")) < height for d in dots)
+    return rows, len(list(land)), len(dots)
+
+
+def test_notebooks_see_a_map_and_counts(everything):
+    rows, num_land, num_dots = shown(everything._repr_html_())
+    assert ("train", f"{len(everything.search(split='train')):,}") in rows
+    assert ("Finland", f"{len(everything.search(country='Finland')):,}") in rows
+    assert (num_land, num_dots) > (30, 100)
+
+    one = everything.search(country="Kosovo", limit=1)
+    rows, num_land, num_dots = shown(one._repr_html_())
+    assert ("Kosovo", "1") in rows
+    assert num_land >= 2, "the map reaches beyond the patch"
+    assert num_dots == 1
 
 
 def test_names_are_taken_in_any_case(everything):

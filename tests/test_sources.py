@@ -230,14 +230,16 @@ def test_an_incomplete_or_foreign_folder_is_refused_before_anything_is_written(c
     shutil.rmtree(folder)
 
     source, table = open_source(copy)
-    with pytest.raises(
-        SourceError, match=rf"{patch_id}: .* has no map for this patch \(1 patches are incomplete, 11"
-    ):
+    with pytest.raises(SourceError, match=rf"1 patch is incomplete \(1 lacks map\), 11 complete: {patch_id}"):
         make_plan(source, table, open_store(tmp_path / "root"))
 
     folder.with_name(f"{patch_id[:-5]}90_90").mkdir()
+    for other in folder.parent.parent.glob("*/*"):
+        if other.name != f"{patch_id[:-5]}90_90":
+            shutil.rmtree(other)
+    folder.with_name(f"{patch_id[:-5]}90_90").joinpath("x_reference_map.tif").touch()
     source, table = open_source(copy)
-    with pytest.raises(SourceError, match=r"90_90: this map name .* in no row of the metadata"):
+    with pytest.raises(SourceError, match=r"90_90: this map name .* in no row of the metadata, nor does any"):
         make_plan(source, table, open_store(tmp_path / "root"))
     assert not (tmp_path / "root").exists()
 

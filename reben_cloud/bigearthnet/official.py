@@ -80,12 +80,29 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
                 f"{name}: not official metadata, it lacks {', '.join(missing)} (it has {', '.join(table.column_names)})"
             )
         try:
-            tables.append(table.select(OFFICIAL_SCHEMA.names).cast(OFFICIAL_SCHEMA))
+            tables.append(_with_official_s1(table.select(OFFICIAL_SCHEMA.names).cast(OFFICIAL_SCHEMA)))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
             raise SourceError(f"{name}: not official metadata: {error}") from error
         _check_rows(tables[-1], name)
     if not tables:
         raise SourceError("no metadata file was given")
+    return _sorted_once(tables)
+
+
+def joined_official(tables: Sequence[pa.Table]) -> pa.Table:
+    """Official rows of several places in one table sorted by ``patch_id``; a table that comes again counts once.
+
+    Raises:
+        SourceError: If a patch or an S1 name comes twice.
+    """
+    distinct: list[pa.Table] = []
+    for table in tables:
+        if not any(table.equals(other) for other in distinct):
+            distinct.append(table)
+    return _sorted_once(distinct)
+
+
+def _sorted_once(tables: Sequence[pa.Table]) -> pa.Table:
     found = pa.concat_tables(tables).sort_by("patch_id").combine_chunks()
     for column in ("patch_id", "s1_name"):
         # An empty S1 name, of a dataset made from Sentinel-2 alone, may come again and again.
@@ -98,6 +115,13 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
                 "was one file given twice?"
             )
     return found
+
+
+def _with_official_s1(table: pa.Table) -> pa.Table:
+    """With x and y of S1 names as the official files spell them: no zero before them."""
+    names = pc.replace_substring_regex(table.column("s1_name"), pattern=r"_0(\d)_", replacement=r"_\1_")
+    names = pc.replace_substring_regex(names, pattern=r"_0(\d)$", replacement=r"_\1")
+    return table.set_column(table.column_names.index("s1_name"), "s1_name", names)
 
 
 _PATCH_PATTERN = r"^S2[A-D]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d{2}[C-X][A-Z]{2}_([0-8]\d|90)_([0-8]\d|90)$"
@@ -123,6 +147,18 @@ def _check_rows(table: pa.Table, name: str) -> None:
 
 EXTRA_METADATA = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
 """Name of the official file with the patches that are not recommended."""
+
+METADATA = "metadata.parquet"
+"""Name of the official file with all other patches."""
+
+
+def other_metadata(official: pa.Table) -> str | None:
+    """Name of the official file whose rows a table has not one of; None if it has rows of both."""
+    flagged = pc.or_(official.column("contains_seasonal_snow"), official.column("contains_cloud_or_shadow"))
+    if not pc.any(flagged).as_py():
+        return EXTRA_METADATA
+    return METADATA if pc.all(flagged).as_py() else None
+
 
 DERIVED = (
     *("product", "datetime", "s1_datetime", "epsg", "x0", "y0", "square", "square_x0", "square_y0"),

@@ -15,9 +15,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from reben_cloud.build import lease
-from reben_cloud.build.account import account, published, rows_without_patches
+from reben_cloud.build.account import (
+    Before,
+    account,
+    not_taken,
+    num_done,
+    published,
+    rows_without_patches,
+    rows_without_patches_text,
+)
 from reben_cloud.build.executors import Executor, dask, local
-from reben_cloud.build.jobs import Estimate, Task
+from reben_cloud.build.jobs import Estimate, Task, UnpackTask
 from reben_cloud.build.plan import FORMAT_VERSION, JOURNAL, MANIFEST, BuildPlan, is_root_of, make_plan
 from reben_cloud.build.publish import publish
 from reben_cloud.build.receipts import Receipt, read_receipt
@@ -35,6 +43,7 @@ __all__ = [
     "FORMAT_VERSION",
     "JOURNAL",
     "MANIFEST",
+    "Before",
     "BuildPlan",
     "Estimate",
     "Executor",
@@ -47,10 +56,12 @@ __all__ = [
     "dask",
     "local",
     "make_plan",
+    "not_taken",
     "num_done",
     "open_plan",
     "published",
     "rows_without_patches",
+    "rows_without_patches_text",
     "silent",
 ]
 
@@ -152,11 +163,6 @@ def build_share(
     if plan.spool is not None:
         plan.spool.delete()
     return manifest
-
-
-def num_done(plan: BuildPlan) -> int:
-    """How many of a plan's tasks have left a receipt."""
-    return sum(1 for _ in plan.store.list(f"{JOURNAL}/{plan.fingerprint}"))
 
 
 def claim(plan: BuildPlan) -> Manifest | None:
@@ -300,7 +306,8 @@ def _await_unpacked(plan: BuildPlan) -> None:
     """Wait for the archives that other shares unpack."""
     told = 0.0
     while plan.spool is not None and plan.unpack_tasks():
-        lacking = sum(int((~plan.spool.held(m)).sum()) for m in plan.modalities)
+        archives = [task.modality for task in plan.unpack_tasks() if isinstance(task, UnpackTask)]
+        lacking = sum(int((~plan.spool.held(m)).sum()) for m in archives)
         if not lacking:
             return
         if time.monotonic() - told > 60:

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, get_context, resource_tracker
+from multiprocessing.synchronize import Event
 from typing import Any, Protocol, TypeVar
 
 from reben_cloud.errors import RebenError, StorageError, missing_extra
@@ -58,12 +59,13 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
     """In local processes, which end when this one does.
 
     Raises:
-        RebenError: If a process is killed, e.g. for lack of memory.
+        RebenError: If no process can start, or one is killed, e.g. for lack of memory.
     """
     waiting, running = iter(jobs), set[Future[R]]()
-    others = active_children()
+    others, context = active_children(), get_context("spawn")
+    has_started = context.Event()
     pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
+        workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), has_started)
     )
     try:
         while True:
@@ -76,6 +78,8 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
             for future in done:
                 yield future.result()
     except BrokenProcessPool as error:
+        if not has_started.is_set():
+            raise RebenError(_NO_START) from error
         raise RebenError(
             "a worker process was killed from outside, perhaps for lack of memory; what is done stays done: "
             "run again, perhaps with fewer --workers"
@@ -92,9 +96,19 @@ def run_processes(do: Callable[[J], R], jobs: Iterable[J], *, workers: int) -> I
         pool.shutdown()
 
 
+_NO_START = (
+    "no worker process could start: each begins by running the main script again, as far as it is not below "
+    '`if __name__ == "__main__":`. Put what starts the work below that line, in a file (a script from stdin cannot be '
+    "run again), or take workers=1; what is done stays done"
+)
+
+
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Processes that start meanwhile have Ctrl-C held back: in the middle of an import it would be a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, whose new processes are interrupted with this one
+        yield
+        return
     resource_tracker.ensure_running()  # it lets Ctrl-C through when it has started its process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -103,10 +117,12 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker(parent: int, has_started: Event) -> None:
     """End this process soon after its parent, and quietly on Ctrl-C: nothing writes after the build has ended."""
+    has_started.set()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -12,6 +12,7 @@ from reben_cloud.build.spool import Spool
 from reben_cloud.root.source import AnySource
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
+from reben_cloud.wording import counted, size_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,18 +117,19 @@ class Estimate:
     def to_text(self) -> str:
         """A few lines for people."""
         readings = "one reading" if self.root.startswith("file://") else "two readings"
+        products = counted(self.num_products, "product")
         scratch = (
-            f"{self.scratch_bytes / 1e9:,.2f} GB in {self.scratch}" if self.scratch else f"none ({readings})"
+            f"{size_text(self.scratch_bytes)} in {self.scratch}" if self.scratch else f"none ({readings})"
         )
         return "\n".join(
             [
                 f"from      {self.source}",
                 f"to        {self.root}",
-                f"patches   {self.num_patches:,} of {self.num_products} products ({', '.join(self.modalities)})",
+                f"patches   {self.num_patches:,} of {products} ({', '.join(self.modalities)})",
                 f"tasks     {self.num_tasks:,}, each can be done anywhere and again",
                 f"objects   {self.num_objects:,} and the catalog",
-                f"to write  {(self.shard_bytes + self.zarr_bytes) / 1e9:,.2f} GB: "
-                f"{self.shard_bytes / 1e9:,.2f} GB of shards, about {self.zarr_bytes / 1e9:,.2f} GB of Zarr",
+                f"to write  {size_text(self.shard_bytes + self.zarr_bytes)}: "
+                f"{size_text(self.shard_bytes)} of shards, about {size_text(self.zarr_bytes)} of Zarr",
                 f"scratch   {scratch}",
                 f"requests  about {self.num_requests:,}",
             ]

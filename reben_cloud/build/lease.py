@@ -117,12 +117,16 @@ def is_alive(holder: dict[str, object]) -> bool:
     if not holder:
         return False
     pid = holder.get("pid")
-    if holder.get("host") == _host() and isinstance(pid, int):
+    if holder.get("host") == _host() and isinstance(pid, int) and _CAN_ASK:
         if pid == os.getpid():
             return holder.get("id") in _held
         return _started(pid) == holder.get("started")
     beat = holder.get("time")
     return isinstance(beat, int | float) and time.time() - beat < DEAD_S
+
+
+_CAN_ASK = os.name != "nt"
+"""Whether a process can be asked after. Not on Windows, where signal 0 is a Ctrl-C: silence tells there, too."""
 
 
 def held(store: Store, folder: str) -> dict[str, dict[str, object]]:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reben_cloud.build.jobs import Estimate, Job, ShardTask, Task, UnpackTask, ZarrTask
+from reben_cloud.build.matching import Incomplete, Matched, match
 from reben_cloud.build.spool import Spool
 from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
@@ -34,9 +35,12 @@ from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest import Manifest, ShardOrder, identity_of
 from reben_cloud.root.metadata import SQUARE, check_metadata, given_columns, given_metadata, storable
 from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, place
-from reben_cloud.root.source import AnySource, Source, StreamedSource
-from reben_cloud.schema import Modality, Schema
+from reben_cloud.root.source import AnySource, streamed
+from reben_cloud.schema import Schema
 from reben_cloud.store import Store
+
+COORDINATES = ("split", "country", "s1_name", "x0", "y0", "datetime", "s1_datetime")
+"""Metadata columns that are coordinates of a product's Zarr store, where there are such; beside ids and labels."""
 
 _ZARR_RATIO = 0.66  # of compressed to raw bytes, on the 24 real pairs
 
@@ -59,6 +63,8 @@ class BuildPlan:
     """What every patch has."""
     options: PlacementOptions
     """Order, seed and shard size."""
+    matched: Matched
+    """What of the source and its metadata is taken, and what is left out."""
     scratch: Path | None
     """Where payloads may be kept from their first use to their second; None: the second time they are read from
     the shards of a local root, or from the source again."""
@@ -122,9 +128,8 @@ class BuildPlan:
 
     def unpack_tasks(self) -> list[Task]:
         """The tasks that come before all others: one an archive."""
-        if isinstance(self.source, Source):
-            return []
-        return [UnpackTask(modality=modality) for modality in self.modalities]
+        in_archives = streamed(self.source)
+        return [UnpackTask(modality=modality) for modality in self.modalities if modality in in_archives]
 
     @cached_property
     def tasks(self) -> Sequence[Task]:
@@ -173,17 +178,30 @@ class BuildPlan:
         """The Zarr arrays that the root has, but for the coordinates."""
         return tuple(array for m in self.schema.modalities for array in zarr.pixel_arrays(m))
 
+    def _num_product_objects(self) -> int:
+        """Metadata and coordinates of all Zarr stores, of which those with one value in a product have no object."""
+        of_rows = [name for name in COORDINATES if name in self.table.column_names]
+        if "s1_datetime" in of_rows and self.table.column("s1_datetime").null_count:
+            of_rows.remove("s1_datetime")
+        labels = zarr.label_coordinates(self.pixel_arrays(), self.schema.classes.names).values()
+        once = sum(zarr.is_said_once("", values) for _, values, _ in labels) + 1  # spatial_ref
+        values = self.table.group_by("product").aggregate([(name, "count_distinct") for name in of_rows])
+        of_products = sum(
+            int(pc.sum(pc.equal(values.column(f"{name}_count_distinct"), 1)).as_py()) for name in of_rows
+        )
+        num_coordinates = len(of_rows) + len(labels) + 3  # patch_id, labels, spatial_ref
+        whole = zarr.num_product_objects(self.pixel_arrays(), num_coordinates, once)
+        return len(self.products) * whole - of_products
+
     def estimate(self) -> Estimate:
         """What the build is going to take."""
         count = self.table.num_rows
         raw = sum(array.nbytes for array in self.pixel_arrays())
         num_zarr = sum(zarr.num_zarr_shards(n) for _, n in self.products.values())
-        # The eleven of `publish.product_objects`, and the band names of each array but the map.
-        num_coordinates = 11 + sum(bool(array.labels) for array in self.pixel_arrays())
         num_objects = (
             num_zarr * len(self.pixel_arrays())
             + len(self.shards) * len(self.modalities)
-            + len(self.products) * (1 + len(self.pixel_arrays()) + 2 * num_coordinates)
+            + self._num_product_objects()
         )
         return Estimate(
             source=self.source.describe(),
@@ -213,22 +231,24 @@ def make_plan(
     options: PlacementOptions | None = None,
     scratch: Path | None = None,
     only: Sequence[str] | None = None,
+    incomplete: Incomplete = "refuse",
 ) -> BuildPlan:
     """Decide what a build writes; reads nothing but the names that the source holds.
 
     Args:
         source: Where payloads come from.
-        official: Official metadata, of the source's patches and perhaps many more.
+        official: Official metadata, of the source's patches and perhaps many more; if of fewer, a selection.
         store: The root to be.
         modalities: What to build; by default every modality that the source has, if nothing is near it that looks like
             another one.
         options: Order, seed and shard size.
         scratch: Folder for payloads between their two uses (Zarr and shards). Archives need one.
         only: Patch ids to build, of those that the source has; all by default.
+        incomplete: What to do about patches that lack a modality: ``"refuse"``, or ``"skip"`` to leave them out.
 
     Raises:
         ValueError: If a modality is unknown.
-        SourceError: If the source is empty, a name in it has no metadata row, a patch lacks a modality, what looks
+        SourceError: If the source is empty, none of it is in the metadata, patches are incomplete, what looks
             like a modality would be left out and `modalities` does not say so, or the source needs a scratch
             folder and none is given.
     """
@@ -240,7 +260,8 @@ def make_plan(
     if modalities is None:
         _refuse_to_leave_out(source, names)
     schema = source.schema.only(modalities or list(names))
-    table = _matching_rows(names, official, schema.modalities, source.describe())
+    matched = match(names, official, schema.modalities, source.describe(), incomplete=incomplete)
+    table = matched.rows
     if only is not None:
         table = table.filter(pc.is_in(table.column("patch_id"), pa.array(only, pa.string()))).combine_chunks()
     if not table.num_rows:
@@ -251,7 +272,7 @@ def make_plan(
     table = table.sort_by([("product", "ascending"), ("patch_id", "ascending")]).combine_chunks()
     options = options or PlacementOptions()
     scratch = None if scratch is None else local_path(scratch, "the scratch folder")
-    if isinstance(source, StreamedSource) and scratch is None:
+    if any(name in streamed(source) for name in schema.modality_names) and scratch is None:
         raise SourceError(
             f"{source.describe()}: archives are read from front to back and need a scratch folder (--scratch)"
         )
@@ -263,6 +284,7 @@ def make_plan(
         placement=place(table, options, recommended_without=schema.recommended_without),
         schema=schema,
         options=options,
+        matched=matched,
         scratch=scratch,
     )
 
@@ -273,46 +295,10 @@ def _refuse_to_leave_out(source: AnySource, names: Mapping[str, Sequence[str] | 
         if modality not in names:
             flags = " ".join(f"--modality {m}" for m in source.schema.modality_names if m in names)
             raise SourceError(
-                f"{source.describe()} has no {modality}, but there is {what}, which is not taken; put it where it "
-                f"belongs, or say that a root without {modality} is wanted ({flags})"
+                f"{source.describe()} has no {modality}, but there is {what}, which is not taken; name it as a further "
+                "source if they belong together (`reben-cloud build A B ROOT`), or say that a root without "
+                f"{modality} is wanted ({flags})"
             )
-
-
-def _matching_rows(
-    names: Mapping[str, Sequence[str] | None], official: pa.Table, modalities: Sequence[Modality], where: str
-) -> pa.Table:
-    """The metadata rows whose patch the source holds in every wanted modality."""
-    held: dict[str, NDArray[np.bool_]] = {}
-    for modality in modalities:
-        name, column = modality.name, modality.key_column
-        if name not in names or (names[name] is not None and not len(names[name] or ())):
-            raise SourceError(f"{where} has no {name}; it has {', '.join(names) or 'nothing'}")
-        listed = names[name]
-        if listed is None:
-            held[name] = np.ones(official.num_rows, np.bool_)
-            continue
-        array = listed if isinstance(listed, pa.Array) else pa.array(listed, pa.string())
-        found = array.take(pc.array_sort_indices(array))
-        unknown = found.filter(pc.invert(pc.is_in(found, official.column(column).combine_chunks())))
-        if len(unknown):
-            what = "is in no row" if column == "patch_id" else "pairs with no patch"
-            raise SourceError(
-                f"{unknown[0]}: this {name} name of {where} {what} of the metadata "
-                f"({len(unknown)} such names); is it the right metadata file (--metadata)?"
-            )
-        held[name] = pc.is_in(official.column(column), found).to_numpy()
-    everywhere = np.logical_and.reduce(list(held.values()))
-    somewhere = np.logical_or.reduce(list(held.values()))
-    partial = np.flatnonzero(somewhere & ~everywhere)
-    if partial.size:
-        first = official.column("patch_id")[int(partial[0])].as_py()
-        lacking = [m for m, there in held.items() if not there[partial[0]]]
-        raise SourceError(
-            f"{first}: {where} has no {' and no '.join(lacking)} for this patch ({partial.size} patches "
-            f"are incomplete, {int(everywhere.sum())} complete); complete the source, or build only what "
-            f"every patch has (--modality)"
-        )
-    return official.filter(pa.array(everywhere)).combine_chunks()
 
 
 def fingerprint_of(metadata: pa.Table, schema: Schema, options: PlacementOptions | None) -> str:
@@ -374,4 +360,5 @@ def manifest_of(plan: BuildPlan) -> Manifest:
         countries=countries_of(plan.table),
         order=ShardOrder(kind=plan.options.order, seed=plan.options.seed),
         fingerprint=plan.fingerprint,
+        incomplete=plan.matched.left_out(),
     )

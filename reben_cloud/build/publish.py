@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -66,11 +68,9 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Manifest:
     """
     _check_source(plan, receipts)
     written = [o for receipt in receipts.values() for o in receipt.objects]
-    for product in plan.products:
-        for path, data in product_objects(plan, product).items():
-            written.append(put(plan.store, f"{layout.zarr_store(product)}/{path}", data))
-    for product, data in _thumbnails(plan, receipts):
-        written.append(put(plan.store, layout.thumbnail(about(plan.schema).collection, product), data))
+    written += _put_all(plan.store, _of_products(plan, receipts))
+    if plan.matched.incomplete:
+        written.append(put(plan.store, layout.INCOMPLETE, plan.matched.incomplete_csv()))
     placement = plan.placement
     for modality in plan.modalities:
         placement = placement.append_column(
@@ -80,8 +80,9 @@ def publish(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Manifest:
     patches = write_patches(table, plan.schema)
     written.append(put(plan.store, PATCHES, patches))
     groups = group_sizes(plan.placement)
-    for path, data in catalog.root_documents(table, groups, written, schema=plan.schema).items():
-        written.append(put(plan.store, path, data))
+    written += _put_all(
+        plan.store, catalog.root_documents(table, groups, written, schema=plan.schema).items()
+    )
     objects = Objects.of(written).encode()
     written.append(put(plan.store, OBJECTS, objects))
     _remove_staged(plan.store, written)
@@ -142,6 +143,36 @@ def commit_root(store: Store, manifest: Manifest, patches: bytes, objects: bytes
     manifest = manifest.vouching_for(patches=Seal.of(io.BytesIO(patches)), objects_sha256=digest)
     commit(store, MANIFEST, manifest.to_bytes())
     return manifest
+
+
+def _of_products(plan: BuildPlan, receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, bytes]]:
+    """Paths and bytes of what every product has beside its Zarr shards."""
+    for product in plan.products:
+        for path, data in product_objects(plan, product).items():
+            yield f"{layout.zarr_store(product)}/{path}", data
+    for product, data in _thumbnails(plan, receipts):
+        yield layout.thumbnail(about(plan.schema).collection, product), data
+
+
+def _put_all(store: Store, objects: Iterable[tuple[str, bytes]]) -> list[WrittenObject]:
+    """Put many small objects, several at a time: on a distant store each one waits.
+
+    Args:
+        store: The root.
+        objects: Paths and bytes, made as they are put.
+
+    Returns:
+        What was written, in the given order.
+    """
+    waiting = iter(objects)
+    written: list[WrittenObject] = []
+    with ThreadPoolExecutor(_PUTS) as pool:
+        while some := list(islice(waiting, 4 * _PUTS)):
+            written += pool.map(lambda one: put(store, *one), some)
+    return written
+
+
+_PUTS = 16  # at a time; a few hundred bytes each
 
 
 def _remove_staged(store: Store, written: Sequence[WrittenObject]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from reben_cloud.build.matching import Incomplete
 from reben_cloud.build.plan import BuildPlan, make_plan
 from reben_cloud.root.backing import References
 from reben_cloud.root.placement import PlacementOptions
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def open_plan(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str],
     *,
     only: Selection | None = None,
@@ -30,19 +31,22 @@ def open_plan(
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     options: PlacementOptions | None = None,
     scratch: Path | None = None,
+    incomplete: Incomplete = "refuse",
     storage_options: Mapping[str, object] | None = None,
 ) -> tuple[BuildPlan, pa.Table]:
     """Recognise a source and plan a root of it; nothing is written.
 
     Args:
         source: Archives, folders, an LMDB, a root, or ``synthetic:N``, as `sources.recognise.open_source` takes it;
-            not looked at when `only` is of a hosted LMDB, which is then the source.
+            several of them are merged; not looked at when `only` is of a hosted LMDB, which is then the source.
         root: Path or URL of the root to be.
         only: What to build of it, found by a search in the source; everything by default.
         modalities: What to build; all that the source has by default.
         metadata_paths: Official metadata files, when they are not beside the source.
         options: Write-time order and size of the shards.
         scratch: Folder for payloads of archives; one below the temporary folder by default.
+        incomplete: What to do about patches that lack a modality: ``"refuse"``, or ``"skip"`` to leave them out, which
+            the manifest says.
         storage_options: Credentials and endpoint of source and root, as in `store.open_store`.
 
     Returns:
@@ -67,7 +71,11 @@ def open_plan(
         found, official = FoundSource(hosted, only.dataset.modalities), only.official()
     else:
         found, official = open_source(
-            source, metadata_paths=metadata_paths, modalities=modalities, storage_options=storage_options
+            source,
+            metadata_paths=metadata_paths,
+            modalities=modalities,
+            incomplete=incomplete,
+            storage_options=storage_options,
         )
     plan = make_plan(
         found,
@@ -77,6 +85,7 @@ def open_plan(
         options=options,
         scratch=scratch or default_scratch(found),
         only=None if only is None else only.patch_ids,
+        incomplete=incomplete,
     )
     if isinstance(found, FoundSource):
         found.look_up(plan.table, plan.modalities)

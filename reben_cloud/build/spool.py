@@ -19,6 +19,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import StorageError
+from reben_cloud.files.system import disk_bytes, open_file, pread, pwrite
+from reben_cloud.wording import size_text
 
 _SUM_BYTES = 8
 
@@ -57,12 +59,12 @@ class Spool:
             raise StorageError(
                 f"{self.folder}: cannot make the scratch folder ({error.strerror}); name another one (--scratch)"
             ) from error
-        present = sum(os.stat(file).st_blocks * 512 for file in path.iterdir())
+        present = sum(disk_bytes(file) for file in path.iterdir())
         free = shutil.disk_usage(path).free
         if self.nbytes - present > free:
             raise StorageError(
-                f"{self.folder}: the scratch folder needs {(self.nbytes - present) / 1e9:,.2f} GB more and its "
-                f"disk has {free / 1e9:,.2f} GB; make room, or name a folder on another disk (--scratch)"
+                f"{self.folder}: the scratch folder needs {size_text(self.nbytes - present)} more and its "
+                f"disk has {size_text(free)}; make room, or name a folder on another disk (--scratch)"
             )
 
     def write(self, modality: str, row: int, payload: bytes, *, stamp: str = "") -> None:
@@ -118,19 +120,19 @@ def _sum_of(payload: bytes, stamp: str) -> int:
 
 # Opened and closed for each record: 10 us of a millisecond, and no state that pickling would lose.
 def _write_at(path: str, start: int, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY)
+    handle = open_file(path, os.O_WRONLY)
     try:
         view = memoryview(data)
         while view.nbytes:
-            count = os.pwrite(handle, view, start)
+            count = pwrite(handle, view, start)
             view, start = view[count:], start + count
     finally:
         os.close(handle)
 
 
 def _read_at(path: str, start: int, length: int) -> bytes:
-    handle = os.open(path, os.O_RDONLY)
+    handle = open_file(path, os.O_RDONLY)
     try:
-        return os.pread(handle, length, start)
+        return pread(handle, length, start)
     finally:
         os.close(handle)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.metadata import patch_infos, sample_json
 from reben_cloud.root.objects import WrittenObject
 from reben_cloud.root.patch import Patch, PatchInfo
-from reben_cloud.schema import Modality
+from reben_cloud.schema import ArraySpec, Modality
 from reben_cloud.store import Store
 from reben_cloud.views import picture
 
@@ -116,11 +117,16 @@ def _write_zarr(job: Job, task: ZarrTask, infos: Sequence[PatchInfo], stamps: tu
     stacks = stack_patches(patches(), len(infos), modalities)
     for name, values in means.items():
         check_falling(task.product, job.schema.modality(name), infos, np.array(values))
-    written = []
-    for modality in modalities:
-        for batch, array in zip(modality.arrays, zarr.pixel_arrays(modality), strict=True):
-            path = layout.zarr_shard(task.product, array.name, task.number, ndim=len(array.shape))
-            written.append(put(job.store, path, zarr.encode_shard(array, stacks[batch.name])))
+    arrays = [pair for m in modalities for pair in zip(m.arrays, zarr.pixel_arrays(m), strict=True)]
+
+    def write(batch: ArraySpec, array: zarr.PixelArray) -> WrittenObject:
+        path = layout.zarr_shard(task.product, array.name, task.number, ndim=len(array.shape))
+        return put(job.store, path, zarr.encode_shard(array, stacks[batch.name]))
+
+    with ThreadPoolExecutor(
+        len(arrays)
+    ) as pool:  # a small one costs the way to the store, and that five times over
+        written = list(pool.map(lambda pair: write(*pair), arrays))
     by_zarr_name = {array.zarr_name: stacks[array.name] for m in modalities for array in m.arrays}
     pixels = picture.tiny_of(by_zarr_name, job.schema)
     tiny = b"" if pixels is None else pixels.tobytes()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from reben_cloud.checks.finding import Finding
+from reben_cloud.wording import size_text
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch",),
@@ -82,7 +83,7 @@ def look_at_resources(folder: Path) -> Iterator[Finding]:
     while not folder.exists():
         folder = folder.parent
     usage = shutil.disk_usage(folder)
-    free = f"{usage.free / 2**30:,.1f} GiB free in {folder.absolute()}"
+    free = f"{size_text(usage.free)} free in {folder.absolute()}"
     if usage.free < _FREE_BYTES:
         yield Finding(
             level="warning",
@@ -92,8 +93,10 @@ def look_at_resources(folder: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding(level="ok", subject="disk", detail=free)
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _OPEN_FILES:
         yield Finding(

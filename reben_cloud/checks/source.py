@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reben_cloud.checks.index import PatchIndex
 from reben_cloud.checks.objects import Check
 from reben_cloud.errors import ChecksumError, InvalidPatchError, NotFoundError, SourceError
-from reben_cloud.root.source import AnySource, Source, StreamedSource
+from reben_cloud.root.source import AnySource, Source, StreamedSource, streamed
 from reben_cloud.schema import Modality
 
 
@@ -19,11 +19,14 @@ def source_checks(index: PatchIndex, source: AnySource) -> list[Check]:
     """Checks that read every payload that the source holds: some patches each, or a whole archive."""
     held = source.names()
     modalities = tuple(m for m in index.modalities if m.name in held)
+    in_archives = streamed(source)
+    found: list[Check] = []
     if isinstance(source, StreamedSource):
-        return [_ArchiveCheck(index, source, modality) for modality in modalities]
-    if isinstance(source, Source):
-        return [_SourceCheck(index, source, modalities, rows) for rows in index.parts()]
-    raise TypeError(f"{source.describe()} can be read neither at random nor from front to back")
+        found += [_ArchiveCheck(index, source, m) for m in modalities if m.name in in_archives]
+    at_random = tuple(m for m in modalities if m.name not in in_archives)
+    if at_random and isinstance(source, Source):
+        found += [_SourceCheck(index, source, at_random, rows) for rows in index.parts()]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

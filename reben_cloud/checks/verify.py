@@ -31,6 +31,7 @@ from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.objects import Objects
 from reben_cloud.root.source import AnySource
+from reben_cloud.wording import counted, size_text
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps a stream of findings: the findings, how many units there are, what is done."""
@@ -76,10 +77,10 @@ class Report:
         if self.level != "quick" and not self.has_checksums:
             what = "records and their headers; it has no checksums"
         what += f", compared with {self.against}" if self.against else ""
-        verdict = "all right" if self.ok else f"{len(self.problems)} problems"
+        verdict = "all right" if self.ok else counted(len(self.problems), "problem")
         last = (
-            f"{self.url}: {self.num_patches:,} patches in {self.num_objects:,} objects, "
-            f"{self.num_bytes / 1e6:,.1f} MB; {what}: {verdict}"
+            f"{self.url}: {counted(self.num_patches, 'patch', 'patches')} in {counted(self.num_objects, 'object')}, "
+            f"{size_text(self.num_bytes)}; {what}: {verdict}"
         )
         return "\n".join([*self.problems, last])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,14 +33,15 @@ from reben_cloud.cli.options import (
 from reben_cloud.cli.output import show, show_json
 from reben_cloud.cli.progress import bar, ends_at_once
 from reben_cloud.root.query import Query
+from reben_cloud.wording import counted, size_text
 
 
 @search_options
 def build(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="Archives, GeoTIFF folders, an LMDB, a root (path or URL), or synthetic:N.",
+            help="Archives, GeoTIFF folders, an LMDB, a root (path or URL), or synthetic:N; several belong together.",
             show_default=False,
             parser=path_or_url,
         ),
@@ -48,6 +49,10 @@ def build(
     root: NewRootArgument,
     query: Query,
     metadata: MetadataOption = None,
+    incomplete: Annotated[
+        Literal["refuse", "skip"],
+        typer.Option(help="Patches that lack a modality: refuse, or skip them and say which."),
+    ] = "refuse",
     modality: Annotated[
         list[str] | None,
         typer.Option(help="s2, s1 or map; repeat. All that the source has by default.", show_default=False),
@@ -76,10 +81,14 @@ def build(
     from reben_cloud.hosted.opened import open_if_hosted
     from reben_cloud.root.placement import PlacementOptions
 
+    if query and len(source) > 1:
+        raise typer.BadParameter(
+            "a part that a search finds is built from one root; several sources are built whole"
+        )
     # What is hosted is found by opening it; whatever else a source can be is recognised.
-    hosted = None if query else open_if_hosted(source, storage_options(endpoint_url))
+    hosted = None if query or len(source) > 1 else open_if_hosted(source[0], storage_options(endpoint_url))
     everything = None if hosted is None else hosted.search()
-    chosen = select(source, query, endpoint_url) if query else everything
+    chosen = select(source[0], query, endpoint_url) if query else everything
     plan, official = building.open_plan(
         source,
         root,
@@ -88,30 +97,34 @@ def build(
         metadata_paths=metadata or (),
         options=PlacementOptions(order=order, seed=seed, shard_samples=shard_samples),  # type: ignore[arg-type]
         scratch=scratch,
+        incomplete=incomplete,
         storage_options=storage_options(endpoint_url),
     )
+    if text := building.not_taken(plan, official):
+        typer.echo(f"reben-cloud: {text}", err=True)
     if dry_run:
         show(plan.estimate(), as_json)
         return
+    if plan.unpack_tasks() and plan.spool is not None:
+        room = f"{size_text(plan.spool.nbytes)} in {plan.spool.folder}"
+        typer.echo(
+            f"reben-cloud: archives are unpacked first: {room}, removed at the end (--scratch)", err=True
+        )
+    before = building.Before.of(plan)
     share = partial(building.build_share, worker_index=worker_index or 0, workers_total=workers_total)
     do = building.build if worker_index is None else share
     with ends_at_once(
         lambda: f", {building.num_done(plan):,} of {len(plan.tasks):,} tasks are done and stay done;"
     ):
         manifest = do(plan, executor=executor(workers, dask), progress=bar)
-    rows = building.rows_without_patches(plan, official)
-    if len(rows) and not query:
-        typer.echo(
-            f"reben-cloud: {len(rows):,} of {official.num_rows:,} rows of the metadata have no patch in the source, "
-            f"the first is {rows[0]}",
-            err=True,
-        )
+    if not query and (text := building.rows_without_patches_text(plan, official)):
+        typer.echo(f"reben-cloud: {text}", err=True)
     if as_json:
-        show_json(manifest and building.account(manifest, plan, official))
+        show_json(manifest and building.account(manifest, plan, official, before))
     elif manifest is None:
         typer.echo(f"share {worker_index} of {workers_total} is done; the last of them publishes")
     else:
-        typer.echo(building.published(manifest, plan.store.url))
+        typer.echo(building.published(manifest, plan.store.url, before))
 
 
 def catalog(
@@ -133,8 +146,11 @@ def catalog(
     store = open_store(dest, storage_options(endpoint_url))
     official = read_official(metadata)
     manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
-    num_products = len(manifest.products)
-    typer.echo(f"catalogued {manifest.num_patches:,} patches of {num_products} products at {store.url}")
+    patches, products = (
+        counted(manifest.num_patches, "patch", "patches"),
+        counted(len(manifest.products), "product"),
+    )
+    typer.echo(f"catalogued {patches} of {products} at {store.url}")
 
 
 def index(
@@ -185,8 +201,8 @@ def index(
     objects = manifest.references or ()
     size = sum(one.nbytes for one in objects)
     typer.echo(
-        f"indexed {manifest.num_patches:,} patches ({', '.join(manifest.modalities)}) in {len(objects):,} "
-        f"objects of {size / 1e9:,.2f} GB; the root is {open_root(dest, endpoint_url).url}"
+        f"indexed {counted(manifest.num_patches, 'patch', 'patches')} ({', '.join(manifest.modalities)}) in "
+        f"{counted(len(objects), 'object')} of {size_text(size)}; the root is {open_root(dest, endpoint_url).url}"
     )
 
 

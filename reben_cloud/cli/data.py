@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,6 +28,7 @@ from reben_cloud.cli.options import (
 from reben_cloud.cli.output import show, show_json
 from reben_cloud.cli.progress import rates
 from reben_cloud.root.query import Query
+from reben_cloud.wording import counted
 
 if TYPE_CHECKING:
     from reben_cloud.stream import RawLoader
@@ -110,7 +113,10 @@ def search(
             alike = everything.nearest(near, column=near_column, k=10 if query.limit is None else query.limit)
         _say_left_out(alike.num_left_out, f"{alike.column}, so they were not compared")
         found, scores = alike.selection, alike.scores
-    for piece in render(found, "json" if as_json else form, scores=scores):
+    # A pipe gets whole lines; a terminal, or whoever sets COLUMNS, gets what fits.
+    has_width = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    width = shutil.get_terminal_size().columns if has_width else None
+    for piece in render(found, "json" if as_json else form, scores=scores, width=width):
         sys.stdout.buffer.write(piece)
     if not len(found):
         typer.echo(found.why_empty(), err=True)
@@ -148,7 +154,7 @@ def suspects(
 
 def _say_left_out(count: int, why: str) -> None:
     if count:
-        typer.echo(f"{count:,} patches have no {why}", err=True)
+        typer.echo(f"{counted(count, 'patch has', 'patches have')} no {why}", err=True)
 
 
 @search_options

@@ -18,6 +18,7 @@ from reben_cloud.opening import open as open_dataset
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from reben_cloud.wording import counted, size_text, wrapped
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ def run_demo(
     say("2. Search by area and time: Austria, summer 2017, without snow and cloud")
     start = time.perf_counter()
     found = dataset.search(bbox=AREA, datetime=TIME, recommended=True)
-    say(f"   {len(found)} patches in {(time.perf_counter() - start) * 1e3:.0f} ms, such as")
+    say(
+        f"   {counted(len(found), 'patch', 'patches')} in {(time.perf_counter() - start) * 1e3:.0f} ms, such as"
+    )
     for patch_id in found.patch_ids[:3]:
         say(f"   {patch_id}")
 
@@ -73,14 +76,15 @@ def run_demo(
     for batch in loader:
         seen.append(batch["index"].copy())
         if len(seen) == 1:
-            arrays = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items())
-            say(f"   a batch: {arrays}")
+            arrays = [f"{name} {array.dtype}{list(array.shape)}" for name, array in batch.items()]
+            for line in wrapped([("a batch", arrays)]):
+                say(f" {line}")
     stats = loader.stats()
     once = np.array_equal(np.sort(np.concatenate(seen)), np.arange(len(dataset)))
     say(
         f"   {stats.samples:,} samples in {stats.batches} batches, each patch {'exactly once' if once else 'NOT ONCE'}"
     )
-    say(f"   {stats.samples_per_s:,.0f} samples/s, {stats.bytes_per_s / 1e6:,.0f} MB/s")
+    say(f"   {stats.samples_per_s:,.0f} samples/s, {size_text(stats.bytes_per_s)}/s")
 
     say("4. Export the patches found as an LMDB that rico-hdl's readers (ConfigILM) open")
     lmdb = folder / "lmdb"
@@ -89,7 +93,7 @@ def run_demo(
     else:
         found.export_lmdb(lmdb)
     size = sum(path.stat().st_size for path in lmdb.rglob("*") if path.is_file())
-    say(f"   {len(found)} patches, {size / 1e6:.1f} MB")
+    say(f"   {counted(len(found), 'patch', 'patches')}, {size_text(size)}")
 
     say("Everything lies in")
     say(f"   {root}  the root: manifest, patches.parquet, catalog.json, zarr/, shards/")

@@ -20,6 +20,7 @@ from reben_cloud.cli.options import (
 )
 from reben_cloud.cli.output import show_json
 from reben_cloud.cli.progress import bar
+from reben_cloud.wording import counted
 
 if TYPE_CHECKING:
     from reben_cloud.root.layers import Layer
@@ -290,7 +291,7 @@ def remove(
     if not yes:
         typer.confirm(f"Remove {what}?", abort=True, err=True)
     count = remove_layer(open_store(layer, options))
-    typer.echo(f"removed {count:,} objects of {layer}")
+    typer.echo(f"removed {counted(count, 'object')} of {layer}")
 
 
 def _say(layer: Layer, lacking: str, as_json: bool) -> None:

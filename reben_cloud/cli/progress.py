@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """`items`, with a bar on stderr when that is a terminal; when not, a line at once, after 2 s and every 10 s."""
+    """`items`, with a bar on stderr on a terminal; elsewhere a line at once, after 2 s, every 10 s and at the end."""
     from rich import progress as bars
     from rich.console import Console
     from rich.text import Text
@@ -42,7 +42,11 @@ def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         with bars.Progress(*columns, console=console, transient=True) as shown:
             yield from shown.track(items, total=total, description=what)
         return
+    if not total:
+        yield from items
+        return
     typer.echo(f"{what}: 0 of {total:,}", err=True)
+    count = 0
     start, due = time.monotonic(), 2.0
     for count, item in enumerate(items, 1):
         yield item
@@ -52,6 +56,8 @@ def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
             left = timedelta(seconds=round((total - count) / rate))
             typer.echo(f"{what}: {count:,} of {total:,}, {rate:,.1f}/s, {left} left", err=True)
             due = now - start + 10
+    took = timedelta(seconds=round(time.monotonic() - start))
+    typer.echo(f"{what}: {count:,} of {total:,} in {took}", err=True)
 
 
 @contextlib.contextmanager

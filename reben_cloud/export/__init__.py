@@ -29,6 +29,7 @@ from reben_cloud.export.plan import MANIFEST as MANIFEST
 from reben_cloud.export.plan import Records
 from reben_cloud.export.texts import export_texts as export_texts
 from reben_cloud.root.selection import Selection
+from reben_cloud.wording import counted, size_text
 
 
 def _quiet(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:  # noqa: ARG001
@@ -61,10 +62,16 @@ class ExportReport:
         there = self.num_records - self.num_fetched
         done = "complete already, nothing to copy"
         if self.changed:
-            done = f"{self.num_fetched:,} payloads copied" + (f", {there:,} were there" if there else "")
+            done = f"{counted(self.num_fetched, 'payload')} copied" + (
+                f", {there:,} were there" if there else ""
+            )
         if self.num_added or self.num_dropped:
-            done = f"{self.num_added:,} patches added, {self.num_dropped:,} dropped, {done}"
-        return f"{self.path}: {self.num_patches:,} patches, {self.nbytes / 1e9:,.2f} GB, {done}"
+            done = (
+                f"{counted(self.num_added, 'patch', 'patches')} added, {self.num_dropped:,} dropped, {done}"
+            )
+        return (
+            f"{self.path}: {counted(self.num_patches, 'patch', 'patches')}, {size_text(self.nbytes)}, {done}"
+        )
 
 
 def export_lmdb(

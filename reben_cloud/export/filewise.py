@@ -31,6 +31,7 @@ from reben_cloud.export.pixels import PatchPixels, Squares
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Array
+from reben_cloud.wording import counted, size_text
 
 T = TypeVar("T")
 
@@ -106,13 +107,19 @@ class FilesReport:
         there = self.num_patches - self.num_made
         done = "complete already, nothing to make"
         if self.changed:
-            done = f"made of {self.num_made:,} patches" + (f", {there:,} were there" if there else "")
+            done = (
+                "made now"
+                if not there
+                else f"{counted(self.num_made, 'patch', 'patches')} made now, {there:,} were there"
+            )
         if self.num_added or self.num_dropped:
-            done = f"{self.num_added:,} patches added, {self.num_dropped:,} dropped, {done}"
-        texts = "" if self.num_texts is None else f"{self.num_texts:,} texts, "
+            done = (
+                f"{counted(self.num_added, 'patch', 'patches')} added, {self.num_dropped:,} dropped, {done}"
+            )
+        texts = "" if self.num_texts is None else f"{counted(self.num_texts, 'text')}, "
         return (
-            f"{self.path}: {self.num_patches:,} patches, {texts}{self.num_files:,} files, "
-            f"{self.nbytes / 1e6:,.1f} MB, {done}"
+            f"{self.path}: {counted(self.num_patches, 'patch', 'patches')}, {texts}{counted(self.num_files, 'file')}, "
+            f"{size_text(self.nbytes)}, {done}"
         )
 
 
@@ -244,8 +251,8 @@ class _Work:
         free = shutil.disk_usage(self.partial).free
         if need > free:
             raise StorageError(
-                f"the export needs about {need / 1e9:,.3f} GB more and the disk of {self.partial.parent} has "
-                f"{free / 1e9:,.3f} GB; make room, select fewer patches, or name a folder on another disk"
+                f"the export needs about {size_text(need)} more and the disk of {self.partial.parent} has "
+                f"{size_text(free)}; make room, select fewer patches, or name a folder on another disk"
             )
 
     def _run(

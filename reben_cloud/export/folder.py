@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import glob
 import os
 import shutil
@@ -23,9 +22,12 @@ from reben_cloud.export.copying import Sink
 from reben_cloud.export.listing import read_listing
 from reben_cloud.export.plan import MANIFEST, afresh, layers_of
 from reben_cloud.files.sketch import sketch
+from reben_cloud.files.system import lock_or_fail, require_locks
+from reben_cloud.files.whole import sync_path
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout, patches_file
 from reben_cloud.root.exported import ExportManifest
+from reben_cloud.wording import size_text
 
 if TYPE_CHECKING:
     from reben_cloud.root.selection import Selection
@@ -37,6 +39,7 @@ def partial_folder(path: Path, identity: str) -> Iterator[Path]:
 
     Its name says what is made. What earlier runs left that made something else is removed.
     """
+    require_locks("an export")
     partial = path.parent / f".{path.name}.{identity[:16]}.partial"
     partial.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
@@ -57,7 +60,7 @@ def partial_folder(path: Path, identity: str) -> Iterator[Path]:
 def _lock(folder: Path, locks: ExitStack) -> None:
     handle = os.open(folder, os.O_RDONLY)
     locks.callback(os.close, handle)
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_or_fail(handle, "an export")
     if not os.path.samestat(os.fstat(handle), os.stat(folder)):
         raise BlockingIOError
 
@@ -69,7 +72,7 @@ def check_room(partial: Path, sink: Sink, num_patches: int) -> None:
     free = shutil.disk_usage(partial).free
     if need > free:
         raise StorageError(
-            f"the export needs {need / 1e9:,.3f} GB more and the disk of {partial.parent} has {free / 1e9:,.3f} GB; "
+            f"the export needs {size_text(need)} more and the disk of {partial.parent} has {size_text(free)}; "
             "make room, select fewer patches or modalities, or name a folder on another disk"
         )
 
@@ -103,7 +106,7 @@ def write_tables(partial: Path, chosen: Selection, modalities: Sequence[str]) ->
             writer.write_table(part.cast(schema), row_group_size=patches_file.ROW_GROUP_ROWS)
     with file.open("r+b") as written:
         parquet.add_chunk_sums(written)
-    _sync(file)
+    sync_path(file)
 
 
 def _write_official(partial: Path, chosen: Selection) -> None:
@@ -133,7 +136,7 @@ def _write_official(partial: Path, chosen: Selection) -> None:
             for name, wanted in files.items():
                 writers[name].write_table(part.filter(extra if wanted else pc.invert(extra)))
     for name in files:
-        _sync(partial / name)
+        sync_path(partial / name)
 
 
 def write_manifest(
@@ -173,7 +176,7 @@ def write_manifest(
         layers=layers_of(chosen, modalities),
     )
     (partial / MANIFEST).write_bytes(manifest.to_bytes())
-    _sync(partial / MANIFEST)
+    sync_path(partial / MANIFEST)
     return manifest
 
 
@@ -202,17 +205,9 @@ def find_damage(path: Path, manifest: ExportManifest) -> str | None:
 _LOCK_FILE = "lock.mdb"  # LMDB's own: readers write to it
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def put_in_place(partial: Path, path: Path) -> None:
     """Give the finished folder its name, in place of an earlier one if there is one, in one step."""
-    _sync(partial)
+    sync_path(partial)
     if path.exists() and any(path.iterdir()):
         if not _exchange(partial, path):
             # Not Linux, or a file system without: a reader may see neither for an instant.
@@ -220,11 +215,11 @@ def put_in_place(partial: Path, path: Path) -> None:
             os.rename(path, old)
             os.rename(partial, path)
             os.rename(old, partial)
-        _sync(path.parent)
+        sync_path(path.parent)
         shutil.rmtree(partial)
         return
     os.rename(partial, path)
-    _sync(path.parent)
+    sync_path(path.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

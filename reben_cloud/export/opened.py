@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from reben_cloud.build import MANIFEST, make_plan
+from reben_cloud.build import MANIFEST, make_plan, not_taken
 from reben_cloud.build.plan import BuildPlan, manifest_of
 from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
@@ -29,8 +31,12 @@ from reben_cloud.root.layout import PATCHES
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
+from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Stat, Store, open_store
+from reben_cloud.wording import size_text, wrapped
+
+logger = logging.getLogger(__name__)
 
 SCHEME = "lmdb://"
 """Prefix of a URL that can only be an LMDB."""
@@ -90,18 +96,16 @@ class ExportedFiles(NamedTuple):
         said = self.manifest
         whole = sum(group.num_samples for group in said.groups.values())
         of = f"{said.num_patches:,} of the {whole:,} patches of root {said.fingerprint}"
-        lines = [f"{self.folder}: an export to {said.kind} of {of}"]
-        lines += [f"  modalities   {', '.join(said.modalities)}"]
-        lines += [f"  layer        {text}" for text in said.layer_lines()]
+        rows = [("modalities", ", ".join(said.modalities)), *(("layer", text) for text in said.layer_lines())]
         for title, count in (("texts", said.num_texts), ("files", said.num_files)):
             if count is not None:
-                lines.append(f"  {title:<11}  {count:,}")
-        lines.append(f"  data         {said.nbytes / 1e6:,.1f} MB")
+                rows.append((title, f"{count:,}"))
+        rows.append(("data", size_text(said.nbytes)))
         for name, value in said.settings.items():
             text = ", ".join(value) if isinstance(value, dict) else str(value)
             if value is not None and name != "templates":
-                lines.append(f"  {name.replace('_', ' '):<11}  {text}")
-        return "\n".join(lines)
+                rows.append((name.replace("_", " "), text))
+        return "\n".join([f"{self.folder}: an export to {said.kind} of {of}", *wrapped(rows)])
 
 
 def find_exported_files(url: str | os.PathLike[str]) -> ExportedFiles | None:
@@ -155,7 +159,12 @@ class MadeRoot(Store):
     @cached_property
     def _plan(self) -> BuildPlan:
         source, official = open_source(self.local_path() or "")
-        return make_plan(source, official, open_store("memory://lmdb-root"))
+        plan = make_plan(source, official, open_store("memory://lmdb-root"))
+        if text := not_taken(plan, official):
+            logger.warning("%s: %s", self.url, text)
+        if not isinstance(source, LmdbSource):
+            return plan
+        return replace(plan, table=source.spelled_here(plan.table))  # records are found by these names
 
     @cached_property
     def _patches(self) -> memoryview:

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 
 from reben_cloud.errors import StorageError
+from reben_cloud.files.system import open_file, pread, preadv
 
 READ_AHEAD_BYTES = 1 << 17
 """Bytes of one request to read ahead: Linux cuts larger ones to the read-ahead window of the device."""
@@ -31,7 +32,7 @@ class LocalFile:
         self.path = os.fspath(path)
         """Its name when it was opened."""
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = open_file(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -53,7 +54,7 @@ class LocalFile:
         parts = []
         while nbytes:
             try:
-                part = os.pread(self._file, nbytes, start)
+                part = pread(self._file, nbytes, start)
             except OSError as error:
                 raise self._unreadable(error) from error
             if not part:
@@ -68,7 +69,7 @@ class LocalFile:
     def read_into(self, pieces: Sequence[bytearray | memoryview], start: int, nbytes: int) -> None:
         """Fill the pieces, which have `nbytes` bytes together, one after the other. Raises as `read`."""
         try:
-            found = os.preadv(self._file, pieces, start)
+            found = preadv(self._file, pieces, start)
         except OSError as error:
             raise self._unreadable(error) from error
         if found == nbytes:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import xxhash
 
+from reben_cloud.files.system import pread
+
 WHOLE_BYTES = 64 * 1024 * 1024
 """Files up to this size are read whole."""
 
@@ -41,8 +43,8 @@ def sketch(file: Path) -> str:
             digest.update(opened.read())
         else:
             for start in range(0, size - _STEPS, size // _STEPS):
-                digest.update(os.pread(opened.fileno(), _PAGE_BYTES, start))
-            digest.update(os.pread(opened.fileno(), _STEPS * 1024, size - _STEPS * 1024))
+                digest.update(pread(opened.fileno(), _PAGE_BYTES, start))
+            digest.update(pread(opened.fileno(), _STEPS * 1024, size - _STEPS * 1024))
     return digest.hexdigest()
 
 

@@ -5,13 +5,14 @@ This module knows no format, and nothing of object stores.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+from reben_cloud.files.system import lock_or_fail, open_file, pwrite, require_locks, sync_folder_or_file
 
 Path_ = str | os.PathLike[str]
 
@@ -53,11 +54,7 @@ def write_whole(path: Path_, data: bytes | memoryview, *, sync: bool = False) ->
 
 def sync_path(path: Path_) -> None:
     """Bring a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder_or_file(path)
 
 
 def pwrite_all(handle: int, data: bytes | memoryview, start: int) -> None:
@@ -68,7 +65,7 @@ def pwrite_all(handle: int, data: bytes | memoryview, start: int) -> None:
     """
     view = memoryview(data).cast("B")
     while view.nbytes:
-        count = os.pwrite(handle, view, start)
+        count = pwrite(handle, view, start)
         view, start = view[count:], start + count
 
 
@@ -92,6 +89,7 @@ def locked(path: Path_, *, wait: bool = False, create: bool = True) -> Iterator[
         Locked: If another process holds it and `wait` is not set.
         FileNotFoundError: If it is not there and `create` is not set.
     """
+    require_locks(f"keeping {os.fspath(path)} up to date")
     handle = _lock(path, wait=wait, create=create)
     try:
         yield handle
@@ -103,7 +101,7 @@ def _lock(path: Path_, *, wait: bool, create: bool) -> int:
     is_folder = os.path.isdir(path)
     while True:
         flags = os.O_RDONLY if is_folder else os.O_RDWR | (os.O_CREAT if create else 0)
-        handle = os.open(path, flags, 0o644)
+        handle = open_file(path, flags)
         try:
             _flock(handle, path, wait=wait)
             with suppress(FileNotFoundError):
@@ -119,7 +117,7 @@ def _flock(handle: int, path: Path_, *, wait: bool) -> None:
     while True:
         try:
             # Not the blocking form: it would not answer to Ctrl-C in a thread other than the first.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_or_fail(handle, f"keeping {os.fspath(path)} up to date")
             return
         except BlockingIOError as error:
             if not wait:

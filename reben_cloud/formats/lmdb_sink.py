@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.errors import StorageError
+from reben_cloud.files.system import disk_bytes, open_file, pread, pwrite, pwritev
 from reben_cloud.formats import lmdb
 from reben_cloud.formats.lmdb_pages import PAGE_BYTES, VALUE_OFFSET, plan_pages
 from reben_cloud.schema import Buffer, Modality
@@ -68,14 +69,14 @@ class LmdbSink:
     def present_bytes(self) -> int:
         """What the file takes on the disk now."""
         try:
-            return os.stat(self._path).st_blocks * 512
+            return disk_bytes(self._path)
         except FileNotFoundError:
             return 0
 
     def open(self) -> bool:
         """Make the file, or open that of an earlier run; whether there was one."""
         there = self._path.exists()
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = open_file(self._path, os.O_RDWR | os.O_CREAT)
         _reserve(self._file, self._layout.nbytes)
         return there
 
@@ -84,7 +85,7 @@ class LmdbSink:
         assert self._file is not None
         start = self._layout.value_offset(number) - VALUE_OFFSET
         header = self._layout.value_header(number)
-        written = os.pwritev(self._file, [header, payload], start)
+        written = pwritev(self._file, [header, payload], start)
         whole = VALUE_OFFSET + memoryview(payload).nbytes
         if written < whole:  # a disk about to be full takes a part, and refuses the rest
             _write_at(self._file, (header + bytes(payload))[written:], start + written)
@@ -93,9 +94,9 @@ class LmdbSink:
         """What lies in a payload's place; None when nothing was written there."""
         assert self._file is not None
         start = self._layout.value_offset(number)
-        if os.pread(self._file, VALUE_OFFSET, start - VALUE_OFFSET) != self._layout.value_header(number):
+        if pread(self._file, VALUE_OFFSET, start - VALUE_OFFSET) != self._layout.value_header(number):
             return None
-        return os.pread(self._file, int(self._layout.sizes[number]), start)
+        return pread(self._file, int(self._layout.sizes[number]), start)
 
     def sync(self) -> None:
         """Bring what was written so far to the disk."""
@@ -171,5 +172,5 @@ def _reserve(file: int, nbytes: int) -> None:
 def _write_at(file: int, data: bytes, start: int) -> None:
     view = memoryview(data)
     while view.nbytes:
-        count = os.pwrite(file, view, start)
+        count = pwrite(file, view, start)
         view, start = view[count:], start + count

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.errors import SourceError
+from reben_cloud.files.system import disk_bytes, open_file, pread, pwrite
 from reben_cloud.schema import Buffer, Modality, TensorSpec, safetensors_layout
 
 
@@ -99,17 +100,17 @@ class SafetensorsSink:
 
     def present_bytes(self) -> int:
         """What the files take on the disk now."""
-        return sum(path.stat().st_blocks * 512 for path in self._folder.glob("part-*.safetensors"))
+        return sum(disk_bytes(path) for path in self._folder.glob("part-*.safetensors"))
 
     def open(self) -> bool:
         """Make the files, or open those of an earlier run; whether there were any."""
         there = any(self._folder.glob("part-*.safetensors"))
         for number, count in enumerate(self._counts):
             part = self._parts[count]
-            file = os.open(_path(self._folder, number), os.O_RDWR | os.O_CREAT, 0o644)
+            file = open_file(_path(self._folder, number), os.O_RDWR | os.O_CREAT)
             try:
                 os.ftruncate(file, part.nbytes)
-                os.pwrite(file, part.header, 0)
+                pwrite(file, part.header, 0)
             finally:
                 os.close(file)
         return there
@@ -125,7 +126,7 @@ class SafetensorsSink:
                     piece.target + row * piece.stride,
                 )
                 while part.nbytes:
-                    written = os.pwrite(file, part, start)
+                    written = pwrite(file, part, start)
                     part, start = part[written:], start + written
         finally:
             os.close(file)
@@ -144,7 +145,7 @@ class SafetensorsSink:
     def finish(self) -> int:
         """Bring the files to the disk."""
         for number in range(len(self._counts)):
-            file = os.open(_path(self._folder, number), os.O_RDONLY)
+            file = open_file(_path(self._folder, number), os.O_RDONLY)
             try:
                 os.fsync(file)
             finally:
@@ -161,7 +162,7 @@ class SafetensorsSink:
         """(Open file, row, pieces) of a record."""
         part, row = divmod(int(self._records.patch[number]), self._step)
         pieces = self._parts[self._counts[part]].pieces[self._modality(number).name]
-        return os.open(_path(self._folder, part), flags), row, pieces
+        return open_file(_path(self._folder, part), flags), row, pieces
 
 
 def _path(folder: str | os.PathLike[str], number: int) -> Path:
@@ -172,7 +173,7 @@ def _gather(file: int, row: int, modality: Modality, pieces: Sequence[_Piece]) -
     payload = bytearray(modality.payload_bytes)
     payload[: len(modality.payload_header)] = modality.payload_header
     for piece in pieces:
-        part = os.pread(file, piece.nbytes, piece.target + row * piece.stride)
+        part = pread(file, piece.nbytes, piece.target + row * piece.stride)
         payload[piece.source : piece.source + len(part)] = part
     return bytes(payload)
 
@@ -193,9 +194,9 @@ def read_part(
         SourceError: If the file is not of these modalities and that many patches.
     """
     part = _part(modalities, count)
-    file = os.open(_path(folder, number), os.O_RDONLY)
+    file = open_file(_path(folder, number), os.O_RDONLY)
     try:
-        if os.pread(file, len(part.header), 0) != part.header:
+        if pread(file, len(part.header), 0) != part.header:
             raise SourceError(f"{_path(folder, number)} is not the part file that was exported")
         return {m.name: _gather(file, row, m, part.pieces[m.name]) for m in modalities}
     finally:

@@ -226,29 +226,59 @@ def read_patch_ids(get: Callable[[str], memoryview], *, name: str) -> NDArray[np
     from zarr.core.buffer import default_buffer_prototype
     from zarr.storage import MemoryStore
 
-    paths = ("patch_id/zarr.json", "patch_id/c/0")
+    paths = (f"{PLACED_BY}/zarr.json", f"{PLACED_BY}/c/0")
     make = default_buffer_prototype().buffer.from_bytes
     objects = {path: make(bytes(get(path))) for path in paths}
     try:
-        array: Any = zarr.open_array(MemoryStore(objects), path="patch_id", mode="r", zarr_format=3)
+        array: Any = zarr.open_array(MemoryStore(objects), path=PLACED_BY, mode="r", zarr_format=3)
         return np.array([text.encode() for text in array[:].tolist()])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ChecksumError(f"{name}: patch_id cannot be read, it is damaged: {error}") from error
+
+
+PLACED_BY = "patch_id"
+"""The coordinate that says which patch each row is; it can be read without the rest of a store."""
+
+Coordinates = Mapping[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]]
+"""Name -> (dims, values, attributes) of the small arrays of a store."""
+
+
+def is_said_once(name: str, values: NDArray[Any]) -> bool:
+    """Whether a coordinate has one value, which its metadata say as the fill value, and so no chunk.
+
+    In a product of one patch that is so of places, times and the split.
+    """
+    return name != PLACED_BY and bool(values.size) and bool((values == values.flat[0]).all())
+
+
+def num_product_objects(arrays: Sequence[PixelArray], num_coordinates: int, num_said_once: int) -> int:
+    """How many objects `product_objects` gives: the group, each pixel array's metadata, and of coordinates the chunks.
+
+    Args:
+        arrays: The pixel arrays.
+        num_coordinates: All small arrays.
+        num_said_once: Those of them that have one value (`is_said_once`).
+    """
+    return 1 + len(arrays) + num_coordinates - num_said_once + 1  # and the metadata of PLACED_BY
 
 
 def product_objects(
     *,
     num_patches: int,
     arrays: Sequence[PixelArray],
-    coordinates: Mapping[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]],
+    coordinates: Coordinates,
     attributes: Mapping[str, Any],
 ) -> dict[str, bytes]:
     """Every object of a product's store but the Zarr shards, metadata consolidated.
 
+    A small root has a product for each patch or two, so objects are few: the metadata of coordinates stand in the
+    group's document alone, and one with a single value has no chunk. Pixel arrays and `PLACED_BY` keep documents of
+    their own, for readers that open an array by itself.
+
     Args:
         num_patches: Length of the ``patch`` dimension.
         arrays: The pixel arrays of the store.
-        coordinates: Name -> (dims, values, attributes) of the small arrays.
+        coordinates: The small arrays.
         attributes: Attributes of the group.
 
     Returns:
@@ -280,6 +310,8 @@ def product_objects(
         )
     for name, (dims, values, attrs) in coordinates.items():
         is_text = values.dtype.kind in "OUT"
+        once = is_said_once(name, values)
+        fill = {"fill_value": values.flat[0]} if once else {}
         array: Any = group.create_array(
             name,
             shape=values.shape,
@@ -288,20 +320,23 @@ def product_objects(
             dimension_names=dims,
             attributes=dict(attrs),
             config={"write_empty_chunks": True},
+            **fill,
         )
-        array[...] = values
+        if not once:
+            array[...] = values
     with warnings.catch_warnings():
         # zarr-python calls consolidated metadata experimental; the v3 core text describes it.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(store, zarr_format=3)
     found = {path: value.to_bytes() for path, value in sorted(objects.items())}
+    for name in coordinates:
+        if name != PLACED_BY:
+            del found[f"{name}/zarr.json"]
     found["zarr.json"] = found.pop("zarr.json")
     return found
 
 
-def label_coordinates(
-    arrays: Sequence[PixelArray], classes: Sequence[str]
-) -> dict[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]]:
+def label_coordinates(arrays: Sequence[PixelArray], classes: Sequence[str]) -> Coordinates:
     """The names along each array's first dimension, such as bands, and the class names along ``label``."""
     found: dict[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]] = {}
     for array in arrays:

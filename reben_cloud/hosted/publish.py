@@ -47,6 +47,7 @@ from reben_cloud.root.references import Found, RemoteObjects, require_reachable
 from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import Modality
 from reben_cloud.store import Store, open_store
+from reben_cloud.wording import counted, size_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +78,8 @@ class Cost:
 
     def to_text(self) -> str:
         """One line for people."""
-        what = f"{self.objects:,} tars" if self.records is None else f"{self.records:,} records"
-        return f"{what}; reading {self.nbytes / 1e6:,.1f} MB in {self.requests:,} requests at most"
+        what = counted(self.objects, "tar") if self.records is None else counted(self.records, "record")
+        return f"{what}; reading {size_text(self.nbytes)} in {counted(self.requests, 'request')} at most"
 
 
 def publish_references(

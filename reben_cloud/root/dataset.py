@@ -6,7 +6,7 @@ What stands higher in the house (search, views) is called by late imports, in me
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.bigearthnet.inputs import BandStatistics
-from reben_cloud.bigearthnet.reben import whole
 from reben_cloud.root.backing import Backing, RootObjects
 from reben_cloud.root.documents import read_objects
 from reben_cloud.root.exported import ExportManifest
@@ -23,6 +22,7 @@ from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.objects import Objects
 from reben_cloud.root.query import Balance, GeoInterface, Names, Query, When
 from reben_cloud.root.selection import Selection
+from reben_cloud.root.summary import summary
 from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import Schema, respelled
 from reben_cloud.store import Store
@@ -59,6 +59,12 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({self.store.url!r}, {len(self):,} patches, {', '.join(self.modalities)})"
+
+    def _repr_html_(self) -> str:
+        """A small map and counts, for notebooks."""
+        from reben_cloud.views.card import dataset_html
+
+        return dataset_html(self)
 
     @property
     def url(self) -> str:
@@ -295,45 +301,7 @@ class Dataset:
 
     def summary(self) -> str:
         """A few lines for people."""
-        groups = ", ".join(
-            f"{name} {group.num_samples:,} in {group.num_shards} shards"
-            for name, group in self.manifest.groups.items()
-        )
-        # An export keeps the root's groups, from which the order follows, beside what it has of them.
-        head = [f"{self.url}: {len(self):,} patches of {len(self.products)} products"]
-        if isinstance(self.manifest, ExportManifest):
-            whole = sum(group.num_samples for group in self.manifest.groups.values())
-            groups = ", ".join(f"{name} {count:,}" for name, count in self.manifest.exported_groups.items())
-            head.append(
-                f"  export       {len(self):,} of the {whole:,} patches of root {self.manifest.fingerprint}"
-            )
-        return "\n".join(
-            [
-                *head,
-                f"  modalities   {', '.join(self.modalities)}",
-                f"  groups       {groups}",
-                f"  order        {self.manifest.order.kind}, seed {self.manifest.order.seed}",
-                f"  made from    {self.manifest.created_from}",
-                f"  fingerprint  {self.manifest.fingerprint}",
-                *(f"  layer        {text}" for text in self._layer_lines()),
-                *self._lacking(),
-            ]
-        )
-
-    def _lacking(self) -> Iterator[str]:
-        """A line for a root of a known dataset whose maps lie elsewhere, as those of hosted LMDBs do."""
-        may = self.modalities and not isinstance(self.manifest, ExportManifest)
-        if may and self.schema.map_array is None and whole(self.schema).map_array is not None:
-            yield (
-                "  lacks        maps: `reben-cloud layer maps Reference_Maps.tar.zst "
-                f"{self.url} LAYER` adds them as a layer"
-            )
-
-    def _layer_lines(self) -> Iterator[str]:
-        """A line for each layer that is in an export, and for each that stands beside it."""
-        if isinstance(self.manifest, ExportManifest):
-            yield from self.manifest.layer_lines()
-        yield from (layer.summary() for layer in self._layers)
+        return summary(self)
 
     def open_zarr(self, product: str) -> xr.Dataset:
         """A product's Zarr store as a lazy xarray Dataset.

@@ -6,7 +6,7 @@ touches the root.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from reben_cloud.root.manifest_checks import InvalidManifestError
 from reben_cloud.root.objects import Objects
 from reben_cloud.schema import Modality, Schema
 from reben_cloud.store import Store
+from reben_cloud.wording import counted, wrapped
 
 GROUP, SHARD, SHARD_ROW, PRESENT, XXH3 = "group", "shard", "shard_row", "present", "xxh3"
 """Columns of an array layer's ``rows.parquet``, beside the patch's id: where its record lies, whether it is more than
@@ -143,25 +144,22 @@ class Layer:
     def describe(self) -> str:
         """A few lines for people, of the layer by itself."""
         one = self.manifest
-        lines = [
-            self.summary(),
-            f"  kind         {one.kind}",
-            f"  made for     root {one.fingerprint} of {one.num_patches:,} patches",
+        rows: list[tuple[str, str | Sequence[str]]] = [
+            ("kind", one.kind),
+            ("made for", f"root {one.fingerprint} of {counted(one.num_patches, 'patch', 'patches')}"),
         ]
         if self.modality is not None:
-            lines += [
-                f"  tensor       {t.name}: {t.dtype} {' x '.join(map(str, t.shape))}"
-                + (f", {t.units}" if t.units else "")
-                + (f", pixels of {t.pixel_m:g} m" if t.pixel_m is not None else "")
-                + f", no data {t.fill:g}"
-                for t in self.modality.tensors
-            ]
-            lines.append(f"  groups       {', '.join(f'{name} {n:,}' for name, n in one.groups.items())}")
+            for t in self.modality.tensors:
+                text = f"{t.name}: {t.dtype} {' x '.join(map(str, t.shape))}"
+                text += f", {t.units}" if t.units else ""
+                text += f", pixels of {t.pixel_m:g} m" if t.pixel_m is not None else ""
+                rows.append(("tensor", f"{text}, no data {t.fill:g}"))
+            rows.append(("groups", [f"{name} {n:,}" for name, n in one.groups.items()]))
         for name, found in one.statistics.items():
             values = ", ".join(f"{key} {value:,.6g}" for key, value in found.items())
-            lines.append(f"  statistics   {name}: {values}")
-        lines += [f"  provenance   {name}: {value}" for name, value in one.provenance.items()]
-        return "\n".join(lines)
+            rows.append(("statistics", f"{name}: {values}"))
+        rows += [("provenance", f"{name}: {value}") for name, value in one.provenance.items()]
+        return "\n".join([self.summary(), *wrapped(rows)])
 
     def summary(self) -> str:
         """One line for people."""

@@ -31,6 +31,9 @@ PATCHES = "patches.parquet"
 CATALOG = "catalog.json"
 """STAC Catalog."""
 
+INCOMPLETE = "incomplete.csv"
+"""Patches that a build left out since they lack a modality, and what each lacks; only where there are some."""
+
 SHARDS = "shards"
 """Folder of the tar shards."""
 

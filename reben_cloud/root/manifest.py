@@ -49,6 +49,20 @@ class ShardOrder:
     """Seed of the order."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """Patches that a build left out since they lack a modality; all of them are in ``incomplete.csv``."""
+
+    num_patches: int
+    """How many."""
+    first: tuple[str, ...]
+    """Ids of the first of them, sorted."""
+
+    def to_json(self) -> dict[str, object]:
+        """As a manifest has it."""
+        return {"num_patches": self.num_patches, "first": list(self.first)}
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Manifest(SealedDocument):
     """What a root says of itself.
@@ -75,6 +89,7 @@ class Manifest(SealedDocument):
         shard_samples: int = 0,
         zarr_shard_patches: int = 0,
         order: ShardOrder | None = None,
+        incomplete: LeftOut | None = None,
     ) -> Manifest:
         """What a root of this version is to say of itself, but for the checksums of its tables; see the attributes.
 
@@ -99,6 +114,7 @@ class Manifest(SealedDocument):
             "countries": list(countries),
             "order": {"kind": order.kind, "seed": order.seed},
             "fingerprint": fingerprint,
+            **({"incomplete": incomplete.to_json()} if incomplete else {}),
         }
         return Manifest(sealed(document))
 
@@ -171,6 +187,14 @@ class Manifest(SealedDocument):
         """How the patches were put into the shards."""
         order = self._document["order"]
         return ShardOrder(kind=order["kind"], seed=order["seed"])
+
+    @property
+    def incomplete(self) -> LeftOut | None:
+        """The patches of its source that were left out since they lack a modality; None if none was."""
+        value = self._document.get("incomplete")
+        return (
+            None if value is None else LeftOut(num_patches=value["num_patches"], first=tuple(value["first"]))
+        )
 
     @cached_property
     def references(self) -> tuple[RemoteObject, ...] | None:

@@ -93,6 +93,7 @@ def check_entries(document: Mapping[str, Any]) -> None:
         "groups": not isinstance(document["groups"], dict),
         "metadata": version > 1 and not _are_columns(document.get("metadata")),
         "patches_parquet": not _is_seal(document.get("patches_parquet")),
+        "incomplete": not _are_left_out(document.get("incomplete")),
         "objects_sha256": sums is not None and not is_hex(sums, 64),
     }.items():
         if wrong:
@@ -159,6 +160,15 @@ def _is_seal(value: object) -> bool:
         return value is None or Seal.from_json(value) is not None
     except (ValueError, TypeError, KeyError):
         return False
+
+
+def _are_left_out(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and is_int(value.get("num_patches"), 1)
+        and isinstance(value.get("first"), list)
+        and all(isinstance(name, str) for name in value["first"])
+    )
 
 
 def _are_columns(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reben_cloud.errors import NotFoundError
+from reben_cloud.errors import NotFoundError, missing_extra
 from reben_cloud.root import layout
 from reben_cloud.root.drawn import DrawnRows, Rule
 from reben_cloud.root.metadata import given_columns, given_metadata
@@ -348,8 +347,15 @@ class Selection:
         return frame
 
     def to_geopandas(self) -> geopandas.GeoDataFrame:
-        """`to_pandas` with the footprints as geometry, EPSG:4326."""
-        import geopandas
+        """`to_pandas` with the footprints as geometry, EPSG:4326.
+
+        Raises:
+            MissingExtraError: If geopandas is not installed.
+        """
+        try:
+            import geopandas
+        except ImportError as error:
+            raise missing_extra("geopandas", "geo", error) from error
         import shapely
 
         geometry = shapely.from_wkb(self.column("geometry").to_numpy())
@@ -401,16 +407,15 @@ class Selection:
         }
 
     def _repr_html_(self) -> str:
-        parts = [f"<b>{len(self):,} patches</b> of {len(self.dataset):,} in {html.escape(self.dataset.url)}"]
-        for title, counts in self.statistics.items() if len(self) else ():
-            rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:,}</td></tr>" for k, v in counts.items())
-            parts.append(f"<details><summary>{title}</summary><table>{rows}</table></details>")
-        return "".join(parts)
+        """A small map and counts, for notebooks."""
+        from reben_cloud.views.card import selection_html
+
+        return selection_html(self)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the footprints on a map, coloured by split.
 
-        Where they lie far apart the coarse outlines of the ten countries are drawn below them.
+        Coarse outlines of land are drawn below them.
 
         Args:
             ax: Where to draw; a figure of its own by default.

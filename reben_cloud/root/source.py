@@ -84,7 +84,15 @@ class Source(AnySource, Protocol):
 
 @runtime_checkable
 class StreamedSource(AnySource, Protocol):
-    """A source that is read from front to back, one modality after the other: an archive."""
+    """A source that is read from front to back, one modality after the other: an archive.
+
+    One that is a `Source` besides, for its other modalities, has both.
+    """
+
+    @property
+    def streamed(self) -> Sequence[str]:
+        """The modalities that are read like this."""
+        ...
 
     def iter_payloads(
         self, modality: str, *, wanted: Callable[[str], bool]
@@ -96,3 +104,8 @@ class StreamedSource(AnySource, Protocol):
             InvalidPatchError: If a band has another shape or dtype.
         """
         ...
+
+
+def streamed(source: AnySource) -> Sequence[str]:
+    """The modalities of a source that can only be read from front to back."""
+    return source.streamed if isinstance(source, StreamedSource) else ()

@@ -152,8 +152,10 @@ def _read_header(
 
 def _read_dimap(path: Path) -> tuple[list[str], datetime | None]:
     """The bands' names in their order, and the start of the scene, from SNAP's description; none without one."""
-    import tifffile
-
+    try:
+        import tifffile
+    except ImportError as error:
+        raise missing_extra("tifffile", "geo", error) from error
     try:
         with tifffile.TiffFile(path) as file:
             tag = file.pages.first.tags.get(_DIMAP_TAG)

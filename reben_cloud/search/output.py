@@ -14,6 +14,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.selection import Selection
+from reben_cloud.wording import counted
 
 Form = Literal["table", "ids", "json", "geojson", "stac", "parquet"]
 """How `render` writes a selection."""
@@ -22,7 +23,12 @@ _AT_ONCE = 2_000
 
 
 def render(
-    selection: Selection, form: Form, *, scores: NDArray[np.float32] | None = None, max_rows: int = 20
+    selection: Selection,
+    form: Form,
+    *,
+    scores: NDArray[np.float32] | None = None,
+    max_rows: int = 20,
+    width: int | None = None,
 ) -> Iterator[bytes]:
     """The bytes of a selection in a form, piece by piece.
 
@@ -33,9 +39,10 @@ def render(
             ItemCollection) or ``parquet`` (stac-geoparquet).
         scores: How near each patch is to what was asked for; in ``table`` and ``json`` where given.
         max_rows: Rows of the table.
+        width: Columns that the table must fit, as of a terminal; by default it is as wide as it gets.
     """
     if form == "table":
-        yield _table(selection, scores, max_rows).encode()
+        yield _table(selection, scores, max_rows, width).encode()
     elif form == "ids":
         yield "".join(f"{patch_id}\n" for patch_id in selection.patch_ids).encode()
     elif form == "json":
@@ -60,23 +67,39 @@ def render(
         yield b"\n]}\n"
 
 
-def _table(selection: Selection, scores: NDArray[np.float32] | None, max_rows: int) -> str:
+def _table(selection: Selection, scores: NDArray[np.float32] | None, max_rows: int, width: int | None) -> str:
+    """One line per patch, or two where `width` is too little for its names and labels; labels are cut to fit."""
     part = Selection(selection.dataset, selection.table, selection.rows[:max_rows])
     countries = [layout.COUNTRY] * (layout.COUNTRY in part.table.names)
     rows = part.columns([layout.ID, layout.DATETIME, layout.SPLIT, *countries, layout.LABELS]).to_pylist()
-    lines = [
-        "  ".join(
-            [
-                row[layout.ID],
-                *([] if scores is None else [f"{scores[number]:.4f}"]),
-                rfc3339(row[layout.DATETIME]),
-                f"{row[layout.SPLIT]:10}",
-                *(f"{row[name]:11}" for name in countries),
-                "; ".join(row[layout.LABELS]),
-            ]
-        )
-        for number, row in enumerate(rows)
-    ]
+    columns = [[row[layout.ID] for row in rows]]
+    if scores is not None:
+        columns.append([f"{score:.4f}" for score in scores[: len(rows)].tolist()])
+    columns.append([rfc3339(row[layout.DATETIME]) for row in rows])
+    columns += [[row[name] for row in rows] for name in (layout.SPLIT, *countries)]
+    labels = ["; ".join(row[layout.LABELS]) for row in rows]
+    room = None if width is None else width - sum(max(map(len, column), default=0) + 2 for column in columns)
+    if width is None or room is None or room >= _LEAST_LABELS:
+        lines = _aligned([*columns, labels], width)
+    else:
+        second = _aligned([[""] * len(rows), *columns[1:], labels], width)
+        lines = [line for pair in zip(columns[0], second, strict=True) for line in pair]
     if len(selection) > len(rows):
         lines.append(f"... and {len(selection) - len(rows):,} more (--format ids lists all)")
-    return "\n".join([*lines, f"{len(selection):,} of {len(selection.dataset):,} patches", ""])
+    of = counted(len(selection.dataset), "patch", "patches")
+    return "\n".join([*lines, f"{len(selection):,} of {of}", ""])
+
+
+_LEAST_LABELS = 32
+
+
+def _aligned(columns: list[list[str]], width: int | None) -> list[str]:
+    """Rows of columns of equal width, each row cut to `width`."""
+    widths = [max(map(len, column), default=0) for column in columns[:-1]]
+    lines = [
+        "  ".join([*(f"{cell:{wide}}" for cell, wide in zip(row, widths, strict=False)), row[-1]])
+        for row in zip(*columns, strict=True)
+    ]
+    return [
+        line if width is None or len(line) <= width else f"{line[: width - 1].rstrip()}…" for line in lines
+    ]

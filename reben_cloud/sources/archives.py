@@ -1,4 +1,4 @@
-"""The official archives as a source: three ``.tar.zst`` files, read once from front to back.
+"""The official archives as a source: three tars, packed as `sources.packed` reads them, read once from front to back.
 
     BigEarthNet-S2.tar.zst   BigEarthNet-S1.tar.zst   Reference_Maps.tar.zst
 
@@ -9,22 +9,21 @@ asked for one patch, and the archives are sorted differently (S1 by scene, the o
 
 from __future__ import annotations
 
-import io
 import posixpath
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from reben_cloud.bigearthnet import grid
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.errors import InvalidPatchError, SourceError, missing_extra
+from reben_cloud.errors import InvalidPatchError, SourceError
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.formats.geotiff_decode import read_pixels
 from reben_cloud.root.patch import PatchInfo
 from reben_cloud.sources import Official
-from reben_cloud.sources.folders import FOLDERS, SUFFIXES, file_part, is_patch
+from reben_cloud.sources.folders import FOLDERS, SUFFIXES, file_part, is_patch, official_name
+from reben_cloud.sources.packed import CutShortError, Read, parts_from, unpacked
 from reben_cloud.store import Store
 
 ARCHIVES: Mapping[str, str] = {m: f"{folder}.tar.zst" for m, folder in FOLDERS.items()}
@@ -33,8 +32,7 @@ ARCHIVES: Mapping[str, str] = {m: f"{folder}.tar.zst" for m, folder in FOLDERS.i
 _BLOCK = 512
 _MAX_FILE_BYTES = 1 << 20  # the largest official TIFF has 58,024 bytes
 _ADLER_MODULUS = 65_521
-_FETCH_BYTES = 16 << 20
-_READ_BYTES = 1 << 20
+_SKIP_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +40,49 @@ class ArchiveSource(Official):
     """The official archives, one per modality."""
 
     files: Mapping[str, tuple[Store, str]]
-    """Modality -> the store that holds its archive, and the path in it."""
+    """Modality -> the store that holds its archive, and the path in it; of an archive in parts, of the first."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Modality that it lacks -> what is near it, looks like that modality and is not taken (`recognise`)."""
+    is_partial: bool = False
+    """Whether patches may lack, and an archive may be cut short: then its names are read first, which takes a reading
+    of each archive, and what comes after the cut is not missed."""
 
     @property
     def kind(self) -> str:
         """What it is, without where."""
         return "official archives"
 
+    @property
+    def streamed(self) -> Sequence[str]:
+        """All that they have."""
+        return list(self.files)
+
     def describe(self) -> str:
         """One line for people."""
         return "archives " + ", ".join(f"{m}: {s.url}/{path}" for m, (s, path) in self.files.items())
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Every patch of the metadata: the archives hold exactly those."""
-        return dict.fromkeys(self.files)
+        """Every patch of the metadata: the official archives hold exactly those. Of partial ones, what is in them."""
+        if not self.is_partial:
+            return dict.fromkeys(self.files)
+        return {modality: names for modality in self.files if (names := list(self._complete(modality)))}
+
+    def _complete(self, modality: str) -> Iterator[str]:
+        """Names of the patches of which an archive has every file; nothing is decoded."""
+        places = REBEN.modality(modality).places
+        for name, found in self._iter_patches(modality):
+            if len(found) == len(places):
+                yield name
+
+    def _iter_patches(self, modality: str) -> Iterator[tuple[str, Mapping[str, _File]]]:
+        store, path = self.files[modality]
+        where = f"{store.url}/{path}"
+        with unpacked(store, path) as read:
+            try:
+                yield from _iter_patches(modality, _iter_files(read, where), where)
+            except CutShortError:
+                if not self.is_partial:
+                    raise
 
     def identity(self) -> Mapping[str, str]:
         """Sizes and times of the archives.
@@ -66,11 +91,12 @@ class ArchiveSource(Official):
             SourceError: If one is not there.
         """
         found = {}
-        for store, path in self.files.values():
+        for store, first in self.files.values():
             try:
-                found[path] = store.stat(path).version
+                for path in parts_from(store, first):
+                    found[path] = store.stat(path).version
             except FileNotFoundError as error:
-                raise SourceError(f"{store.url}/{path}: no such archive") from error
+                raise SourceError(f"{store.url}/{first}: no such archive") from error
         return found
 
     def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:  # noqa: ARG002 - the protocol's
@@ -96,83 +122,9 @@ class ArchiveSource(Official):
             InvalidPatchError: If a TIFF has another shape or dtype than its band.
         """
         store, path = self.files[modality]
-        where = f"{store.url}/{path}"
-        with open_stream(store, path) as stream:
-            yield from _iter_patches(modality, _iter_files(_unpacked(stream, where), where), wanted, where)
-
-
-def open_stream(store: Store, path: str) -> BinaryIO:
-    """A file-like reader of an object, from front to back: a plain file, or ranges read ahead.
-
-    Raises:
-        SourceError: If there is no such object.
-    """
-    local = store.local_path(path)
-    try:
-        return open(local, "rb") if local else io.BufferedReader(_Ranges(store, path), _READ_BYTES)
-    except FileNotFoundError as error:
-        raise SourceError(f"{store.url}/{path}: no such archive") from error
-
-
-class _Ranges(io.RawIOBase):
-    """Reads an object in ranges of 16 MiB, the next one fetched while this one is used.
-
-    A connection that drops costs one range, which the store asks for again.
-    """
-
-    def __init__(self, store: Store, path: str) -> None:
-        self._store, self._path = store, path
-        self._size = store.head(path)
-        self._pool = ThreadPoolExecutor(1)
-        self._fetched = 0
-        self._next: Future[memoryview] | None = None
-        self._have = memoryview(b"")
-        self._ask()
-
-    def _ask(self) -> None:
-        length = min(_FETCH_BYTES, self._size - self._fetched)
-        self._next = (
-            self._pool.submit(self._store.get_range, self._path, self._fetched, length) if length else None
-        )
-        self._fetched += length
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._have.nbytes and self._next is not None:
-            self._have = self._next.result()
-            self._ask()
-        count = min(len(buffer), self._have.nbytes)
-        buffer[:count] = self._have[:count]
-        self._have = self._have[count:]
-        return count
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        super().close()
-
-
-def _unpacked(stream: BinaryIO, where: str) -> Callable[[int], bytes]:
-    """`read(n)` of what a zstd stream holds; fewer than n bytes only at its end."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise missing_extra("zstandard", "geo") from error
-    reader = io.BufferedReader(
-        zstandard.ZstdDecompressor().stream_reader(stream, read_size=_READ_BYTES, read_across_frames=True),
-        _READ_BYTES,
-    )
-
-    def read(count: int) -> bytes:
-        try:
-            return reader.read(count)
-        except zstandard.ZstdError as error:
-            raise SourceError(
-                f"{where}: not zstd, or damaged ({error}); compare its md5 with the published one"
-            ) from error
-
-    return read
+        for name, files in self._iter_patches(modality):
+            payload = _payload(modality, name, files, f"{store.url}/{path}") if wanted(name) else None
+            yield name, payload
 
 
 class _File(NamedTuple):
@@ -182,7 +134,7 @@ class _File(NamedTuple):
     data: bytes
 
 
-def _iter_files(read: Callable[[int], bytes], where: str) -> Iterator[_File]:
+def _iter_files(read: Read, where: str) -> Iterator[_File]:
     """The regular files of a tar stream (GNU or POSIX), in order.
 
     Written out because `tarfile` takes 60 us a member, and there are 8.2 million; checked as
@@ -193,7 +145,7 @@ def _iter_files(read: Callable[[int], bytes], where: str) -> Iterator[_File]:
     while True:
         header = read(_BLOCK)
         if len(header) < _BLOCK:
-            raise SourceError(f"{where}: cut short after {last}; load it again")
+            raise CutShortError(f"{where}: cut short after {last}; load it again")
         if header[257:262] != b"ustar":
             if not any(header):
                 return
@@ -212,7 +164,7 @@ def _iter_files(read: Callable[[int], bytes], where: str) -> Iterator[_File]:
         padded = -(-size // _BLOCK) * _BLOCK
         data = read(padded)
         if len(data) < padded:
-            raise SourceError(f"{where}: cut short within {name or _name(header)}; load it again")
+            raise CutShortError(f"{where}: cut short within {name or _name(header)}; load it again")
         if kind == b"L":
             name = data[:size].rstrip(b"\0").decode("utf-8", "replace")
             continue
@@ -243,12 +195,12 @@ def _is_clutter(path: str) -> bool:
     return any(is_clutter(part) for part in path.split("/") if part not in ("", ".", ".."))
 
 
-def _skip(read: Callable[[int], bytes], size: int, where: str, last: str) -> None:
+def _skip(read: Read, size: int, where: str, last: str) -> None:
     left = -(-size // _BLOCK) * _BLOCK
     while left:
-        data = read(min(left, _READ_BYTES))
+        data = read(min(left, _SKIP_BYTES))
         if not data:
-            raise SourceError(f"{where}: cut short after {last}; load it again")
+            raise CutShortError(f"{where}: cut short after {last}; load it again")
         left -= len(data)
 
 
@@ -275,34 +227,34 @@ def _pax_path(records: bytes) -> str:
 
 
 def _iter_patches(
-    modality: str, files: Iterator[_File], wanted: Callable[[str], bool], where: str
-) -> Iterator[tuple[str, bytes | None]]:
-    """Files of one patch lie together: collect them, and decode when the next patch begins."""
+    modality: str, files: Iterator[_File], where: str
+) -> Iterator[tuple[str, Mapping[str, _File]]]:
+    """Name and files of every patch; they lie together, and are handed out when the next patch begins."""
     patch, found = "", dict[str, _File]()
     for file in files:
         name, tensor = _member(modality, file.name, where)
         if name != patch:
             if patch:
-                yield patch, _payload(modality, patch, found, where) if wanted(patch) else None
+                yield patch, found
             patch, found = name, {}
         if tensor in found:
             raise SourceError(f"{where}: {file.name} comes twice")
         found[tensor] = file
     if not patch:
         raise SourceError(f"{where}: holds no files")
-    yield patch, _payload(modality, patch, found, where) if wanted(patch) else None
+    yield patch, found
 
 
 def _member(modality: str, path: str, where: str) -> tuple[str, str]:
     """Name of the patch and of the tensor that a member holds."""
     parts = path.split("/")
     places = REBEN.modality(modality).places
-    stem = parts[-1].removesuffix(SUFFIXES[1]).removesuffix(SUFFIXES[0])
-    if len(parts) >= 2 and stem != parts[-1] and is_patch(modality, parts[-2]):
+    stem, ending = posixpath.splitext(parts[-1])
+    if len(parts) >= 2 and ending.lower() in SUFFIXES and is_patch(modality, parts[-2]):
         part = stem.removeprefix(parts[-2] + "_")
         for tensor in places:
             if part == file_part(tensor):
-                return parts[-2], tensor
+                return official_name(modality, parts[-2]), tensor
     raise SourceError(
         f"{where}: the member {path!r} is none of {FOLDERS[modality]} "
         f"(<patch>/<patch>_{file_part(next(iter(places)))}.tif and the like); is it another archive?"

@@ -4,8 +4,9 @@
     BigEarthNet-S1/<scene>/<S1 name>/<S1 name>_<VV|VH>.tif
     Reference_Maps/<product>/<patch id>/<patch id>_reference_map.tif
 
-``.tiff`` is taken for ``.tif``, and the product or scene folder may be missing. Foreign files and folders are
-left out with a warning; a patch folder that lacks a band is an error when the patch is read.
+``.tiff``, ``.TIF`` and ``.TIFF`` are taken for ``.tif``, the product or scene folder may be missing, and S1 names may
+have their x and y with a zero before (``_08_05`` for ``_8_5``). Foreign files and folders are left out with a warning;
+a patch folder that lacks a band is an error when the patch is read, or counts as none in a partial source.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from reben_cloud.bigearthnet.official import describe
 from reben_cloud.bigearthnet.reben import MAP_TENSOR, REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.files.clutter import is_clutter
+from reben_cloud.files.system import open_file
 from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.schema import Schema
@@ -34,7 +37,9 @@ FOLDERS: Mapping[str, str] = {"s2": "BigEarthNet-S2", "s1": "BigEarthNet-S1", "m
 """Modality -> official name of the folder that holds it."""
 
 SUFFIXES = (".tif", ".tiff")
-"""Endings of a GeoTIFF's name."""
+"""Endings of a GeoTIFF's name, in lower case."""
+
+_SPELLED = (*SUFFIXES, *(ending.upper() for ending in SUFFIXES))
 
 _V1_PATCH = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d+_\d+_\d+")
 _READ_BYTES = 1 << 16  # the largest official file has 58,024 bytes
@@ -44,10 +49,12 @@ _READ_BYTES = 1 << 16  # the largest official file has 58,024 bytes
 class FolderSource:
     """Unpacked official folders, or folders that are laid out as these."""
 
-    roots: Mapping[str, str]
-    """Modality -> the folder that holds its patches."""
+    roots: Mapping[str, tuple[str, ...]]
+    """Modality -> the folders that hold its patches, each patch in one of them."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Modality that it lacks -> what is near it, looks like that modality and is not taken (`recognise`)."""
+    is_partial: bool = False
+    """Whether files may lack: then every folder is looked into, and a patch without all of its files counts as none."""
     schema: Schema = REBEN
     """What the patches have."""
 
@@ -63,16 +70,32 @@ class FolderSource:
 
     def describe(self) -> str:
         """One line for people."""
-        return "GeoTIFF folders " + ", ".join(f"{m}: {root}" for m, root in self.roots.items())
+        return "GeoTIFF folders " + ", ".join(
+            f"{m}: {root}" for m, roots in self.roots.items() for root in roots
+        )
 
     def described(self, metadata: pa.Table) -> pa.Table:
         """The metadata with what follows from the names."""
         return describe(metadata, patch_m=self._patch_m)
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Names by modality, from the folders' names."""
-        wanted = {m: root for m, root in self.roots.items() if m in self.schema.modality_names}
-        return {m: names for m, root in wanted.items() if (names := _patch_folders(m, root))}
+        """Names by modality, from the folders' names.
+
+        Raises:
+            SourceError: If a patch is in two of the folders of a modality.
+        """
+        found = {}
+        for modality, roots in self.roots.items():
+            if modality not in self.schema.modality_names:
+                continue
+            wanted = tuple(self.schema.modality(modality).places) if self.is_partial else ()
+            names: list[str] = []
+            for root in roots:
+                names += _patch_folders(modality, root, whole=wanted)
+            refuse_twice(modality, names, self.describe())
+            if names:
+                found[modality] = sorted(names)
+        return found
 
     def identity(self) -> Mapping[str, str]:
         """Nothing: no file holds more than one band of one patch."""
@@ -85,7 +108,7 @@ class FolderSource:
             name = info.s1_name if modality == "s1" else info.patch_id
             with os.scandir(self._folder(modality, name)) as entries:
                 files = sorted(
-                    (entry.name, entry.stat()) for entry in entries if entry.name.endswith(SUFFIXES)
+                    (entry.name, entry.stat()) for entry in entries if entry.name.endswith(_SPELLED)
                 )
             for file, status in files:
                 digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -100,6 +123,11 @@ class FolderSource:
             payloads[modality] = self._payload(modality, name, footprint)
         return Patch(info=info, payloads=payloads)
 
+    def holds(self, modality: str, info: PatchInfo) -> bool:
+        """Whether there is a folder for a patch, whatever is in it."""
+        name = info.s1_name if modality == "s1" else info.patch_id
+        return any(os.path.isdir(folder) for folder in self._folders(modality, name))
+
     @property
     def _patch_m(self) -> int:
         return round(self.schema.patch_m)
@@ -108,17 +136,55 @@ class FolderSource:
         folder, kind = self._folder(modality, name), self.schema.modality(modality)
         parts: list[bytes | memoryview] = [kind.payload_header]
         for tensor, expected in kind.places.items():
-            path, data = _read_file(folder, name, tensor)
+            path, data = _read_file(folder, tensor)
             parts.append(read_pixels(data, expected, footprint, name=path))
         return b"".join(parts)
 
     def _folder(self, modality: str, name: str) -> str:
-        root = self.roots[modality]
-        official = f"{root}/{group_of(modality, name)}/{name}"
-        for folder in (official, f"{root}/{name}"):
+        for folder in self._folders(modality, name):
             if os.path.isdir(folder):
                 return folder
+        official = f"{self.roots[modality][0]}/{group_of(modality, name)}/{name}"
         raise SourceError(f"{name}: no folder {official}; is the {modality} archive unpacked completely?")
+
+    def _folders(self, modality: str, name: str) -> Iterator[str]:
+        """Where the folder of a patch may be, the official places first."""
+        for spelled in spellings(modality, name):
+            for root in self.roots[modality]:
+                yield f"{root}/{group_of(modality, spelled)}/{spelled}"
+                yield f"{root}/{spelled}"
+
+
+def official_name(modality: str, name: str) -> str:
+    """A patch's name as the metadata spell it: x and y of an S1 name have no zero before them."""
+    if modality != "s1":
+        return name
+    *rest, x, y = name.split("_")
+    return "_".join([*rest, x.lstrip("0") or "0", y.lstrip("0") or "0"])
+
+
+def spellings(modality: str, name: str) -> tuple[str, ...]:
+    """Ways in which the files of a patch may spell its name, the official one first."""
+    if modality != "s1":
+        return (name,)
+    *rest, x, y = name.split("_")
+    padded = "_".join([*rest, f"{x:0>2}", f"{y:0>2}"])
+    return (name,) if padded == name else (name, padded)
+
+
+def refuse_twice(modality: str, names: Sequence[str], where: str) -> None:
+    """Refuse names of which one comes twice.
+
+    Raises:
+        SourceError: With the first of them.
+    """
+    if len(set(names)) == len(names):
+        return
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    raise SourceError(
+        f"{twice[0]}: {where} has this {modality} patch twice ({len(twice):,} such patches); a source has each "
+        "patch once: leave out the folder that has it again"
+    )
 
 
 def group_of(modality: str, name: str) -> str:
@@ -132,8 +198,11 @@ def file_part(tensor: str) -> str:
     return "reference_map" if tensor == MAP_TENSOR else tensor
 
 
-def _patch_folders(modality: str, root: str) -> list[str]:
-    """Names of the patch folders in `root` or one level below it, sorted; a warning counts what else is there."""
+def _patch_folders(modality: str, root: str, *, whole: Sequence[str]) -> list[str]:
+    """Official names of the patch folders in `root` or one level below it; a warning counts what else is there.
+
+    Folders that lack the file of a tensor of `whole`, or have one without a byte, are left out.
+    """
     found: list[str] = []
     foreign: list[str] = []
 
@@ -144,7 +213,8 @@ def _patch_folders(modality: str, root: str) -> list[str]:
                     continue
                 is_folder = entry.is_dir()
                 if is_folder and is_patch(modality, entry.name):
-                    found.append(entry.name)
+                    if not whole or _is_complete(whole, entry):
+                        found.append(official_name(modality, entry.name))
                 elif is_folder and is_root and entry.name.startswith(("S1", "S2")):
                     look(entry.path, is_root=False)
                 elif not is_root and not is_other_patch(modality, entry.name):
@@ -159,7 +229,16 @@ def _patch_folders(modality: str, root: str) -> list[str]:
             modality,
             min(foreign),
         )
-    return sorted(found)
+    return found
+
+
+def _is_complete(tensors: Sequence[str], folder: os.DirEntry[str]) -> bool:
+    with os.scandir(folder.path) as entries:
+        there = {entry.name for entry in entries if entry.stat().st_size}
+    return all(
+        any(f"{folder.name}_{file_part(tensor)}{suffix}" in there for suffix in _SPELLED)
+        for tensor in tensors
+    )
 
 
 def is_patch(modality: str, name: str) -> bool:
@@ -180,11 +259,12 @@ def is_v1_patch(name: str) -> bool:
     return _V1_PATCH.fullmatch(name) is not None
 
 
-def _read_file(folder: str, name: str, tensor: str) -> tuple[str, bytes]:
-    for suffix in SUFFIXES:
+def _read_file(folder: str, tensor: str) -> tuple[str, bytes]:
+    name = folder.rpartition("/")[2]
+    for suffix in _SPELLED:
         path = f"{folder}/{name}_{file_part(tensor)}{suffix}"
         try:
-            handle = os.open(path, os.O_RDONLY)
+            handle = open_file(path, os.O_RDONLY)
         except FileNotFoundError:
             continue
         # One read where a file object takes five calls: there are 8.2 million files.
@@ -196,5 +276,6 @@ def _read_file(folder: str, name: str, tensor: str) -> tuple[str, bytes]:
             os.close(handle)
         return path, data
     raise SourceError(
-        f"{name}: {folder} has no file for {file_part(tensor)} ({name}_{file_part(tensor)}.tif)"
+        f"{name}: {folder} has no file for {file_part(tensor)} ({name}_{file_part(tensor)}.tif); complete the source, "
+        "or leave such patches out (--incomplete skip)"
     )

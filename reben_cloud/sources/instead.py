@@ -79,7 +79,7 @@ def _remote(store: Store) -> str:
     roots = [f"{store.url}/{name}" for name in names[:20] if store.exists(f"{name}/{layout.MANIFEST}")]
     if roots:
         return _contains(roots)
-    archives = [part for name in files if (part := survey.archive(name, f"{store.url}/{name}")) is not None]
+    archives = survey.archives({name: f"{store.url}/{name}" for name in files})
     if held := [part for part in archives if part.form == "archive"]:
         return f"holds {survey.describe(held)}: {_build(store.url)}"
     if not files and not names:
@@ -116,7 +116,10 @@ def _source(path: Path, parts: list[survey.Part]) -> str:
     held = {part.modality for part in parts}
     modalities = ", ".join(m for m in REBEN.modality_names if m in held)
     kind = "archives" if parts[0].form == "archive" else "GeoTIFFs"
-    return f"holds the official {kind} ({modalities}), of which a root is made first: {_build(path)}"
+    beside = {part.modality for part in survey.beside(path) if part.form == parts[0].form} - held
+    # One of the official folders alone is rarely what is meant to be built.
+    source = path.parent if beside and len(held) == 1 else path
+    return f"holds the official {kind} ({modalities}), of which a root is made first: {_build(source)}"
 
 
 def _build(source: str | Path) -> str:

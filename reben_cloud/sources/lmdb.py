@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+
 from reben_cloud.bigearthnet.reben import MAP, REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.formats import lmdb
 from reben_cloud.root.patch import Patch, PatchInfo, key_of
 from reben_cloud.sources import Official
+from reben_cloud.sources.folders import official_name, refuse_twice, spellings
 from reben_cloud.store import file_version
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,9 @@ class LmdbSource(Official):
                 f"{len(foreign):,} {'key' if len(foreign) == 1 else 'keys'}",
                 lmdb.text_of(foreign[0]),
             )
+        found = {m: [official_name(m, name) for name in names] for m, names in found.items()}
+        for modality, names in found.items():
+            refuse_twice(modality, names, self.describe())
         return found
 
     def identity(self) -> Mapping[str, str]:
@@ -108,11 +114,35 @@ class LmdbSource(Official):
 
     def read(self, info: PatchInfo, modalities: Sequence[str]) -> Patch:
         """The payloads of one patch."""
-        wanted = [key_of(REBEN.modality(m), info) for m in modalities]
+        wanted = [self._key(m, info) for m in modalities]
         values = lmdb.read_many(self.folder, wanted)
         for modality, key, value in zip(modalities, wanted, values, strict=True):
             REBEN.modality(modality).check(value, name=f"{self.folder}: record {key!r}")
         return Patch(info=info, payloads=dict(zip(modalities, values, strict=True)))
+
+    def holds(self, modality: str, info: PatchInfo) -> bool:
+        """Whether there is a record of a patch."""
+        return lmdb.open_lmdb(self.folder).get(self._key(modality, info).encode()) is not None
+
+    def _key(self, modality: str, info: PatchInfo) -> str:
+        """The key of a record: as the metadata spell the patch's name, or as this LMDB does."""
+        key = key_of(REBEN.modality(modality), info)
+        official, *others = spellings(modality, key)
+        if not others or lmdb.open_lmdb(self.folder).get(official.encode()) is not None:
+            return official
+        return next((k for k in others if lmdb.open_lmdb(self.folder).get(k.encode()) is not None), official)
+
+    def spelled_here(self, official: pa.Table) -> pa.Table:
+        """Metadata with S1 names as the keys of this LMDB spell them, for who finds records by them."""
+        column = REBEN.modality("s1").key_column
+        keys = (lmdb.text_of(key) for key in lmdb.open_lmdb(self.folder).iter_keys() if key.startswith(b"S1"))
+        # Whether x and y have a zero before them is seen only where one of them is below ten.
+        told = next((key for key in keys if len(spellings("s1", official_name("s1", key))) > 1), None)
+        if told is None or told == official_name("s1", told) or column not in official.column_names:
+            return official
+        padded = [spellings("s1", name)[-1] if name else name for name in official.column(column).to_pylist()]
+        place = official.column_names.index(column)
+        return official.set_column(place, column, pa.array(padded, pa.string()))
 
 
 def modalities_of(folder: str | os.PathLike[str]) -> list[str]:

@@ -51,8 +51,8 @@ def open_prepared(folder: Path) -> tuple[FolderSource, pa.Table] | None:
         schema = Schema.from_json(told["schema"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path}: damaged ({error}); run prepare again, which writes it last") from error
-    roots = {name: str(folder / FOLDERS[name]) for name in schema.modality_names if name in FOLDERS}
-    if lacking := [name for name in schema.modality_names if not Path(roots.get(name, "")).is_dir()]:
+    roots = {name: (str(folder / FOLDERS[name]),) for name in schema.modality_names if name in FOLDERS}
+    if lacking := [n for n in schema.modality_names if n not in roots or not Path(roots[n][0]).is_dir()]:
         raise SourceError(
             f"{folder}: has no {FOLDERS.get(lacking[0], lacking[0])}, where its {lacking[0]} would be"
         )

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from reben_cloud.bigearthnet import official as metadata
+from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA, joined_official
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import MissingExtraError, SourceError, StorageError, UnreachableError
-from reben_cloud.root.documents import check_exported
 from reben_cloud.root.source import AnySource, StreamedSource
 from reben_cloud.sources.survey import Part
+from reben_cloud.sources.tables import OFFICIAL_METADATA as OFFICIAL_METADATA
+from reben_cloud.sources.tables import read_metadata
 from reben_cloud.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -30,25 +31,25 @@ logger = logging.getLogger(__name__)
 SYNTHETIC = "synthetic:"
 """Prefix of a made-up source: ``synthetic:5000`` is 5,000 synthetic patches."""
 
-OFFICIAL_METADATA = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
-"""Names of the two official metadata files."""
-
 
 def open_source(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     modalities: Sequence[str] | None = None,
+    incomplete: str = "refuse",
     storage_options: Mapping[str, object] | None = None,
 ) -> tuple[AnySource, pa.Table]:
-    """The source behind a path or URL, and the official metadata that goes with it.
+    """The source behind a path or URL, or behind several, and the official metadata that goes with it.
 
     Args:
         source: A folder (or an ``s3://`` or ``http(s)://`` prefix) with the official archives; one
             archive; a root; the folder of an export; a folder that `prepare` wrote; a folder with a rico-hdl LMDB
-            or the official GeoTIFF folders at or below it; or ``synthetic:N``.
+            or the official GeoTIFF folders at or below it; or ``synthetic:N``. Several become one source
+            (`sources.merged`).
         metadata_paths: The metadata parquet files; by default those found in or beside `source`.
         modalities: What is wanted of ``s2``, ``s1`` and ``map``; by default all that is there.
+        incomplete: ``"skip"`` if files may lack: then each folder is looked into, and archives are read once more.
         storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
 
     Returns:
@@ -57,10 +58,52 @@ def open_source(
         source that looks like one it lacks, `make_plan` refuses until it is told what is wanted.
 
     Raises:
-        ValueError: If a modality is unknown.
+        ValueError: If a modality is unknown, or no source is named.
         SourceError: If nothing known is there, a modality that is wanted is not, a modality is there twice, or no
             metadata is found.
     """
+    places = [source] if isinstance(source, str | os.PathLike) else list(source)
+    if not places:
+        raise ValueError("no source is named")
+    if len(places) == 1:
+        found, table, store = _open_one(places[0], metadata_paths, modalities, storage_options)
+        if table is None:
+            assert store is not None
+            table = read_metadata([store], metadata_paths)
+        return _as_told(found, incomplete), table
+    from reben_cloud.sources.merged import merge
+
+    opened = [_open_one(place, metadata_paths, None, storage_options) for place in places]
+    merged = merge(
+        [_as_told(found, incomplete) for found, _, _ in opened],
+        only=REBEN.only(modalities or ()).modality_names,
+    )
+    stores = [store for _, table, store in opened if table is None and store is not None]
+    tables = (
+        [] if metadata_paths else [table.select(OFFICIAL_SCHEMA.names) for _, table, _ in opened if table]
+    )
+    if not tables or metadata_paths:
+        return merged, read_metadata(stores, metadata_paths)
+    return merged, joined_official(tables)
+
+
+def _as_told(source: AnySource, incomplete: str) -> AnySource:
+    """A source, told to look whether files lack."""
+    from reben_cloud.sources.archives import ArchiveSource
+    from reben_cloud.sources.folders import FolderSource
+
+    if incomplete == "skip" and isinstance(source, ArchiveSource | FolderSource):
+        return replace(source, is_partial=True)
+    return source
+
+
+def _open_one(
+    source: str | os.PathLike[str],
+    metadata_paths: Sequence[str | os.PathLike[str]],
+    modalities: Sequence[str] | None,
+    storage_options: Mapping[str, object] | None,
+) -> tuple[AnySource, pa.Table | None, Store | None]:
+    """What is behind one path or URL, the metadata that it has itself, and where it is."""
     text = os.fspath(source)
     store = None if text.startswith(SYNTHETIC) else open_store(text, storage_options)
     if store is not None and (store.local_path() is None or os.path.isdir(store.local_path() or "")):
@@ -75,7 +118,7 @@ def open_source(
             has = ours[0].schema.modality_names
             if lacking := [m for m in modalities or () if m not in has]:
                 raise _lacks(ours[0].describe(), lacking, has)
-            return replace(ours[0], schema=ours[0].schema.only(modalities or has)), ours[1]
+            return replace(ours[0], schema=ours[0].schema.only(modalities or has)), ours[1], store
     only = REBEN.only(modalities or ()).modality_names
     if text.startswith(SYNTHETIC):
         from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
@@ -84,7 +127,7 @@ def open_source(
         if not number.isdigit() or int(number) < 1:
             raise SourceError(f"{text}: write synthetic:N with N patches, N at least 1")
         rows = synthetic_metadata(int(number), metadata_paths)
-        return SyntheticSource(rows.num_rows, only or REBEN.modality_names), rows
+        return SyntheticSource(rows.num_rows, only or REBEN.modality_names), rows, None
     assert store is not None
     folder = store.local_path()
     found = None if folder is not None else _find_remote(store, only)
@@ -95,7 +138,7 @@ def open_source(
             f"{store.url}: no root, no archives (BigEarthNet-S2.tar.zst, ...) and no LMDB (data.mdb) there; "
             "unpacked folders must lie on a disk"
         )
-    return found, _read_metadata(store, metadata_paths)
+    return found, None, store
 
 
 def open_modality(
@@ -133,15 +176,20 @@ def _lacks(where: str, lacking: Sequence[str], has: Iterable[str], near: str = "
 def _find_remote(store: Store, only: tuple[str, ...]) -> AnySource | None:
     """The archives at a URL, or the one that it is itself; None if nothing there looks like one."""
     from reben_cloud.sources import survey
-    from reben_cloud.sources.archives import ARCHIVES, ArchiveSource
+    from reben_cloud.sources.archives import ArchiveSource
 
     parent, name = store.parent()
-    is_archive = name in ARCHIVES.values()
+    is_archive = any(name in survey.at_a_url(modality) for modality in REBEN.modality_names)
     place = parent if is_archive else store
-    there = {modality: archive for modality, archive in ARCHIVES.items() if place.exists(archive)}
+    there = {}
+    for modality in REBEN.modality_names:
+        names = survey.at_a_url(modality)
+        named = [name] if name in names else []
+        if archive := next((one for one in [*named, *names] if place.exists(one)), None):
+            there[modality] = archive
     held = {m: archive for m, archive in there.items() if archive == name or not is_archive}
     near = {m: f"{place.url}/{archive}" for m, archive in there.items() if m not in held}
-    unknown = [m for m in only or ARCHIVES if m not in there]
+    unknown = [m for m in only or REBEN.modality_names if m not in there]
     parts = _listed(place) if unknown else []
     near |= {
         m: survey.describe(same) for m in unknown if (same := [part for part in parts if part.modality == m])
@@ -150,7 +198,8 @@ def _find_remote(store: Store, only: tuple[str, ...]) -> AnySource | None:
         itself = None if is_archive else survey.archive(name, store.url)
         if itself is not None and itself.form == "archive":
             raise SourceError(
-                f"{store.url}: no archive is read from a URL under this name; call it {ARCHIVES[itself.modality]}"
+                f"{store.url}: no archive is read from a URL under this name; call it "
+                f"{survey.at_a_url(itself.modality)[0]}"
             )
         if near:
             raise SourceError(
@@ -231,7 +280,7 @@ def _find_local(path: Path, only: tuple[str, ...]) -> AnySource:
 
         return LmdbSource(next(iter(taken.values())), only, left_out)
     if form == "folder":
-        return FolderSource(taken, left_out)
+        return FolderSource({m: (place,) for m, place in taken.items()}, left_out)
     files = {m: (open_store(os.path.dirname(place)), os.path.basename(place)) for m, place in taken.items()}
     return ArchiveSource(files, left_out)
 
@@ -246,7 +295,10 @@ def _parts_of(found: Iterable[Part | None], path: Path) -> list[Part]:
     if not lmdbs:
         return others
     if len(lmdbs) > 1:
-        raise SourceError(f"{path} holds several LMDB folders, name one: {', '.join(p.path for p in lmdbs)}")
+        raise SourceError(
+            f"{path} holds several LMDB folders; name those that belong together, as in `reben-cloud build A B ROOT`: "
+            f"{', '.join(p.path for p in lmdbs)}"
+        )
     try:
         from reben_cloud.sources import lmdb
     except MissingExtraError:
@@ -268,40 +320,4 @@ def _nothing(path: Path, parts: Sequence[Part], only: Sequence[str]) -> str:
     return (
         f"{path}: {there}; a source has the official archives (BigEarthNet-S2.tar.zst, ...), the "
         "folders BigEarthNet-S2, BigEarthNet-S1, Reference_Maps, a rico-hdl LMDB (data.mdb), or is a root"
-    )
-
-
-def _read_metadata(store: Store, paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
-    if paths:
-        return metadata.read_official(paths)
-    folder = store.local_path()
-    if folder is not None:
-        found = _find_metadata(folder if folder.is_dir() else folder.parent)
-        for file in found:
-            check_exported(file)
-        return metadata.read_official(found)
-    with tempfile.TemporaryDirectory() as copies:
-        here = []
-        for name in OFFICIAL_METADATA:
-            try:
-                data = store.get(name)
-            except FileNotFoundError:
-                continue
-            here.append(Path(copies) / name)
-            here[-1].write_bytes(data)
-        if not here:
-            raise SourceError(
-                f"{store.url}: no {OFFICIAL_METADATA[0]} there; name the official files (--metadata)"
-            )
-        return metadata.read_official(here)
-
-
-def _find_metadata(folder: Path) -> list[Path]:
-    for place in (folder, folder.parent):
-        found = sorted(place.glob("metadata*.parquet"))
-        if found:
-            return found
-    raise SourceError(
-        f"{folder}: no metadata*.parquet in or beside it, which says what its patches are; put the official "
-        "metadata.parquet there, or name it where it is (--metadata of build and index)"
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.root import layout
+from reben_cloud.sources import packed
 from reben_cloud.sources.folders import FOLDERS, SUFFIXES, is_patch, is_v1_patch
 from reben_cloud.store import Listing
 
@@ -32,8 +33,7 @@ DEPTH = 5
 
 _PRODUCT = re.compile(r"S2[A-D]_MSIL2A_\w+_T\w{5}")
 _SCENE = re.compile(r"S1[A-D]_IW_GRDH_1SDV_\w+")
-_ARCHIVE = re.compile(r"\.(tar|tgz|tzst|tbz2?|txz|zst|zip|7z|rar)\b.*", re.IGNORECASE)
-_READ_ARCHIVE = re.compile(r"\.(tar\.zst|tzst|tar\.zstd)", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(tar|tgz|tzst|tbz2?|txz|zst|zip|7z|rar)(\b|[a-c][a-z]$|\d{2,4}$).*", re.IGNORECASE)
 _TRIES = 50
 
 
@@ -89,15 +89,17 @@ def survey(folder: Path) -> list[Part]:
 
 def beside(path: Path) -> list[Part]:
     """What is beside `path` and looks, by its name, like another part of the same dataset."""
-    found: list[Part] = []
-    for entry in _entries(path.parent, quiet=True):
-        if entry.name == path.name:
-            continue
-        if not entry.is_dir():
-            found += filter(None, [archive(entry.name, entry.path)])
-        elif modality_named(entry.name) is not None:
+    entries = [entry for entry in _entries(path.parent, quiet=True) if entry.name != path.name]
+    found = list(archives({entry.name: entry.path for entry in entries if not entry.is_dir()}))
+    for entry in entries:
+        if entry.is_dir() and modality_named(entry.name) is not None:
             found += _survey(entry.path, 2, set())
     return found
+
+
+def at_a_url(modality: str) -> tuple[str, ...]:
+    """Names under which the archive of a modality is looked for at a URL, the official one first."""
+    return tuple(f"{FOLDERS[modality]}{ending}" for ending in (*packed.SUFFIXES, *packed.FIRST_PARTS))
 
 
 def listed(url: str, there: Listing) -> list[Part]:
@@ -106,14 +108,14 @@ def listed(url: str, there: Listing) -> list[Part]:
     At a URL only archives are taken, and only under their official names: few web servers say what else they have.
     """
     found: list[Part] = []
-    for path, _ in there.files:
-        part = archive(path, f"{url}/{path}")
-        if part is None or is_clutter(path) or path == f"{FOLDERS[part.modality]}.tar.zst":
-            continue
+    for part in archives({path: f"{url}/{path}" for path, _ in there.files if not is_clutter(path)}):
         if part.form == "archive":
-            why = f"at a URL it must be called {FOLDERS[part.modality]}.tar.zst"
-            part = replace(part, form="other", why=why)
-        found.append(part)
+            if part.path.removeprefix(f"{url}/") in at_a_url(part.modality):
+                continue
+            why = f"at a URL it must be called {at_a_url(part.modality)[0]}"
+            found.append(replace(part, form="other", why=why))
+        else:
+            found.append(part)
     for path in there.folders:
         named = modality_named(path)
         if named is not None and named[1]:
@@ -152,7 +154,7 @@ def _survey(folder: str | os.PathLike[str], depth: int, seen: set[tuple[int, int
         yield Part("lmdb", "", path, is_ours=is_ours)
     if is_ours and not is_top:
         return
-    yield from filter(None, (archive(name, where) for name, where in files.items()))
+    yield from archives(files)
     yield from _loose(path, files)
     here = list(_patches(path, folders))
     yield from here
@@ -180,6 +182,24 @@ def _is_data(name: str) -> bool:
     )
 
 
+def archives(files: Mapping[str, str]) -> Iterator[Part]:
+    """The archives among the files of a folder, by their names; one in parts is one archive, at its first part.
+
+    Args:
+        files: Name -> path.
+    """
+    parts = {name: found for name in files if (found := packed.part_of(name)) is not None}
+    first: dict[str, str] = {}
+    for stem, part in parts.values():
+        first[stem] = min(part, first.get(stem, part))
+    for name, path in files.items():
+        stem, part = parts.get(name, ("", ""))
+        if stem and part != first[stem] and packed.is_first(first[stem]):
+            continue
+        if (one := archive(name, path)) is not None:
+            yield one
+
+
 def archive(name: str, path: str) -> Part | None:
     """The archive that a file is by its name, None if it is another file."""
     ending = _ARCHIVE.search(name)
@@ -188,9 +208,14 @@ def archive(name: str, path: str) -> Part | None:
         return None
     if "v1" in name.lower():
         return Part("other", named[0], path, "an archive of BigEarthNet v1")
-    if _READ_ARCHIVE.fullmatch(ending[0]):
+    part = packed.part_of(name)
+    if packed.is_whole(ending[0]) or (part is not None and packed.is_first(part[1])):
         return Part("archive", named[0], path)
-    return Part("other", named[0], path, "an archive in another form than .tar.zst, or a part of one")
+    if part is not None:
+        return Part("other", named[0], path, "a part of an archive whose first part is not there")
+    return Part(
+        "other", named[0], path, "an archive in another form than .tar.zst or .tar.gz, or a part of one"
+    )
 
 
 def _loose(path: str, files: dict[str, str]) -> Iterator[Part]:

@@ -170,4 +170,5 @@ def _is_silence(text: str) -> bool:
 def _first_line(text: str) -> str:
     """One line of an obstore error, which ends with a debug dump of many lines."""
     line = text.split("\n\nDebug source:", 1)[0].splitlines()
-    return line[0].strip() if line else "unknown error"
+    # Nor the document that some servers answer with: what its code means is said.
+    return re.sub(r": <\?xml.*", "", line[0]).strip() if line else "unknown error"

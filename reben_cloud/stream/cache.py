@@ -6,7 +6,6 @@ agree by file locks, which the kernel drops when a process dies. The file read l
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import time
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reben_cloud.errors import StorageError
+from reben_cloud.files.system import lock_or_fail, open_file, pwrite, require_locks
 from reben_cloud.store import Budget, Tries
 
 _PART = ".part"
@@ -36,6 +36,7 @@ class ShardCache:
         """Where the files lie."""
         self.budget_bytes = budget_bytes
         """Most bytes kept, or None."""
+        require_locks("a shard cache (cache_dir)")
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in self.folder.glob(f"*{_PART}"):
             # Left by a process that was killed; one that still lives holds its lock.
@@ -145,7 +146,7 @@ class _Lock:
     def __enter__(self) -> _Lock:
         since = time.monotonic()
         while True:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = open_file(self.path, os.O_RDWR | os.O_CREAT)
             try:
                 if not self._acquire(since):
                     return self
@@ -166,7 +167,7 @@ class _Lock:
         """Lock the file; False if its holder is given up."""
         while True:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_or_fail(self._file, "a shard cache (cache_dir)")
                 return True
             except BlockingIOError:
                 if not self._wait:
@@ -189,7 +190,7 @@ class _Lock:
         os.ftruncate(self._file, 0)
         written = 0
         while written < data.nbytes:
-            written += os.pwrite(self._file, data[written:], written)
+            written += pwrite(self._file, data[written:], written)
 
     def discard(self) -> None:
         with suppress(FileNotFoundError):

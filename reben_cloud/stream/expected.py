@@ -10,6 +10,7 @@ import numpy as np
 from reben_cloud.sampling import EpochOrder, Steps
 from reben_cloud.stream.epoch import EpochSamples
 from reben_cloud.stream.readers.base import Brought, Cost, Reader
+from reben_cloud.wording import size_text
 
 RULES: Mapping[str, str] = {
     "batches": "the samples over batch_size x ranks, rounded up, or down with drop_last",
@@ -46,9 +47,9 @@ class Expected:
         shown = {
             "batches": f"{self.batches:,}",
             "samples": f"{self.samples:,}",
-            "bytes_read": f"{self.bytes_read / 1e6:,.1f} MB",
+            "bytes_read": f"{size_text(self.bytes_read)}",
             "requests": f"{self.requests:,}",
-            "memory_bytes": f"{self.memory_bytes / 1e6:,.1f} MB",
+            "memory_bytes": f"{size_text(self.memory_bytes)}",
             "overlap": f"{self.overlap:.2f}",
         }
         assert shown.keys() | {"epoch"} == {one.name for one in fields(self)}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from reben_cloud.errors import ForkError, NotFoundError
+from reben_cloud.files.system import memory_bytes
 from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import EpochOrder, Steps
@@ -30,6 +31,7 @@ from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
 from reben_cloud.stream.select import Form
 from reben_cloud.stream.stats import StreamStats
+from reben_cloud.wording import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -424,11 +426,11 @@ def _number(fingerprint: str) -> int:
 
 def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
     """Refuse batches that this machine cannot hold: memory is given on paper, and the machine dies of it later."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if nbytes * batches > memory:
+    memory = memory_bytes()
+    if memory is not None and nbytes * batches > memory:
         raise ValueError(
-            f"batch_size={batch_size} takes {nbytes / 1e9:,.1f} GB per batch, and {batches} are in memory at a time; "
-            f"this machine has {memory / 1e9:,.1f} GB: take a smaller batch_size"
+            f"batch_size={batch_size} takes {size_text(nbytes)} per batch, and {batches} are in memory at a time; "
+            f"this machine has {size_text(memory)}: take a smaller batch_size"
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reben_cloud.stream.delivered import Delivered
+from reben_cloud.wording import size_text
 
 Stage = Literal["store", "checks", "gather", "consumer"]
 """What may keep an epoch from being faster: reading, comparing checksums, copying into batches, taking the batches."""
@@ -108,7 +109,7 @@ class StreamStats:
     def to_line(self) -> str:
         """The rates, in one line."""
         return (
-            f"{self.samples_per_s:,.0f} samples/s, {self.bytes_per_s / 1e6:,.0f} MB/s, "
+            f"{self.samples_per_s:,.0f} samples/s, {size_text(self.bytes_per_s)}/s, "
             f"waited {self.wait_share:.0%}, {self.retries} retries"
         )
 
@@ -117,8 +118,8 @@ class StreamStats:
         return "\n".join(
             [
                 f"{self.samples:,} samples in {self.batches:,} batches, {self.elapsed_s:.2f} s: {self.to_line()}",
-                f"  read       {self.bytes_read / 1e6:,.1f} MB in {self.requests:,} requests",
-                f"  delivered  {self.bytes_delivered / 1e6:,.1f} MB of pixels",
+                f"  read       {size_text(self.bytes_read)} in {self.requests:,} requests",
+                f"  delivered  {size_text(self.bytes_delivered)} of pixels",
                 f"  cache      {self.cache_hits:,} hits",
                 f"  limit      {self.limiting_stage}: {self.advice}",
                 f"  digest     {self.delivered.digest} of {self.delivered.num_samples:,} samples of epoch "

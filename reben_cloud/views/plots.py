@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import shapely
-from matplotlib.collections import PolyCollection
 
-from reben_cloud.bigearthnet.country import load_countries
+from reben_cloud.errors import missing_extra
 from reben_cloud.root import layout
 from reben_cloud.root.placement import SPLITS
 from reben_cloud.root.selection import Selection
+from reben_cloud.views.land import land_within
+from reben_cloud.wording import counted
+
+try:
+    import matplotlib.pyplot as plt
+    from matplotlib.collections import PolyCollection
+except ImportError as error:
+    raise missing_extra("matplotlib", "geo", error) from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,10 +35,6 @@ def plot_footprints(selection: Selection, ax: Axes | None) -> Axes:
     wide = not len(selection) or np.ptp(corners[..., 1]) > 5
     # A patch is 0.01 degrees wide: on a map of Europe only a thick edge keeps it visible.
     edge = 0.5 if not wide else 4 if len(selection) < 5_000 else 2.5
-    if wide:
-        for outline in load_countries().polygons.values():
-            for ring in shapely.get_parts(shapely.boundary(outline)):
-                ax.plot(*shapely.get_coordinates(ring).T, color="#bbbbbb", linewidth=0.8, zorder=0)
     for split, color in zip(SPLITS, ("#4477aa", "#ccaa22", "#cc3355"), strict=True):
         mine = corners[splits == split]
         if not len(mine):
@@ -43,8 +45,13 @@ def plot_footprints(selection: Selection, ax: Axes | None) -> Axes:
             )
         )
     ax.autoscale_view()
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    for part in land_within(left, bottom, right, top):
+        points = shapely.get_coordinates(shapely.get_exterior_ring(part))
+        ax.fill(*points.T, facecolor="#f2f2ee", edgecolor="#bbbbbb", linewidth=0.8, zorder=0)
+    ax.set(xlim=(left, right), ylim=(bottom, top))
     ax.set_aspect(1 / np.cos(np.deg2rad(np.mean(ax.get_ylim()))))
-    ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title=f"{len(selection):,} patches")
+    ax.set(xlabel="longitude (°)", ylabel="latitude (°)", title=counted(len(selection), "patch", "patches"))
     if len(selection):
         # Beside the map, where it covers no patch.
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)

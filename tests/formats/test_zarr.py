@@ -153,9 +153,14 @@ def test_metadata_is_consolidated_and_comes_last(store):
     metadata = json.loads(objects["zarr.json"])
 
     assert paths[-1] == "zarr.json"
-    assert metadata["consolidated_metadata"]["metadata"].keys() == {
-        path.removesuffix("/zarr.json") for path in paths if path.endswith("/zarr.json")
-    }
+    # Arrays that are opened by themselves have documents of their own, all others stand in the group's alone.
+    own = {path.removesuffix("/zarr.json") for path in paths if path.endswith("/zarr.json")}
+    assert own == {"patch_id", "s1", "s2_60m"}
+    coordinates = {"x0", "spatial_ref", "band60", "polarization", "label"}
+    assert metadata["consolidated_metadata"]["metadata"].keys() == own | coordinates
+    for name in own:
+        alone = json.loads(objects[f"{name}/zarr.json"])
+        assert metadata["consolidated_metadata"]["metadata"][name] == alone
     sharding = metadata["consolidated_metadata"]["metadata"]["s1"]["codecs"][0]
     assert sharding["name"] == "sharding_indexed"
     names = [codec["name"] for codec in sharding["configuration"]["codecs"]]
@@ -167,6 +172,42 @@ def test_metadata_is_consolidated_and_comes_last(store):
         "bitshuffle",
         4,
     )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_all_patches_share_has_no_object_and_is_read_as_it_was(count, tmp_path):
+    patch = ("patch",)
+    coordinates = {
+        "patch_id": (patch, np.array([f"p{n}" for n in range(count)], dtype=object), {}),
+        "split": (patch, np.array(["train"] * count, dtype=object), {}),
+        "x0": (patch, np.arange(count, dtype=np.float64), {}),
+        "time": (patch, np.full(count, 1_500_000_000), {"units": "seconds since 1970-01-01T00:00:00"}),
+        "spatial_ref": ((), np.array(0, np.int64), {}),
+        **labels("s1"),
+    }
+    objects = zarr.product_objects(
+        num_patches=count, arrays=[ARRAYS["s1"]], coordinates=coordinates, attributes={}
+    )
+    for path, data in objects.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+
+    stack = xr.open_zarr(tmp_path, zarr_format=3)
+
+    assert set(objects) == {
+        *("zarr.json", "s1/zarr.json", "patch_id/zarr.json", "patch_id/c/0", "label/c/0", "polarization/c/0"),
+        *(["x0/c/0"] if count > 1 else []),
+    }
+    assert len(objects) == zarr.num_product_objects([ARRAYS["s1"]], 7, 4 - (count > 1))
+    for name, (dims, values, _) in coordinates.items():
+        assert stack[name].dims == dims
+        found = stack[name].values
+        assert (
+            found.astype("datetime64[s]").astype(int) if name == "time" else found
+        ).tolist() == values.tolist()
+    assert zarr.read_patch_ids(objects.__getitem__, name="x").tolist() == [
+        f"p{n}".encode() for n in range(count)
+    ]
 
 
 def test_the_same_product_gives_the_same_metadata():

@@ -18,7 +18,7 @@ from reben_cloud.checks.verify import verify_layer
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.hosted.publish import index_hosted
 from reben_cloud.layers.maps import write_map_layer
-from reben_cloud.sources import archives
+from reben_cloud.sources import packed as packed_files
 from reben_cloud.sources.archives import ARCHIVES
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
@@ -72,8 +72,8 @@ def write(tmp_path, hosted, maps, **options):
 
 def test_a_hosted_dataset_streams_images_and_maps_of_an_archive(root, hosted, packed, tmp_path, monkeypatch):
     opened = []
-    plainly = archives.open_stream
-    monkeypatch.setattr(archives, "open_stream", lambda *place: opened.append(place) or plainly(*place))
+    plainly = packed_files.open_stream
+    monkeypatch.setattr(packed_files, "open_stream", lambda *place: opened.append(place) or plainly(*place))
 
     layer = write(tmp_path, hosted, packed / ARCHIVE)
 
@@ -95,7 +95,7 @@ def test_the_command_makes_it_and_info_says_that_it_is_lacking(hosted, packed, t
     made = run(*asked)
     again = run(*asked)
 
-    assert f"lacks        maps: `reben-cloud layer maps {ARCHIVE} file://{hosted} LAYER`" in said
+    assert f"`reben-cloud layer maps {ARCHIVE} file://{hosted} LAYER`" in said
     assert made.exit_code == 0, made.output
     assert json.loads(made.stdout) == json.loads(again.stdout)
     assert json.loads(made.stdout)["patches"] == NUM_PATCHES

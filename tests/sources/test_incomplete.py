@@ -1,0 +1,332 @@
+"""Sources that lack a part, have more than their metadata, or are spelled and packed otherwise."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import shutil
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import reben_cloud as rc
+from reben_cloud.bigearthnet.official import EXTRA_METADATA
+from reben_cloud.build import build, open_plan
+from reben_cloud.checks.verify import verify
+from reben_cloud.cli import app
+from reben_cloud.errors import RebenError, SourceError
+from reben_cloud.sources.archives import ARCHIVES
+from reben_cloud.sources.folders import FOLDERS, group_of
+from reben_cloud.sources.recognise import open_source
+from reben_cloud.store import open_store
+from tests import official
+from tests.formats.test_lmdb_records import records_of
+from tests.formats.test_lmdb_records import write as write_lmdb
+
+WHOLE = official.table_of(100)
+SHORT = next(n for n, name in enumerate(WHOLE["s1_name"].to_pylist()) if len(name.split("_")[-1]) == 1)
+TABLE = WHOLE.take([0, 20, SHORT, 50, 75, 99]).sort_by("patch_id").combine_chunks()
+IDS = TABLE["patch_id"].to_pylist()
+ALL = ("s2", "s1", "map")
+
+
+def run(*arguments):
+    """(exit code, stdout, stderr) of the command."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if isinstance(result.exception, RebenError):
+        return 1, result.stdout, str(result.exception)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    official.write_folders(folder, TABLE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(good, tmp_path_factory):
+    """The root of the folders that lack nothing."""
+    root = tmp_path_factory.mktemp("truth") / "root"
+    build(open_plan(good, root)[0])
+    return payloads_of(root)
+
+
+@pytest.fixture
+def tree(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "in")
+
+
+def payloads_of(root):
+    """Patch id -> the checksums of its payloads, of a root that is right."""
+    dataset = rc.open(root)
+    assert verify(dataset).problems == ()
+    table = dataset.search().to_arrow()
+    sums = [f"reben:{modality}_xxh3" for modality in ALL if f"reben:{modality}_xxh3" in table.column_names]
+    assert sums
+    return {row.pop("id"): row for row in table.select(["id", *sums]).to_pylist()}
+
+
+def of(truth, ids):
+    return {name: truth[name] for name in ids}
+
+
+def lose_files(tree):
+    """Of the first patch one band, of the second an empty band, of the third its radar images."""
+    next(tree.rglob(f"{IDS[0]}_B05.tif")).unlink()
+    next(tree.rglob(f"{IDS[1]}_reference_map.tif")).write_bytes(b"")
+    shutil.rmtree(next(tree.rglob(TABLE["s1_name"][2].as_py())))
+
+
+def test_patches_without_all_files_are_left_out_on_request_and_listed(tree, truth, tmp_path):
+    lose_files(tree)
+    root = tmp_path / "root"
+
+    code, _, error = run("build", tree, root)
+    assert code == 1
+    assert "1 patch is incomplete (1 lacks s1), 5 complete" in error
+    assert IDS[2] in error
+    assert "--incomplete skip" in error
+    assert not root.exists()
+
+    code, text, error = run("build", tree, root, "--incomplete", "skip", "--json")
+    said = json.loads(text)
+
+    assert code == 0
+    assert payloads_of(root) == of(truth, IDS[3:])
+    rows = list(csv.DictReader(io.StringIO((root / "incomplete.csv").read_text())))
+    assert rows == [
+        {"patch_id": name, "lacks": lacks}
+        for name, lacks in sorted(zip(IDS[:3], ("s2", "map", "s1"), strict=True))
+    ]
+    assert said["incomplete"] == {"num_patches": 3, "first": sorted(IDS[:3])}
+    assert said["num_incomplete"] == said["metadata_rows_without_patch"] == 3
+    assert "3 incomplete patches are left out, and listed in" in error
+    assert rc.open(root).manifest.incomplete.num_patches == 3
+    assert "3 incomplete" in run("info", root)[1]
+
+
+def test_what_is_asked_of_incomplete_patches_is_checked(tree, tmp_path):
+    with pytest.raises(ValueError, match="unknown way with incomplete patches 'ignore'"):
+        open_plan(tree, tmp_path / "root", incomplete="ignore")
+
+
+def test_an_archive_that_was_not_loaded_to_its_end_gives_what_it_has(truth, tmp_path):
+    folder = tmp_path / "in"
+    official.write_archives(folder, TABLE)
+    for modality in ALL:
+        path = folder / ARCHIVES[modality]
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * (0.7 if modality == "s1" else 1))])
+
+    with pytest.raises(SourceError, match="cut short"):
+        build(open_plan(folder, tmp_path / "a", scratch=tmp_path / "scratch")[0])
+    plan, _ = open_plan(folder, tmp_path / "b", scratch=tmp_path / "scratch", incomplete="skip")
+    build(plan)
+
+    found = payloads_of(tmp_path / "b")
+    assert 0 < len(found) < 6
+    assert found == of(truth, found)
+    assert len(found) + rc.open(tmp_path / "b").manifest.incomplete.num_patches == 6
+
+
+def test_an_archive_of_some_patches_alone_names_the_way_out(tmp_path):
+    folder = tmp_path / "in"
+    official.write_archives(folder, TABLE)
+    official.write_archives(tmp_path / "few", TABLE.slice(0, 3))
+    shutil.copy(tmp_path / "few" / ARCHIVES["map"], folder)
+
+    with pytest.raises(SourceError, match=r"3 of 6 patches .*whole archive.*--incomplete skip"):
+        build(open_plan(folder, tmp_path / "root", scratch=tmp_path / "scratch")[0])
+
+
+# -- metadata -------------------------------------------------------------------------------------
+
+
+def test_metadata_of_some_patches_are_a_selection(tree, truth, tmp_path):
+    pq.write_table(TABLE.slice(0, 2), tree / "metadata.parquet")
+
+    code, text, error = run("build", tree, tmp_path / "root", "--json")
+
+    assert code == 0
+    assert payloads_of(tmp_path / "root") == of(truth, IDS[:2])
+    assert json.loads(text)["not_in_metadata"] == {"s2": 4, "s1": 4, "map": 4}
+    assert "4 s2 patches are in the source and in no row of the metadata, and not taken" in error
+
+
+def test_an_lmdb_with_metadata_of_some_patches_opens_as_a_selection(tmp_path, caplog):
+    write_lmdb(tmp_path / "lmdb", records_of(TABLE, ALL), TABLE)
+    pq.write_table(TABLE.slice(0, 2), tmp_path / "lmdb" / "metadata.parquet")
+
+    dataset = rc.open(tmp_path / "lmdb")
+
+    assert sorted(dataset.search().patch_ids) == sorted(IDS[:2])
+    assert "4 s2 patches are in the source and in no row of the metadata, and not taken" in caplog.text
+    assert f"all others are in {EXTRA_METADATA}" in caplog.text
+
+
+@pytest.mark.parametrize("flag", [False, True], ids=["the one", "the other"])
+def test_where_one_official_metadata_file_is_missing_it_is_named(flag, tree, tmp_path):
+    place = TABLE.column_names.index("contains_seasonal_snow")
+    rows = TABLE.slice(0, 2).set_column(place, "contains_seasonal_snow", pa.array([flag, flag]))
+    pq.write_table(rows, tree / "metadata.parquet")
+
+    _, _, error = run("build", tree, tmp_path / "root", "--dry-run")
+
+    assert f"all others are in {'metadata.parquet' if flag else EXTRA_METADATA}: put it beside" in error
+
+
+# -- other spellings and packings -----------------------------------------------------------------
+
+
+def padded(name):
+    *rest, x, y = name.split("_")
+    return "_".join([*rest, f"{x:0>2}", f"{y:0>2}"])
+
+
+def test_capital_endings_and_padded_names_are_read(tree, truth, tmp_path):
+    names = TABLE["s1_name"].to_pylist()
+    assert any(padded(name) != name for name in names)
+    for path in list(tree.rglob("*.tif")):
+        path.rename(path.with_suffix(".TIF"))
+    for name in names:
+        folder = next(tree.rglob(name))
+        for path in list(folder.iterdir()):
+            path.rename(path.with_name(path.name.replace(name, padded(name))))
+        folder.rename(folder.with_name(padded(name)))
+
+    build(open_plan(tree, tmp_path / "root")[0])
+
+    assert payloads_of(tmp_path / "root") == truth
+    assert sorted(rc.open(tmp_path / "root").search().to_pandas()["s1_name"]) == sorted(names)
+
+
+def test_an_lmdb_with_padded_names_is_built_from_and_opened(truth, tmp_path):
+    records = {}
+    for key, value in dict(records_of(TABLE, ALL)).items():
+        name = key.decode()
+        records[padded(name).encode() if name.startswith("S1") else key] = value
+    write_lmdb(tmp_path / "lmdb", records, TABLE)
+
+    build(open_plan(tmp_path / "lmdb", tmp_path / "root")[0])
+    dataset = rc.open(tmp_path / "lmdb")
+
+    assert payloads_of(tmp_path / "root") == truth
+    assert payloads_of_samples(dataset) == payloads_of_samples(rc.open(tmp_path / "root"))
+
+
+def payloads_of_samples(dataset):
+    return {
+        patch_id: {name: array.values.tobytes() for name, array in dataset.open_patch(patch_id).items()}
+        for patch_id in IDS
+    }
+
+
+def gzipped(modality):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, data in official.members(modality, TABLE):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def write_packed(folder):
+    """S2 as parts of a gzip, S1 as a gzip, the maps as a plain tar."""
+    folder.mkdir(exist_ok=True)
+    pq.write_table(TABLE, folder / "metadata.parquet")
+    data = gzipped("s2")
+    third = len(data) // 3
+    for number, part in enumerate(("aa", "ab", "ac")):
+        piece = data[number * third :] if part == "ac" else data[number * third : (number + 1) * third]
+        (folder / f"BigEarthNet-S2.tar.gz{part}").write_bytes(piece)
+    (folder / "BigEarthNet-S1.tar.gz").write_bytes(gzipped("s1"))
+    (folder / "Reference_Maps.tar").write_bytes(gzip.decompress(gzipped("map")))
+
+
+def test_gzip_in_parts_and_plain_tars_are_read(truth, tmp_path):
+    write_packed(tmp_path / "in")
+
+    build(open_plan(tmp_path / "in", tmp_path / "root", scratch=tmp_path / "scratch")[0])
+
+    assert payloads_of(tmp_path / "root") == truth
+
+
+def test_parts_at_a_url_are_read(truth, tmp_path):
+    write_packed(tmp_path / "in")
+    store = open_store(f"memory://{tmp_path.name}/packed")
+    for file in (tmp_path / "in").iterdir():
+        store.put(file.name, file.read_bytes())
+
+    build(open_plan(store.url, tmp_path / "root", scratch=tmp_path / "scratch")[0])
+
+    assert payloads_of(tmp_path / "root") == truth
+
+
+@pytest.mark.parametrize("missing", ["aa", "ab", "ac"])
+def test_a_part_that_is_missing_is_an_error(missing, tmp_path):
+    write_packed(tmp_path / "in")
+    (tmp_path / "in" / f"BigEarthNet-S2.tar.gz{missing}").unlink()
+
+    with pytest.raises(SourceError, match=r"first part is not there|its last part is not there"):
+        build(open_plan(tmp_path / "in", tmp_path / "root", scratch=tmp_path / "scratch")[0])
+
+
+# -- several sources ------------------------------------------------------------------------------
+
+
+def test_two_lmdbs_and_an_archive_are_one_source(truth, tmp_path):
+    for modality in ("s2", "s1"):
+        write_lmdb(tmp_path / modality, records_of(TABLE, (modality,)), TABLE)
+    official.write_archives(tmp_path / "zst", TABLE, ["map"])
+    sources = [tmp_path / "s2", tmp_path / "s1", tmp_path / "zst" / ARCHIVES["map"]]
+    root = tmp_path / "root"
+
+    code, text, _ = run("build", *sources, root, "--scratch", tmp_path / "scratch")
+
+    assert code == 0
+    assert text.endswith("s2 6, s1 6, map 6\n")
+    assert payloads_of(root) == truth
+    source, _ = open_source(sources)
+    assert verify(rc.open(root), against=source).problems == ()
+
+
+def test_patches_of_one_modality_may_be_spread_over_folders(tree, truth, tmp_path):
+    other = tmp_path / "other"
+    for name in IDS[:3]:
+        folder = tree / FOLDERS["s2"] / group_of("s2", name) / name
+        target = other / folder.relative_to(tree)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, target)
+
+    build(open_plan([tree, other], tmp_path / "root")[0])
+    assert payloads_of(tmp_path / "root") == truth
+
+    shutil.copytree(target, tree / target.relative_to(other))
+    with pytest.raises(SourceError, match=f"{target.name}: .* has this s2 patch twice"):
+        open_plan([tree, other], tmp_path / "again")
+
+
+def test_a_root_without_maps_and_the_maps_are_one_source(tree, truth, tmp_path):
+    build(open_plan(tree, tmp_path / "images", modalities=["s2", "s1"])[0])
+
+    build(open_plan([tmp_path / "images", tree / "Reference_Maps"], tmp_path / "root")[0])
+
+    assert payloads_of(tmp_path / "root") == truth
+
+
+def test_what_does_not_belong_together_is_refused(tree, tmp_path):
+    official.write_archives(tmp_path / "zst", TABLE, ["map"])
+
+    with pytest.raises(SourceError, match=r"map is in .* and .*: name one of them"):
+        open_plan([tree, tmp_path / "zst"], tmp_path / "root")
+    with pytest.raises(SourceError, match="has no s1; it has s2, map"):
+        open_plan([tree / FOLDERS["s2"], tmp_path / "zst"], tmp_path / "root", modalities=["s1", "s2"])
+    code, _, error = run("build", tree, tmp_path / "zst", tmp_path / "root", "--split", "train")
+    assert code == 2
+    assert "several sources are built whole" in error
