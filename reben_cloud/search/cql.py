@@ -28,6 +28,13 @@ MAX_OPERATORS = 250
 """Most operators and parentheses of a filter. The parser recurses: a text with some thousands overflows
 the stack, which ends the process."""
 
+MAX_GROUPS = 8
+"""Most parentheses in each other in a text. Before it refuses what is in them, the parser tries each in two ways:
+20 of them take minutes, in which nothing else in the process runs; CQL2 JSON nests without."""
+
+MAX_DIGITS = 400
+"""Most digits of a number; of one with 100,000 the parser makes minutes too. A float has up to 309."""
+
 _MAX_DEPTH = 120
 """Most objects and lists in each other: the parser takes 128."""
 
@@ -47,7 +54,7 @@ def parse(query: str | Mapping[str, Any]) -> Expression:
     except ImportError as error:
         raise missing_extra("cql2", "stac") from error
     if isinstance(query, str):
-        _check_size(len(_NESTING.findall(_NO_NESTING.sub("", query))))
+        _check_text(query)
     else:
         _check_depth(query)
     try:
@@ -58,14 +65,39 @@ def parse(query: str | Mapping[str, Any]) -> Expression:
         lines = [line.strip(" -=>") for line in str(error).splitlines()]
         detail = ": ".join(dict.fromkeys((lines[0], lines[-1])))
         raise ValueError(f"the CQL2 filter cannot be understood: {detail}") from error
-    _check_size(sum("op" in node for node in _nodes(expression)))
+    _check_size(sum("op" in node for node in nodes(expression)))
     return expression
 
 
-_NO_NESTING = re.compile(r"'[^']*'|-?\d+(?:\.\d+)? +-?\d+(?:\.\d+)? *(?=[,)])")
-"""Literals, and pairs of coordinates, whose signs are no operators."""
+_LITERAL = re.compile(r"'[^']*'")
+_COORDINATES = re.compile(r"-?\d+(?:\.\d+)? +-?\d+(?:\.\d+)? *(?=[,)])")
+"""Pairs of them, whose signs are no operators."""
 
 _NESTING = re.compile(r"[(+*/^=<>-]|\bnot\b", re.IGNORECASE)
+
+
+_WORD = re.compile(r"""\d+|[()]|"[^"]*"|[^\W\d][\w:.]*|[^\s()]""")
+_NO_FUNCTIONS = frozenset(("and", "or", "not", "in", "between", "like", "is"))
+"""Words before a parenthesis that begins a group, not the arguments of a function."""
+
+
+def _check_text(text: str) -> None:
+    """Refuse what would take the parser minutes, or its process the stack."""
+    bare = _LITERAL.sub("''", text)
+    _check_size(len(_NESTING.findall(_COORDINATES.sub("", bare))))
+    open_groups, before = list[bool](), "("
+    for word in _WORD.findall(bare):
+        if word == "(":
+            open_groups.append(not before[0].isidentifier() or before.lower() in _NO_FUNCTIONS)
+            if sum(open_groups) > MAX_GROUPS:
+                raise ValueError(
+                    f"the CQL2 filter has more than {MAX_GROUPS} parentheses in each other; CQL2 JSON may nest deeper"
+                )
+        elif word == ")" and open_groups:
+            open_groups.pop()
+        elif len(word) > MAX_DIGITS and word.isdecimal():
+            raise ValueError(f"the CQL2 filter has a number of more than {MAX_DIGITS} digits")
+        before = word
 
 
 def _check_size(num_operators: int) -> None:
@@ -90,7 +122,7 @@ def _children(node: object) -> Iterable[object]:
     return node if isinstance(node, list | tuple) else ()
 
 
-def _nodes(expression: Expression) -> Iterator[Mapping[str, Any]]:
+def nodes(expression: Expression) -> Iterator[Mapping[str, Any]]:
     """The objects of an expression, whatever they are."""
     left: list[object] = [expression]
     while left:
@@ -110,7 +142,7 @@ def columns(expression: Expression, known: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If it names a property that does not exist; the message has the nearest names.
     """
-    named = {column_of(node["property"], known) for node in _nodes(expression) if "property" in node}
+    named = {column_of(node["property"], known) for node in nodes(expression) if "property" in node}
     return sorted(named | ({layout.BBOX} & set(known) if layout.GEOMETRY in named else set()))
 
 

@@ -17,6 +17,7 @@ from reben_cloud.root.drawn import ranges
 from reben_cloud.root.joined import JoinedLayer
 from reben_cloud.root.table import PatchTable
 from reben_cloud.search import cql
+from reben_cloud.search.cql_evaluation import Expression
 from reben_cloud.search.shapes import Between, go_on
 
 Ints = NDArray[np.int64]
@@ -25,7 +26,7 @@ _AT_ONCE_ROWS = 1 << 19
 """Rows of a layer that are read at a time, about."""
 
 
-def layers_of_rows(expression: cql.Expression, table: PatchTable) -> list[str]:
+def layers_of_rows(expression: Expression, table: PatchTable) -> list[str]:
     """Names of the layers with several rows for each patch whose columns a filter names, sorted.
 
     Raises:
@@ -37,7 +38,7 @@ def layers_of_rows(expression: cql.Expression, table: PatchTable) -> list[str]:
 
 
 def have_fitting(
-    table: PatchTable, rows: Ints, expression: cql.Expression, joined: JoinedLayer, between: Between
+    table: PatchTable, rows: Ints, expression: Expression, joined: JoinedLayer, between: Between
 ) -> NDArray[np.bool_]:
     """Whether a filter holds for at least one row of the layer that each patch has; bool (n,)."""
     first, count = joined.spans(rows)
@@ -51,7 +52,7 @@ def have_fitting(
 def fits(
     table: PatchTable,
     rows: Ints,
-    expression: cql.Expression,
+    expression: Expression,
     joined: JoinedLayer,
     first: Ints,
     count: Ints,
@@ -91,7 +92,7 @@ def fits(
     return holds[ranges(first, count)]
 
 
-def for_rows_of(joined: JoinedLayer, expression: cql.Expression) -> cql.Expression:
+def for_rows_of(joined: JoinedLayer, expression: Expression) -> Expression:
     """A filter for rows of one layer, whose columns may be named without the layer's name, in full."""
     if isinstance(expression, list):
         return [for_rows_of(joined, one) for one in expression]
