@@ -14,6 +14,11 @@ MAX_BODY_BYTES = 1_000_000
 MAX_BODY_S = 20.0
 """Longest that a client may take to send a request."""
 
+LARGE_BODY_BYTES = 20_000
+"""Bodies above this take milliseconds to understand, so who has one refused waits for a second before the next."""
+
+_REFUSED_AFTER_S = 1.0
+
 
 class BodyLimit:
     """Refuses request bodies beyond a size, announced or not, and those that come too slowly."""
@@ -42,7 +47,12 @@ class BodyLimit:
         async def replay() -> Message:
             return whole.pop() if whole else await receive()
 
-        await self.app(scope, replay, send)
+        async def held_back(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                await asyncio.sleep(_REFUSED_AFTER_S)
+            await send(message)
+
+        await self.app(scope, replay, held_back if len(body) > LARGE_BODY_BYTES else send)
 
     async def _read(self, receive: Receive) -> bytearray | None:
         """The body; None where it is too large."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,9 @@ from reben_cloud.serve.results import Results
 
 LARGE_PAGE = 100
 """Pages with more Items than this are made one after another, so that those who want less need not wait."""
+
+_COMPRESSED_BYTES = 2_000
+"""Documents above this are compressed."""
 
 _CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 
@@ -185,7 +189,7 @@ class Client(BaseCoreClient):
         start = position_of(token, len(rows))
         end = start + min(limit or 10, MAX_LIMIT)
 
-        def written() -> bytes:
+        def written() -> Response:
             selection = Selection(self.dataset, self.dataset.patch_table, rows[start:end])
             items = self._items(selection, request)
             if fields is not None:
@@ -197,15 +201,14 @@ class Client(BaseCoreClient):
                 "numberMatched": len(rows),
                 "numberReturned": len(items),
             }
-            # Written here, in a thread: thousands of Items would keep the others waiting.
-            return json.dumps(page, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
-                errors="replace"
-            )
+            text = json.dumps(page, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            return _response(text.encode(errors="replace"), request)
 
+        # In a thread: a thousand Items would keep all others waiting.
         if end - start <= LARGE_PAGE:
-            return Response(await asyncio.to_thread(written), media_type=GEOJSON)
+            return await asyncio.to_thread(written)
         async with self._large_page:
-            return Response(await asyncio.to_thread(written), media_type=GEOJSON)
+            return await asyncio.to_thread(written)
 
     def _items(self, selection: Selection, request: Request) -> list[dict[str, Any]]:
         where = self.dataset.store.s3_location
@@ -248,6 +251,15 @@ class Client(BaseCoreClient):
     def _check_collection(self, collection_id: str) -> None:
         if collection_id != self._collection_id:
             raise NotFoundError(f"no such collection: {collection_id[:80]}")
+
+
+def _response(body: bytes, request: Request) -> Response:
+    """GeoJSON, compressed if it is large and the client takes that; the middleware would do it between requests."""
+    headers = {"Vary": "Accept-Encoding"}
+    if len(body) > _COMPRESSED_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+        body = gzip.compress(body, 1, mtime=0)
+    return Response(body, media_type=GEOJSON, headers=headers)
 
 
 def _numbers(bbox: str | None) -> list[str] | None:

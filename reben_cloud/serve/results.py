@@ -29,7 +29,7 @@ from reben_cloud.search.shapes import Between
 from reben_cloud.serve.cost import check_corners, expected_s
 from reben_cloud.serve.lanes import MAX_SEARCH_S, SHORT_S, BusyError, GivenUpError, Lanes, Rows, Search
 
-_KEPT_BYTES = 1 << 27
+_KEPT_BYTES = 1 << 25
 """Bytes of row numbers that are kept, so that the next page costs no search; all patches are 4.4 MB."""
 
 _LOOK_S = 0.2
@@ -153,7 +153,7 @@ class Results:
 
     def _understood(self, query: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """A query with its filter and shape parsed, and a key that equal ones have; None for one that finds nothing."""
-        query = {name: value for name, value in query.items() if value not in (None, [], {}, "", ())}
+        query = {name: value for name, value in query.items() if value not in (None, [], "")}
         if "bbox" in query and "intersects" in query:
             raise ValueError("give bbox or intersects, not both")
         collections = query.pop("collections", None)
