@@ -10,6 +10,7 @@
     │   └── ChangedError                      the object is not the one that was opened
     ├── ConflictError      (FileExistsError)  the root exists, or somebody else is building it
     ├── NotFiniteError     (FloatingPointError)  a model's output, loss or weights are infinite or no number
+    ├── AddressError       (OSError)          the address or port to serve at cannot be had
     ├── ForkError          (RuntimeError)     used in a forked child, where its clients would hang
     └── MissingExtraError  (ImportError)      an optional dependency is not installed
 
@@ -59,6 +60,10 @@ class ConflictError(RebenError, FileExistsError):
 
 class NotFiniteError(RebenError, FloatingPointError):
     """Outputs, the loss or weights of a model are infinite or not a number."""
+
+
+class AddressError(RebenError, OSError):
+    """The address or port to serve at is taken, or not this machine's."""
 
 
 class ForkError(RebenError, RuntimeError):

@@ -15,16 +15,24 @@ import uvicorn
 
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.serve import create_app
+from reben_cloud.serve.running import ImpatientProtocol
 from tests.conftest import missing
 
 
 @contextmanager
-def serving(dataset: Dataset) -> Iterator[str]:
-    """The URL of a server in a thread of this process, on a free port of the loopback address."""
+def serving(dataset: Dataset, **options: Any) -> Iterator[str]:
+    """The URL of a server in a thread of this process, on a free port of the loopback address.
+
+    Args:
+        dataset: What it serves.
+        options: Of `create_app`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(dataset), port=port, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(dataset, **options), port=port, log_level="warning", http=ImpatientProtocol)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -19,8 +19,12 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import NotFoundError
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.search import parse_interval
+from reben_cloud.root.query import Query
+from reben_cloud.search import cql, find_rows, parse_interval
+from reben_cloud.search.shapes import SPATIAL
 from reben_cloud.store import open_store
+
+ZIGZAG = shapely.LineString([(-9 + 0.04 * i, 37 + 30 * (i % 2)) for i in range(1000)]).wkt
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +165,84 @@ def test_cql2_text_and_json_agree_with_arguments(everything):
 
 
 @pytest.mark.parametrize(
+    "box", [(20, 35, -20, 70), (178, -90, -8, 90), (31.5, 40, -9, 80), (179, 0, -179, 1)]
+)
+def test_a_box_over_the_antimeridian_is_what_its_two_halves_are(everything, box):
+    west, south, east, north = box
+    halves = [(west, south, 180, north), (-180, south, east, north)]
+    both = shapely.union_all([shapely.box(*half) for half in halves])
+    want = np.union1d(*(everything.search(bbox=half).rows for half in halves)).tolist()
+
+    assert everything.search(bbox=box).rows.tolist() == want
+    assert everything.search(intersects=both).rows.tolist() == want
+    filtered = {"op": "s_intersects", "args": [{"property": "geometry"}, {"bbox": [*box]}]}
+    assert everything.search(cql2=filtered).rows.tolist() == want
+
+
+def test_an_empty_box_over_the_antimeridian_says_so(everything):
+    with pytest.raises(NotFoundError, match="over the antimeridian, as its west is east of its east"):
+        everything.search(bbox=(10, 70, 5, 71)).require_patches("nothing")
+
+
+@pytest.fixture(scope="module")
+def squares(everything):
+    """Every 997th row, as a filter reads it."""
+    found = everything.search()
+    return found.columns(["id", "bbox", "geometry"]).take(np.arange(0, len(found), 997))
+
+
+@pytest.mark.parametrize("op", sorted(SPATIAL))
+def test_spatial_operators_with_boxes_first_are_shapelys_on_every_square(squares, op):
+    shapes = shapely.from_wkb(squares.column("geometry").to_numpy())
+    relates = getattr(shapely, op.removeprefix("s_"))
+    for text in ("POLYGON ((10 44, 26 52, 14 66, 10 44))", "LINESTRING (-9 38, 28 66)", shapes[11].wkt):
+        shape = shapely.from_wkt(text)
+        left, right = f"{op.upper()}(geometry, {text})", f"{op.upper()}({text}, geometry)"
+
+        found = {where: cql.evaluate(cql.parse(where), squares) for where in (left, right, f"NOT {left}")}
+
+        assert found[left].tolist() == relates(shapes, shape).tolist()
+        assert found[right].tolist() == relates(shape, shapes).tolist()
+        assert found[f"NOT {left}"].tolist() == (~relates(shapes, shape)).tolist()
+        alone = cql.evaluate(cql.parse(left), squares.select(["id", "geometry"]))
+        assert alone.tolist() == found[left].tolist()
+
+
+class EnoughError(Exception):
+    """What a caller raises who has waited long enough."""
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param({"intersects": ZIGZAG}, id="intersects"),
+        pytest.param({"cql2": f"S_INTERSECTS(geometry, {ZIGZAG})"}, id="filter"),
+        pytest.param({"cql2": f"NOT S_WITHIN(geometry, {ZIGZAG})"}, id="not"),
+        pytest.param({"cql2": " OR ".join(f"accenti(casei(id)) = '{n}'" for n in range(40))}, id="operators"),
+        pytest.param(
+            {"cql2": f"datetime IN ({', '.join(['TIMESTAMP(' + repr('2017-06-13T10:10:31Z') + ')'] * 200)})"},
+            id="in",
+        ),
+    ],
+)
+def test_a_search_is_ended_between_its_pieces(everything, query):
+    calls = []
+
+    def enough():
+        calls.append(1)
+        if len(calls) > 3:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        find_rows(everything, Query(**query), between=enough)
+
+
+@pytest.mark.parametrize(
     ("query", "message"),
     [
         pytest.param({"labels": "Arable lands"}, "did you mean 'Arable land'", id="label"),
         pytest.param({"split": "val"}, "unknown split 'val'", id="split"),
         pytest.param({"country": "Finnland"}, "did you mean 'Finland'", id="country"),
-        pytest.param({"bbox": (10, 50, 5, 51)}, "antimeridian", id="antimeridian"),
         pytest.param({"bbox": (0, 0, 1)}, "west,south,east,north", id="three numbers"),
         pytest.param({"bbox": (0, 50, 1, 91)}, r"\[-90, 90\]", id="beyond the pole"),
         pytest.param({"bbox": (0, 50, float("nan"), 60)}, "must be in", id="nan"),

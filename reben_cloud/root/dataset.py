@@ -203,8 +203,8 @@ class Dataset:
 
         Args:
             bbox: West, south, east, north in degrees; patches that touch it, such as
-                ``bbox=(13.0, 47.5, 13.5, 48.0)`` or ``bbox="13,47.5,13.5,48"``. West > east (over the
-                antimeridian) is refused.
+                ``bbox=(13.0, 47.5, 13.5, 48.0)`` or ``bbox="13,47.5,13.5,48"``. West > east is a box over the
+                antimeridian.
             intersects: A GeoJSON geometry or Feature, a shapely geometry or WKT, in degrees; exact, such as
                 ``intersects="POLYGON ((13 47, 16 47, 16 49, 13 47))"`` or
                 ``intersects={"type": "Point", "coordinates": [13.2, 47.8]}``.

@@ -9,12 +9,13 @@ from typing import Any, get_args
 
 import numpy as np
 import shapely
+from shapely.geometry import shape as from_mapping
 
 from reben_cloud.root.query import Balance, GeoInterface, When
 from reben_cloud.schema import check_names, respelled
 
 Box = tuple[float, float, float, float]
-"""West, south, east, north in degrees."""
+"""West, south, east, north in degrees; west > east is a box over the antimeridian."""
 
 SEASONS = {"spring": (3, 4, 5), "summer": (6, 7, 8), "fall": (9, 10, 11), "winter": (12, 1, 2)}
 """Season -> calendar months of the Sentinel-2 acquisition, UTC."""
@@ -187,17 +188,17 @@ def _end(start: datetime, step: str) -> datetime:
 
 
 def parse_box(bbox: str | Sequence[float]) -> Box:
-    """West, south, east, north; heights (six numbers) are dropped.
+    """West, south, east, north; heights (six numbers) are dropped. West > east goes over the antimeridian.
 
     Raises:
         TypeError: If it is not a list of numbers.
-        ValueError: If it has another length, is turned round, or lies beyond the globe.
+        ValueError: If it has another length, its latitudes are turned round, or it lies beyond the globe.
     """
     if isinstance(bbox, shapely.Geometry | Mapping):
         raise TypeError("bbox must be west,south,east,north in degrees; a geometry goes to intersects")
     try:
         values = [float(v) for v in (bbox.split(",") if isinstance(bbox, str) else bbox)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"bbox must be west,south,east,north in degrees, got {bbox!r}") from None
     if len(values) not in (4, 6):
         raise ValueError(f"bbox must be west,south,east,north, got {len(values)} numbers")
@@ -208,15 +209,10 @@ def parse_box(bbox: str | Sequence[float]) -> Box:
         raise ValueError(f"bbox longitudes must be in [-180, 180], got {west} and {east}")
     if not -90 <= south <= north <= 90:
         raise ValueError(f"bbox latitudes must rise and be in [-90, 90], got {south} and {north}")
-    if west > east:
-        raise ValueError(
-            f"bbox {west},{south},{east},{north} goes over the antimeridian; is it in another order than "
-            "west,south,east,north? Otherwise search either side of 180 degrees"
-        )
     return west, south, east, north
 
 
-def parse_geometry(value: Any) -> Any:
+def parse_geometry(value: Any, argument: str = "intersects") -> shapely.Geometry:
     """A shapely geometry from shapely, GeoJSON (a geometry or Feature) or WKT.
 
     Raises:
@@ -229,21 +225,23 @@ def parse_geometry(value: Any) -> Any:
         try:
             shape = shapely.from_geojson(value) if value.lstrip().startswith("{") else shapely.from_wkt(value)
         except shapely.errors.ShapelyError as error:
-            raise ValueError(f"intersects is neither GeoJSON nor WKT: {error}") from error
+            raise ValueError(f"{argument} is neither GeoJSON nor WKT: {error}") from error
     elif isinstance(value, Mapping):
-        from shapely.geometry import shape as from_mapping
-
         try:
             shape = from_mapping(value.get("geometry", value))
-        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-            raise ValueError(f"intersects is not GeoJSON geometry: {error}") from error
+        except (*_NOT_SHAPES, shapely.errors.ShapelyError) as error:
+            raise ValueError(f"{argument} is not GeoJSON geometry: {error}") from error
     elif isinstance(value, GeoInterface):
-        return parse_geometry(value.__geo_interface__)
+        return parse_geometry(value.__geo_interface__, argument)
     else:
-        raise TypeError(f"intersects must be GeoJSON, WKT or a shapely geometry, got {type(value).__name__}")
+        raise TypeError(f"{argument} must be GeoJSON, WKT or a shapely geometry, got {type(value).__name__}")
     if shape.is_empty:
-        raise ValueError("intersects is an empty geometry")
+        raise ValueError(f"{argument} is an empty geometry")
     if not shape.is_valid:
-        raise ValueError(f"intersects is not a valid geometry: {shapely.is_valid_reason(shape)}")
+        raise ValueError(f"{argument} is not a valid geometry: {shapely.is_valid_reason(shape)}")
     parse_box(shape.bounds)
     return shape
+
+
+_NOT_SHAPES = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""Errors that come of making a geometry out of any objects, lists and numbers."""

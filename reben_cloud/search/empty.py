@@ -51,6 +51,8 @@ def _where(table: PatchTable, box: Box) -> str:
     swapped = (south, west, north, east)
     if _meets(swapped, extent):
         return f"{text}; longitude comes first: did you mean {_text(swapped)}?"
+    if west > east:
+        return f"{text}; it goes over the antimeridian, as its west is east of its east"
     return text
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import shapely
 from numpy.typing import NDArray
 
 from reben_cloud.root import layout
@@ -36,14 +35,16 @@ from reben_cloud.search.arguments import (
 from reben_cloud.search.fitting import have_fitting, layers_of_rows
 from reben_cloud.search.ids import rows_of_ids
 from reben_cloud.search.sample import parse_sample
+from reben_cloud.search.shapes import Between, box_of, go_on, group_meets, in_box, squares_relate
 
 
-def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
+def find_rows(dataset: Dataset, query: Query, *, between: Between = go_on) -> NDArray[np.int64]:
     """Row numbers of the patches that fit every condition of a query, in the order that it asks for.
 
     Args:
         dataset: What to search.
         query: The conditions; `Dataset.search` tells what each may hold, and what is raised.
+        between: Called between pieces of the work, of some 50 ms each but for a sort; what it raises ends the search.
 
     Returns:
         Row numbers in the dataset's table, int64 (n,).
@@ -51,7 +52,7 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
     boxes = [] if query.bbox is None else [parse_box(query.bbox)]
     shape = None if query.intersects is None else parse_geometry(query.intersects)
     if shape is not None:
-        boxes.append(parse_box(shape.bounds))
+        boxes.append(box_of(shape))
     times = {
         column: None if value is None else parse_interval(value, name)
         for name, column, value in (
@@ -59,7 +60,10 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
             ("s1_datetime", layout.S1_DATETIME, query.s1_datetime),
         )
     }
-    conditions = [Condition(("bbox",), partial(_in_box, box=box)) for box in boxes]
+    expression = None if query.cql2 is None else cql.parse(query.cql2)
+    if expression is not None:
+        boxes += cql.boxes(expression)
+    conditions = [Condition((layout.BBOX,), partial(in_box, box=box)) for box in boxes]
     conditions += _in_times(times)
     conditions += _one_of("split", query.split, SPLITS)
     if query.country is not None:
@@ -92,24 +96,24 @@ def find_rows(dataset: Dataset, query: Query) -> NDArray[np.int64]:
         holding = np.unique(np.searchsorted(table.group_starts, asked, side="right") - 1)
         groups = np.intersect1d(groups, holding).tolist()
     keys = None if query.sortby is None else _sort_keys(table, parse_names(query.sortby, "sortby"))
-    expression = None if query.cql2 is None else cql.parse(query.cql2)
     several = [] if expression is None else layers_of_rows(expression, table)
     if len(several) > 1:
         raise ValueError(
             f"the filter names columns of {' and '.join(several)}, which have several rows for each patch: name those "
             "of one, and search twice for both (ids=first.patch_ids)"
         )
-    if expression is not None and not several:
-        conditions.append(_filtered(expression, table.names))
-    rows = _matching(table, groups, conditions)
+    rows = _matching(table, groups, conditions, between)
     if several:
-        rows = rows[have_fitting(table, rows, expression, table.joined[several[0]])]
+        rows = rows[have_fitting(table, rows, expression, table.joined[several[0]], between)]
+    elif expression is not None:  # without rows too, so that a wrong filter is refused wherever it is asked
+        # A filter without any property still needs rows to be true or false for.
+        named = cql.columns(expression, table.names) or [layout.ID]
+        rows = rows[cql.evaluate(expression, table.take(rows, named), between)]
     if asked is not None:
         rows = asked[np.isin(asked, rows)] if ids_order else np.intersect1d(asked, rows)
     if shape is not None and len(rows):
-        shapely.prepare(shape)
-        squares = shapely.from_wkb(table.take(rows, ["geometry"]).column("geometry").to_pylist())
-        rows = rows[shapely.intersects(shape, squares)]
+        squares = table.take(rows, [layout.GEOMETRY]).column(layout.GEOMETRY)
+        rows = rows[squares_relate("s_intersects", squares, None, shape, is_left=False, between=between)]
     if sample is not None:
         rows = sample.draw(dataset, rows)
     if keys:
@@ -212,15 +216,9 @@ def _holds(lists: pa.ListArray, name: str) -> NDArray[np.bool_]:
     return np.asarray(np.diff(found[values_of(lists.offsets)]) > 0)
 
 
-def _filtered(expression: cql.Expression, known: Sequence[str]) -> Condition:
-    # A filter without any property still needs rows to be true or false for.
-    names = tuple(cql.columns(expression, known)) or ("id",)
-    return Condition(
-        names, lambda *values: cql.evaluate(expression, pa.table(list(values), names=list(names)))
-    )
-
-
-def _matching(table: PatchTable, groups: Sequence[int], conditions: Sequence[Condition]) -> NDArray[np.int64]:
+def _matching(
+    table: PatchTable, groups: Sequence[int], conditions: Sequence[Condition], between: Between
+) -> NDArray[np.int64]:
     """Row numbers, in these row groups, that fit every condition."""
     starts = table.group_starts
     parts = [np.arange(starts[g], starts[g + 1]) for g in groups]
@@ -230,6 +228,7 @@ def _matching(table: PatchTable, groups: Sequence[int], conditions: Sequence[Con
     read = table.read(groups, sorted({column for c in conditions for column in c.columns}))
     mask = np.ones(len(rows), bool)
     for condition in conditions:
+        between()
         fits = condition.fits(*(read.column(name) for name in condition.columns))
         mask &= fits if isinstance(fits, np.ndarray) else mask_of(fits)
     return rows[mask]
@@ -240,29 +239,17 @@ def _prune(table: PatchTable, boxes: Sequence[Box], time: Interval | None) -> li
     return [
         group
         for group in range(len(table.group_starts) - 1)
-        if _may_hold(partial(table.bounds, group), boxes, time)
+        if all(group_meets(table, group, box) for box in boxes)
+        and _may_hold_time(table.bounds(group, layout.DATETIME), time)
     ]
 
 
-def _may_hold(
-    bounds: Callable[[str], tuple[Any, Any] | None], boxes: Sequence[Box], time: Interval | None
-) -> bool:
-    """Whether a row group with these smallest and largest values can hold a patch that fits."""
-    anything = (-np.inf, np.inf)
-    (west, _), (south, _) = bounds("bbox.xmin") or anything, bounds("bbox.ymin") or anything
-    (_, east), (_, north) = bounds("bbox.xmax") or anything, bounds("bbox.ymax") or anything
-    for box in boxes:
-        if west > box[2] or south > box[3] or east < box[0] or north < box[1]:
-            return False
-    if time is None or (span := bounds("datetime")) is None:
+def _may_hold_time(span: tuple[Any, Any] | None, time: Interval | None) -> bool:
+    """Whether a row group with these smallest and largest times can hold a patch in the interval."""
+    if time is None or span is None:
         return True
     start, end = _micros(time)
     return not ((end is not None and span[0] > end) or (start is not None and span[1] < start))
-
-
-def _in_box(bbox: Any, box: Box) -> NDArray[np.bool_]:
-    west, south, east, north = (values_of(pc.struct_field(bbox, s)) for s in ("xmin", "ymin", "xmax", "ymax"))
-    return np.asarray((west <= box[2]) & (east >= box[0]) & (south <= box[3]) & (north >= box[1]))
 
 
 def _in_interval(times: Any, interval: Interval) -> NDArray[np.bool_]:
@@ -286,10 +273,10 @@ def _micros(interval: Interval) -> tuple[int | None, int | None]:
 
 
 def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Column and direction of each ``NAME`` or ``-NAME``, without or with the prefix before it."""
+    """Column and direction of each ``NAME`` or ``-NAME``, without or with the prefix before it; a column once."""
     nested = {field.name for field in table.schema if pa.types.is_nested(field.type)}
     several = {field.name for one in table.joined.values() for field in one.row_fields}
-    keys = []
+    keys = dict[str, str]()
     for name in names:
         plain = name.removeprefix("-") if name.startswith("-") else name.removeprefix("+")
         found = next((n for n in (plain, f"{layout.PREFIX}{plain}") if n in table.names), plain)
@@ -298,8 +285,9 @@ def _sort_keys(table: PatchTable, names: Sequence[str]) -> list[tuple[str, str]]
         if found in nested:
             raise ValueError(f"cannot sort by {plain!r}: it holds several values")
         check_names([found], [n for n in table.names if n not in nested], "sortby column")
-        keys.append((found, "descending" if name.startswith("-") else "ascending"))
-    return keys
+        # Rows that are equal in a column are equal in it the second time.
+        keys.setdefault(found, "descending" if name.startswith("-") else "ascending")
+    return list(keys.items())
 
 
 def _order(table: PatchTable, rows: NDArray[np.int64], keys: Sequence[tuple[str, str]]) -> NDArray[np.int64]:

@@ -17,6 +17,8 @@ from reben_cloud.root.drawn import ranges
 from reben_cloud.root.joined import JoinedLayer
 from reben_cloud.root.table import PatchTable
 from reben_cloud.search import cql
+from reben_cloud.search.cql_evaluation import Expression
+from reben_cloud.search.shapes import Between, go_on
 
 Ints = NDArray[np.int64]
 
@@ -24,7 +26,7 @@ _AT_ONCE_ROWS = 1 << 19
 """Rows of a layer that are read at a time, about."""
 
 
-def layers_of_rows(expression: cql.Expression, table: PatchTable) -> list[str]:
+def layers_of_rows(expression: Expression, table: PatchTable) -> list[str]:
     """Names of the layers with several rows for each patch whose columns a filter names, sorted.
 
     Raises:
@@ -36,17 +38,25 @@ def layers_of_rows(expression: cql.Expression, table: PatchTable) -> list[str]:
 
 
 def have_fitting(
-    table: PatchTable, rows: Ints, expression: cql.Expression, joined: JoinedLayer
+    table: PatchTable, rows: Ints, expression: Expression, joined: JoinedLayer, between: Between
 ) -> NDArray[np.bool_]:
     """Whether a filter holds for at least one row of the layer that each patch has; bool (n,)."""
     first, count = joined.spans(rows)
-    before = np.append(0, np.cumsum(fits(table, rows, expression, joined, first, count), dtype=np.int64))
+    before = np.append(
+        0, np.cumsum(fits(table, rows, expression, joined, first, count, between), dtype=np.int64)
+    )
     ends = np.cumsum(count)
     return np.asarray(before[ends] > before[ends - count])
 
 
 def fits(
-    table: PatchTable, rows: Ints, expression: cql.Expression, joined: JoinedLayer, first: Ints, count: Ints
+    table: PatchTable,
+    rows: Ints,
+    expression: Expression,
+    joined: JoinedLayer,
+    first: Ints,
+    count: Ints,
+    between: Between = go_on,
 ) -> NDArray[np.bool_]:
     """Whether a filter holds for each row of a layer that some patches have; bool (sum of `count`,), patch by patch.
 
@@ -57,6 +67,7 @@ def fits(
         joined: The layer, beside that table.
         first: First row of the layer for each patch, (n,).
         count: Number of its rows, (n,).
+        between: Called between pieces of the work; what it raises ends it.
     """
     of_layer = [field.name for field in joined.row_fields]
     columns = cql.columns(expression, [*table.names, *of_layer])
@@ -77,11 +88,11 @@ def fits(
             of_row = ints_array(np.repeat(np.arange(low, high), count_of[low:high]))
             repeated = said.take(of_row)
             both |= {name: repeated.column(name) for name in outer}
-        holds[mine] = cql.evaluate(expression, pa.table(both))
+        holds[mine] = cql.evaluate(expression, pa.table(both), between)
     return holds[ranges(first, count)]
 
 
-def for_rows_of(joined: JoinedLayer, expression: cql.Expression) -> cql.Expression:
+def for_rows_of(joined: JoinedLayer, expression: Expression) -> Expression:
     """A filter for rows of one layer, whose columns may be named without the layer's name, in full."""
     if isinstance(expression, list):
         return [for_rows_of(joined, one) for one in expression]

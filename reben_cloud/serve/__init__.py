@@ -7,7 +7,8 @@ that a search touches neither disk nor network.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.root.dataset import Dataset
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def create_app(dataset: Dataset) -> FastAPI:
+def create_app(dataset: Dataset, *, public_url: str | None = None, root_path: str = "") -> FastAPI:
     """The ASGI application of a dataset.
+
+    Args:
+        dataset: The dataset.
+        public_url: URL at which clients reach it, for links behind a proxy that changes scheme, host or path; None for
+            the one that each request asks for.
+        root_path: Path at the proxy, such as ``/stac``, whether the proxy takes it off or leaves it; that of
+            `public_url` where it is empty.
 
     Raises:
         MissingExtraError: If stac-fastapi is not installed.
+        ValueError: If the URL or the path cannot be one.
     """
     # It advises against its own defaults while it is imported, before anybody can set anything.
     logging.getLogger("stac_fastapi.types.config").setLevel(logging.ERROR)
@@ -33,7 +42,10 @@ def create_app(dataset: Dataset) -> FastAPI:
     from reben_cloud.serve.api import create_api
     from reben_cloud.serve.explore import add_explorer
     from reben_cloud.serve.layers import shown_columns
+    from reben_cloud.serve.metrics import add_metrics
     from reben_cloud.serve.nearest import Nearest
+    from reben_cloud.serve.place import Place
+    from reben_cloud.serve.watch import Watch
 
     # Every column that is shown, now: threads then share what is read and never read themselves.
     table = dataset.patch_table
@@ -41,19 +53,44 @@ def create_app(dataset: Dataset) -> FastAPI:
     nearest = Nearest(dataset)
     app = create_api(dataset, nearest)
     add_explorer(app, dataset, nearest)
+    counts = add_metrics(app)
+    app.add_middleware(Watch, counts=counts)
+    app.add_middleware(Place, public_url=public_url, root_path=root_path)
+    # Starlette makes them with the first request, which is too late to refuse a wrong URL.
+    Place(app, public_url, root_path)
     return app
 
 
-def serve(dataset: Dataset, *, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
-    """Serve a dataset until interrupted.
+def serve(
+    dataset: Dataset,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    public_url: str | None = None,
+    root_path: str = "",
+    forwarded_allow_ips: str | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a dataset until interrupted or terminated; requests that have begun are then finished.
 
     Args:
         dataset: The dataset.
         host: Address to listen on; the default is this machine only.
-        port: TCP port.
-        options: Further options of ``uvicorn.run``.
-    """
-    app = create_app(dataset)
-    import uvicorn
+        port: TCP port; 0 takes a free one.
+        public_url: As for `create_app`.
+        root_path: As for `create_app`.
+        forwarded_allow_ips: Addresses of proxies whose ``X-Forwarded-*`` headers are believed, with commas between, or
+            ``*``; None for this machine's alone.
+        ready: Called with the URL once clients are answered.
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", **options)
+    Raises:
+        AddressError: If the address or port cannot be had.
+        MissingExtraError: If stac-fastapi is not installed.
+        ValueError: If the URL or the path cannot be one.
+    """
+    app = create_app(dataset, public_url=public_url, root_path=root_path)
+    from reben_cloud.serve.running import run_server
+
+    run_server(
+        app, host=host, port=port, forwarded_allow_ips=forwarded_allow_ips, ready=ready or (lambda _: None)
+    )

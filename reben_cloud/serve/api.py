@@ -5,23 +5,19 @@ stac-fastapi has the routes and models, `Dataset.search` the answers.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Query, Request
-from pydantic import model_validator
 from stac_fastapi.api.app import StacApi
-from stac_fastapi.api.models import (
-    ItemCollectionUri,
-    create_get_request_model,
-    create_post_request_model,
-    create_request_model,
-)
+from stac_fastapi.api.models import create_get_request_model, create_post_request_model, create_request_model
 from stac_fastapi.extensions.fields import FieldsExtension
-from stac_fastapi.extensions.filter import SearchFilterExtension
+from stac_fastapi.extensions.filter import FilterConformanceClasses, SearchFilterExtension
 from stac_fastapi.extensions.pagination import TokenPaginationExtension
 from stac_fastapi.extensions.sort import SearchSortExtension
 from stac_fastapi.types.config import ApiSettings
-from stac_fastapi.types.search import APIRequest, BaseSearchPostRequest
+from stac_fastapi.types.search import APIRequest
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -30,17 +26,45 @@ from starlette.staticfiles import StaticFiles
 from reben_cloud import __version__
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.serve.body_limit import MAX_BODY_BYTES, BodyLimit
-from reben_cloud.serve.client import MAX_LIMIT, Client
+from reben_cloud.serve.answers import LastResort, add_error_answers
+from reben_cloud.serve.body_limit import BodyLimit, HeadAsGet
+from reben_cloud.serve.client import Client
+from reben_cloud.serve.models import MAX_LIMIT, FilterBody, ItemsParameters, SearchBody, SearchParameters
 from reben_cloud.serve.nearest import Nearest
+from reben_cloud.serve.place import Placed
 from reben_cloud.serve.queryables import Queryables
+from reben_cloud.serve.results import Results
+
+_FILTER_CLASSES = [
+    FilterConformanceClasses.FILTER,
+    FilterConformanceClasses.SEARCH,
+    FilterConformanceClasses.ITEMS,
+    FilterConformanceClasses.CQL2_TEXT,
+    FilterConformanceClasses.CQL2_JSON,
+    FilterConformanceClasses.BASIC_CQL2,
+    FilterConformanceClasses.ADVANCED_COMPARISON_OPERATORS,
+    FilterConformanceClasses.CASE_INSENSITIVE_COMPARISON,
+    FilterConformanceClasses.ACCENT_INSENSITIVE_COMPARISON,
+    FilterConformanceClasses.BASIC_SPATIAL_FUNCTIONS,
+    FilterConformanceClasses.BASIC_SPATIAL_FUNCTIONS_PLUS,
+    FilterConformanceClasses.SPATIAL_FUNCTIONS,
+    FilterConformanceClasses.TEMPORAL_FUNCTIONS,
+    FilterConformanceClasses.ARRAY_FUNCTIONS,
+    FilterConformanceClasses.PROPERTY_PROPERTY,
+    FilterConformanceClasses.ARITHMETIC,
+]
+"""What works of the filter extension and CQL2; functions of one's own do not."""
 
 
 def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
     """The STAC API of a dataset, and beside it the Items nearest to one, where there are embeddings."""
     facts = about(dataset.schema)
+    filters = SearchFilterExtension(
+        client=Queryables(dataset=dataset), conformance_classes=[str(one) for one in _FILTER_CLASSES]
+    )
+    filters.POST = FilterBody
     extensions = [
-        SearchFilterExtension(client=Queryables(dataset=dataset)),
+        filters,
         SearchSortExtension(
             conformance_classes=[
                 # pystac-client looks for the first, the second is the extension's own present one.
@@ -53,17 +77,25 @@ def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
     ]
     settings = ApiSettings(
         stac_fastapi_title=facts.title,
-        stac_fastapi_description=f"{len(dataset):,} patches; STAC Items of {dataset.url}",
+        stac_fastapi_description=f"{len(dataset):,} patches as STAC Items",
         stac_fastapi_landing_id=facts.id,
         stac_fastapi_version=__version__,
         enable_response_models=False,
         openapi_url="/api",
         docs_url="/api.html",
     )
+    results = Results(dataset)
+
+    @asynccontextmanager
+    async def searching(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        results.close()
+
     client = Client(
         extensions=extensions,
         dataset=dataset,
         nearest=nearest,
+        results=results,
         landing_page_id=facts.id,
         title=settings.stac_fastapi_title,
         description=settings.stac_fastapi_description,
@@ -72,23 +104,43 @@ def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
         settings=settings,
         client=client,
         extensions=extensions,
-        search_get_request_model=create_get_request_model(extensions),
-        search_post_request_model=create_post_request_model(extensions, base_model=_SearchBody),
+        app=FastAPI(
+            openapi_url=settings.openapi_url,
+            docs_url=settings.docs_url,
+            redoc_url=None,
+            title=settings.stac_fastapi_title,
+            version=__version__,
+            description=settings.stac_fastapi_description,
+            lifespan=searching,
+        ),
+        search_get_request_model=create_get_request_model(extensions, base_model=SearchParameters),
+        search_post_request_model=create_post_request_model(extensions, base_model=SearchBody),
         items_get_request_model=cast(
             type[APIRequest],
             create_request_model(
-                "ItemCollectionUri", base_model=ItemCollectionUri, extensions=[TokenPaginationExtension()]
+                "ItemsParameters",
+                base_model=ItemsParameters,
+                extensions=[filters, TokenPaginationExtension()],
             ),
         ),
+        # The last one is the outermost.
         middlewares=[
+            Middleware(Placed),
+            Middleware(LastResort),
             Middleware(GZipMiddleware, minimum_size=2_000, compresslevel=1),
+            Middleware(HeadAsGet),
+            Middleware(BodyLimit),
             Middleware(
-                CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=["*"]
+                CORSMiddleware,
+                allow_origins=["*"],
+                allow_methods=["GET", "HEAD", "POST"],
+                allow_headers=["*"],
             ),
-            Middleware(BodyLimit, max_bytes=MAX_BODY_BYTES),
         ],
     )
     app: FastAPI = api.app
+    add_error_answers(app, dataset)
+    app.state.results = results
 
     @app.get("/collections/{collection_id}/items/{item_id}/nearest", tags=["STAC API - Core"])
     def nearest_items(
@@ -108,16 +160,3 @@ def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
         if (folder := layer.store.local_path()) is not None:
             app.mount(f"/layers/{name}", StaticFiles(directory=folder), name=f"layer {name}")
     return app
-
-
-class _SearchBody(BaseSearchPostRequest):
-    @model_validator(mode="before")
-    @classmethod
-    def _forgive(cls, body: Any) -> Any:
-        """A single collection needs no list; ``fields`` must not be null."""
-        if isinstance(body, dict):
-            if "fields" in body and body["fields"] is None:
-                raise ValueError("fields must not be null")
-            if isinstance(body.get("collections"), str):
-                return {**body, "collections": [body["collections"]]}
-        return body

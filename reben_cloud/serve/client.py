@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +13,7 @@ from fastapi import Request
 from stac_fastapi.types.core import BaseCoreClient
 from stac_fastapi.types.errors import InvalidQueryParameter, NotFoundError
 from stac_fastapi.types.requests import get_base_url
+from starlette.responses import Response
 
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.catalog import PlacedLayer, dataset_document, patch_items
@@ -20,24 +23,31 @@ from reben_cloud.root.selection import Selection
 from reben_cloud.search import known_ids
 from reben_cloud.serve.fields import Fields, fields_of_body, fields_of_names, with_fields
 from reben_cloud.serve.layers import list_layers, shown_columns
-from reben_cloud.serve.links import Links, position_of
+from reben_cloud.serve.links import GEOJSON, Links, position_of
+from reben_cloud.serve.models import MAX_LIMIT
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.results import Results
 
-MAX_LIMIT = 1_000
-"""Most Items on a page; a larger limit gets this."""
+LARGE_PAGE = 100
+"""Pages with more Items than this are made one after another, so that those who want less need not wait."""
+
+_COMPRESSED_BYTES = 2_000
+"""Documents above this are compressed."""
+
+_CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 
 
 @attr.s
 class Client(BaseCoreClient):
-    """Answers from a dataset."""
+    """Answers from a dataset.
+
+    Searches are coroutines, which stac-fastapi takes as well: no thread waits for one.
+    """
 
     dataset: Dataset = attr.ib(kw_only=True)
     nearest: Nearest = attr.ib(kw_only=True)
-    _results: Results = attr.ib(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._results = Results(self.dataset)
+    results: Results = attr.ib(kw_only=True)
+    _large_page: asyncio.Semaphore = attr.ib(init=False, factory=lambda: asyncio.Semaphore(1))
 
     def landing_page(self, **kwargs: Any) -> Any:
         """The API's entry, with the collection as a child."""
@@ -73,7 +83,7 @@ class Client(BaseCoreClient):
         self._check_collection(collection_id)
         found = self.dataset.search(ids=known_ids(self.dataset, item_id))
         if not len(found):
-            raise NotFoundError(f"no such patch: {item_id}")
+            raise NotFoundError(f"no such patch: {item_id[:80]}")
         return self._items(found, kwargs["request"])[0]
 
     def nearest_items(
@@ -92,7 +102,7 @@ class Client(BaseCoreClient):
             "numberReturned": len(items),
         }
 
-    def item_collection(
+    async def item_collection(  # type: ignore[override]
         self,
         collection_id: str,
         bbox: Any = None,
@@ -103,11 +113,10 @@ class Client(BaseCoreClient):
     ) -> Any:
         """A page of the collection's Items."""
         self._check_collection(collection_id)
-        request: Request = kwargs["request"]
-        query = {"bbox": bbox and list(bbox), "datetime": datetime}
-        return self._page(query, request, limit=limit, token=token, fields=None, body=None)
+        query = {"bbox": _numbers(bbox), "datetime": datetime, "cql2": _filter_of_text(kwargs)}
+        return await self._page(query, kwargs["request"], limit=limit, token=token, fields=None, body=None)
 
-    def get_search(
+    async def get_search(  # type: ignore[override]
         self,
         collections: list[str] | None = None,
         ids: list[str] | None = None,
@@ -118,53 +127,47 @@ class Client(BaseCoreClient):
         **kwargs: Any,
     ) -> Any:
         """A page of a search, from the query string."""
-        filter_ = kwargs.get("filter_expr")
-        if filter_ and kwargs.get("filter_lang") == "cql2-json":
-            filter_ = _parsed(filter_, "filter")
-        if isinstance(intersects, str):
-            intersects = _parsed(intersects, "intersects")
         query = {
             "collections": collections,
             "ids": ids,
-            "bbox": bbox and list(bbox),
-            "intersects": intersects,
+            "bbox": _numbers(bbox),
+            "intersects": _parsed(intersects, "intersects") if intersects else None,
             "datetime": datetime,
-            "cql2": filter_,
+            "cql2": _filter_of_text(kwargs),
             "sortby": kwargs.get("sortby"),
         }
         wanted = None
         if "fields" in kwargs["request"].query_params:
             wanted = fields_of_names(kwargs.get("fields") or [])
-        return self._page(
+        return await self._page(
             query, kwargs["request"], limit=limit, token=kwargs.get("token"), fields=wanted, body=None
         )
 
-    def post_search(self, search_request: Any, **kwargs: Any) -> Any:
+    async def post_search(self, search_request: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """A page of a search, from a JSON body."""
-        body = search_request.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+        request: Request = kwargs["request"]
         query = {
-            "collections": body.get("collections"),
-            "ids": body.get("ids"),
-            "bbox": body.get("bbox"),
-            "intersects": body.get("intersects"),
-            "datetime": body.get("datetime"),
-            "cql2": body.get("filter"),
+            "collections": search_request.collections,
+            "ids": search_request.ids,
+            "bbox": search_request.bbox,
+            "intersects": search_request.intersects,
+            "datetime": search_request.datetime,
+            "cql2": _filter_of_body(search_request),
             "sortby": [
-                ("-" if s["direction"] == "desc" else "") + s["field"] for s in body.get("sortby", ())
+                ("-" if one.direction == "desc" else "") + one.field for one in search_request.sortby or ()
             ],
         }
         wanted = None
         if "fields" in search_request.model_fields_set:
-            given = search_request.fields.model_dump(exclude_unset=True)
-            body["fields"] = {name: sorted(values or ()) for name, values in given.items()}
-            wanted = fields_of_body(given)
-        return self._page(
+            wanted = fields_of_body(search_request.fields.model_dump(exclude_unset=True))
+        return await self._page(
             query,
-            kwargs["request"],
-            limit=body.get("limit"),
-            token=body.get("token"),
+            request,
+            limit=search_request.limit,
+            token=search_request.token,
             fields=wanted,
-            body=body,
+            # As it was sent, for the link to the next page; it has been read and checked already.
+            body=await request.json(),
         )
 
     # -- what the routes share -----------------------------------------------------------------------
@@ -172,30 +175,40 @@ class Client(BaseCoreClient):
     def _links(self, request: Request) -> Links:
         return Links(get_base_url(request), self.title, self._collection_id)
 
-    def _page(
+    async def _page(
         self,
-        query: Mapping[str, object],
+        query: dict[str, object],
         request: Request,
         *,
         limit: int | None,
         token: str | None,
         fields: Fields | None,
         body: Mapping[str, object] | None,
-    ) -> dict[str, Any]:
-        rows = self._results.rows(dict(query))
+    ) -> Response:
+        rows = await self.results.found(query, request.is_disconnected)
         start = position_of(token, len(rows))
         end = start + min(limit or 10, MAX_LIMIT)
-        selection = Selection(self.dataset, self.dataset.patch_table, rows[start:end])
-        items = self._items(selection, request)
-        if fields is not None:
-            items = [with_fields(item, fields) for item in items]
-        return {
-            "type": "FeatureCollection",
-            "features": items,
-            "links": self._links(request).of_page(request, start, end, len(rows), body),
-            "numberMatched": len(rows),
-            "numberReturned": len(items),
-        }
+
+        def written() -> Response:
+            selection = Selection(self.dataset, self.dataset.patch_table, rows[start:end])
+            items = self._items(selection, request)
+            if fields is not None:
+                items = [with_fields(item, fields) for item in items]
+            page = {
+                "type": "FeatureCollection",
+                "features": items,
+                "links": self._links(request).of_page(request, start, end, len(rows), body),
+                "numberMatched": len(rows),
+                "numberReturned": len(items),
+            }
+            text = json.dumps(page, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            return _response(text.encode(errors="replace"), request)
+
+        # In a thread: a thousand Items would keep all others waiting.
+        if end - start <= LARGE_PAGE:
+            return await asyncio.to_thread(written)
+        async with self._large_page:
+            return await asyncio.to_thread(written)
 
     def _items(self, selection: Selection, request: Request) -> list[dict[str, Any]]:
         where = self.dataset.store.s3_location
@@ -227,7 +240,8 @@ class Client(BaseCoreClient):
             *(link for link in document["links"] if link["rel"] in kept),
         ]
         if layers := list_layers(self.dataset):
-            document[layout.column("layers")] = layers
+            places = {placed.layer.name: placed.url for placed in self._layers(request)}
+            document[layout.column("layers")] = [{**one, "url": places[one["name"]]} for one in layers]
         return document
 
     @property
@@ -236,11 +250,52 @@ class Client(BaseCoreClient):
 
     def _check_collection(self, collection_id: str) -> None:
         if collection_id != self._collection_id:
-            raise NotFoundError(f"no such collection: {collection_id}")
+            raise NotFoundError(f"no such collection: {collection_id[:80]}")
+
+
+def _response(body: bytes, request: Request) -> Response:
+    """GeoJSON, compressed if it is large and the client takes that; the middleware would do it between requests."""
+    headers = {"Vary": "Accept-Encoding"}
+    if len(body) > _COMPRESSED_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+        body = gzip.compress(body, 1, mtime=0)
+    return Response(body, media_type=GEOJSON, headers=headers)
+
+
+def _numbers(bbox: str | None) -> list[str] | None:
+    return bbox.split(",") if bbox else None
+
+
+def _filter_of_text(parameters: Mapping[str, Any]) -> Any:
+    """The filter of a query string, text unless it says otherwise."""
+    text = parameters.get("filter_expr")
+    _check_crs(parameters.get("filter_crs"))
+    if text and parameters.get("filter_lang") == "cql2-json":
+        return _parsed(text, "filter")
+    return text
+
+
+def _filter_of_body(body: Any) -> Any:
+    """The filter of a JSON body, in the language that its type tells."""
+    _check_crs(body.filter_crs)
+    lang = "cql2-text" if isinstance(body.filter_expr, str) else "cql2-json"
+    if body.filter_expr is not None and body.filter_lang not in (None, lang):
+        raise InvalidQueryParameter(
+            f"filter-lang is {body.filter_lang}, and the filter is {'a string' if lang == 'cql2-text' else 'an object'}"
+        )
+    return body.filter_expr
+
+
+def _check_crs(crs: str | None) -> None:
+    if crs not in (None, "", _CRS84):
+        raise InvalidQueryParameter(f"filter-crs can only be {_CRS84}")
 
 
 def _parsed(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InvalidQueryParameter(f"{what} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidQueryParameter(f"{what} must be a JSON object")
+    return found

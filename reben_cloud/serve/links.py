@@ -45,7 +45,7 @@ class Links:
             self.link("root", self.base),
             self.link("parent", self.base),
             self.link("items", f"{self.collection_url}/items", GEOJSON),
-            self.link(QUERYABLES, f"{self.base}queryables", "application/schema+json"),
+            self.link(QUERYABLES, f"{self.collection_url}/queryables", "application/schema+json"),
         ]
 
     def of_item(self, patch_id: str) -> list[dict[str, Any]]:
@@ -97,6 +97,7 @@ def position_of(token: str | None, count: int) -> int:
     """
     if token is None:
         return 0
-    if not token.isdecimal() or int(token) > count:
+    # ASCII digits, no more than a position has: Python refuses to count thousands of them.
+    if not (token.isascii() and token.isdecimal() and len(token) <= 12 and int(token) <= count):
         raise InvalidQueryParameter(f"token {token[:40]!r} is none of this search")
     return int(token)

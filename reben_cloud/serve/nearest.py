@@ -27,7 +27,7 @@ class Nearest:
             InvalidQueryParameter: If there is no such column, or several and none is named.
         """
         if not known_ids(self.dataset, patch_id):
-            raise NotFoundError(f"no such patch: {patch_id}")
+            raise NotFoundError(f"no such patch: {patch_id[:80]}")
         try:
             with self._lock:
                 return self.dataset.selection.nearest(patch_id, column=column, k=k)

@@ -9,6 +9,7 @@ import attr
 import pyarrow as pa
 import pyarrow.compute as pc
 from stac_fastapi.extensions.filter.client import BaseFiltersClient
+from stac_fastapi.types.errors import NotFoundError
 from stac_fastapi.types.requests import get_base_url
 
 from reben_cloud.bigearthnet.about import about
@@ -23,16 +24,20 @@ _FLAG = {"type": "boolean"}
 
 @attr.s
 class Queryables(BaseFiltersClient):
-    """Answers ``/queryables``, the same in every collection: there is one."""
+    """Answers ``/queryables``, and the same for the one collection."""
 
     dataset: Dataset = attr.ib(kw_only=True)
 
     def get_queryables(self, collection_id: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """The names, each with its type or its values."""
-        del collection_id
+        path = "queryables"
+        if collection_id is not None:
+            if collection_id != about(self.dataset.schema).collection:
+                raise NotFoundError(f"no such collection: {collection_id[:80]}")
+            path = f"collections/{collection_id}/queryables"
         return {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "$id": f"{get_base_url(kwargs['request'])}queryables",
+            "$id": f"{get_base_url(kwargs['request'])}{path}",
             "type": "object",
             "title": f"Queryables of {self.dataset.schema.name}",
             "additionalProperties": False,

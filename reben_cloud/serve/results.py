@@ -1,35 +1,42 @@
-"""The rows that a search finds, within a limit of time, and kept for the next page.
+"""The rows that a search finds: within a limit of time, once for all who ask, and kept for the next page.
 
 A root never changes, so a result stays good for ever.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from fastapi import HTTPException
-from numpy.typing import NDArray
 from stac_fastapi.types.errors import InvalidQueryParameter
 
 from reben_cloud.bigearthnet.about import about
+from reben_cloud.errors import RebenError
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.search import known_ids
+from reben_cloud.root.query import Query
+from reben_cloud.search import cql, find_rows, known_ids
+from reben_cloud.search.arguments import parse_geometry
+from reben_cloud.search.shapes import Between
+from reben_cloud.serve.cost import check_corners, expected_s
+from reben_cloud.serve.lanes import MAX_SEARCH_S, SHORT_S, BusyError, GivenUpError, Lanes, Rows, Search
 
-MAX_SEARCH_S = 20.0
-"""Longest that a search may take; then the answer is 503. All patches by a usual filter take 0.1 s."""
+_KEPT_BYTES = 1 << 25
+"""Bytes of row numbers that are kept, so that the next page costs no search; all patches are 4.4 MB."""
 
-_CACHED_RESULTS = 64
-"""Results kept as row numbers, at most 4.4 MB each, so that the next page costs no search."""
+_LOOK_S = 0.2
+"""How often it is looked whether a client still waits."""
 
-_RUNNING_SEARCHES = max(2, os.cpu_count() or 1)
-"""Searches at a time. One that takes too long cannot be stopped, but others find a thread."""
+_REFUSED_AFTER_S = 1.0
+"""A refusal is held back so long: who asks again at once would keep the server busy with refusals."""
 
 
 class Results:
@@ -37,11 +44,14 @@ class Results:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self._kept: OrderedDict[str, NDArray[np.int64]] = OrderedDict()
+        self.lanes = Lanes()
+        """Where the searches run."""
+        self._kept: OrderedDict[str, Rows] = OrderedDict()
+        self._kept_bytes = 0
+        self._running: dict[str, Search] = {}
         self._lock = threading.Lock()
-        self._searches = ThreadPoolExecutor(_RUNNING_SEARCHES, thread_name_prefix="search")
 
-    def rows(self, query: dict[str, Any]) -> NDArray[np.int64]:
+    def rows(self, query: dict[str, Any]) -> Rows:
         """The rows that fit, int64 (n,).
 
         Args:
@@ -49,39 +59,160 @@ class Results:
 
         Raises:
             InvalidQueryParameter: If an option cannot be understood.
-            HTTPException: 503 if it takes longer than `MAX_SEARCH_S`.
+            HTTPException: 503 if it takes longer than `MAX_SEARCH_S`, or too many wait.
         """
-        query = {name: value for name, value in query.items() if value}
-        key = json.dumps(query, sort_keys=True)
+        with _refusing():
+            found = self._join(query)
+            if not isinstance(found, Search):
+                return found
+            try:
+                return found.future.result(max(0, found.left_s))
+            finally:
+                self._leave(found)
+
+    async def found(self, query: dict[str, Any], is_gone: Callable[[], Awaitable[bool]]) -> Rows:
+        """The same without a thread that waits; the search ends soon after the client is gone.
+
+        Args:
+            query: As for `rows`.
+            is_gone: Whether the client has hung up.
+
+        Raises:
+            InvalidQueryParameter: If an option cannot be understood.
+            HTTPException: 503 as from `rows`; 499 if the client is gone.
+        """
+        try:
+            with _refusing():
+                found = await asyncio.to_thread(self._join, query)
+                if not isinstance(found, Search):
+                    return found
+                try:
+                    return await _outcome(found, is_gone)
+                finally:
+                    self._leave(found)
+        except HTTPException as error:
+            if error.status_code == 503:
+                await asyncio.sleep(_REFUSED_AFTER_S)
+            raise
+
+    def close(self) -> None:
+        """Start no more searches, and let those that run end."""
+        self.lanes.close()
+        with self._lock:
+            for search in self._running.values():
+                search.waiting = 0
+
+    def _join(self, query: Mapping[str, Any]) -> Rows | Search:
+        """What is known already, or a search that goes on until all have left it."""
+        key, query = self._understood(query)
+        if key is None:
+            return np.empty(0, np.int64)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        rows = self._search(query)
+            if (running := self._running.get(key)) is not None:
+                running.waiting += 1
+                return running
+        search = Search(
+            key,
+            lambda between: self._find(query, between),
+            is_long=expected_s(self.dataset, query) > SHORT_S,
+        )
         with self._lock:
-            self._kept[key] = rows
-            while len(self._kept) > _CACHED_RESULTS:
-                self._kept.popitem(last=False)
-        return rows
+            running = self._running.setdefault(key, search)
+            running.waiting += 1
+        if running is search:
+            search.future.add_done_callback(lambda _: self._keep(search))
+            try:
+                self.lanes.start(search)
+            except BusyError:
+                self._leave(search)
+                raise
+        return running
 
-    def _search(self, query: dict[str, Any]) -> NDArray[np.int64]:
-        if query.get("bbox") and query.get("intersects"):
-            raise InvalidQueryParameter("give bbox or intersects, not both")
+    def _leave(self, search: Search) -> None:
+        with self._lock:
+            search.waiting -= 1
+            if search.waiting <= 0:
+                self._forget(search)
+
+    def _forget(self, search: Search) -> None:
+        if self._running.get(search.key) is search:
+            del self._running[search.key]
+
+    def _keep(self, search: Search) -> None:
+        with self._lock:
+            self._forget(search)
+            if search.future.exception() is not None or search.key in self._kept:
+                return
+            self._kept[search.key] = rows = search.future.result()
+            self._kept_bytes += rows.nbytes
+            while self._kept_bytes > _KEPT_BYTES:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def _understood(self, query: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """A query with its filter and shape parsed, and a key that equal ones have; None for one that finds nothing."""
+        query = {name: value for name, value in query.items() if value not in (None, [], "")}
+        if "bbox" in query and "intersects" in query:
+            raise ValueError("give bbox or intersects, not both")
         collections = query.pop("collections", None)
         if collections and about(self.dataset.schema).collection not in collections:
-            return np.empty(0, np.int64)
-        if "ids" in query:
-            query["ids"] = known_ids(self.dataset, query["ids"])  # an Item has no other name
-        sort = [_plain_field(field) for field in query.pop("sortby", ())]
-        search = self._searches.submit(self.dataset.search, **query, sortby=sort or None)
-        try:
-            return search.result(timeout=MAX_SEARCH_S).rows
-        except FutureTimeout:
-            search.cancel()
-            text = f"the search took more than {MAX_SEARCH_S:g} s: take a simpler filter or area, or come again later"
-            raise HTTPException(503, text, headers={"Retry-After": "60"}) from None
-        except (TypeError, ValueError) as error:
-            raise InvalidQueryParameter(str(error)) from error
+            return None, query
+        query["sortby"] = [_plain_field(field) for field in query.get("sortby", ())] or None
+        if "cql2" in query:
+            # Text is bounded by the URL or the body, and its shapes are counted when they are parsed.
+            check_corners(query["cql2"])
+            query["cql2"] = cql.parse(query["cql2"])
+            check_corners(query["cql2"])
+        if "intersects" in query:
+            check_corners(query["intersects"])
+        key = json.dumps(query, sort_keys=True)
+        if "intersects" in query:
+            query["intersects"] = parse_geometry(query["intersects"])
+        return key, query
+
+    def _find(self, query: Mapping[str, Any], between: Between) -> Rows:
+        if "ids" in query:  # an Item has no other name
+            query = {**query, "ids": known_ids(self.dataset, query["ids"])}
+        return find_rows(self.dataset, Query(**query), between=between)
+
+
+async def _outcome(search: Search, is_gone: Callable[[], Awaitable[bool]]) -> Rows:
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def tell(_: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(ended.set)
+
+    search.future.add_done_callback(tell)
+    while not search.future.done():
+        if search.left_s < 0:
+            raise GivenUpError
+        if await is_gone():
+            raise HTTPException(499, "the client is gone")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), _LOOK_S)
+    return search.future.result()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Errors of a search as answers."""
+    try:
+        yield
+    except (FutureTimeout, GivenUpError, CancelledError):
+        text = f"the search took more than {MAX_SEARCH_S:g} s: take a simpler filter or area, or come again later"
+        raise HTTPException(503, text, headers={"Retry-After": "60"}) from None
+    except BusyError:
+        text = "too many searches that take long wait already: take a simpler filter or area, or come again later"
+        raise HTTPException(503, text, headers={"Retry-After": "10"}) from None
+    except RebenError as error:
+        if not isinstance(error, ValueError | LookupError):
+            raise
+        raise InvalidQueryParameter(str(error)) from error
+    except (TypeError, ValueError) as error:
+        raise InvalidQueryParameter(str(error)) from error
 
 
 def _plain_field(field: str) -> str:

@@ -100,6 +100,10 @@ def open_mosaic(
 ) -> xr.DataArray:
     """The patches of a product as one raster; see `Dataset.mosaic`."""
     box = None if bbox is None else parse_box(bbox)
+    if box is not None and box[0] > box[2]:
+        raise ValueError(
+            f"a mosaic does not go over the antimeridian: {bbox!r} must be west,south,east,north"
+        )
     names = _bands_of_picture(dataset) if bands is None else parse_names(bands, "bands")
     stack, records = _with_layers(dataset, product, _open_store(dataset, product))
     return mosaic(dataset.store, product, stack, records, bands=names, bbox=box, schema=dataset.schema)

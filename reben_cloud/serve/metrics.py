@@ -1,0 +1,46 @@
+"""Numbers for Prometheus, and whether the server is ready for clients."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.responses import PlainTextResponse, Response
+
+from reben_cloud.serve.results import Results
+from reben_cloud.serve.watch import Counts
+
+
+def add_metrics(app: FastAPI) -> Counts:
+    """Add ``/_mgmt/metrics``; what it tells of requests is what is counted in the value that is returned.
+
+    ``/_mgmt/ping`` (alive) and ``/_mgmt/health`` (ready: the whole table has been read before the server listens)
+    are stac-fastapi's.
+    """
+    counts = Counts()
+    results: Results = app.state.results
+
+    @app.get("/_mgmt/metrics", tags=["Liveliness/Readiness"], response_class=PlainTextResponse)
+    def metrics() -> Response:
+        lanes = results.lanes
+        gauges = {
+            "searches_short": lanes.num_short,
+            "searches_long": lanes.num_long,
+            "searches_given_up_total": lanes.num_given_up,
+            "searches_refused_total": lanes.num_refused,
+            "threads": threading.active_count(),
+            "resident_memory_bytes": _resident_bytes(),
+        }
+        return Response(counts.exposition(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return counts
+
+
+def _resident_bytes() -> int:
+    """Memory of the process; 0 where the system does not say (Linux does)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

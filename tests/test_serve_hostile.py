@@ -1,0 +1,467 @@
+"""The server and those who mean it ill, or do not know what they send: 4xx in one sentence, and the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+
+import reben_cloud as rc
+from reben_cloud.search import evaluation
+from reben_cloud.serve import body_limit, lanes, results, running
+from reben_cloud.serve.cost import MAX_CORNERS, count_corners, expected_s
+from reben_cloud.serve.lanes import GivenUpError
+from reben_cloud.serve.results import Results
+from tests.roots import synthetic_root
+from tests.serving import serving
+
+SECRET = "do-not-send-me-back-" * 40
+ITEMS = "/collections/bigearthnet-v2/items"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile") / "root"
+    synthetic_root(folder, 60)
+    return rc.open(folder)
+
+
+@pytest.fixture(scope="module")
+def client(dataset):
+    with serving(dataset) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+def nested(depth, inner):
+    for _ in range(depth):
+        inner = {"op": "not", "args": [inner]}
+    return inner
+
+
+def ring(corners):
+    angle = np.linspace(0, 2 * np.pi, corners)
+    points = np.stack([10 + 9 * np.cos(angle), 52 + 9 * np.sin(angle)], axis=1).tolist()
+    return {"type": "Polygon", "coordinates": [[*points[:-1], points[0]]]}
+
+
+EQUALS = {"op": "=", "args": [{"property": "id"}, SECRET]}
+SQUARE = {"property": "geometry"}
+BODIES = {
+    "null": None,
+    "list": [],
+    "string": "x",
+    "number": 5,
+    "boolean": True,
+    "ids a number": {"ids": 5},
+    "ids of numbers": {"ids": [5]},
+    "ids null in a list": {"ids": [None]},
+    "bbox a string": {"bbox": "1,2,3,4"},
+    "bbox of strings": {"bbox": [SECRET] * 4},
+    "bbox of lists": {"bbox": [[1], 2, 3, 4]},
+    "bbox of 5": {"bbox": [1, 2, 3, 4, 5]},
+    "bbox of huge numbers": {"bbox": [10**400, 0, 1, 1]},
+    "datetime a number": {"datetime": 2017},
+    "datetime a list": {"datetime": ["2017"]},
+    "datetime long": {"datetime": SECRET},
+    "datetime of digits": {"datetime": "1" * 5000},
+    "limit a string": {"limit": "many"},
+    "limit negative": {"limit": -5},
+    "limit of digits": {"limit": "9" * 5000},
+    "token of digits": {"token": "9" * 5000},
+    "token of other digits": {"token": "٣"},
+    "token negative": {"token": "-1"},
+    "token a number": {"token": 3},
+    "intersects a list": {"intersects": []},
+    "intersects a string": {"intersects": SECRET},
+    "intersects of no type": {"intersects": {"a": SECRET}},
+    "intersects of an unknown type": {"intersects": {"type": SECRET, "coordinates": [1, 2]}},
+    "a point of one number": {"intersects": {"type": "Point", "coordinates": [1]}},
+    "a point of strings": {"intersects": {"type": "Point", "coordinates": [SECRET, "b"]}},
+    "a point of null": {"intersects": {"type": "Point", "coordinates": None}},
+    "a polygon of one point": {"intersects": {"type": "Polygon", "coordinates": [[[1, 2]]]}},
+    "a polygon of numbers": {"intersects": {"type": "Polygon", "coordinates": [1, 2]}},
+    "a collection of nothing": {"intersects": {"type": "GeometryCollection", "geometries": 5}},
+    "a feature of nothing": {"intersects": {"type": "Feature", "geometry": None}},
+    "a ring of too many corners": {"intersects": ring(MAX_CORNERS + 10)},
+    "a filter of a ring": {"filter": {"op": "s_within", "args": [SQUARE, ring(MAX_CORNERS + 10)]}},
+    "a filter of many rings": {
+        "filter": {"op": "or", "args": [{"op": "s_within", "args": [SQUARE, ring(3000)]}] * 2}
+    },
+    "filter a list": {"filter": []},
+    "filter a number": {"filter": 5},
+    "filter empty": {"filter": {}},
+    "filter text": {"filter": f"id = {SECRET}", "filter-lang": "cql2-text"},
+    "filter text as JSON": {"filter": "id = 'a'", "filter-lang": "cql2-json"},
+    "filter JSON as text": {"filter": EQUALS, "filter-lang": "cql2-text"},
+    "filter of another system": {"filter": EQUALS, "filter-crs": SECRET},
+    "filter-lang unknown": {"filter": EQUALS, "filter-lang": SECRET},
+    "filter nested 100 deep": {"filter": nested(100, EQUALS)},
+    "filter nested 300 deep": {"filter": nested(300, EQUALS)},
+    "filter of open parentheses": {"filter": "(" * 30 + "id = 'a'"},
+    "filter of a long number": {"filter": "zarr_row = " + "1" * 100_000},
+    "filter by an unknown property": {"filter": {"op": "=", "args": [{"property": SECRET}, 1]}},
+    "filter by a property that is a number": {"filter": {"op": "=", "args": [{"property": 5}, 1]}},
+    "filter without arguments": {"filter": {"op": "=", "args": []}},
+    "filter of null arguments": {"filter": {"op": "and", "args": None}},
+    "filter with an unknown operator": {"filter": {"op": SECRET, "args": [1, 2]}},
+    "filter like a number": {"filter": {"op": "like", "args": [{"property": "id"}, 5]}},
+    "filter in a number": {"filter": {"op": "in", "args": [{"property": "id"}, 5]}},
+    "filter by a time that is none": {
+        "filter": {"op": "t_after", "args": [{"property": "datetime"}, {"date": SECRET}]}
+    },
+    "filter by a shape that is none": {"filter": {"op": "s_within", "args": [SQUARE, {"type": "Point"}]}},
+    "filter by a bow tie": {
+        "filter": {
+            "op": "s_overlaps",
+            "args": [SQUARE, {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [0, 1], [1, 0], [0, 0]]]}],
+        }
+    },
+    "filter by a box of strings": {"filter": {"op": "s_within", "args": [SQUARE, {"bbox": ["a", 1, 2, 3]}]}},
+    "filter lists of what is none": {"filter": {"op": "a_equals", "args": [{"property": "id"}, [1, {}]]}},
+    "filter divides by nothing": {"filter": "datetime / 0 = 1"},
+    "sortby a string": {"sortby": "id"},
+    "sortby of strings": {"sortby": ["id"]},
+    "sortby without direction": {"sortby": [{"field": SECRET}]},
+    "sortby unknown": {"sortby": [{"field": SECRET, "direction": "asc"}]},
+    "fields a list": {"fields": ["id"]},
+    "fields null": {"fields": None},
+    "fields of numbers": {"fields": {"include": [5]}},
+    "collections a number": {"collections": 5},
+    "half a surrogate": {"datetime": "\ud800"},
+}
+
+
+def check_refused(answer, statuses=(400,)):
+    assert answer.status_code in statuses, answer.text[:500]
+    assert answer.headers["content-type"] == "application/json"
+    said = answer.json()
+    assert set(said) == {"code", "description"}
+    assert 5 < len(said["description"]) <= 301
+    assert "\n" not in said["description"]
+    assert SECRET not in answer.text
+
+
+@pytest.mark.parametrize("body", [pytest.param(body, id=name) for name, body in BODIES.items()])
+def test_bodies_that_mean_nothing_are_refused_in_a_sentence(client, body):
+    content = json.dumps(body)
+
+    answer = client.post("/search", content=content, headers={"Content-Type": "application/json"})
+
+    check_refused(answer)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        pytest.param(b"", "application/json", id="nothing"),
+        pytest.param(b"{", "application/json", id="cut short"),
+        pytest.param(b"\xff\xfe\x00", "application/json", id="no text"),
+        pytest.param(b"[" * 100_000, "application/json", id="100,000 lists"),
+        pytest.param(b'{"a":' * 100_000, "application/json", id="100,000 objects"),
+        pytest.param(b'{"bbox": [NaN, 1, 2, 3]}', "application/json", id="not a number"),
+        pytest.param(b'{"limit": ' + b"9" * 5000 + b"}", "application/json", id="5,000 digits"),
+        pytest.param(b"limit=5&bbox=1,2,3,4", "application/x-www-form-urlencoded", id="form"),
+        pytest.param(b"--x\r\n\r\n5\r\n--x--", "multipart/form-data; boundary=x", id="multipart"),
+        pytest.param(b"<a/>", "text/xml", id="xml"),
+    ],
+)
+def test_bodies_that_are_no_json_are_refused_in_a_sentence(client, content, kind):
+    check_refused(client.post("/search", content=content, headers={"Content-Type": kind}))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/search?token={'9' * 5000}",
+        f"/search?limit={'9' * 5000}",
+        f"/search?datetime={SECRET}",
+        f"/search?bbox={SECRET}",
+        f"/search?intersects={'[' * 5000}",
+        "/search?intersects=null",
+        '/search?intersects={"type":"Point"}',
+        "/search?filter=5&filter-lang=cql2-json",
+        f"/search?filter={'[' * 5000}&filter-lang=cql2-json",
+        "/search?filter=id%3D%27a%27&filter-crs=EPSG:3857",
+        f"/search?sortby={SECRET}",
+        f"{ITEMS}?token={'9' * 5000}",
+        f"{ITEMS}?datetime={SECRET}",
+        f"{ITEMS}?filter={SECRET}",
+        f"{ITEMS}?bbox=1,2",
+    ],
+)
+def test_parameters_that_mean_nothing_are_refused_in_a_sentence(client, path):
+    check_refused(client.get(path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/collections/{SECRET}",
+        f"{ITEMS}/{SECRET}",
+        f"/collections/{SECRET}/queryables",
+        f"/{SECRET}",
+        "/%00",
+    ],
+)
+def test_what_is_not_there_is_404_in_a_sentence(client, path):
+    check_refused(client.get(path), (404,))
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_other_methods_are_refused_in_a_sentence(client, method):
+    check_refused(client.request(method, "/search"), (405,))
+
+
+def test_pages_of_other_origins_may_read_errors(client):
+    origin = {"Origin": "https://example.org"}
+    answers = [
+        client.get("/search?bbox=1", headers=origin),
+        client.get("/none", headers=origin),
+        client.post("/search", content=b"x" * (body_limit.MAX_BODY_BYTES + 1), headers=origin),
+    ]
+
+    assert [one.status_code for one in answers] == [400, 404, 413]
+    assert [one.headers["access-control-allow-origin"] for one in answers] == ["*"] * 3
+
+
+def test_an_error_that_nobody_expected_is_500_in_a_sentence_that_pages_may_read(dataset, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError(SECRET)
+
+    monkeypatch.setattr(results, "find_rows", broken)
+    with serving(dataset) as url:
+        answer = httpx.get(f"{url}/search", headers={"Origin": "https://example.org"})
+
+    check_refused(answer, (500,))
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/search?limit=3", ITEMS, "/queryables", "/conformance", "/root/manifest.json", "/x"]
+)
+def test_head_is_get_without_the_body(client, path):
+    plain = {"Accept-Encoding": "identity"}  # a file is not compressed for who does not read it
+    whole = client.get(path, headers=plain)
+
+    head = client.head(path, headers=plain)
+
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers.get(name) == whole.headers.get(name)
+
+
+@pytest.mark.parametrize("corners", [4, MAX_CORNERS])
+def test_shapes_up_to_the_limit_are_searched(client, dataset, corners):
+    shape = ring(corners) if corners > 4 else {"type": "Point", "coordinates": [10, 52]}
+
+    found = client.post("/search", json={"intersects": shape, "limit": 100}).json()
+    filtered = client.post(
+        "/search", json={"filter": {"op": "s_intersects", "args": [SQUARE, shape]}, "limit": 100}
+    ).json()
+
+    assert found["numberMatched"] == filtered["numberMatched"] == len(dataset.search(intersects=shape))
+
+
+def test_corners_are_counted_wherever_they_stand():
+    many = {"type": "MultiPolygon", "coordinates": [ring(10)["coordinates"], ring(7)["coordinates"]]}
+    filter_ = {
+        "op": "or",
+        "args": [{"op": "s_within", "args": [SQUARE, many]}, {"op": "=", "args": [SQUARE, [1, 2]]}],
+    }
+
+    assert count_corners(many) == 17
+    assert count_corners(filter_) == 18
+
+
+class Slow:
+    """Stands in for the pieces of long searches: each takes 10 ms, and there are 3,000 of them."""
+
+    def __init__(self, monkeypatch):
+        self.begun, self.ended = 0, 0
+        whole = evaluation.find_rows
+
+        def slow(dataset, query, *, between):
+            self.begun += 1
+            try:
+                for _ in range(3_000):
+                    between()
+                    time.sleep(0.01)
+                return whole(dataset, query, between=between)
+            finally:
+                self.ended += 1
+
+        monkeypatch.setattr(results, "find_rows", slow)
+
+    def wait(self, name, number, seconds=5.0):
+        end = time.monotonic() + seconds
+        while getattr(self, name) < number:
+            assert time.monotonic() < end, f"{name} is {getattr(self, name)}, not {number}"
+            time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_search_ends_within_a_second_when_its_client_hangs_up(dataset, monkeypatch):
+    slow = Slow(monkeypatch)
+    with serving(dataset) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{url}/search?bbox=1,2,3,4", timeout=0.5)
+        slow.wait("begun", 1)
+
+        slow.wait("ended", 1, 1.0)
+
+
+@pytest.mark.slow
+def test_equal_searches_are_one_and_end_when_the_last_client_hangs_up(dataset, monkeypatch):
+    slow = Slow(monkeypatch)
+    with serving(dataset) as url, ThreadPoolExecutor(5) as pool:
+        waits = [
+            pool.submit(httpx.get, f"{url}/search?bbox=1,2,3,4", timeout=0.5 + 0.2 * one) for one in range(5)
+        ]
+        time.sleep(1.0)
+        assert (slow.begun, slow.ended) == (1, 0)
+        for wait in waits:
+            with pytest.raises(httpx.ReadTimeout):
+                wait.result()
+
+        slow.wait("ended", 1, 1.0)
+        assert slow.begun == 1
+
+
+@pytest.mark.slow
+def test_a_search_that_takes_too_long_ends(dataset, monkeypatch):
+    slow = Slow(monkeypatch)
+    monkeypatch.setattr(lanes, "MAX_SEARCH_S", 0.3)
+
+    with serving(dataset) as url:
+        answer = httpx.get(f"{url}/search", timeout=10)
+
+    check_refused(answer, (503,))
+    assert int(answer.headers["retry-after"]) > 0
+    slow.wait("ended", 1, 0.5)
+
+
+def test_long_searches_wait_for_each_other_and_short_ones_do_not(dataset, monkeypatch):
+    monkeypatch.setattr(results, "expected_s", lambda dataset, query: 60.0 if "intersects" in query else 0.0)
+    monkeypatch.setattr(lanes, "MAX_LONG", 3)
+    slow, short = Slow(monkeypatch), Results(dataset)
+    points = [{"type": "Point", "coordinates": [10, 50 + one]} for one in range(5)]
+
+    async def gone() -> bool:
+        return stop.is_set()
+
+    async def run():
+        asked = [asyncio.create_task(short.found({"intersects": point}, gone)) for point in points]
+        await asyncio.sleep(0.5)
+        assert slow.begun == 1
+        assert short.lanes.num_long == 3
+        monkeypatch.setattr(results, "find_rows", evaluation.find_rows)
+        found = await asyncio.wait_for(short.found({"bbox": [0, 0, 1, 1]}, gone), 2)
+        assert len(found) == len(dataset.search(bbox=(0, 0, 1, 1)))
+        stop.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    stop = threading.Event()
+    ended = asyncio.run(run())
+
+    assert sorted(error.status_code for error in ended) == [499, 499, 499, 503, 503]
+
+
+def test_a_search_that_is_not_short_after_all_goes_to_the_long_ones(dataset, monkeypatch):
+    runs = []
+
+    def busy(dataset, query, *, between):
+        runs.append(threading.current_thread().name)
+        start = time.thread_time()
+        while time.thread_time() - start < 0.2:
+            between()
+        return evaluation.find_rows(dataset, query, between=between)
+
+    monkeypatch.setattr(results, "find_rows", busy)
+    monkeypatch.setattr(lanes, "_SHORT_CPU_S", 0.05)
+    found = Results(dataset).rows({"bbox": [0, 0, 90, 90]})
+
+    assert len(found) == len(dataset.search(bbox=(0, 0, 90, 90)))
+    assert [name.startswith("long") for name in runs] == [False, True]
+
+
+def test_errors_of_a_search_reach_all_who_wait_and_are_not_kept(dataset, monkeypatch):
+    kept = Results(dataset)
+    monkeypatch.setattr(lanes, "MAX_SEARCH_S", -1.0)
+    for _ in range(2):
+        with pytest.raises(Exception, match="took more than"):
+            kept.rows({"bbox": [0, 0, 1, 1]})
+    monkeypatch.undo()
+
+    assert len(kept.rows({"bbox": [0, 0, 1, 1]})) == len(dataset.search(bbox=(0, 0, 1, 1)))
+    assert kept.lanes.num_short == 0
+    assert issubclass(GivenUpError, Exception)
+
+
+def test_results_that_are_kept_have_a_limit(dataset, monkeypatch):
+    monkeypatch.setattr(results, "_KEPT_BYTES", 3 * 8 * len(dataset))
+    kept = Results(dataset)
+
+    for east in range(20):
+        kept.rows({"bbox": [-20, 0, 60 + east, 90]})
+
+    assert len(kept._kept) == 3
+    assert not kept._running
+
+
+def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset):
+    from reben_cloud.search import cql
+    from reben_cloud.search.arguments import parse_geometry
+
+    few, many = ({"intersects": parse_geometry(ring(corners))} for corners in (10, 4_000))
+    one = {"cql2": cql.parse("split = 'train'")}
+    several = {"cql2": cql.parse(" OR ".join("casei(id) = 'x'" for _ in range(50)))}
+
+    assert 0 == expected_s(dataset, {}) < expected_s(dataset, few) < expected_s(dataset, many) / 10
+    assert 0 < expected_s(dataset, one) < expected_s(dataset, several) / 50
+    assert expected_s(dataset, {**several, "bbox": [100, 0, 101, 1]}) == 0
+
+
+@pytest.mark.slow
+def test_slow_connections_are_hung_up_on_and_do_not_keep_others_waiting(dataset, monkeypatch):
+    monkeypatch.setattr(running, "MAX_HEADER_S", 1.0)
+    with serving(dataset) as url:
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+        slow = [socket.create_connection((host, port)) for _ in range(200)]
+        for number, one in enumerate(slow):
+            one.sendall([b"", b"GET /search HTTP/1.1\r\nHost: x\r\nX-A: b\r\n"][number % 2])
+        start = time.monotonic()
+        assert httpx.get(f"{url}/search?limit=1", timeout=5).status_code == 200
+        assert time.monotonic() - start < 3
+
+        for one in slow:
+            one.settimeout(10)
+            while one.recv(1 << 16):  # a 400 at most, then the end
+                pass
+            one.close()
+        assert time.monotonic() - start < 10
+        # Who asks at once is not hung up on, however long the answers take in all.
+        with httpx.Client(base_url=url) as kept:
+            for _ in range(4):
+                assert kept.get("/conformance").status_code == 200
+                time.sleep(0.4)
+
+
+def test_bodies_that_trickle_in_are_given_up(dataset, monkeypatch):
+    monkeypatch.setattr(body_limit, "MAX_BODY_S", 0.5)
+    monkeypatch.setattr(body_limit.BodyLimit.__init__, "__defaults__", (1_000, 0.5))
+    with serving(dataset) as url:
+        parts = urlsplit(url)
+        with socket.create_connection((parts.hostname, parts.port), timeout=10) as one:
+            one.sendall(b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            said = one.recv(1 << 16)
+
+    assert said.startswith(b"HTTP/1.1 408")
+    assert b"must arrive within" in said
