@@ -1,7 +1,7 @@
 """A STAC API over a root, and a page to look at it; read-only, in one process.
 
-`api` answers STAC requests, `explore` feeds the page. The table is read once into memory; after
-that a search touches neither disk nor network.
+`api` answers STAC requests, `tiffs` makes the images that Items name, `explore` feeds the page. The
+table is read once into memory; after that a search touches neither disk nor network.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ def create_app(dataset: Dataset) -> FastAPI:
     from reben_cloud.serve.explore import add_explorer
     from reben_cloud.serve.layers import shown_columns
     from reben_cloud.serve.nearest import Nearest
+    from reben_cloud.serve.tiffs import add_tiffs
 
     # Every column that is shown, now: threads then share what is read and never read themselves.
     table = dataset.patch_table
     table.read(range(len(table.group_starts) - 1), shown_columns(dataset))
     nearest = Nearest(dataset)
     app = create_api(dataset, nearest)
+    add_tiffs(app, dataset)
     add_explorer(app, dataset, nearest)
     return app
 

@@ -24,7 +24,6 @@ from stac_fastapi.types.config import ApiSettings
 from stac_fastapi.types.search import APIRequest, BaseSearchPostRequest
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 from reben_cloud import __version__
@@ -32,6 +31,7 @@ from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.serve.body_limit import MAX_BODY_BYTES, BodyLimit
 from reben_cloud.serve.client import MAX_LIMIT, Client
+from reben_cloud.serve.compression import Compression
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.queryables import Queryables
 
@@ -81,7 +81,7 @@ def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
             ),
         ),
         middlewares=[
-            Middleware(GZipMiddleware, minimum_size=2_000, compresslevel=1),
+            Middleware(Compression),
             Middleware(
                 CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=["*"]
             ),

@@ -14,6 +14,7 @@ from stac_fastapi.types.requests import get_base_url
 
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.catalog import PlacedLayer, dataset_document, patch_items
+from reben_cloud.catalog.band_images import BandImage, add_band_images, band_definitions
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
@@ -23,6 +24,7 @@ from reben_cloud.serve.layers import list_layers, shown_columns
 from reben_cloud.serve.links import Links, position_of
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.results import Results
+from reben_cloud.serve.tiffs import PATH, images_of
 
 MAX_LIMIT = 1_000
 """Most Items on a page; a larger limit gets this."""
@@ -35,9 +37,11 @@ class Client(BaseCoreClient):
     dataset: Dataset = attr.ib(kw_only=True)
     nearest: Nearest = attr.ib(kw_only=True)
     _results: Results = attr.ib(init=False)
+    _images: Mapping[str, BandImage] = attr.ib(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._results = Results(self.dataset)
+        self._images = images_of(self.dataset)
 
     def landing_page(self, **kwargs: Any) -> Any:
         """The API's entry, with the collection as a child."""
@@ -205,6 +209,7 @@ class Client(BaseCoreClient):
         links = self._links(request)
         for item in items:
             item["links"] = links.of_item(item["id"])
+            add_band_images(item, self._images, f"{get_base_url(request)}{PATH}")
         return items
 
     def _assets_url(self, request: Request) -> str:
@@ -226,6 +231,7 @@ class Client(BaseCoreClient):
             *self._links(request).of_collection(),
             *(link for link in document["links"] if link["rel"] in kept),
         ]
+        document.setdefault("item_assets", {}).update(band_definitions(self._images))
         if layers := list_layers(self.dataset):
             document[layout.column("layers")] = layers
         return document
