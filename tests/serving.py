@@ -63,6 +63,33 @@ def serving(dataset: Dataset) -> Iterator[str]:
 
 
 @contextmanager
+def looking_at(
+    started: Any, url: str, *, width: int = 1300, height: int = 800, **context: Any
+) -> Iterator[Any]:
+    """The explorer in a window of a browser; in the end nothing had failed, and nobody else had been asked.
+
+    Args:
+        started: From `browser`.
+        url: Of a server; what stands behind ``#`` is the state of the page.
+        width: Of the window.
+        height: Of the window.
+        context: Further options of Playwright's ``new_context``.
+    """
+    opened = started.new_context(viewport={"width": width, "height": height}, **context)
+    page, problems = opened.new_page(), []
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    server = url.partition("#")[0]
+    inside = (server, "data:", f"blob:{server}")
+    page.on("request", lambda r: None if r.url.startswith(inside) else problems.append(r.url))
+    page.goto(url)
+    page.wait_for_selector("body[data-ready]", timeout=30_000)
+    yield page
+    opened.close()
+    assert problems == []
+
+
+@contextmanager
 def browser() -> Iterator[Any]:
     """A real Chromium, which asks for nothing but what a page does."""
     playwright = pytest.importorskip("playwright.sync_api")

@@ -223,7 +223,7 @@ def test_odc_stac_loads_items_as_the_zarr_store_has_them(dataset, found):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_stackstac_stacks_items_as_the_zarr_store_has_them(dataset, found):
-    # Not among the dependencies of the tests: it refuses pandas 3.
+    # `make test` installs it against its own requirements, which refuse pandas 3.
     stackstac = pytest.importorskip("stackstac", reason="no stackstac: pip install stackstac")
     few = found[:6]
     for item in few:

@@ -34,6 +34,7 @@ def create_app(dataset: Dataset) -> FastAPI:
     from reben_cloud.serve.explore import add_explorer
     from reben_cloud.serve.layers import shown_columns
     from reben_cloud.serve.nearest import Nearest
+    from reben_cloud.serve.payloads import Payloads
     from reben_cloud.serve.tiffs import add_tiffs
 
     # Every column that is shown, now: threads then share what is read and never read themselves.
@@ -41,8 +42,9 @@ def create_app(dataset: Dataset) -> FastAPI:
     table.read(range(len(table.group_starts) - 1), shown_columns(dataset))
     nearest = Nearest(dataset)
     app = create_api(dataset, nearest)
-    add_tiffs(app, dataset)
-    add_explorer(app, dataset, nearest)
+    payloads = Payloads(dataset)
+    add_tiffs(app, dataset, payloads)
+    add_explorer(app, dataset, nearest, payloads)
     return app
 
 

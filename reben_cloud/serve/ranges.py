@@ -14,7 +14,7 @@ MAX_AGE_S = 86_400
 """How long a client may keep a file without asking: a root never changes, but an address may get another root."""
 
 
-def send_file(data: bytes, headers: Headers, *, media_type: str) -> Response:
+def send_file(data: bytes, headers: Headers, *, media_type: str, max_age_s: int = MAX_AGE_S) -> Response:
     """The answer to a GET or HEAD of a file.
 
     Several ranges at a time, ranges in other units and such as cannot be understood are answered with the whole
@@ -24,6 +24,7 @@ def send_file(data: bytes, headers: Headers, *, media_type: str) -> Response:
         data: The file.
         headers: Of the request.
         media_type: Of the file.
+        max_age_s: How long the client may keep it without asking again.
 
     Returns:
         200, 206 with a range, 304 where the client has the file, 416 where the file has no such range.
@@ -31,7 +32,7 @@ def send_file(data: bytes, headers: Headers, *, media_type: str) -> Response:
     tag = f'"{xxhash.xxh3_64_hexdigest(data)}"'
     kept = {
         "ETag": tag,
-        "Cache-Control": f"public, max-age={MAX_AGE_S}",
+        "Cache-Control": f"public, max-age={max_age_s}" if max_age_s else "no-cache",
         "Accept-Ranges": "bytes",
         # For readers in pages of others.
         "Access-Control-Expose-Headers": "Accept-Ranges, Content-Length, Content-Range, ETag",

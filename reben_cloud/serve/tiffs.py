@@ -15,18 +15,15 @@ from reben_cloud.catalog.band_images import COG_TYPE, BandImage, band_images
 from reben_cloud.formats.geotiff import encode_bands
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.schema import Array
 from reben_cloud.search import known_ids
+from reben_cloud.serve.payloads import Payloads
 from reben_cloud.serve.ranges import send_file
-from reben_cloud.stream.readers.base import Counters
-from reben_cloud.stream.select import StoredSelection, open_reader
 
 PATH = "patches"
 """First part of the path of every image."""
 
 _KEPT_BYTES = 16_000_000
-"""About how much memory goes to files that were just made, and as much to the payloads they were made of: GDAL reads
-a file by several requests, and a client several bands of a patch."""
+"""About how much memory goes to files that were just made: GDAL reads one by several requests."""
 
 
 def images_of(dataset: Dataset) -> dict[str, BandImage]:
@@ -36,9 +33,9 @@ def images_of(dataset: Dataset) -> dict[str, BandImage]:
     return band_images(dataset, about(dataset.schema))
 
 
-def add_tiffs(app: FastAPI, dataset: Dataset) -> None:
+def add_tiffs(app: FastAPI, dataset: Dataset, payloads: Payloads) -> None:
     """Answer GET and HEAD of the images that Items name (`catalog.band_images`)."""
-    files = BandFiles(dataset)
+    files = BandFiles(dataset, payloads)
 
     @app.api_route("/" + PATH + "/{patch_id}/{band}.tif", methods=["GET", "HEAD"], include_in_schema=False)
     def send_band(patch_id: str, band: str, request: Request) -> Response:
@@ -48,12 +45,11 @@ def add_tiffs(app: FastAPI, dataset: Dataset) -> None:
 class BandFiles:
     """The files of a dataset's bands; safe to use from many threads."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, payloads: Payloads) -> None:
         self._dataset = dataset
         self._images: Mapping[str, BandImage] = images_of(dataset)
-        payload_bytes = max((m.payload_bytes for m in dataset.schema.modalities), default=1)
         band_bytes = max((image.tensor.nbytes for image in self._images.values()), default=1)
-        self._tensors = lru_cache(max(1, _KEPT_BYTES // payload_bytes))(self._read)
+        self._payloads = payloads
         self._file = lru_cache(max(1, _KEPT_BYTES // band_bytes))(self._make)
 
     def file(self, patch_id: str, band: str) -> bytes:
@@ -80,7 +76,7 @@ class BandFiles:
             raise HTTPException(404, f"the layer {image.modality} has nothing for this patch")
         west, _, _, north = row[0]["proj:bbox"]
         return encode_bands(
-            self._tensors(patch_id, image.modality)[image.tensor.name][np.newaxis],
+            self._payloads.tensors(patch_id, image.modality)[image.tensor.name][np.newaxis],
             epsg=int(row[0]["proj:code"].removeprefix("EPSG:")),
             left=west,
             top=north,
@@ -90,10 +86,3 @@ class BandFiles:
             nodata=image.nodata,
             cog=True,
         )
-
-    def _read(self, patch_id: str, modality: str) -> dict[str, Array]:
-        """Tensors of one modality of a patch, by a read of its payload alone, compared with its checksum."""
-        stored = StoredSelection.of(self._dataset.search(ids=patch_id), [modality])
-        reader = open_reader(stored, Counters(), form="shards", cache_dir=None, cache_bytes=None, keep=1)
-        loaded = reader.load((modality,), np.zeros(1, np.int64))[modality]
-        return dict(self._dataset.schema.modality(modality).decode(loaded[0][1].read(0)))
