@@ -84,6 +84,7 @@ async function save(form) {
 }
 
 export function start() {
+  $("dock-body").classList.toggle("without-pictures", !app.index.thumbnail);
   $("list").addEventListener("scroll", () => { if ($("list").scrollWidth - $("list").scrollLeft - $("list").clientWidth < 600) more(); });
   $("list").addEventListener("keydown", (event) => {
     const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];

@@ -32,13 +32,14 @@ export function paint(canvas, box) {
   pen.fillStyle = colors.sea;
   pen.fillRect(0, 0, width, height);
   land();
-  graticule();
+  const degrees = graticule();
+  names();
   const size = patchPixels();
   if (size < FAR_PX) products();
   else if (size < NEAR_PX) dots(canvas, size, ratio);
   else squares();
   if (size >= FAR_PX) outlines();
-  names();
+  degrees();
   const area = box || (filter.area && [toX(filter.area[0]), toY(filter.area[3]), toX(filter.area[2]), toY(filter.area[1])]);
   if (area) dashed(sx(area[0]), sy(area[1]), sx(area[2]), sy(area[3]));
 }
@@ -92,6 +93,7 @@ function names() {
   }
 }
 
+// Draws the lines, and returns what writes their degrees, which are to be on top of everything.
 function graticule() {
   const span = (360 * width) / app.view.scale, step = [0.1, 0.25, 0.5, 1, 2, 5, 10].find((s) => span / s < Math.max(4, width / 110)) || 20;
   const sides = [Math.max(-180, toLon(ux(0))), Math.min(180, toLon(ux(width))), Math.max(-80, toLat(uy(height))), Math.min(84, toLat(uy(0)))];
@@ -102,8 +104,10 @@ function graticule() {
   for (const lon of lons) { pen.moveTo(sx(toX(lon)), 0); pen.lineTo(sx(toX(lon)), height); }
   for (const lat of lats) { pen.moveTo(0, sy(toY(lat))); pen.lineTo(width, sy(toY(lat))); }
   pen.stroke();
-  for (const lon of lons) if (sx(toX(lon)) > 34) write(degrees(lon, "E", "W"), sx(toX(lon)) + 3, height - 5, { color: colors.name });
-  for (const lat of lats) if (sy(toY(lat)) > 34) write(degrees(lat, "N", "S"), 4, sy(toY(lat)) - 3, { color: colors.name });
+  return () => {
+    for (const lon of lons) if (sx(toX(lon)) > 34) write(angle(lon, "E", "W"), sx(toX(lon)) + 3, height - 5);
+    for (const lat of lats) if (sy(toY(lat)) > 34) write(angle(lat, "N", "S"), 4, sy(toY(lat)) - 3);
+  };
 }
 
 function multiples(from, to, step) {
@@ -112,7 +116,7 @@ function multiples(from, to, step) {
   return found;
 }
 
-const degrees = (value, positive, negative) => `${+Math.abs(value).toFixed(2)}°${Math.abs(value) < 1e-9 ? "" : value > 0 ? positive : negative}`;
+const angle = (value, positive, negative) => `${+Math.abs(value).toFixed(2)}°${Math.abs(value) < 1e-9 ? "" : value > 0 ? positive : negative}`;
 
 function places() {
   // Products of one square lie upon each other: one shape with the sum.
