@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,34 @@ from reben_cloud.serve.running import ImpatientProtocol
 from tests.conftest import missing
 
 
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def serving_apart(dataset: Dataset) -> Iterator[str]:
+    """The URL of a server in a process of its own: GDAL keeps the interpreter to itself while it reads."""
+    port = free_port()
+    command = [sys.executable, "-m", "reben_cloud.cli", "serve", dataset.url, "--port", str(port)]
+    command += [f"--layer={layer.url}" for layer in dataset.layers.values()]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, "the server ended"
+                    time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
 @contextmanager
 def serving(dataset: Dataset, **options: Any) -> Iterator[str]:
     """The URL of a server in a thread of this process, on a free port of the loopback address.
@@ -27,9 +57,7 @@ def serving(dataset: Dataset, **options: Any) -> Iterator[str]:
         dataset: What it serves.
         options: Of `create_app`.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(create_app(dataset, **options), port=port, log_level="warning", http=ImpatientProtocol)
     )
@@ -40,6 +68,33 @@ def serving(dataset: Dataset, **options: Any) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(10)
+
+
+@contextmanager
+def looking_at(
+    started: Any, url: str, *, width: int = 1300, height: int = 800, **context: Any
+) -> Iterator[Any]:
+    """The explorer in a window of a browser; in the end nothing had failed, and nobody else had been asked.
+
+    Args:
+        started: From `browser`.
+        url: Of a server; what stands behind ``#`` is the state of the page.
+        width: Of the window.
+        height: Of the window.
+        context: Further options of Playwright's ``new_context``.
+    """
+    opened = started.new_context(viewport={"width": width, "height": height}, **context)
+    page, problems = opened.new_page(), []
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    server = url.partition("#")[0]
+    inside = (server, "data:", f"blob:{server}")
+    page.on("request", lambda r: None if r.url.startswith(inside) else problems.append(r.url))
+    page.goto(url)
+    page.wait_for_selector("body[data-ready]", timeout=30_000)
+    yield page
+    opened.close()
+    assert problems == []
 
 
 @contextmanager

@@ -589,7 +589,7 @@ def test_the_page_gets_footprints_and_patches(client, dataset):
         ("survey_0", [41, 1]),
         ("survey_1", [39, 1]),
     ]
-    assert index["flags"] == ["murky"]
+    assert [flag["title"] for flag in index["flags"]] == ["Murky"]
     for row in (0, NUM_PATCHES - 1):
         patch = client.get(f"/explore/rows/{row}").json()
         assert patch["id"] == ids[row]

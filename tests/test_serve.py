@@ -1,12 +1,14 @@
-"""The STAC API as clients see it, and the page in a real browser."""
+"""The STAC API as clients see it, and what the page is made of; `test_explorer` has the page itself."""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pystac_client
 import pytest
 from pystac.validation import RegisteredValidator
@@ -15,7 +17,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 import reben_cloud as rc
 from reben_cloud.serve import lanes
 from tests.roots import synthetic_root
-from tests.serving import browser, serving
+from tests.serving import serving
 from tests.stac import schemas, stac_errors
 
 POLYGON = {"type": "Polygon", "coordinates": [[[-10, 36], [33, 36], [33, 69], [-10, 69], [-10, 36]]]}
@@ -283,6 +285,79 @@ def test_footprints_hold_what_the_table_holds(client, dataset):
         assert [known[c] for c in code] == frame[column].tolist()
 
 
+def bits_of(rows, count):
+    mask = np.zeros(count, bool)
+    mask[rows] = True
+    return np.packbits(mask, bitorder="little").tobytes()
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"s1_datetime": "2017-07-01/.."},
+        {"cql2": "country = 'Finland'"},
+        {"has": []},
+        {"s1_datetime": "../2018-01-01", "cql2": "split = 'test'"},
+    ],
+)
+def test_the_server_judges_what_the_page_cannot(client, dataset, conditions):
+    want = dataset.search(**{name: value for name, value in conditions.items() if value})
+
+    answer = client.post("/explore/matches.bin", json=conditions)
+
+    assert answer.content == bits_of(want.rows, len(dataset))
+
+
+def test_patches_found_are_listed_and_written(client, dataset):
+    rows = dataset.search(split="test").rows
+    ids = dataset.search(split="test").patch_ids
+    bits = bits_of(rows, len(dataset))
+
+    listed = client.get("/explore/list", params={"rows": ",".join(map(str, rows[:3]))}).json()
+
+    assert [(one["row"], one["id"]) for one in listed] == list(zip(rows[:3].tolist(), ids[:3], strict=True))
+    assert client.post("/explore/found.ids", content=bits).text.split() == ids
+    table = pq.read_table(io.BytesIO(client.post("/explore/found.parquet", content=bits).content))
+    assert table.column("id").to_pylist() == ids
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/explore/matches.bin", b"null"),
+        ("/explore/matches.bin", b'{"ids": 3}'),
+        ("/explore/matches.bin", b'{"labels": ["x"]}'),
+        ("/explore/matches.bin", b'{"s1_datetime": "yesterday"}'),
+        ("/explore/found.ids", b""),
+        ("/explore/found.ids", bytes(19)),
+        ("/explore/found.parquet", bytes(20)),
+        ("/explore/found.zip", bytes(19)),
+    ],
+)
+def test_what_the_page_never_asks_is_refused(client, path, body):
+    answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code in (400, 422)
+
+
+@pytest.mark.parametrize("rows", ["", "x", "1,x", "150", "-1", "9" * 5_000, ",".join("1" * 101)])
+def test_rows_that_are_not_there_are_not_listed(client, rows):
+    assert client.get("/explore/list", params={"rows": rows}).status_code == 400
+
+
+def test_files_of_the_page_are_asked_for_again_and_not_sent_again(client):
+    page = client.get("/", headers={"Accept": "text/html"}).text
+    named = ["explore/explore.css", "explore/main.js", "explore/land.json", "explore/explore.html"]
+
+    for name in named:
+        answer = client.get(name)
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-cache")
+        again = client.get(name, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert all(name in page for name in named[:2])
+    assert client.get("/explore/nothing.js").status_code == 404
+
+
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_pictures_are_pngs_of_the_patch(client, dataset, tmp_path):
     import rasterio
@@ -351,72 +426,3 @@ def test_stac_api_validator_has_no_finding(url, shared, monkeypatch):
     foreign = [text for text in map(str, errors) if "eo:cloud_cover" in text and "status code 400" in text]
     assert len(foreign) == 18
     assert [text for text in map(str, errors) if text not in foreign] == []
-
-
-@pytest.fixture
-def browser_page(url):
-    with browser() as started:
-        page = started.new_page(viewport={"width": 1300, "height": 800})
-        problems: list[str] = []
-        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: problems.append(str(e)))
-        page.on("request", lambda r: None if r.url.startswith((url, "data:")) else problems.append(r.url))
-        page.goto(url)
-        page.wait_for_selector("body[data-ready]", timeout=30_000)
-        yield page
-    assert problems == []
-
-
-def matched(page):
-    return int(page.get_attribute("#count", "data-matched"))
-
-
-@pytest.mark.browser
-def test_the_pages_counts_are_the_searchs(browser_page, dataset):
-    page = browser_page
-    assert matched(page) == len(dataset)
-    some = dataset.search().to_pandas()
-    label, country = some.labels[0][0], some.country[0]
-
-    page.click(f"#labels >> text={label}")
-    assert matched(page) == len(dataset.search(labels=label))
-    page.click(f"#countries >> text={country}")
-    page.fill("#from", "2017-07-01")
-    page.fill("#to", "2018-04-30")
-    page.check("#recommended")
-    query = {"labels": label, "country": country, "datetime": "2017-07-01/2018-04-30", "recommended": True}
-    assert matched(page) == len(dataset.search(**query))
-
-    code = page.inner_text("#snippet")
-    found = {}
-    exec(code.split("\n\nfrom")[0], found)
-    assert len(found["sel"]) == matched(page)
-    page.click("text=reset all")
-    assert matched(page) == len(dataset)
-
-
-@pytest.mark.browser
-def test_an_area_is_drawn_and_a_patch_is_shown(browser_page, dataset):
-    page = browser_page
-    box = page.query_selector("#map").bounding_box()
-    page.evaluate("view.x = data.cx[5]; view.y = data.cy[5]; view.scale = 2e6; draw()")
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-
-    page.click("#draw")
-    page.mouse.move(middle[0] - 30, middle[1] - 30)
-    page.mouse.down()
-    page.mouse.move(middle[0] + 30, middle[1] + 30, steps=4)
-    page.mouse.up()
-    area = [float(v) for v in page.inner_text("#area").split(",")]
-    assert matched(page) == len(dataset.search(bbox=area)) >= 1
-
-    page.mouse.click(*middle)
-    page.wait_for_selector("#patch:not([hidden]) figure img")
-    page.wait_for_function("[...document.images].every((i) => i.complete && i.naturalWidth === 120)")
-    row = dataset.search(ids=[page.inner_text("#patch-id")]).to_pandas().iloc[0]
-    assert page.locator("#patch-labels li").all_inner_texts() == list(row.labels)
-    assert page.locator("#pictures figcaption").all_inner_texts() == [
-        "true colour",
-        "reference map",
-        "Sentinel-1",
-    ]

@@ -77,10 +77,12 @@ def band_name(array: ArraySpec, tensor: str) -> str:
 
 
 def _band(array: ArraySpec, tensor: TensorSpec, facts: About, *, is_map: bool) -> dict[str, Any]:
-    band: dict[str, Any] = {
-        "name": band_name(array, tensor.name),
-        "data_type": tensor.dtype if tensor.dtype in STAC_DTYPES else "other",
-    }
+    return {"name": band_name(array, tensor.name), **value_fields(tensor, facts, is_map=is_map)}
+
+
+def value_fields(tensor: TensorSpec, facts: About, *, is_map: bool) -> dict[str, Any]:
+    """What is said of the values of a band, in STAC's words: dtype, pixel size, wavelength, what a value counts."""
+    band: dict[str, Any] = {"data_type": tensor.dtype if tensor.dtype in STAC_DTYPES else "other"}
     if tensor.pixel_m is not None:
         band["gsd"] = tensor.pixel_m
     band |= facts.band_fields.get(tensor.name, {})

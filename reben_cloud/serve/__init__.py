@@ -1,7 +1,7 @@
 """A STAC API over a root, and a page to look at it; read-only, in one process.
 
-`api` answers STAC requests, `explore` feeds the page. The table is read once into memory; after
-that a search touches neither disk nor network.
+`api` answers STAC requests, `tiffs` makes the images that Items name, `explore` feeds the page. The
+table is read once into memory; after that a search touches neither disk nor network.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def create_app(dataset: Dataset, *, public_url: str | None = None, root_path: st
     from reben_cloud.serve.layers import shown_columns
     from reben_cloud.serve.metrics import add_metrics
     from reben_cloud.serve.nearest import Nearest
+    from reben_cloud.serve.payloads import Payloads
     from reben_cloud.serve.place import Place
+    from reben_cloud.serve.tiffs import add_tiffs
     from reben_cloud.serve.watch import Watch
 
     # Every column that is shown, now: threads then share what is read and never read themselves.
@@ -52,7 +54,9 @@ def create_app(dataset: Dataset, *, public_url: str | None = None, root_path: st
     table.read(range(len(table.group_starts) - 1), shown_columns(dataset))
     nearest = Nearest(dataset)
     app = create_api(dataset, nearest)
-    add_explorer(app, dataset, nearest)
+    payloads = Payloads(dataset)
+    add_tiffs(app, dataset, payloads)
+    add_explorer(app, dataset, nearest, payloads)
     counts = add_metrics(app)
     app.add_middleware(Watch, counts=counts)
     app.add_middleware(Place, public_url=public_url, root_path=root_path)

@@ -20,7 +20,6 @@ from stac_fastapi.types.config import ApiSettings
 from stac_fastapi.types.search import APIRequest
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 from reben_cloud import __version__
@@ -29,6 +28,7 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.serve.answers import LastResort, add_error_answers
 from reben_cloud.serve.body_limit import BodyLimit, HeadAsGet
 from reben_cloud.serve.client import Client
+from reben_cloud.serve.compression import Compression
 from reben_cloud.serve.models import MAX_LIMIT, FilterBody, ItemsParameters, SearchBody, SearchParameters
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.place import Placed
@@ -127,7 +127,7 @@ def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
         middlewares=[
             Middleware(Placed),
             Middleware(LastResort),
-            Middleware(GZipMiddleware, minimum_size=2_000, compresslevel=1),
+            Middleware(Compression),
             Middleware(HeadAsGet),
             Middleware(BodyLimit),
             Middleware(

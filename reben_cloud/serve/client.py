@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.catalog import PlacedLayer, dataset_document, patch_items
+from reben_cloud.catalog.band_images import BandImage, add_band_images, band_definitions
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
@@ -27,6 +28,7 @@ from reben_cloud.serve.links import GEOJSON, Links, position_of
 from reben_cloud.serve.models import MAX_LIMIT
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.results import Results
+from reben_cloud.serve.tiffs import PATH, images_of
 
 LARGE_PAGE = 100
 """Pages with more Items than this are made one after another, so that those who want less need not wait."""
@@ -48,6 +50,10 @@ class Client(BaseCoreClient):
     nearest: Nearest = attr.ib(kw_only=True)
     results: Results = attr.ib(kw_only=True)
     _large_page: asyncio.Semaphore = attr.ib(init=False, factory=lambda: asyncio.Semaphore(1))
+    _images: Mapping[str, BandImage] = attr.ib(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._images = images_of(self.dataset)
 
     def landing_page(self, **kwargs: Any) -> Any:
         """The API's entry, with the collection as a child."""
@@ -218,6 +224,7 @@ class Client(BaseCoreClient):
         links = self._links(request)
         for item in items:
             item["links"] = links.of_item(item["id"])
+            add_band_images(item, self._images, f"{get_base_url(request)}{PATH}")
         return items
 
     def _assets_url(self, request: Request) -> str:
@@ -239,6 +246,7 @@ class Client(BaseCoreClient):
             *self._links(request).of_collection(),
             *(link for link in document["links"] if link["rel"] in kept),
         ]
+        document.setdefault("item_assets", {}).update(band_definitions(self._images))
         if layers := list_layers(self.dataset):
             places = {placed.layer.name: placed.url for placed in self._layers(request)}
             document[layout.column("layers")] = [{**one, "url": places[one["name"]]} for one in layers]

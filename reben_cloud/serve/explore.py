@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,34 +21,42 @@ from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.placement import SPLITS
+from reben_cloud.search.arguments import SEASONS
+from reben_cloud.serve.found import add_found
 from reben_cloud.serve.layers import layer_picture, list_layers
 from reben_cloud.serve.nearest import Nearest
-from reben_cloud.serve.pictures import describe, picture_of, row_of
-from reben_cloud.serve.results import Results
+from reben_cloud.serve.payloads import Payloads
+from reben_cloud.serve.pictures import describe, picture_of, row_of, thumbnail_of
+from reben_cloud.serve.ranges import send_file
+from reben_cloud.serve.tiffs import images_of
 from reben_cloud.views.picture import encode_png
 
 NUM_ALIKE = 8
 """Patches that the page shows as alike."""
 
+_FLAG_OPTIONS = {"contains_seasonal_snow": "snow", "contains_cloud_or_shadow": "cloud"}
+"""Field of the metadata -> the argument of a search that asks for it."""
+
 _NO_COLOR = "#808080"
 """Of a class for which the schema states none."""
 
-_ASSETS = {
-    "explore.html": "text/html; charset=utf-8",
-    "explore.css": "text/css",
-    "explore.js": "text/javascript",
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
 }
+"""Of the page's files, by their endings."""
 
 
-def add_explorer(app: FastAPI, dataset: Dataset, nearest: Nearest) -> None:
+def add_explorer(app: FastAPI, dataset: Dataset, nearest: Nearest, payloads: Payloads) -> None:
     """Add the page, which browsers get at ``/``, and what it loads from ``/explore/``."""
     index = _index(dataset)
     # Level 1: the array is made once and sent whole; half the bytes for a third of a second.
     footprints = gzip.compress(_footprints(dataset, index), 1, mtime=0)
     folder = files("reben_cloud.serve").joinpath("page")
-    pages = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
-    outlines = _outlines(dataset)
-    results = Results(dataset)
+    pages = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    add_found(app, dataset)
 
     @app.get("/explore/index.json", include_in_schema=False)
     def send_index() -> dict[str, Any]:
@@ -63,15 +72,8 @@ def add_explorer(app: FastAPI, dataset: Dataset, nearest: Nearest) -> None:
     def send_row(row: int) -> dict[str, Any]:
         if not 0 <= row < len(dataset):
             raise HTTPException(404, f"no such row: {row}")
-        return describe(
-            dataset, dataset.patch_table.take(np.array([row]), [layout.ID]).column(layout.ID)[0].as_py()
-        )
-
-    @app.get("/explore/matches.bin", include_in_schema=False)
-    def send_matches(cql2: str) -> Response:
-        mask = np.zeros(len(dataset), np.bool_)
-        mask[results.rows({"cql2": cql2})] = True
-        return Response(np.packbits(mask, bitorder="little").tobytes(), media_type="application/octet-stream")
+        ids = dataset.patch_table.take(np.array([row]), [layout.ID]).column(layout.ID)
+        return describe(dataset, payloads, ids[0].as_py())
 
     @app.get("/explore/patches/{patch_id}/nearest", include_in_schema=False)
     def send_nearest(patch_id: str, column: str) -> list[dict[str, Any]]:
@@ -91,25 +93,23 @@ def add_explorer(app: FastAPI, dataset: Dataset, nearest: Nearest) -> None:
 
     @app.get("/explore/patches/{patch_id}", include_in_schema=False)
     def send_patch(patch_id: str) -> dict[str, Any]:
-        return describe(dataset, patch_id)
+        return {"row": row_of(dataset, patch_id), **describe(dataset, payloads, patch_id)}
 
     @app.get("/explore/patches/{patch_id}/{picture}.png", include_in_schema=False)
     def send_picture(patch_id: str, picture: str) -> Response:
         return Response(
-            encode_png(picture_of(dataset, patch_id, picture)),
+            encode_png(picture_of(dataset, payloads, patch_id, picture)),
             media_type="image/png",
             headers={"Cache-Control": "max-age=86400"},
         )
 
-    @app.get("/explore/countries.json", include_in_schema=False)
-    def send_outlines() -> Response:
-        return Response(outlines, media_type="application/geo+json")
-
     @app.get("/explore/{name}", include_in_schema=False)
-    def send_asset(name: str) -> Response:
+    def send_asset(name: str, request: Request) -> Response:
         if name not in pages:
             raise HTTPException(404, f"no such page: {name}")
-        return Response(pages[name], media_type=_ASSETS[name])
+        kind = _MEDIA_TYPES[PurePosixPath(name).suffix]
+        # Asked about each time: pages of two releases do not mix.
+        return send_file(pages[name], request.headers, media_type=kind, max_age_s=0)
 
     app.add_middleware(_PageForBrowsers, page=pages["explore.html"])
 
@@ -134,25 +134,29 @@ def _index(dataset: Dataset) -> dict[str, Any]:
     classes = dataset.schema.classes
     colors = classes.colors or (_NO_COLOR,) * len(classes)
     return {
+        "title": about(dataset.schema).title,
+        "collection": about(dataset.schema).collection,
         "url": dataset.url,
         "num_patches": len(dataset),
         "modalities": list(dataset.modalities),
+        "bands": [name for name, image in images_of(dataset).items() if not image.is_layer],
+        "thumbnail": thumbnail_of(dataset),
         "layers": list_layers(dataset),
         "products": _products(dataset),
         "splits": list(SPLITS),
         "flags": [
-            about(dataset.schema).title_of(name).lower() for name in dataset.schema.recommended_without
+            {
+                "column": layout.column(name),
+                "title": about(dataset.schema).title_of(name),
+                "option": _FLAG_OPTIONS.get(name),
+            }
+            for name in dataset.schema.recommended_without
         ],
+        "seasons": list(SEASONS),
+        "has_s1_time": layout.S1_DATETIME in dataset.patch_table.names,
         "countries": dataset.countries,
         "labels": [{"name": name, "color": color} for name, color in zip(classes.names, colors, strict=True)],
     }
-
-
-def _outlines(dataset: Dataset) -> bytes:
-    """Outlines of countries to draw below the patches, GeoJSON; none where the dataset names no countries."""
-    if not about(dataset.schema).countries:
-        return b'{"type": "FeatureCollection", "features": []}'
-    return files("reben_cloud.bigearthnet").joinpath("data", "ne_110m_ten_countries.geojson").read_bytes()
 
 
 def _products(dataset: Dataset) -> list[dict[str, Any]]:
@@ -185,6 +189,7 @@ def _products(dataset: Dataset) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "time": rfc3339(starts[number]),
+                "season": next(name for name, months in SEASONS.items() if starts[number].month in months),
                 "axes": [list(to_lonlat.transform(x, y)) for x, y in corners],
                 "size": [side / dataset.schema.patch_m for side in sides],
             }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from fastapi import HTTPException
 from numpy.typing import NDArray
 
@@ -15,13 +14,14 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.metadata import rfc3339
-from reben_cloud.schema import Schema
+from reben_cloud.schema import Array, ArraySpec, Modality, Schema
 from reben_cloud.search import known_ids
 from reben_cloud.serve.layers import describe_layers, embeddings_of, shown_columns
-from reben_cloud.views.picture import color_map, shade, tensors_of
+from reben_cloud.serve.payloads import Payloads
+from reben_cloud.views.picture import color_map, shade
 
 
-def describe(dataset: Dataset, patch_id: str) -> dict[str, Any]:
+def describe(dataset: Dataset, payloads: Payloads, patch_id: str) -> dict[str, Any]:
     """What the page shows of a patch.
 
     Raises:
@@ -37,10 +37,18 @@ def describe(dataset: Dataset, patch_id: str) -> dict[str, Any]:
         "labels": row[layout.LABELS],
         "facts": _facts(row, schema, facts),
         "pictures": [{"name": name, "caption": caption} for name, caption in _pictures(schema, facts)],
-        "legend": _legend(dataset, patch_id, schema, facts),
+        "legend": _legend(payloads, patch_id, schema, facts),
         "layers": describe_layers(dataset, number),
         "embeddings": embeddings_of(dataset, number),
     }
+
+
+def thumbnail_of(dataset: Dataset) -> str | None:
+    """Name of the picture that stands for a patch in lists; None where the dataset has no pictures."""
+    schema = dataset.manifest.schema
+    if not dataset.manifest.modalities:
+        return None
+    return next((name for name, _ in _pictures(schema, about(schema))), None)
 
 
 def row_of(dataset: Dataset, patch_id: str) -> int:
@@ -70,27 +78,32 @@ def _facts(row: dict[str, Any], schema: Schema, facts: About) -> list[tuple[str,
     ]
 
 
-def _map_name(schema: Schema) -> str | None:
-    """Zarr name of the map."""
-    arrays = (array for modality in schema.modalities for array in modality.arrays)
-    return next((array.zarr_name for array in arrays if array.name == schema.map_array), None)
+def _map_in(schema: Schema) -> tuple[Modality, ArraySpec] | None:
+    """The map, if the dataset has one."""
+    arrays = ((modality, array) for modality in schema.modalities for array in modality.arrays)
+    return next((pair for pair in arrays if pair[1].name == schema.map_array), None)
+
+
+def _map_picture(array: ArraySpec) -> str:
+    """Name of the picture of a map."""
+    return array.zarr_name.replace("_", "-")
 
 
 def _pictures(schema: Schema, facts: About) -> list[tuple[str, str]]:
     """Name and caption of each picture that the dataset has of a patch, the map second."""
     found = [(r.name, r.caption) for r in facts.renders if r.array_in(schema) is not None]
-    if (name := _map_name(schema)) is not None:
-        words = name.replace("_", " ")
-        found.insert(facts.thumbnail is not None and bool(found), (words.replace(" ", "-"), words))
+    if (there := _map_in(schema)) is not None:
+        name = _map_picture(there[1])
+        found.insert(facts.thumbnail is not None and bool(found), (name, name.replace("-", " ")))
     return found
 
 
-def _legend(dataset: Dataset, patch_id: str, schema: Schema, facts: About) -> list[dict[str, Any]]:
+def _legend(payloads: Payloads, patch_id: str, schema: Schema, facts: About) -> list[dict[str, Any]]:
     """The values in the patch's map, the most frequent first."""
-    name = _map_name(schema)
-    if name is None:
+    there = _map_in(schema)
+    if there is None:
         return []
-    values, counts = np.unique(_open(dataset, patch_id)[name].values, return_counts=True)
+    values, counts = np.unique(_pixels(payloads, patch_id, *there), return_counts=True)
     known = {entry.value: entry for entry in facts.map_classes}
     pairs = sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
     return [
@@ -105,7 +118,7 @@ def _legend(dataset: Dataset, patch_id: str, schema: Schema, facts: About) -> li
     ]
 
 
-def picture_of(dataset: Dataset, patch_id: str, picture: str) -> NDArray[np.uint8]:
+def picture_of(dataset: Dataset, payloads: Payloads, patch_id: str, picture: str) -> NDArray[np.uint8]:
     """One of the pictures that `describe` names, (y, x, 3) red, green, blue.
 
     Raises:
@@ -113,20 +126,24 @@ def picture_of(dataset: Dataset, patch_id: str, picture: str) -> NDArray[np.uint
     """
     schema = dataset.manifest.schema
     facts = about(schema)
-    patch = _open(dataset, patch_id)
-    name = _map_name(schema)
-    if name is not None and picture == name.replace("_", "-"):
-        return color_map(patch[name].values, facts.map_classes)
+    row_of(dataset, patch_id)
+    there = _map_in(schema)
+    if there is not None and picture == _map_picture(there[1]):
+        return color_map(_pixels(payloads, patch_id, *there), facts.map_classes)
     for render in facts.renders:
         found = render.array_in(schema)
         if render.name == picture and found is not None:
-            _, array = found
-            return shade(tensors_of(array, patch[array.zarr_name].values), render)
+            return shade(_tensors(payloads, patch_id, found[0]), render)
     raise HTTPException(404, f"no such picture: {picture}")
 
 
-def _open(dataset: Dataset, patch_id: str) -> xr.Dataset:
+def _pixels(payloads: Payloads, patch_id: str, modality: Modality, array: ArraySpec) -> NDArray[np.int64]:
+    """Those of a map, (y, x)."""
+    return _tensors(payloads, patch_id, modality)[array.tensors[0]].astype(np.int64)
+
+
+def _tensors(payloads: Payloads, patch_id: str, modality: Modality) -> dict[str, Array]:
     try:
-        return dataset.without_layers().open_patch(patch_id)
+        return payloads.tensors(patch_id, modality.name)
     except (NotFoundError, FileNotFoundError) as error:
         raise HTTPException(404, str(error)) from error
