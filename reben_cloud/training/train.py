@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Unpack
 
 from reben_cloud.bigearthnet.inputs import choose_bands
+from reben_cloud.errors import missing_extra
 from reben_cloud.files.paths import local_path
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
@@ -34,6 +35,12 @@ from reben_cloud.training.objective import Objective, positive_weights
 from reben_cloud.training.report import write_curves, write_report
 from reben_cloud.training.run import Run, claim
 from reben_cloud.training.start import read_weights, start_from
+from reben_cloud.training.truth import labels_of
+
+try:
+    import torch
+except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
+    raise missing_extra("torch", "train") from error
 
 
 def train(
@@ -43,6 +50,7 @@ def train(
     *,
     on_step: Callable[[StepInfo], None] | None = None,
     on_log: Hook | None = None,
+    draws: int = 0,
     **options: Unpack[ReadOptions],
 ) -> TrainResult:
     """Train a model, or go on where this folder's run was interrupted.
@@ -55,6 +63,7 @@ def train(
         folder: Of the run.
         on_step: Called on the first process every `TrainConfig.log_steps` steps.
         on_log: Called on the first process with each row of the log, for loggers of others, such as ``wandb.log``.
+        draws: Draws of squares for confidence intervals of what is measured (`bootstrap.intervals`); 0: none.
         **options: For `StreamLoader`, such as ``cache_dir``; they change the speed and nothing else.
 
     Returns:
@@ -90,9 +99,9 @@ def train(
             **options,
         )
         validation = _subset(dataset, config.validation, "validation")
-        weights = positive_weights(config, train_on, schema.classes)
         num_steps = len(loader) * config.epochs
-        objective = Objective(config, spec, schema, weights)
+        learned = torch.from_numpy(labels_of(train_on, config.labels)) if config.labels else None
+        objective = Objective(config, spec, schema, positive_weights(config, train_on), learned)
         learner = Learner(config, spec, objective, compute, num_steps=num_steps)
         run = Run(folder, compute, learner, loader)
         if config.weights and not run.progress.step:
@@ -105,14 +114,20 @@ def train(
                     config, learner, loader, run, finite, log, on_step if compute.rank == 0 else None
                 )
                 scores = evaluate(
-                    learner.model, spec, validation, compute, batch_size=config.batch_size, **options
+                    learner.model,
+                    spec,
+                    validation,
+                    compute,
+                    batch_size=config.batch_size,
+                    labels=config.labels,
+                    **options,
                 )
                 score = early_stopping_score(scores.metrics)
                 run.end_epoch(score)
                 log.epoch(run.progress, score, validation_loss(scores))
         compute.wait()  # the first process has written the weights
         dropped = loader.num_samples - len(loader) * config.batch_size
-        return _measure_best(folder, config, dataset, compute, run, dropped, **options)
+        return _measure_best(folder, config, dataset, compute, run, dropped, draws, **options)
 
 
 def model_spec(config: TrainConfig, schema: Schema) -> ModelSpec:
@@ -174,14 +189,15 @@ def _measure_best(
     compute: Compute,
     run: Run,
     dropped: int,
+    draws: int,
     **options: Unpack[ReadOptions],
 ) -> TrainResult:
     """Measure the best weights on the test subset, once, and write the report and the model card."""
     model, spec = load_pretrained(run.best)
     model.to(compute.device)
-    name, selection = "test", dataset.select(config.test)
+    name, selection, labels = "test", dataset.select(config.test), config.test_labels
     if not len(selection):
-        name, selection = "validation", dataset.select(config.validation)
+        name, selection, labels = "validation", dataset.select(config.validation), config.labels
     evaluation = evaluate(
         model,
         spec,
@@ -189,6 +205,8 @@ def _measure_best(
         compute,
         batch_size=config.batch_size,
         by=GROUPINGS,
+        draws=draws,
+        labels=labels,
         **options,
     )
     left_out = {
