@@ -443,11 +443,15 @@ def test_killed_and_started_again_it_ends_with_the_same_scores(finished, root, t
     folder = tmp_path / "out"
     begun = command(root, folder, "--workers", workers)
     with subprocess.Popen(begun, env=os.environ | ONE_THREAD, stderr=subprocess.DEVNULL) as process:
-        wait_for(
-            lambda: list(folder.glob(f"runs/*/{OUTCOME}")) and len(list(folder.glob("runs/*/last.pt"))) > 1,
-            120,
-        )
-        process.send_signal(signal.SIGKILL)
+        try:
+            wait_for(
+                lambda: (
+                    list(folder.glob(f"runs/*/{OUTCOME}")) and len(list(folder.glob("runs/*/last.pt"))) > 1
+                ),
+                timeout_s=120,
+            )
+        finally:
+            process.send_signal(signal.SIGKILL)
     done = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob(f"runs/*/{OUTCOME}")}
     assert 0 < len(done) < 4
 
