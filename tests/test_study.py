@@ -34,7 +34,7 @@ from reben_cloud.training.study.grid import load_study, study_names
 from reben_cloud.training.study.jobs import OUTCOME, free_slot
 from reben_cloud.training.study.page import write_results
 from reben_cloud.training.study.plan import distances_of, plan_study
-from reben_cloud.training.study.run import run_study
+from reben_cloud.training.study.run import run_study, write_finished
 from reben_cloud.training.study.scores import Spread, differences, measures_of
 from reben_cloud.training.study.tables import shown, tables_of, to_csv, to_latex
 from reben_cloud.training.truth import labels_of
@@ -336,9 +336,9 @@ class Links(HTMLParser):
 def test_the_page_shows_every_table_and_plot(dataset, results, tmp_path):
     study, found = results
     for name in found:
-        (tmp_path / "runs" / name / "best").mkdir(parents=True)
+        (tmp_path / "runs" / name / "report").mkdir(parents=True)
         (tmp_path / "runs" / name / "log.csv").write_text("step,validation_score\n1,\n2,0.25\n4,0.5\n")
-        (tmp_path / "runs" / name / "best" / "README.md").write_text("card")
+        (tmp_path / "runs" / name / "report" / "metrics.json").write_text("{}")
     del found["S1-seed2"]
 
     page = write_results(tmp_path / "results", study, found, dataset, runs="../runs")
@@ -381,7 +381,12 @@ def test_a_second_call_finds_all_done(finished, dataset):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob(OUTCOME)}
 
     again = run_study(study, dataset, folder, on_step=pytest.fail)
+    page = folder / "results" / "index.html"
+    text = page.read_text()
+    page.unlink()
 
+    assert write_finished(study, dataset, folder) == again
+    assert page.read_text() == text
     assert (again.num_finished, again.num_skipped) == (4, 4)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob(OUTCOME)} == before
     assert len(before) == 4
@@ -420,6 +425,19 @@ def test_another_dataset_is_refused_and_a_damaged_outcome_named(finished, datase
         run_study(study, rc.open(tmp_path / "root"), folder)
     with pytest.raises(ConflictError, match=r"layers\.x is new"):
         run_study(study, dataset.with_layers(layer), folder)
+    with pytest.raises(ConflictError, match="draws is 1000 there, not 5"):
+        run_study(study, dataset, folder, draws=5)
+    facts = folder / "study.json"
+    text = facts.read_text()
+    older = json.loads(text)
+    for config in older["runs"].values():
+        del config["ema"]  # as releases before it had them
+    facts.write_text(json.dumps(older))
+    assert write_finished(study, dataset, folder).num_finished == 4
+    facts.write_text(text.replace('"lr"', '"rl"'))
+    with pytest.raises(ConflictError, match="not of a study of this release"):
+        run_study(study, dataset, folder)
+    facts.write_text(text)
     outcome = folder / "runs" / "S1-seed1" / OUTCOME
     text = outcome.read_text()
     outcome.write_text(text[:50])

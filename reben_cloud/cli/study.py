@@ -50,6 +50,10 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which runs there are and what they take.")
     ] = False,
+    only_tables: Annotated[
+        bool,
+        typer.Option("--only-tables", help="Write tables and plots of what is finished, and run nothing."),
+    ] = False,
     listed: Annotated[
         bool, typer.Option("--list", help="List the studies that come with the package.")
     ] = False,
@@ -78,13 +82,20 @@ def study(
         show(plan.plan_study(found, dataset), as_json)
         return
     from reben_cloud import build
-    from reben_cloud.training.study.run import run_study  # takes seconds; a typo above is told at once
+    from reben_cloud.training.study.run import (  # takes seconds; a typo is told at once
+        run_study,
+        write_finished,
+    )
 
+    folder = out or Path("studies") / found.name
+    if only_tables:
+        show(write_finished(found, dataset, folder, draws=draws), as_json)
+        return
     with Runs() as shown:
         result = run_study(
             found,
             dataset,
-            out or Path("studies") / found.name,
+            folder,
             executor=build.dask(dask) if dask else None,
             workers=workers,
             draws=draws,

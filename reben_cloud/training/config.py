@@ -125,6 +125,11 @@ class TrainConfig:
     layer_decay: float = 1.0
     """Share of a layer's learning rate that the layer before it has; 1 for one rate."""
 
+    ema: float = 0.0
+    """Share of the averaged weights that a step keeps, such as 0.999; they are what is measured and kept. 0: none."""
+    neighbours: int = 0
+    """Learn nothing: so many of the nearest patches of training, by the features of `weights`, vote. 0: learn."""
+
     train: Subset = field(default_factory=lambda: Subset(split="train"))
     """What is learned from."""
     validation: Subset = field(default_factory=lambda: Subset(split="validation"))
@@ -200,6 +205,9 @@ class TrainConfig:
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         _check("balanced", self.balanced, 0 <= self.balanced <= 1, "in [0, 1]")
         _check("lr", self.lr, self.lr > 0, "above 0")
+        _check("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        _check("neighbours", self.neighbours, self.neighbours >= 0, "not negative")
+        _check("neighbours", self.neighbours, self.task == "labels" or not self.neighbours, "0 for maps")
         _check("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
         is_count = not isinstance(self.freeze, str) and self.freeze >= 0
         _check("freeze", self.freeze, self.freeze == "backbone" or is_count, "'backbone', or not negative")

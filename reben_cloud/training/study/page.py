@@ -62,6 +62,8 @@ def write_results(folder: Path, study: Study, results: Results, dataset: Dataset
 
 
 def _scores_of(run: Path) -> list[tuple[int, float]]:
+    if not (run / "log.csv").is_file():
+        return []  # of neighbours, which learn nothing
     with (run / "log.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("validation_score")]
     return [(int(row["step"]), float(row["validation_score"])) for row in rows]
@@ -93,8 +95,8 @@ def _page(
         files = f'<a href="{table.name}.csv">CSV</a> <a href="{table.name}.tex">LaTeX</a>'
         parts.append(f'<p class="files">{files}</p>')
     links = " ".join(
-        f'<a href="{runs}/{name}/best/README.md">{html.escape(name)}</a>' for name in sorted(results)
+        f'<a href="{runs}/{name}/report/metrics.json">{html.escape(name)}</a>' for name in results
     )
-    parts.append(f'<h2>Model cards of the runs</h2><p class="files">{links}</p>')
+    parts.append(f'<h2>Each run</h2><p class="files">{links}</p>')
     head = f'<meta charset="utf-8"><title>{html.escape(study.title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from reben_cloud.build import Executor, Progress, executors, silent
 from reben_cloud.errors import ConflictError
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import write_whole
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.schema import Schema
 from reben_cloud.training.checksums import read_json
 from reben_cloud.training.compute import compute_context
+from reben_cloud.training.config import config_from
 from reben_cloud.training.log import StepInfo
 from reben_cloud.training.study.grid import Run, Study
 from reben_cloud.training.study.jobs import Job, Outcome, do_job, do_job_beside_others, read_outcome
 from reben_cloud.training.study.page import write_results
 from reben_cloud.training.study.plan import plan_study
-from reben_cloud.training.study.scores import Results
 
 DRAWS = 1000
 """Draws of squares for the confidence interval of each run."""
@@ -94,33 +96,65 @@ def run_study(
     plan_study(study, dataset)  # refuses what cannot work before the first run
     with compute_context() as compute:
         # Under torchrun: one group of processes for all runs.
-        compute.once(partial(_claim, study, dataset, place))
-        done = {run.name: read_outcome(place / _RUNS / run.name, run.name) for run in study.runs}
+        if compute.world_size > 1 and (executor is not None or workers > 1):
+            raise ValueError(
+                "under torchrun all processes do one run after the other; leave out the workers or the cluster, or "
+                "torchrun"
+            )
+        compute.once(partial(_claim, study, dataset, place, draws))
+        outcomes = _outcomes(study, place)
         compute.wait()
-        todo = [run for run in study.runs if done[run.name] is None]
-        outcomes = {name: one for name, one in done.items() if one is not None}
+        todo = [run for run in study.runs if run.name not in outcomes]
         jobs = [_job(run, dataset, place, draws, cache_dir, workers) for run in todo]
-        together = compute.world_size > 1 or (executor is None and workers == 1)
-        if together:
+        if executor is None and workers == 1:
             found: Iterator[Outcome] = (do_job(job, on_step) for job in jobs)
-        elif executor is None:
-            found = executors.local(workers)(do_job_beside_others, jobs)
         else:
-            found = executor(do_job_beside_others, jobs)
+            found = (executor or executors.local(workers))(do_job_beside_others, jobs)
         for outcome in progress(found, len(jobs), study.name):
             outcomes[outcome.run] = outcome
-        results = {
-            run.name: one.result for run in study.runs if (one := outcomes[run.name]).result is not None
-        }
-        page = compute.once(partial(_write, study, dataset, place, results)) if results else ""
-    failed = {run.name: outcomes[run.name].error for run in study.runs if outcomes[run.name].result is None}
+        return compute.once(partial(_result, study, dataset, place, outcomes, len(study.runs) - len(todo)))
+
+
+def write_finished(
+    study: Study, dataset: Dataset, folder: str | os.PathLike[str], *, draws: int = DRAWS
+) -> StudyResult:
+    """Write tables, plots and the page of the runs that are finished, while others may still be under way.
+
+    Args:
+        study: What is run.
+        dataset: As for `run_study`.
+        folder: Of the study.
+        draws: As for `run_study`.
+
+    Raises:
+        ConflictError: As `run_study`.
+    """
+    place = local_path(folder, "the folder of a study")
+    _claim(study, dataset, place, draws)
+    outcomes = _outcomes(study, place)
+    return _result(study, dataset, place, outcomes, len(outcomes))
+
+
+def _outcomes(study: Study, place: Path) -> dict[str, Outcome]:
+    """What the finished runs found, by name."""
+    found = (read_outcome(place / _RUNS / run.name, run.name) for run in study.runs)
+    return {one.run: one for one in found if one is not None}
+
+
+def _result(
+    study: Study, dataset: Dataset, place: Path, outcomes: Mapping[str, Outcome], num_skipped: int
+) -> StudyResult:
+    """Write the results of the runs that are finished, and say what came of all."""
+    known = [outcomes[run.name] for run in study.runs if run.name in outcomes]
+    results = {one.run: one.result for one in known if one.result is not None}
+    page = write_results(place / _RESULTS, study, results, dataset, runs=f"../{_RUNS}") if results else ""
     return StudyResult(
         study=study.name,
-        page=page,
+        page=str(page),
         num_runs=len(study.runs),
         num_finished=len(results),
-        num_skipped=len(study.runs) - len(todo),
-        failed=failed,
+        num_skipped=num_skipped,
+        failed={one.run: one.error for one in known if one.result is None},
     )
 
 
@@ -143,17 +177,18 @@ def _job(
     )
 
 
-def _claim(study: Study, dataset: Dataset, place: Path) -> None:
+def _claim(study: Study, dataset: Dataset, place: Path, draws: int) -> None:
     """Make a study's folder, or see that it is of the same runs on the same data."""
     wanted = {
         "version": 1,
+        "draws": draws,
         "dataset": dataset.manifest.fingerprint,
         "layers": {name: layer.manifest.digest for name, layer in dataset.layers.items()},
         "runs": study.to_plain(),
     }
     path = place / _FILE
     if path.is_file():
-        there = read_json(path)
+        there = _as_read_now(read_json(path), path, dataset.schema)
         if there != wanted:
             raise ConflictError(
                 f"{place} holds another study: {_difference(there, wanted)}; choose another folder, or delete this one"
@@ -161,6 +196,21 @@ def _claim(study: Study, dataset: Dataset, place: Path) -> None:
         return
     place.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+def _as_read_now(document: dict[str, Any], path: Path, schema: Schema) -> dict[str, Any]:
+    """What another release may have written, with the keys that recipes have got since at their defaults."""
+    try:
+        runs = {
+            name: json.loads(config_from(values, schema=schema).to_json())
+            for name, values in document["runs"].items()
+        }
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ConflictError(
+            f"{path} is not of a study of this release, or damaged ({error!r}); put a copy of it back, or choose "
+            "another folder"
+        ) from error
+    return {**document, "runs": runs}
 
 
 def _difference(there: object, wanted: object, where: str = "") -> str:
@@ -175,7 +225,3 @@ def _difference(there: object, wanted: object, where: str = "") -> str:
             if there[key] != wanted[key]:
                 return _difference(there[key], wanted[key], name)
     return f"{where} is {there!r} there, not {wanted!r}"
-
-
-def _write(study: Study, dataset: Dataset, place: Path, results: Results) -> str:
-    return str(write_results(place / _RESULTS, study, results, dataset, runs=f"../{_RUNS}"))
