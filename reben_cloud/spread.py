@@ -65,6 +65,65 @@ def earth_points(longitude: NDArray[np.float64], latitude: NDArray[np.float64]) 
     return np.rint(metres * _POINTS_PER_M).astype(np.int64)
 
 
+def nearest_m(points: Ints, others: Ints) -> NDArray[np.float64]:
+    """How far each point is from the nearest of some others, exactly.
+
+    Args:
+        points: `earth_points`, shape (n, 3).
+        others: Likewise, shape (m, 3), m at least 1.
+
+    Returns:
+        Metres in a straight line, (n,).
+
+    Raises:
+        ValueError: If there is no other point.
+    """
+    if not len(others):
+        raise ValueError("nothing is nearest where there is nothing")
+    # Several dates of one place are one point.
+    unique, inverse = np.unique(points, axis=0, return_inverse=True)
+    squared = np.zeros(len(unique), np.int64)
+    _measure_nearest(unique, np.unique(others, axis=0), np.arange(len(unique)), _LARGEST_CELL, squared)
+    distances: NDArray[np.float64] = np.sqrt(squared.astype(np.float64))[inverse.reshape(-1)] / _POINTS_PER_M
+    return distances
+
+
+_LARGEST_CELL, _SMALLEST_CELL = 1 << 26, 1 << 16
+"""Sides of cells, centimetres: 671 km and 655 m."""
+
+_PAIRS_AT_ONCE = 100_000
+
+
+def _measure_nearest(points: Ints, others: Ints, which: Ints, size: int, squared: Ints) -> None:
+    """Write the least squared distance of some of the points, `which`, to all of the others.
+
+    Where these are many pairs, both are cut into cells; for the points of one, those cells of others are left out that
+    are farther as a whole than another one at its farthest.
+    """
+    if len(which) * len(others) <= _PAIRS_AT_ONCE or size < _SMALLEST_CELL:
+        for some in np.array_split(which, -(-len(which) * len(others) // _PAIRS_AT_ONCE) or 1):
+            apart = points[some][:, None] - others
+            squared[some] = (apart * apart).sum(2).min(1, initial=np.iinfo(np.int64).max)
+        return
+    mine, low, high = _cells(points[which], size)
+    theirs, others_low, others_high = _cells(others, size)
+    for number, rows in enumerate(mine):
+        gap = np.maximum(0, np.maximum(others_low - high[number], low[number] - others_high))
+        span = np.maximum(others_high - low[number], high[number] - others_low)
+        near = np.flatnonzero((gap * gap).sum(1) <= (span * span).sum(1).min())
+        candidates = others[np.concatenate([theirs[cell] for cell in near])]
+        _measure_nearest(points, candidates, which[rows], size // 4, squared)
+
+
+def _cells(points: Ints, size: int) -> tuple[list[Ints], Ints, Ints]:
+    """Which points are in each cell of a size, and the corners of the box of these, (num_cells, 3) each."""
+    _, cell = np.unique(points // size, axis=0, return_inverse=True)
+    order = np.argsort(cell.reshape(-1), kind="stable")
+    starts = np.flatnonzero(np.diff(cell.reshape(-1)[order], prepend=-1))
+    corners = np.minimum.reduceat(points[order], starts), np.maximum.reduceat(points[order], starts)
+    return np.split(order, starts[1:]), *corners
+
+
 def draw(
     keys: NDArray[np.uint64],
     num: int,

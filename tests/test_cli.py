@@ -104,6 +104,7 @@ def condition_cases(root):
     texts = {
         "bbox": "-10,35,20,60", "intersects": area, "datetime": month, "s1_datetime": month,
         "cql2": "country = 'Finland'", "limit": 7, "sample": 9,
+        "share": "0.25/0.75",
     }  # fmt: skip
     found = {
         name: [word for value in values for word in (*flags_of(name), value)]

@@ -27,7 +27,7 @@ PUBLISHED = [
 
 
 def test_a_recipe_for_each_published_architecture_and_one_for_maps():
-    assert recipe_names() == sorted([*PUBLISHED, "finetune", "linear_probe", "unet_resnet34"])
+    assert recipe_names() == sorted([*PUBLISHED, "finetune", "knn", "linear_probe", "unet_resnet34"])
     for name in PUBLISHED:
         assert load_recipe(name).architecture == name
     assert load_recipe("unet_resnet34").task == "map"
@@ -143,6 +143,7 @@ def test_a_set_whose_order_nobody_knows_is_refused():
 
 def test_what_is_frozen_is_a_word_or_a_number():
     assert load_recipe("linear_probe").freeze == "backbone"
+    assert load_recipe("knn").neighbours == 20
     assert load_recipe("resnet50", overrides=["freeze=3"]).freeze == 3
     for value in ("all", "-1", "true", "1.5"):
         with pytest.raises(ValueError, match="freeze must be 'backbone'"):

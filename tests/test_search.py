@@ -292,6 +292,10 @@ def test_a_search_is_ended_between_its_pieces(everything, query):
         pytest.param({"sample": 5, "min_distance_m": -3.5}, "finite, got -3.5; leave", id="distance"),
         pytest.param({"sample": 5, "min_distance_m": float("nan")}, "finite, got nan", id="no number"),
         pytest.param({"sample": 5, "limit": 5}, "first patches .* give one of them", id="head and sample"),
+        pytest.param({"share": 0}, r"part of \[0, 1\] .* got 0", id="an empty share"),
+        pytest.param({"share": "0.5/0.25"}, "got '0.5/0.25'", id="a share backwards"),
+        pytest.param({"share": (0, 0.5, 1)}, "got \\(0, 0.5, 1\\)", id="three ends"),
+        pytest.param({"share": "a tenth"}, "got 'a tenth'", id="words for a share"),
         pytest.param({"ids_order": True}, "ids, which are not given", id="order of nothing"),
         pytest.param({"ids_order": True, "ids": [], "sortby": "id"}, "give one of them", id="two orders"),
     ],
@@ -323,11 +327,32 @@ def test_wrong_queries_say_what_is_wrong(everything, query, message):
         pytest.param({"min_distance_m": "5 km", "sample": 5}, id="a text for a distance"),
         pytest.param({"min_distance_m": True, "sample": 5}, id="a flag for a distance"),
         pytest.param({"ids_order": 1, "ids": []}, id="a number for an order"),
+        pytest.param({"share": True}, id="a flag for a share"),
+        pytest.param({"share": (None, 0.5)}, id="None in a share"),
     ],
 )
 def test_arguments_of_another_type_are_named(everything, query):
     with pytest.raises(TypeError, match=next(iter(query))):
         everything.search(**query)
+
+
+def test_shares_are_nested_and_add_up(everything):
+    parts = [everything.search(share=(at / 10, (at + 1) / 10)).rows for at in range(10)]
+    nested = [set(everything.search(share=end).rows) for end in (0.1, 0.2, 1)]
+    few = everything.search(share=0.1, split="test").patch_ids
+
+    assert sorted(np.concatenate(parts)) == everything.search().rows.tolist()
+    assert all(0.6 < len(part) / (len(everything) / 10) < 1.5 for part in parts)
+    assert nested[0] == set(parts[0]) < nested[1] < nested[2]
+    assert everything.search(share="0/0.1", split="test").patch_ids == few
+
+
+def test_another_seed_is_another_share_and_a_sample_is_of_its_beginning(everything):
+    first, other = (everything.search(share=0.2, sample_seed=seed) for seed in (0, 1))
+
+    assert first.patch_ids == everything.search(share=0.2).patch_ids
+    assert set(first.patch_ids) != set(other.patch_ids)
+    assert set(everything.search(sample=5, sample_seed=1).patch_ids) < set(other.patch_ids)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.errors import NotFoundError
 from reben_cloud.search import SEASONS
 from reben_cloud.sources.recognise import open_source
-from reben_cloud.spread import MARGIN_M, draw, earth_points, seeded_keys
+from reben_cloud.spread import MARGIN_M, draw, earth_points, nearest_m, seeded_keys
 from reben_cloud.store import open_store
 from tests.roots import synthetic_root
 
@@ -343,3 +343,43 @@ def test_nothing_here_depends_on_how_a_library_shuffles():
     code = (Path(rc.__file__).parent / "spread.py").read_text()
 
     assert "random" not in code.replace("at random", "").replace("random number", "")
+
+
+@given(
+    seed=st.integers(0, 99),
+    num=st.integers(1, 300),
+    others=st.integers(1, 900),
+    places=st.integers(1, 6),
+    spread=st.sampled_from([0.0, 0.001, 0.1, 5.0]),
+)
+@settings(max_examples=40)
+@example(seed=0, num=300, others=900, places=1, spread=0.001)
+def test_the_nearest_is_the_nearest_of_all(seed, num, others, places, spread):
+    random = np.random.Generator(np.random.Philox(seed))
+    centres = random.uniform([-180, -90], [180, 90], (places, 2))
+
+    def points(count):
+        chosen = centres[random.integers(0, places, count)] + random.normal(0, spread, (count, 2))
+        return earth_points(chosen[:, 0], np.clip(chosen[:, 1], -90, 90))
+
+    one, other = points(num), points(others)
+    apart = (one[:, None].astype(float) - other) / 100
+
+    np.testing.assert_allclose(nearest_m(one, other), np.sqrt((apart**2).sum(2)).min(1), atol=1e-6)
+
+
+def test_the_nearest_of_many_is_found_cell_by_cell():
+    """More pairs than are compared at once: cells are cut, and far ones left out."""
+    random = np.random.Generator(np.random.Philox(1))
+    place = random.uniform([5, 45], [15, 55], (9000, 2))
+    one = earth_points(place[:3000, 0], place[:3000, 1])
+    other = earth_points(place[3000:, 0] + 3, place[3000:, 1])
+    few = slice(0, 3000, 60)
+
+    found = nearest_m(one, other)
+
+    apart = (one[few, None].astype(float) - other) / 100
+    np.testing.assert_allclose(found[few], np.sqrt((apart**2).sum(2)).min(1), atol=1e-6)
+    assert nearest_m(one, one).max() == 0
+    with pytest.raises(ValueError, match="nothing is nearest"):
+        nearest_m(one, one[:0])

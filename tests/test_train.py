@@ -470,13 +470,13 @@ def test_label_smoothing_and_positive_weights_enter_the_loss(dataset):
     smooth = objective("label_smoothing=0.2").loss(logits, labels)
     selection = dataset.search(split="train", recommended=True)
     counts = encode_many(selection.column("reben:labels"))
-    found = positive_weights(recipe("positive_weights=true"), selection, REBEN.classes)
+    found = positive_weights(recipe("positive_weights=true"), selection)
 
     probability = logits.sigmoid()
     target = labels * 0.8 + 0.1
     by_hand = -(target * probability.log() + (1 - target) * (1 - probability).log()).mean()
     torch.testing.assert_close(smooth, by_hand)
-    assert positive_weights(recipe(), selection, REBEN.classes) is None
+    assert positive_weights(recipe(), selection) is None
     common = int(counts.sum(0).argmax())
     assert found[common].item() == pytest.approx(
         (counts[:, common] == 0).sum() / (counts[:, common] == 1).sum()

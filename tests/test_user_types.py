@@ -33,6 +33,7 @@ sel = ds.search(datetime=(date(2017, 6, 1), None), s1_datetime=np.datetime64("20
 sel = ds.search(intersects={"type": "Point", "coordinates": [13, 47]}, cql2={"op": "isNull", "args": []})
 sel = ds.search(intersects="POINT (13 47)", ids=iter(["a"]), missing_ok=True, snow=False, cloud=None)
 sel = ds.search(ids=Path("ids.csv"), ids_order=True, sample=100, sample_seed=1)
+sel = ds.search(share=0.1, sample_seed=2).dataset.search(share=(0.5, 1)).dataset.search(share="0.5/1")
 sel = ds.search(sample=100, balance="label", min_distance_m=2500.5)
 sel = ds.select(rc.Query(split="train", sample=10, balance="country"))
 query: rc.Query = sel.query

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from reben_cloud.cli import bucket, build, data, export, layer, prepare, serve, start, train
+from reben_cloud.cli import bucket, build, data, export, layer, prepare, serve, start, study, train
 from reben_cloud.cli.options import Command
 from reben_cloud.errors import RebenError
 
@@ -41,6 +41,7 @@ for command in (
     train.train,
     train.evaluate,
     train.predict,
+    study.study,
     export.export,
     build.catalog,
     build.index,
@@ -57,7 +58,16 @@ for command in (
 for command in (bucket.create, bucket.policy, bucket.presign):
     bucket_app.command(cls=Command)(command)
 app.add_typer(bucket_app, name="bucket")
-for command in (layer.maps, layer.raster, layer.folder, layer.table, layer.rebase, layer.info, layer.remove):
+for command in (
+    layer.maps,
+    layer.raster,
+    layer.folder,
+    layer.table,
+    layer.labels,
+    layer.rebase,
+    layer.info,
+    layer.remove,
+):
     layer_app.command(cls=Command)(command)
 app.add_typer(layer_app, name="layer")
 

@@ -241,6 +241,44 @@ def table(
     _say(layer, "have no row", as_json)
 
 
+def labels(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELS",
+            help="Unpacked folder of BigEarthNet v1, or a parquet file with lists of names.",
+            show_default=False,
+            parser=path,
+        ),
+    ],
+    root: RootArgument,
+    dest: DestArgument,
+    name: Annotated[str, typer.Option(help="Name of the layer.")] = "v1",
+    key: KeyOption = None,
+    title: TitleOption = "",
+    allow_missing: AllowMissingOption = 0,
+    endpoint_url: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a layer of labels that others give the patches, such as those of BigEarthNet v1; recipes can learn them."""
+    from reben_cloud.layers import write_label_layer
+
+    dataset = open_root(root, endpoint_url)
+    with usage():
+        layer = write_label_layer(
+            dest,
+            dataset,
+            source,
+            name=name,
+            key=key,
+            title=title,
+            allow_missing=allow_missing,
+            storage_options=storage_options(endpoint_url),
+            progress=bar,
+        )
+    _say(layer, "have no labels", as_json)
+
+
 def rebase(
     layer: LayerArgument,
     root: RootArgument,

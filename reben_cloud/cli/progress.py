@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reben_cloud.stream import RawLoader
     from reben_cloud.torch import StreamLoader
     from reben_cloud.training.log import StepInfo
+    from reben_cloud.training.study.jobs import Outcome
 
 T = TypeVar("T")
 
@@ -83,6 +84,46 @@ def steps() -> Iterator[Callable[[StepInfo], None]]:
                 typer.echo(f"step {info.step:,} of {info.num_steps:,}  {text}", err=True)
 
         yield on_step
+
+
+class Runs:
+    """Where a study is: a bar of its runs and one of the run in this process on a terminal, else lines."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = Console(stderr=True)
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        live = is_first_rank() and self._console.is_terminal
+        self._shown = Progress(*columns, console=self._console, transient=True, disable=not live)
+        self._run = self._shown.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> Runs:
+        self._shown.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.stop()
+
+    def on_step(self, info: StepInfo) -> None:
+        """Show where the run in this process is."""
+        text = f"epoch {info.epoch}  loss {info.loss:.4f}  {info.samples_per_s:,.0f} samples/s"
+        self._shown.update(
+            self._run, completed=info.step, total=info.num_steps, description=text, visible=True
+        )
+
+    def progress(self, outcomes: Iterable[Outcome], total: int, what: str) -> Iterator[Outcome]:
+        """The outcomes of the runs, each with a line."""
+        task = self._shown.add_task(what, total=total)
+        if is_first_rank() and total:
+            self._shown.console.print(f"{what}: {total:,} runs to do", highlight=False)
+        for number, outcome in enumerate(outcomes, 1):
+            self._shown.update(task, completed=number)
+            if is_first_rank():
+                line = f"{number:,} of {total:,}  {outcome.run}  {outcome.to_text()}"
+                self._shown.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            yield outcome
 
 
 def rates(loader: RawLoader | StreamLoader, epochs: int) -> Iterator[object]:

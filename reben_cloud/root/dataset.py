@@ -20,7 +20,7 @@ from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layers import Layer, with_layers
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.objects import Objects
-from reben_cloud.root.query import Balance, GeoInterface, Names, Query, When
+from reben_cloud.root.query import Balance, GeoInterface, Names, Query, Share, When
 from reben_cloud.root.selection import Selection
 from reben_cloud.root.summary import summary
 from reben_cloud.root.table import PatchTable
@@ -189,6 +189,7 @@ class Dataset:
         cloud: bool | None = None,
         recommended: bool | None = None,
         has: Names | None = None,
+        share: Share | None = None,
         cql2: str | Mapping[str, object] | None = None,
         sortby: Names | None = None,
         limit: int | None = None,
@@ -237,6 +238,10 @@ class Dataset:
                 patches with any of these; None has both. Such as ``recommended=True``.
             has: Layers that have something for the patch, one or several, such as ``has="elevation"`` or
                 ``has=["elevation", "climate"]``; `layers` lists them.
+            share: About so large a part of the patches, chosen by a hash of the id alone, such as ``share=0.1``, which
+                is in ``share=0.2``; or what lies between two ends, such as ``share=(0.5, 0.75)`` or
+                ``share="0.5/0.75"``, so that parts that do not overlap have no patch in common. The same in every
+                search, in every dataset that has the patch, and for good.
             cql2: A CQL2 filter over the columns, text or JSON (needs the ``stac`` extra), such as
                 ``cql2="country = 'Finland' AND datetime < DATE('2017-09-01')"`` or
                 ``cql2={"op": "=", "args": [{"property": "split"}, "test"]}``. A ``DATE`` is a day, in UTC; a
@@ -250,7 +255,8 @@ class Dataset:
             sample: So many patches, drawn at random from all that fit the other conditions, such as
                 ``sample=5``; in the order of the table unless sorted. The same everywhere and for good, and part
                 of any larger sample of the same search and seed.
-            sample_seed: Another seed draws another sample; at least 0, such as ``sample_seed=7``; 0 by default.
+            sample_seed: Another seed draws another sample, and another share; at least 0, such as ``sample_seed=7``;
+                0 by default.
             balance: Draw evenly over ``label``, ``country`` or ``season``, such as ``balance="label"``: the group
                 that has the fewest so far gets the next patch. A country or season with too few gives all its
                 patches, and the others share the rest. A class gets first the patches that add least to
@@ -283,6 +289,7 @@ class Dataset:
                 cloud=cloud,
                 recommended=recommended,
                 has=has,
+                share=share,
                 cql2=cql2,
                 sortby=sortby,
                 limit=limit,

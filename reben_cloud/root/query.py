@@ -22,6 +22,9 @@ When: TypeAlias = "Instant | Sequence[Instant | None]"
 Names = str | Iterable[str]
 """One name or several."""
 
+Share = str | float | Sequence[float]
+"""A part of [0, 1): its end, or both ends, as ``0.1``, ``(0.5, 0.75)`` or ``"0.5/0.75"``."""
+
 Balance = Literal["label", "country", "season"]
 """What a sample may be spread over evenly."""
 
@@ -93,6 +96,8 @@ class Query:
     """True: without snow, cloud and shadow; False: only those with any of them."""
     has: Names | None = None
     """Layers that have something for a patch, all of these."""
+    share: Share | None = None
+    """Patches whose hash is in this part of [0, 1)."""
     cql2: str | Mapping[str, object] | None = None
     """A CQL2 filter, text or JSON."""
     sortby: Names | None = None
@@ -102,7 +107,7 @@ class Query:
     sample: int | None = None
     """So many patches, drawn from all that fit the other conditions."""
     sample_seed: int | None = None
-    """Seed of the sample; 0 where it is None."""
+    """Seed of the sample or of the share; 0 where it is None."""
     balance: Balance | None = None
     """Groups over which the sample is even."""
     min_distance_m: float | None = None
@@ -160,11 +165,12 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
             "--recommended/--not-recommended", "Without, or only with, snow and cloud.", "flag"
         ),
         "has": Option("--has", "Patches that this layer has something for; repeat.", "names"),
+        "share": Option("--share", "A part of all by a hash of the id: 0.1, or 0.5/0.75."),
         "cql2": Option("--cql2", "CQL2 text."),
         "sortby": Option("--sortby", "Column, -COLUMN for descending; repeat.", "names"),
         "limit": Option("--limit", "At most so many, from the first.", "number"),
         "sample": Option("--sample", "So many, drawn from all that fit.", "number"),
-        "sample_seed": Option("--sample-seed", "Seed of the sample; 0 by default.", "number"),
+        "sample_seed": Option("--sample-seed", "Seed of the sample or share; 0 by default.", "number"),
         "balance": Option("--balance", "Sample evenly over label, country or season."),
         "min_distance_m": Option(
             "--min-distance", "Least metres between the centres of a sample's patches.", "measure"

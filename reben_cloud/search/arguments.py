@@ -11,7 +11,7 @@ import numpy as np
 import shapely
 from shapely.geometry import shape as from_mapping
 
-from reben_cloud.root.query import Balance, GeoInterface, When
+from reben_cloud.root.query import Balance, GeoInterface, Share, When
 from reben_cloud.schema import check_names, respelled
 
 Box = tuple[float, float, float, float]
@@ -86,6 +86,36 @@ def parse_count(value: int | None, argument: str, *, least: int = 1, without: st
     if value < least:
         raise ValueError(f"{argument} must be at least {least}, got {value}; leave it out to have {without}")
     return int(value)
+
+
+def parse_share(value: Share | None) -> tuple[float, float] | None:
+    """Both ends of a part of [0, 1), or None.
+
+    Raises:
+        TypeError: If it is neither a number nor two nor a text of them.
+        ValueError: If it is not a part of [0, 1), or an empty one.
+    """
+    if value is None:
+        return None
+    what = f"share must be a part of [0, 1] such as 0.1, (0.5, 0.75) or '0.5/0.75', got {value!r}"
+    try:
+        ends = (
+            value.split("/") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
+        )
+        if any(
+            isinstance(end, bool | bytes) or (isinstance(end, str) and not isinstance(value, str))
+            for end in ends
+        ):
+            raise TypeError(what)
+        numbers = [float(end) for end in ends]
+    except ValueError as error:
+        raise ValueError(what) from error
+    except TypeError as error:
+        raise TypeError(what) from error
+    first, end = numbers if len(numbers) == 2 else (0.0, numbers[0] if len(numbers) == 1 else -1.0)
+    if not 0 <= first < end <= 1:
+        raise ValueError(what)
+    return first, end
 
 
 def parse_distance(value: float | None, argument: str) -> float | None:

@@ -28,7 +28,9 @@ def why_empty(selection: Selection) -> str:
     asked = {name: f"{name}={reprlib.repr(value)}" for name, value in conditions.items()}
 
     def count(names: Iterable[str]) -> int:
-        query = Query(missing_ok=True, **{name: conditions[name] for name in names})
+        given = {name: conditions[name] for name in names}
+        seed = selection.query.sample_seed if "share" in given else None
+        query = Query(missing_ok=True, sample_seed=seed, **given)
         return len(dataset.select(query))
 
     if alone := [name for name in asked if not count([name])]:

@@ -31,11 +31,13 @@ from reben_cloud.search.arguments import (
     parse_interval,
     parse_known,
     parse_names,
+    parse_share,
 )
 from reben_cloud.search.fitting import have_fitting, layers_of_rows
 from reben_cloud.search.ids import rows_of_ids
 from reben_cloud.search.sample import parse_sample
 from reben_cloud.search.shapes import Between, box_of, go_on, group_meets, in_box, squares_relate
+from reben_cloud.spread import seeded_keys
 
 
 def find_rows(dataset: Dataset, query: Query, *, between: Between = go_on) -> NDArray[np.int64]:
@@ -76,6 +78,7 @@ def find_rows(dataset: Dataset, query: Query, *, between: Between = go_on) -> ND
     conditions += _flagged("contains_seasonal_snow", parse_flag(query.snow, "snow"))
     conditions += _flagged("contains_cloud_or_shadow", parse_flag(query.cloud, "cloud"))
     conditions += _with_layers(dataset, query.has)
+    conditions += _in_share(query)
     without = dataset.schema.recommended_without
     conditions += _recommended(without, parse_flag(query.recommended, "recommended"))
     if query.season is not None:
@@ -179,6 +182,22 @@ def _with_layers(dataset: Dataset, names: str | Iterable[str] | None) -> list[Co
         )
     chosen = parse_known(names, "layer (has)", list(dataset.layers))
     return [Condition((layout.present_column(name),), mask_of) for name in chosen]
+
+
+def _in_share(query: Query) -> list[Condition]:
+    """Patches by the numbers that a sample is drawn by, so that a share and a sample of it are one choice."""
+    part = parse_share(query.share)
+    if part is None:
+        return []
+    first, end = (min(round(at * 2**64), 2**64) for at in part)
+    seed = parse_count(query.sample_seed, "sample_seed", least=0, without="0") or 0
+
+    def fits(ids: Any) -> NDArray[np.bool_]:
+        keys = seeded_keys(ids.to_pylist(), seed)
+        inside: NDArray[np.bool_] = keys >= np.uint64(first) if first < 2**64 else np.zeros(len(keys), bool)
+        return inside & (keys < np.uint64(end)) if end < 2**64 else inside
+
+    return [Condition((layout.ID,), fits)]
 
 
 def _recommended(without: Sequence[str], flag: bool | None) -> list[Condition]:

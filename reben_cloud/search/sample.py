@@ -107,6 +107,8 @@ def parse_sample(query: Query) -> Sample | None:
     distance = parse_distance(query.min_distance_m, "min_distance_m")
     if num is None:
         how = {"sample_seed": seed, "balance": balance, "min_distance_m": distance}
+        if query.share is not None:
+            del how["sample_seed"]  # which is that of the share then
         for name in (name for name, value in how.items() if value is not None):
             raise ValueError(f"{name} says how a sample is drawn, and none is asked for: give sample=N too")
         return None

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +105,8 @@ class TrainConfig:
     """
 
     architecture: str = "resnet50"
-    """Name of a timm model; for ``task = "map"`` of the encoder under a U-Net."""
+    """Name of a timm model; for ``task = "map"`` of the encoder under a U-Net. Or ``package.module:function``, which
+    makes an encoder for the bands (`encoders.MakesEncoder`)."""
     bands: str = "S1_10m_20m"
     """A named band set (`bands.BAND_SETS`), or band names joined by commas; see `inputs.choose_bands`."""
     statistics: Mapping[str, BandStatistics] = field(default_factory=dict)
@@ -124,12 +126,22 @@ class TrainConfig:
     layer_decay: float = 1.0
     """Share of a layer's learning rate that the layer before it has; 1 for one rate."""
 
+    ema: float = 0.0
+    """Share of the averaged weights that a step keeps, such as 0.999; they are what is measured and kept. 0: none."""
+    neighbours: int = 0
+    """Learn nothing: so many of the nearest patches of training, by the features of `weights`, vote. 0: learn."""
+
     train: Subset = field(default_factory=lambda: Subset(split="train"))
     """What is learned from."""
     validation: Subset = field(default_factory=lambda: Subset(split="validation"))
     """What stops the run and chooses its best weights."""
     test: Subset = field(default_factory=lambda: Subset(split="test"))
     """What the finished model is measured on, once."""
+
+    labels: str = ""
+    """What is learned: labels of a table layer, such as ``v1:labels`` (`truth.labels_of`). Empty: the dataset's."""
+    test_labels: str = ""
+    """What the test subset is measured by, written as `labels`."""
 
     epochs: int = 100
     """Most epochs."""
@@ -194,6 +206,9 @@ class TrainConfig:
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         _check("balanced", self.balanced, 0 <= self.balanced <= 1, "in [0, 1]")
         _check("lr", self.lr, self.lr > 0, "above 0")
+        _check("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        _check("neighbours", self.neighbours, self.neighbours >= 0, "not negative")
+        _check("neighbours", self.neighbours, self.task == "labels" or not self.neighbours, "0 for maps")
         _check("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
         is_count = not isinstance(self.freeze, str) and self.freeze >= 0
         _check("freeze", self.freeze, self.freeze == "backbone" or is_count, "'backbone', or not negative")
@@ -203,6 +218,9 @@ class TrainConfig:
             self.task == "labels" or not self.positive_weights,
             "false for maps",
         )
+
+        for name in ("labels", "test_labels"):
+            _check(name, getattr(self, name), self.task == "labels" or not getattr(self, name), "'' for maps")
 
     def check(self, schema: Schema) -> None:
         """Refuse what patches of a schema do not have.
@@ -252,9 +270,7 @@ class TrainConfig:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml")
-    )
+    return toml_names(RECIPES)
 
 
 def load_recipe(
@@ -276,22 +292,42 @@ def load_recipe(
         FileNotFoundError: If there is no such recipe.
         ValueError: If a key is unknown, or a value is of a wrong type or out of range.
     """
-    name = os.fspath(recipe)
-    if name in recipe_names():
-        text = RECIPES.joinpath(f"{name}.toml").read_text()
-    elif (path := local_path(name, "a recipe")).is_file():
+    values = read_toml(recipe, RECIPES, "recipe")
+    for override in overrides:
+        change(values, override)
+    return config_from(values, schema=schema, statistics=statistics)
+
+
+def read_toml(name: str | os.PathLike[str], ours: Traversable, what: str) -> dict[str, Any]:
+    """The plain values of a TOML file.
+
+    Args:
+        name: Name of one that comes with the package, or a path.
+        ours: Folder of those that come with it.
+        what: What it is, for messages.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+        ValueError: If it is not valid TOML.
+    """
+    given, known = os.fspath(name), toml_names(ours)
+    if given in known:
+        text = ours.joinpath(f"{given}.toml").read_text()
+    elif (path := local_path(given, f"a {what}")).is_file():
         text = path.read_text()
     else:
-        raise FileNotFoundError(
-            f"no recipe {name!r}: neither a TOML file nor one of {', '.join(recipe_names())}"
-        )
+        raise FileNotFoundError(f"no {what} {given!r}: neither a TOML file nor one of {', '.join(known)}")
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name} is not valid TOML: {error}") from error
-    for override in overrides:
-        _override(values, override)
-    return config_from(values, schema=schema, statistics=statistics)
+        raise ValueError(f"{given} is not valid TOML: {error}") from error
+
+
+def toml_names(folder: Traversable) -> list[str]:
+    """Names of the TOML files in a folder, without ``.toml``."""
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def config_from(
@@ -313,7 +349,12 @@ def config_from(
     return config
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def change(values: dict[str, Any], override: str) -> None:
+    """Change one of nested plain values, by ``key=value`` or ``table.key=value``, with the value as in TOML.
+
+    Raises:
+        ValueError: If it is not written so.
+    """
     key, found, text = override.partition("=")
     if not found:
         raise ValueError(f"--set {override!r}: write key=value")
@@ -376,6 +417,9 @@ def _condition(key: str, name: str, value: Any) -> Any:
         return Path(value[1:])  # no id begins so
     if kind == "names":
         return _convert(key, value, tuple[str, ...])
+    if name == "share" and not isinstance(value, str):
+        ends = _convert(key, value, tuple[float, ...])
+        return ends if len(ends) != 1 else ends[0]
     if name in ("intersects", "cql2") and isinstance(value, Mapping):
         return value
     if name in ("datetime", "s1_datetime") and isinstance(value, list | tuple | date):

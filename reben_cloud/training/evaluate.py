@@ -23,6 +23,7 @@ from reben_cloud.training.finite import FiniteCheck
 from reben_cloud.training.groups import GROUPINGS, Groups, group_numbers
 from reben_cloud.training.metrics import Metrics, confusion_of, label_metrics, map_metrics
 from reben_cloud.training.models import ModelSpec, load_pretrained
+from reben_cloud.training.truth import labels_of
 
 try:
     import torch
@@ -54,6 +55,7 @@ def evaluate(
     batch_size: int = 256,
     by: Sequence[str] = (),
     draws: int = 0,
+    labels: str = "",
     **options: Unpack[ReadOptions],
 ) -> Evaluation:
     """Predict every patch of a selection once and measure.
@@ -68,6 +70,7 @@ def evaluate(
         batch_size: Patches a step over all processes.
         by: Groupings of `metrics.GROUPINGS` to measure as well.
         draws: Draws of squares for confidence intervals of the means (`bootstrap.intervals`), for labels; 0: none.
+        labels: Labels to measure by that a table layer has (`truth.labels_of`); empty: the dataset's.
         **options: For `StreamLoader`, such as ``cache_dir``.
 
     Raises:
@@ -102,7 +105,8 @@ def evaluate(
             if spec.task == "map":
                 return _measure_maps(outputs, spec, schema, groups)
             squares = squares_of(selection) if draws else None
-            return _measure_labels(outputs, spec, groups, squares, draws)
+            given = torch.from_numpy(labels_of(selection, labels)).float() if labels else None
+            return _measure_labels(outputs, spec, groups, squares, draws, given)
     finally:
         model.train(was_training)
 
@@ -143,6 +147,7 @@ def _measure_labels(
     groups: Mapping[str, Groups],
     squares: NDArray[np.int64] | None,
     draws: int,
+    given: Tensor | None,
 ) -> Evaluation:
     parts = [
         (batch["index"].clone(), logits.float().sigmoid(), batch["labels"].clone())
@@ -154,7 +159,7 @@ def _measure_labels(
     # Padding has index -1, and the rest comes in the order of the stream; sorted, both are gone.
     order = index.argsort()[int((index < 0).sum()) :]
     assert len(order) == outputs.loader.num_samples
-    probabilities, labels = probabilities[order], labels[order]
+    probabilities, labels = probabilities[order], labels[order] if given is None else given
 
     def measured(rows: Tensor | slice) -> Metrics:
         return label_metrics(

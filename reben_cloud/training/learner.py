@@ -6,6 +6,7 @@ exact resumption needs no state of a random stream.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class Learner:
             freeze(model, config.freeze)
         self._forward = _parallel(model, config, compute)
         self._objective = objective.to(compute.device)
+        self._average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
         self._optimizer = torch.optim.AdamW(
             parameter_groups(model, config.layer_decay), lr=config.lr, weight_decay=config.weight_decay
         )
@@ -103,6 +105,9 @@ class Learner:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            # The first steps are forgotten soon: weights begin as those after the first one.
+            _keep_average(self._average, self.model, min(config.ema, number / (number + 9)))
         return Step(index=batch["index"], logits=logits, loss=loss, lr=lr)
 
     def _gradient(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +130,11 @@ class Learner:
             total += share.detach()
         return torch.cat(said), total
 
+    @property
+    def measured(self) -> nn.Module:
+        """The model that is measured and kept: that of the averaged weights, where there are, else `model`."""
+        return self.model if self._average is None else self._average
+
     def start_epoch(self) -> None:
         """Put the model into training mode, but for what is frozen."""
         self.model.train()
@@ -139,8 +149,9 @@ class Learner:
 
     def share_buffers(self) -> None:
         """Give every process the first one's running statistics, which each kept of its own samples."""
-        for buffer in self.model.buffers():
-            self._compute.copy_from_first(buffer)
+        for model in {id(one): one for one in (self.model, self.measured)}.values():
+            for buffer in model.buffers():
+                self._compute.copy_from_first(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to go on: of the model, the optimiser and the loss scaler."""
@@ -153,7 +164,17 @@ class Learner:
 
     @property
     def _parts(self) -> dict[str, Any]:
-        return {"model": self.model, "optimizer": self._optimizer, "scaler": self._scaler}
+        parts = {"model": self.model, "optimizer": self._optimizer, "scaler": self._scaler}
+        return parts if self._average is None else {**parts, "average": self._average}
+
+
+def _keep_average(average: nn.Module, model: nn.Module, kept: float) -> None:
+    """Move averaged weights towards a model's; its buffers, such as running statistics, are taken as they are."""
+    with torch.no_grad():
+        for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - kept)
+        for kept_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
+            kept_buffer.copy_(buffer)
 
 
 def learning_rate(step: int, highest: float, warmup_steps: int, num_steps: int) -> float:

@@ -64,7 +64,7 @@ class TrainResult(Metrics):
     subset: str
     """What they were measured on: ``test``, or ``validation`` where that is empty."""
     best_epoch: int
-    """Number of the epoch that they are of, from 0."""
+    """Number of the epoch that they are of, from 0; -1 where nothing was learned (`TrainConfig.neighbours`)."""
     validation_score: float
     """What chose them."""
     delivered: NotRequired[dict[str, EpochDelivery]]

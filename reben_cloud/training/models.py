@@ -44,6 +44,7 @@ try:
     from safetensors.torch import load_file, save_file
     from torch import nn
 
+    from reben_cloud.training.encoders import is_entry, make_encoded
     from reben_cloud.training.unet import UNet
 except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
     raise missing_extra("timm", "train", error) from error
@@ -81,7 +82,7 @@ class ModelSpec:
     """
 
     architecture: str
-    """Name of a timm model."""
+    """Name of a timm model, or ``package.module:function`` (`encoders.MakesEncoder`)."""
     bands: tuple[str, ...]
     """Bands in the order of the input's channels."""
     task: Task = "labels"
@@ -125,8 +126,20 @@ def create_model(spec: ModelSpec) -> nn.Module:
     the classes: (batch, num_classes) for labels, (batch, num_classes, image_px, image_px) for maps.
 
     Raises:
-        ValueError: If timm has no such model.
+        ValueError: If timm has no such model, or an entry point makes none.
     """
+    if is_entry(spec.architecture):
+        if spec.task == "map":
+            raise ValueError(
+                f"architecture: {spec.architecture} gives features of a whole patch; maps need a timm encoder"
+            )
+        return make_encoded(
+            spec.architecture,
+            spec.bands,
+            image_px=spec.image_px,
+            num_classes=len(spec.classes),
+            drop_rate=spec.drop_rate,
+        )
     options = {
         "in_chans": len(spec.bands),
         "drop_rate": spec.drop_rate,
@@ -175,9 +188,11 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, spec: ModelSpec
     with replacing(folder / WEIGHTS) as new:
         save_file(weights, new)
     _write_facts(folder, spec)
-    if spec.task == "labels":
+    # The classes that the published models were made with know timm's classifiers alone.
+    has_config = spec.task == "labels" and not is_entry(spec.architecture)
+    if has_config:
         write_json(folder / CONFIG, ilm_configuration(spec))
-    vouch_for(folder, [WEIGHTS, FACTS, *([CONFIG] if spec.task == "labels" else [])])
+    vouch_for(folder, [WEIGHTS, FACTS, *([CONFIG] if has_config else [])])
 
 
 def _write_facts(folder: Path, spec: ModelSpec) -> None:

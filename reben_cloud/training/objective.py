@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from reben_cloud.errors import missing_extra
-from reben_cloud.root.layout import LABELS
 from reben_cloud.root.selection import Selection
-from reben_cloud.schema import Classes, Schema
+from reben_cloud.schema import Schema
 from reben_cloud.torch import Batch
 from reben_cloud.training.config import TrainConfig
 from reben_cloud.training.feed import MapTargets, map_array_of, model_input
 from reben_cloud.training.models import ModelSpec
+from reben_cloud.training.truth import labels_of
 
 try:
     import torch
@@ -36,15 +36,25 @@ class Objective(nn.Module):
         spec: Facts of the model.
         schema: What the batches hold.
         weights: Of the positives of each class, float32 (num_classes,); None weighs all alike.
+        labels: What is learned of the patches of the selection, uint8 (num_patches, num_classes); None for the labels
+            of the batches.
     """
 
-    def __init__(self, config: TrainConfig, spec: ModelSpec, schema: Schema, weights: Tensor | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        spec: ModelSpec,
+        schema: Schema,
+        weights: Tensor | None,
+        labels: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self._config = config
         self._input = model_input(spec, schema)
         self._maps = MapTargets(spec.classes, size=spec.image_px) if spec.task == "map" else None
         self._map_array = map_array_of(schema) if spec.task == "map" else ""
         self.register_buffer("_weights", weights)
+        self.register_buffer("_labels", labels)
         of_channel = [schema.bands[band].modality for band in spec.bands]
         self._modalities = sorted(set(of_channel))
         for name in self._modalities:
@@ -60,7 +70,7 @@ class Objective(nn.Module):
         """
         config = self._config
         image: Tensor = self._input(batch)
-        target: Tensor = batch["labels"] if self._maps is None else self._maps(batch[self._map_array])
+        target = self._target(batch)
 
         def chance(stream: int) -> Tensor:
             return keyed_random(batch["index"], config.seed, epoch, stream)
@@ -76,6 +86,13 @@ class Objective(nn.Module):
         if config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         return image, target
+
+    def _target(self, batch: Batch) -> Tensor:
+        if self._maps is not None:
+            codes: Tensor = self._maps(batch[self._map_array])
+            return codes
+        others: Tensor | None = self._labels  # type: ignore[assignment]
+        return batch["labels"] if others is None else others[batch["index"]].float()
 
     def _lose_modality(self, image: Tensor, draw: Tensor) -> Tensor:
         share = self._config.modality_dropout / len(self._modalities)
@@ -119,10 +136,10 @@ def keyed_random(index: Tensor, *key: int) -> Tensor:
     return (mixed >> 8).float() / 2**24
 
 
-def positive_weights(config: TrainConfig, selection: Selection, classes: Classes) -> Tensor | None:
+def positive_weights(config: TrainConfig, selection: Selection) -> Tensor | None:
     """Negatives over positives of each class in a selection, float32 (num_classes,), if the recipe asks for it."""
     if not config.positive_weights:
         return None
-    positives = classes.encode(selection.column(LABELS)).sum(0, dtype=np.int64)
+    positives = labels_of(selection, config.labels).sum(0, dtype=np.int64)
     weights = (len(selection) - positives) / np.maximum(positives, 1)
     return torch.from_numpy(np.minimum(weights, MOST_WEIGHT).astype(np.float32))

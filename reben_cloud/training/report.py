@@ -81,7 +81,7 @@ def write_report(
     if evaluation.probabilities is not None and evaluation.labels is not None:
         figures["curves"] = precision_recall_plot(evaluation.probabilities, evaluation.labels, spec.classes)
         figures["calibration"] = calibration_plot(evaluation.probabilities, evaluation.labels, spec.classes)
-    figures["examples"] = example_patches(model, spec, selection)
+    figures["examples"] = example_patches(model, spec, selection, labels=evaluation.labels)
     for name, figure in figures.items():
         _save(figure, folder / f"{name}.png")
 
@@ -103,10 +103,19 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(new, format="png")
 
 
-def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection) -> Figure:
-    """A few patches of a selection, spread over it, with what is true and what the model says."""
+def example_patches(
+    model: nn.Module, spec: ModelSpec, selection: Selection, *, labels: Tensor | None = None
+) -> Figure:
+    """A few patches of a selection, spread over it, with what is true and what the model says.
+
+    Args:
+        model: The model.
+        spec: Its facts.
+        selection: Patches.
+        labels: What is true of each patch, (patch, num_classes); None for the dataset's labels.
+    """
     chosen = np.unique(np.linspace(0, len(selection) - 1, min(NUM_EXAMPLES, len(selection))).astype(int))
-    few = selection.dataset.search(ids=[selection.patch_ids[i] for i in chosen])
+    few = selection[chosen]
     schema = selection.dataset.schema
     view = _view_of(spec, schema)
     needed = {*modalities_for(spec, schema), *(schema.bands[band].modality for band in view.bands)}
@@ -129,7 +138,8 @@ def example_patches(model: nn.Module, spec: ModelSpec, selection: Selection) -> 
     if spec.task == "map":
         truth = MapTargets(spec.classes, size=spec.image_px)(batch[map_array_of(schema)])
         return _map_examples(pictures, truth.numpy(), logits.argmax(1).numpy(), spec.classes)
-    return _label_examples(pictures, batch["labels"], logits.sigmoid(), spec.classes)
+    truth = batch["labels"] if labels is None else labels[torch.from_numpy(chosen)]
+    return _label_examples(pictures, truth, logits.sigmoid(), spec.classes)
 
 
 class _View(NamedTuple):

@@ -153,7 +153,7 @@ class Run:
             progress = dataclasses.replace(progress, best_score=score, best_epoch=progress.epoch)
             if self._compute.rank == 0:
                 # Killed in here, the run goes on from an older `last.pt` and writes these files again.
-                save_model(self.best, self._learner.model, self._learner.spec)
+                save_model(self.best, self._learner.measured, self._learner.spec)
         self.progress = dataclasses.replace(progress, epoch=progress.epoch + 1)
         self._loader.set_epoch(self.progress.epoch)
         self.save()

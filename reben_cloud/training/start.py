@@ -100,6 +100,8 @@ def start_from(model: nn.Module, spec: ModelSpec, weights: Weights) -> list[str]
     # A classifier's weights have no decoder, a U-Net's have all of it.
     may_lack = head if decoder & given.keys() else head | decoder
     first = _first_convolution(own, spec)
+    if first is None and weights.bands is not None and weights.bands != spec.bands:
+        raise ValueError(_misfit(weights, spec, "it has no filters over bands, and theirs are other bands"))
     same_classes = weights.classes == spec.classes.names
     found: dict[str, Tensor] = {}
     for name, tensor in own.items():
@@ -129,10 +131,10 @@ def head_names(model: nn.Module) -> Iterator[str]:
     return (name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in ours)
 
 
-def _first_convolution(own: Mapping[str, Tensor], spec: ModelSpec) -> str:
-    return next(
-        name for name, tensor in own.items() if tensor.ndim == 4 and tensor.shape[1] == len(spec.bands)
-    )
+def _first_convolution(own: Mapping[str, Tensor], spec: ModelSpec) -> str | None:
+    """Name of the filters over bands; an encoder of others may have none."""
+    filters = (n for n, tensor in own.items() if tensor.ndim == 4 and tensor.shape[1] == len(spec.bands))
+    return next(filters, None)
 
 
 def _fit_bands(filters: Tensor, weights: Weights, spec: ModelSpec) -> Tensor:

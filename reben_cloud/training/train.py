@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Unpack
 
 from reben_cloud.bigearthnet.inputs import choose_bands
+from reben_cloud.errors import missing_extra
 from reben_cloud.files.paths import local_path
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
@@ -21,7 +22,7 @@ from reben_cloud.torch import ReadOptions, StreamLoader
 from reben_cloud.torch.model_input import finest_px
 from reben_cloud.training.compute import Compute, compute_context
 from reben_cloud.training.config import Subset, TrainConfig
-from reben_cloud.training.evaluate import evaluate, validation_loss
+from reben_cloud.training.evaluate import Evaluation, evaluate, validation_loss
 from reben_cloud.training.feed import map_array_of, modalities_for
 from reben_cloud.training.finite import FiniteCheck
 from reben_cloud.training.groups import GROUPINGS
@@ -29,11 +30,19 @@ from reben_cloud.training.learner import Learner
 from reben_cloud.training.log import Hook, RunLog, StepInfo
 from reben_cloud.training.metrics import TrainResult, early_stopping_score
 from reben_cloud.training.modelcard import write_card
-from reben_cloud.training.models import ModelSpec, load_pretrained
+from reben_cloud.training.models import ModelSpec, create_model, load_pretrained
+from reben_cloud.training.neighbours import remember
 from reben_cloud.training.objective import Objective, positive_weights
 from reben_cloud.training.report import write_curves, write_report
 from reben_cloud.training.run import Run, claim
 from reben_cloud.training.start import read_weights, start_from
+from reben_cloud.training.truth import labels_of
+
+try:
+    import torch
+    from torch import nn
+except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
+    raise missing_extra("torch", "train") from error
 
 
 def train(
@@ -43,6 +52,7 @@ def train(
     *,
     on_step: Callable[[StepInfo], None] | None = None,
     on_log: Hook | None = None,
+    draws: int = 0,
     **options: Unpack[ReadOptions],
 ) -> TrainResult:
     """Train a model, or go on where this folder's run was interrupted.
@@ -55,6 +65,7 @@ def train(
         folder: Of the run.
         on_step: Called on the first process every `TrainConfig.log_steps` steps.
         on_log: Called on the first process with each row of the log, for loggers of others, such as ``wandb.log``.
+        draws: Draws of squares for confidence intervals of what is measured (`bootstrap.intervals`); 0: none.
         **options: For `StreamLoader`, such as ``cache_dir``; they change the speed and nothing else.
 
     Returns:
@@ -76,6 +87,8 @@ def train(
     with compute_context(config.precision) as compute:
         claim(folder, config, schema)
         train_on = _subset(dataset, config.train, "train")
+        if config.neighbours:
+            return _vote(folder, config, dataset, train_on, compute, draws, **options)
         if config.balanced:
             train_on = train_on.balanced(config.balanced)
         loader = StreamLoader(
@@ -90,9 +103,9 @@ def train(
             **options,
         )
         validation = _subset(dataset, config.validation, "validation")
-        weights = positive_weights(config, train_on, schema.classes)
         num_steps = len(loader) * config.epochs
-        objective = Objective(config, spec, schema, weights)
+        learned = torch.from_numpy(labels_of(train_on, config.labels)) if config.labels else None
+        objective = Objective(config, spec, schema, positive_weights(config, train_on), learned)
         learner = Learner(config, spec, objective, compute, num_steps=num_steps)
         run = Run(folder, compute, learner, loader)
         if config.weights and not run.progress.step:
@@ -105,14 +118,20 @@ def train(
                     config, learner, loader, run, finite, log, on_step if compute.rank == 0 else None
                 )
                 scores = evaluate(
-                    learner.model, spec, validation, compute, batch_size=config.batch_size, **options
+                    learner.measured,
+                    spec,
+                    validation,
+                    compute,
+                    batch_size=config.batch_size,
+                    labels=config.labels,
+                    **options,
                 )
                 score = early_stopping_score(scores.metrics)
                 run.end_epoch(score)
                 log.epoch(run.progress, score, validation_loss(scores))
         compute.wait()  # the first process has written the weights
         dropped = loader.num_samples - len(loader) * config.batch_size
-        return _measure_best(folder, config, dataset, compute, run, dropped, **options)
+        return _measure_best(folder, config, dataset, compute, run, dropped, draws, **options)
 
 
 def model_spec(config: TrainConfig, schema: Schema) -> ModelSpec:
@@ -174,23 +193,13 @@ def _measure_best(
     compute: Compute,
     run: Run,
     dropped: int,
+    draws: int,
     **options: Unpack[ReadOptions],
 ) -> TrainResult:
     """Measure the best weights on the test subset, once, and write the report and the model card."""
     model, spec = load_pretrained(run.best)
     model.to(compute.device)
-    name, selection = "test", dataset.select(config.test)
-    if not len(selection):
-        name, selection = "validation", dataset.select(config.validation)
-    evaluation = evaluate(
-        model,
-        spec,
-        selection,
-        compute,
-        batch_size=config.batch_size,
-        by=GROUPINGS,
-        **options,
-    )
+    name, selection, evaluation = _test(config, dataset, compute, model, spec, draws, **options)
     left_out = {
         **evaluation.metrics.get("left_out", {}),
         "train patches of each epoch (other ones each time), which do not fill a batch": dropped,
@@ -210,4 +219,73 @@ def _measure_best(
         write_curves(folder / "report", folder / "log.csv")
         write_report(folder / "report", result, evaluation, spec=spec, model=model, selection=selection)
         write_card(run.best, spec, result, config, schema=dataset.schema)
+    return result
+
+
+def _test(
+    config: TrainConfig,
+    dataset: Dataset,
+    compute: Compute,
+    model: nn.Module,
+    spec: ModelSpec,
+    draws: int,
+    **options: Unpack[ReadOptions],
+) -> tuple[str, Selection, Evaluation]:
+    """Measure a finished model on the test subset, or where that is empty on validation: which, and what was found."""
+    name, selection, labels = "test", dataset.select(config.test), config.test_labels
+    if not len(selection):
+        name, selection, labels = "validation", dataset.select(config.validation), config.labels
+    found = evaluate(
+        model,
+        spec,
+        selection,
+        compute,
+        batch_size=config.batch_size,
+        by=GROUPINGS,
+        draws=draws,
+        labels=labels,
+        **options,
+    )
+    return name, selection, found
+
+
+def _vote(
+    folder: Path,
+    config: TrainConfig,
+    dataset: Dataset,
+    train_on: Selection,
+    compute: Compute,
+    draws: int,
+    **options: Unpack[ReadOptions],
+) -> TrainResult:
+    """Measure what the nearest patches of training say, by the features of a model that learns nothing."""
+    spec = model_spec(config, dataset.schema)
+    torch.manual_seed(config.seed)
+    model = create_model(spec).to(compute.device)
+    if config.weights:
+        start_from(model, spec, read_weights(config.weights))
+    voters = remember(
+        model,
+        spec,
+        train_on,
+        labels_of(train_on, config.labels),
+        compute,
+        k=config.neighbours,
+        batch_size=config.batch_size,
+        **options,
+    )
+    validation = _subset(dataset, config.validation, "validation")
+    scores = evaluate(
+        voters, spec, validation, compute, batch_size=config.batch_size, labels=config.labels, **options
+    )
+    name, selection, evaluation = _test(config, dataset, compute, voters, spec, draws, **options)
+    result: TrainResult = {
+        **evaluation.metrics,
+        "subset": name,
+        "best_epoch": -1,
+        "validation_score": early_stopping_score(scores.metrics),
+        "delivered": {},  # nothing was learned from
+    }
+    if compute.rank == 0:
+        write_report(folder / "report", result, evaluation, spec=spec, model=voters, selection=selection)
     return result
