@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.serve import create_app
@@ -49,15 +51,17 @@ def serving_apart(dataset: Dataset) -> Iterator[str]:
 
 
 @contextmanager
-def serving(dataset: Dataset) -> Iterator[str]:
-    """The URL of a server in a thread of this process, on a free port of the loopback address."""
+def serving(dataset: Dataset, *, prefix: str = "") -> Iterator[str]:
+    """The URL of a server in a thread of this process, on a free port of the loopback address, below a prefix."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(dataset), port=port, log_level="warning"))
+    app = create_app(dataset)
+    below = Starlette(routes=[Mount(prefix, app)]) if prefix else app
+    server = uvicorn.Server(uvicorn.Config(below, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{port}{prefix}"
     server.should_exit = True
     thread.join(10)
 
