@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.serve import create_app
@@ -50,22 +52,23 @@ def serving_apart(dataset: Dataset) -> Iterator[str]:
 
 
 @contextmanager
-def serving(dataset: Dataset, **options: Any) -> Iterator[str]:
-    """The URL of a server in a thread of this process, on a free port of the loopback address.
+def serving(dataset: Dataset, *, prefix: str = "", **options: Any) -> Iterator[str]:
+    """The URL of a server in a thread of this process, on a free port of the loopback address, below a prefix.
 
     Args:
         dataset: What it serves.
+        prefix: Path of an application that the server is mounted in.
         options: Of `create_app`.
     """
     port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(dataset, **options), port=port, log_level="warning", http=ImpatientProtocol)
-    )
+    app = create_app(dataset, **options)
+    below = Starlette(routes=[Mount(prefix, app)]) if prefix else app
+    server = uvicorn.Server(uvicorn.Config(below, port=port, log_level="warning", http=ImpatientProtocol))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{port}{prefix}"
     server.should_exit = True
     thread.join(10)
 

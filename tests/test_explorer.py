@@ -129,6 +129,22 @@ def test_the_counts_are_the_searchs_and_the_filters_are_in_the_address(chromium,
         assert page.is_checked(f"#labels >> text={label}")
 
 
+def test_the_page_works_below_a_prefix(chromium, dataset):
+    with (
+        serving(dataset, prefix="/data/reben") as url,
+        looking_at(chromium, f"{url}/#patch={dataset.selection.patch_ids[4]}") as page,
+    ):
+        assert matched(page) == len(dataset)
+        page.wait_for_selector("#pictures img")
+        came = "(i) => i.complete && i.naturalWidth"
+        page.wait_for_function(f"[...document.querySelectorAll('#patch img')].every({came})")
+        page.fill("#cql2", "split = 'test'")
+        page.press("#cql2", "Enter")
+        assert matched(page, len(dataset.search(split="test"))) > 0
+        page.click("[data-tab=stac]")
+        assert f'Client.open("{url}/")' in page.inner_text("#snippet")
+
+
 def test_ids_are_looked_up_and_unknown_ones_are_told(chromium, url, dataset):
     ids = dataset.selection.patch_ids[3:6]
 

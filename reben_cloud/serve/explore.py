@@ -121,7 +121,9 @@ class _PageForBrowsers:
         self.app, self.page = app, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == "/" and scope["method"] == "GET":
+        # The path has the prefix of a proxy or a mount, if there is one.
+        is_home = scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) == "/"
+        if is_home and scope["method"] == "GET":
             accept = Request(scope).headers.get("accept", "")
             if "text/html" in accept:
                 await Response(self.page, media_type="text/html")(scope, receive, send)

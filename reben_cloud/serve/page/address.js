@@ -2,7 +2,7 @@
 
 import { app, clearFilter, emit, filter, on } from "./model.js";
 import { fill } from "./controls.js";
-import { setView, showAll, viewCentre, zoomLevel } from "./map.js";
+import { goTo, setView, showAll, viewCentre, zoomLevel } from "./map.js";
 import { chooseId, close, shownId } from "./patch.js";
 
 let written = "", isMoved = false;
@@ -56,10 +56,10 @@ export function read() {
   filter.ids = state.getAll("id");
   fill();
   emit("filter");
-  const [lon, lat, zoom] = numbers("map");
-  if (Math.abs(lon) <= 180 && Math.abs(lat) <= 85 && zoom >= 0) setView(lon, lat, zoom);
+  const [lon, lat, zoom] = numbers("map"), hasView = Math.abs(lon) <= 180 && Math.abs(lat) <= 85 && zoom >= 0;
+  if (hasView) setView(lon, lat, zoom);
   else { showAll(); isMoved = false; }
-  if (state.get("patch")) chooseId(state.get("patch"));
+  if (state.get("patch")) chooseId(state.get("patch")).then(() => { if (!hasView && app.chosen >= 0) goTo(app.chosen); });
   else if (app.chosen >= 0) close();
 }
 
