@@ -46,6 +46,7 @@ def create_app(dataset: Dataset, *, public_url: str | None = None, root_path: st
     from reben_cloud.serve.nearest import Nearest
     from reben_cloud.serve.payloads import Payloads
     from reben_cloud.serve.place import Place
+    from reben_cloud.serve.results import Results
     from reben_cloud.serve.tiffs import add_tiffs
     from reben_cloud.serve.watch import Watch
 
@@ -53,10 +54,11 @@ def create_app(dataset: Dataset, *, public_url: str | None = None, root_path: st
     table = dataset.patch_table
     table.read(range(len(table.group_starts) - 1), shown_columns(dataset))
     nearest = Nearest(dataset)
-    app = create_api(dataset, nearest)
+    results = Results(dataset)
+    app = create_api(dataset, nearest, results)
     payloads = Payloads(dataset)
     add_tiffs(app, dataset, payloads)
-    add_explorer(app, dataset, nearest, payloads)
+    add_explorer(app, dataset, nearest, payloads, results)
     counts = add_metrics(app)
     app.add_middleware(Watch, counts=counts)
     app.add_middleware(Place, public_url=public_url, root_path=root_path)

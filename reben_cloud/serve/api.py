@@ -56,7 +56,7 @@ _FILTER_CLASSES = [
 """What works of the filter extension and CQL2; functions of one's own do not."""
 
 
-def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
+def create_api(dataset: Dataset, nearest: Nearest, results: Results) -> FastAPI:
     """The STAC API of a dataset, and beside it the Items nearest to one, where there are embeddings."""
     facts = about(dataset.schema)
     filters = SearchFilterExtension(
@@ -84,7 +84,6 @@ def create_api(dataset: Dataset, nearest: Nearest) -> FastAPI:
         openapi_url="/api",
         docs_url="/api.html",
     )
-    results = Results(dataset)
 
     @asynccontextmanager
     async def searching(_: FastAPI) -> AsyncIterator[None]:

@@ -28,6 +28,7 @@ from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.payloads import Payloads
 from reben_cloud.serve.pictures import describe, picture_of, row_of, thumbnail_of
 from reben_cloud.serve.ranges import send_file
+from reben_cloud.serve.results import Results
 from reben_cloud.serve.tiffs import images_of
 from reben_cloud.views.picture import encode_png
 
@@ -49,14 +50,16 @@ _MEDIA_TYPES = {
 """Of the page's files, by their endings."""
 
 
-def add_explorer(app: FastAPI, dataset: Dataset, nearest: Nearest, payloads: Payloads) -> None:
+def add_explorer(
+    app: FastAPI, dataset: Dataset, nearest: Nearest, payloads: Payloads, results: Results
+) -> None:
     """Add the page, which browsers get at ``/``, and what it loads from ``/explore/``."""
     index = _index(dataset)
     # Level 1: the array is made once and sent whole; half the bytes for a third of a second.
     footprints = gzip.compress(_footprints(dataset, index), 1, mtime=0)
     folder = files("reben_cloud.serve").joinpath("page")
     pages = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-    add_found(app, dataset)
+    add_found(app, dataset, results)
 
     @app.get("/explore/index.json", include_in_schema=False)
     def send_index() -> dict[str, Any]:

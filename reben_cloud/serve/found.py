@@ -40,15 +40,14 @@ class Conditions(BaseModel):
     has: list[str] | None = None
 
 
-def add_found(app: FastAPI, dataset: Dataset) -> None:
+def add_found(app: FastAPI, dataset: Dataset, results: Results) -> None:
     """Answer the page's questions about the patches it found."""
-    results = Results(dataset)
     exporting = threading.Lock()  # one file at a time: a whole table takes seconds and memory
 
     @app.post("/explore/matches.bin", include_in_schema=False)
-    def send_matches(conditions: Conditions) -> Response:
+    async def send_matches(conditions: Conditions, request: Request) -> Response:
         mask = np.zeros(len(dataset), np.bool_)
-        mask[results.rows(conditions.model_dump(exclude_none=True))] = True
+        mask[await results.found(conditions.model_dump(exclude_none=True), request.is_disconnected)] = True
         return Response(np.packbits(mask, bitorder="little").tobytes(), media_type="application/octet-stream")
 
     @app.get("/explore/list", include_in_schema=False)

@@ -43,11 +43,12 @@ class Place:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Changes path, scheme and host of a request."""
         if scope["type"] == "http":
+            mounted = scope.get("root_path", "")  # in another application
             scope = {
                 **scope,
-                "path": _without(scope["path"], self.inner),
+                "path": _without(_without(scope["path"], mounted), self.inner),
                 "root_path": "",
-                _PREFIX: self.prefix,
+                _PREFIX: self.prefix or mounted,
             }
             if self.scheme:
                 headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
