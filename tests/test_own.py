@@ -355,3 +355,21 @@ def test_land_cover_may_be_added_with_further_products(inputs, tmp_path):
 
     assert "written now: 64 patches of 1 product; already there: 64 patches of 1 product" in done.stdout
     assert "land cover more.tif is new" in str(failed.exception)
+
+
+def test_a_raster_becomes_a_layer_beside_it(dataset, made, inputs, tmp_path):
+    """Layers take the size of a patch from the schema."""
+    done = command(
+        "layer", "raster", inputs / "cover" / "T37MBU.tif", made[0] / "root", tmp_path / "again", "--name", "again",
+        "--resampling", "nearest", "--pixel", "10",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+
+    joined = rc.open(made[0] / "root", layers=[str(tmp_path / "again")])
+    found = joined.search(has=["again"])
+
+    assert sorted(found.patch_ids) == sorted(dataset.search(country="Kenya").patch_ids)
+    for batch in RawLoader(found, modalities=("map", "again"), batch_size=16):
+        valid = batch["valid"]
+        # The map has nodata as 999; GDAL's approximation is coarser for a layer than for a map.
+        assert (batch["map"][valid] == batch["again"][valid].reshape(-1, 240, 240)).mean() > 0.99

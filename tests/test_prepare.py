@@ -34,6 +34,7 @@ from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.geotiff import encode_band
 from reben_cloud.scenes import prepare as prepare_module
 from reben_cloud.scenes.class_table import load_class_table
+from reben_cloud.scenes.preparation import COUNTRY_DISTANCE_M
 from reben_cloud.scenes.prepare import (
     CutOptions,
     ProductReport,
@@ -45,7 +46,6 @@ from reben_cloud.scenes.prepare import (
     summary,
 )
 from reben_cloud.scenes.rules import Squares
-from reben_cloud.scenes.run import COUNTRY_DISTANCE_M
 from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.sentinel1 import open_scenes
 from reben_cloud.sources.recognise import open_source
