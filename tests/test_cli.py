@@ -15,7 +15,7 @@ import reben_cloud as rc
 from reben_cloud import cli
 from reben_cloud.cli.options import SEARCH
 from reben_cloud.root.query import OPTIONS, Query
-from reben_cloud.scenes.run import Preparation
+from reben_cloud.scenes.preparation import Preparation
 from reben_cloud.scenes.run import run as run_preparation
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader

@@ -5,6 +5,8 @@ The scenes are made; squares, zones and hemispheres are real.
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -355,3 +357,43 @@ def test_land_cover_may_be_added_with_further_products(inputs, tmp_path):
 
     assert "written now: 64 patches of 1 product; already there: 64 patches of 1 product" in done.stdout
     assert "land cover more.tif is new" in str(failed.exception)
+
+
+def test_a_raster_becomes_a_layer_beside_it(dataset, made, inputs, tmp_path):
+    """Layers take the size of a patch from the schema."""
+    done = command(
+        "layer", "raster", inputs / "cover" / "T37MBU.tif", made[0] / "root", tmp_path / "again", "--name", "again",
+        "--resampling", "nearest", "--pixel", "10",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+
+    joined = rc.open(made[0] / "root", layers=[str(tmp_path / "again")])
+    found = joined.search(has=["again"])
+
+    assert sorted(found.patch_ids) == sorted(dataset.search(country="Kenya").patch_ids)
+    for batch in RawLoader(found, modalities=("map", "again"), batch_size=16):
+        valid = batch["valid"]
+        # The map has nodata as 999; GDAL's approximation is coarser for a layer than for a map.
+        assert (batch["map"][valid] == batch["again"][valid].reshape(-1, 240, 240)).mean() > 0.99
+
+
+def test_its_documents_are_valid_and_name_its_bands(made, dataset, shared):
+    documents = {}
+    for path in sorted((made[0] / "root").rglob("*.json")):
+        document = json.loads(path.read_text())
+        if isinstance(document, dict) and document.get("type") in ("Catalog", "Collection", "Feature"):
+            documents[str(path.relative_to(made[0] / "root"))] = document
+
+    assert len(documents) >= 4
+    for path, document in documents.items():
+        assert stac_errors(document, shared / "stac_schemas") == [], path
+        assert "BigEarthNet v2.0" not in json.dumps(document), path
+    collections = [d for d in documents.values() if d.get("type") == "Collection" and "item_assets" in d]
+    bands = {
+        band["name"]: band
+        for c in collections
+        for a in c["item_assets"].values()
+        for band in a.get("bands", [])
+    }
+    assert bands["s2_10m[band=B04]"]["eo:common_name"] == "red"
+    assert not any("B01" in name for name in bands)

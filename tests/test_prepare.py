@@ -34,6 +34,7 @@ from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.geotiff import encode_band
 from reben_cloud.scenes import prepare as prepare_module
 from reben_cloud.scenes.class_table import load_class_table
+from reben_cloud.scenes.preparation import COUNTRY_DISTANCE_M
 from reben_cloud.scenes.prepare import (
     CutOptions,
     ProductReport,
@@ -44,8 +45,8 @@ from reben_cloud.scenes.prepare import (
     prepare_product,
     summary,
 )
+from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.rules import Squares
-from reben_cloud.scenes.run import COUNTRY_DISTANCE_M
 from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.sentinel1 import open_scenes
 from reben_cloud.sources.recognise import open_source
@@ -926,3 +927,41 @@ def test_a_new_region_of_sentinel_2_alone_goes_all_the_way(tmp_path):
         y, x = place(patch_id)
         want = band_pixels("B09", (40, 40))[20 * y : 20 * y + 20, 20 * x : 20 * x + 20]
         np.testing.assert_array_equal(stack.s2_60m.values[row, 1], want)
+
+
+class InMemory:
+    """A product of another form, as somebody else would write it: it has what `Product` asks, and no file."""
+
+    def __init__(self, path):
+        safe = open_safe(path)
+        for name in ("name", "square", "time", "epsg", "left", "top", "bounds", "shapes", "failed_checks"):
+            setattr(self, name, getattr(safe, name))
+        self.where, self.is_checked = "memory://one", True
+        self.bands = {name: safe.read_band(name) for name in BANDS if BANDS[name].sensor == "s2"}
+
+    def inputs(self, *, masks):
+        return {"etag": f"abc, masks {masks}"}
+
+    def read_band(self, name):
+        return self.bands[name]
+
+    def read_mask(self, name):
+        return None
+
+
+def test_a_product_of_another_form_gives_the_same(inputs, recipe, prepared, tmp_path):
+    product = InMemory(inputs["safe"])
+
+    (report,) = prepare([product], tmp_path / "out", recipe)
+    (again,) = prepare([product], tmp_path / "out", recipe)
+
+    assert isinstance(product, Product)
+    assert report == prepared[1]
+    assert again.already_there
+    ours, theirs = (
+        {name: data for name, data in contents(folder).items() if not name.startswith(".prepared")}
+        for folder in (tmp_path / "out", prepared[0])
+    )
+    assert ours == theirs
+    with pytest.raises(SourceError, match=rf"given twice, memory://one and {inputs['safe'].name}"):
+        prepare([product, inputs["safe"]], tmp_path / "other", recipe)

@@ -162,6 +162,35 @@ def test_labels_of_many_patches_equal_those_of_each(seed, rows, columns):
             assert found.counts[y, x, -1] == (table[one] == labels.NO_CLASS).sum()
 
 
+@given(
+    seed=st.integers(0, 2**32),
+    rule=st.sampled_from(["any", "majority"]),
+    share=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+)
+@settings(max_examples=40)
+def test_a_rule_means_the_same_for_a_tile_and_for_a_patch(seed, rule, share):
+    """What `prepare` writes as labels, a build compares with the map of each patch."""
+    table = ClassTable.of("t", {1: "b", 2: "a", 3: "c", 4: "a", 5: None}, label_rule=rule, min_share=share)
+    rng = np.random.default_rng(seed)
+    codes = rng.choice([1, 2, 3, 4, 5, 999], (40, 60), p=rng.dirichlet(np.ones(6))).astype(np.uint16)
+
+    found = label_patches(codes, patch_px=20, classes=table.classes)
+
+    for y in range(2):
+        for x in range(3):
+            one = codes[20 * y : 20 * y + 20, 20 * x : 20 * x + 20]
+            counts = {
+                name: int(np.isin(one, codes_of).sum())
+                for name, codes_of in (("a", (2, 4)), ("b", 1), ("c", 3))
+            }
+            want = [name for name, n in counts.items() if n and n >= share * 400]
+            if rule == "majority":
+                want = [name for name in want if name == max(counts, key=lambda name: counts[name])]
+            assert found.of(y, x) == table.classes.labels_in(one, name="x") == tuple(sorted(want))
+            unlabelled = 400 - sum(counts.values())
+            assert found.kept[y, x] == (unlabelled < 100 and bool(want))
+
+
 def test_multipolygons_are_split_and_far_ones_left_out(tmp_path):
     near, far = (
         shapely.box(LEFT, TOP - 500, LEFT + 500, TOP),

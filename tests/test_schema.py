@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.bigearthnet.own import is_alike, own_schema
+from reben_cloud.bigearthnet.reben import REBEN, S1
 from reben_cloud.errors import InvalidPatchError
+from reben_cloud.root.manifest import identity_of
 from reben_cloud.schema import DTYPES, ArraySpec, Classes, Modality, Schema, TensorSpec
 
 BY_NUMPY = [name for name, dtype in DTYPES.items() if not name.startswith(("bfloat", "float8"))]
@@ -219,3 +222,41 @@ def test_a_schema_is_pickled_whatever_was_asked_of_it_before():
 
     assert again == schema
     assert list(again.bands) == list(schema.bands)
+
+
+def test_how_labels_follow_from_a_map_is_part_of_a_schema():
+    plain = own_schema()
+    strict = replace(plain, classes=replace(plain.classes, label_rule="majority", min_share=0.1))
+
+    assert Schema.from_json(json.loads(json.dumps(strict.to_json()))) == strict
+    # The first manifests had no such keys: what they mean is what there was, and fingerprints stay as they were.
+    assert not {"label_rule", "min_share"} & plain.to_json()["classes"].keys()
+    assert Schema.from_json(plain.to_json()) == plain
+    assert {"label_rule", "min_share"} <= strict.to_json()["classes"].keys()
+
+
+def test_rebens_schema_is_one_of_its_kind_and_roots_of_it_keep_their_fingerprint():
+    own = own_schema(name=REBEN.name, land_cover="CORINE Land Cover 2018")
+    before = replace(REBEN, classes=replace(REBEN.classes, without_class=()))
+
+    assert own.modalities == REBEN.modalities
+    assert identity_of(before) == identity_of(REBEN) == ["s2", "s1", "map"]
+    assert identity_of(replace(REBEN, patch_m=1200, classes=Classes(names=("a",)))) != ["s2", "s1", "map"]
+    assert is_alike(own_schema(bands=("B02",), patch_m=2400, has_s1=False))
+    assert not is_alike(replace(own, modalities=(replace(S1, name="s2"),), map_array=None))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"bands": ("B10",)}, "'B10' is not a band of Sentinel-2 Level-2A", id="band"),
+        pytest.param({"bands": ("VV",)}, "'VV' is not a band of Sentinel-2", id="radar"),
+        pytest.param({"bands": ()}, "at least one, got none", id="none"),
+        pytest.param({"bands": ("B02", "B02")}, "different names", id="twice"),
+        pytest.param({"patch_m": 1000}, r"multiple of its largest pixel \(60 m", id="60 m"),
+        pytest.param({"patch_m": 1010, "bands": ("B05",)}, r"largest pixel \(20 m", id="20 m"),
+    ],
+)
+def test_a_schema_of_ones_own_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        own_schema(**options)

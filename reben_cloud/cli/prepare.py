@@ -52,11 +52,11 @@ def prepare(
     ] = None,
     s2: Annotated[
         list[Path] | None,
-        typer.Option(help="Level-2A .SAFE, or a folder of them; repeat.", parser=whole_path),
+        typer.Option(help="Level-2A .SAFE or zip, or a folder of them; repeat.", parser=whole_path),
     ] = None,
     l1c: Annotated[
         list[Path] | None,
-        typer.Option(help="Level-1C .SAFE, made Level-2A first; repeat.", parser=whole_path),
+        typer.Option(help="Level-1C .SAFE or zip, made Level-2A first; repeat.", parser=whole_path),
     ] = None,
     s1: Annotated[
         list[Path] | None,
@@ -164,9 +164,10 @@ def prepare(
     from reben_cloud.bigearthnet.inputs import choose_bands
     from reben_cloud.bigearthnet.own import own_schema
     from reben_cloud.scenes.choice import Direction, SceneChoice
+    from reben_cloud.scenes.preparation import Preparation
     from reben_cloud.scenes.prepare import summary
     from reben_cloud.scenes.quality import FlagRule
-    from reben_cloud.scenes.run import Preparation, run
+    from reben_cloud.scenes.run import run
     from reben_cloud.store import open_store
 
     with usage():

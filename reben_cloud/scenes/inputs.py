@@ -23,18 +23,22 @@ from reben_cloud.scenes.sentinel1 import Scene, open_scenes, scene_files
 
 
 def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The ``.SAFE`` folders among `paths` and directly below them.
+    """The ``.SAFE`` folders and the zips among `paths` and directly below them; of a product that is both, the folder.
 
     Raises:
         FileNotFoundError: If a path is neither a product nor a folder of some.
     """
     found: list[Path] = []
     for path in (local_path(path, "a Sentinel-2 product") for path in paths):
-        inside = [path] if path.suffix == ".SAFE" else glob_data(path, "*.SAFE")
-        if not inside:
-            hint = "; unzip it first" if path.suffix == ".zip" else ""
-            raise FileNotFoundError(f"{path}: no .SAFE product there{hint}")
-        found += inside
+        if path.suffix == ".SAFE" or (path.suffix == ".zip" and path.is_file()):
+            found.append(path)
+            continue
+        folders = glob_data(path, "*.SAFE")
+        names = {folder.stem for folder in folders}
+        zips = [file for file in glob_data(path, "S2*.zip") if file.name.split(".")[0] not in names]
+        if not folders and not zips:
+            raise FileNotFoundError(f"{path}: no .SAFE product there, and no zip of one")
+        found += [*folders, *zips]
     return found
 
 

@@ -19,9 +19,9 @@ from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.class_table import REBEN19, ClassTable
 from reben_cloud.scenes.land_raster import files_reaching, raster_files
 from reben_cloud.scenes.official_s1 import v1_files
+from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.provenance import identify, identify_many
 from reben_cloud.scenes.quality import FlagRule
-from reben_cloud.scenes.safe import SafeProduct
 from reben_cloud.scenes.sentinel1 import Scene
 from reben_cloud.scenes.split import PaperSplit, SplitRule
 from reben_cloud.schema import Schema
@@ -145,11 +145,11 @@ class CutOptions:
             found["rules of classes"] = hashlib.sha256(repr(rules).encode()).hexdigest()[:16]
         return found
 
-    def read_v1(self, product: SafeProduct) -> Mapping[tuple[int, int], V1Patch] | None:
+    def read_v1(self, product: Product) -> Mapping[tuple[int, int], V1Patch] | None:
         """What v1 says of a product, (x, y) -> patch; None where squares that v1 lacks are kept too."""
         return None if self.v1 is None else read_v1(self.v1, product.name)
 
-    def inputs_of(self, product: SafeProduct, v1: Mapping[tuple[int, int], V1Patch] | None) -> dict[str, str]:
+    def inputs_of(self, product: Product, v1: Mapping[tuple[int, int], V1Patch] | None) -> dict[str, str]:
         """What one product is made from: its generation and files, rasters of land cover and Sentinel-1 that reach it.
 
         What is not near it may be added or taken away later, with further products.
@@ -158,9 +158,7 @@ class CutOptions:
             product: The product.
             v1: What `read_v1` gives for it.
         """
-        found = {"generation time": product.generation}
-        for path in (*product.files, *(() if self.is_official else product.masks.values())):
-            found |= identify("Sentinel-2", path)
+        found = product.inputs(masks=not self.is_official)
         for path in files_reaching(raster_files(self.land_cover), epsg=product.epsg, bounds=product.bounds):
             found |= identify("land cover", path)
         for scene in self.s1_choice.ordered(

@@ -24,6 +24,7 @@ from reben_cloud.scenes.destination import build_root, claim_root, prepared_fold
 from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs
 from reben_cloud.scenes.metadata import metadata_schema, patch_rows, write_metadata
 from reben_cloud.scenes.options import SCENE_ROLE, CutOptions
+from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.provenance import differences
 from reben_cloud.scenes.receipts import (
     ProductReport,
@@ -33,7 +34,7 @@ from reben_cloud.scenes.receipts import (
     receipt_path,
     summary,
 )
-from reben_cloud.scenes.safe import SafeProduct, open_safe
+from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.tile import Tile, cut_product
 
 __all__ = [
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(
-    products: Sequence[str | os.PathLike[str]],
+    products: Sequence[str | os.PathLike[str] | Product],
     destination: str | os.PathLike[str],
     options: CutOptions,
     *,
@@ -72,7 +73,7 @@ def prepare(
     done writes the metadata.
 
     Args:
-        products: ``.SAFE`` folders; each acquisition once.
+        products: ``.SAFE`` folders, or products of another form; each acquisition once.
         destination: Folder to write to; run again with the same inputs, it continues, and takes further products.
         options: How they are cut, and what goes into the patches.
         executor: Where products are cut, from `build.local` or `build.dask`; its workers need all paths in reach.
@@ -93,12 +94,12 @@ def prepare(
     if not 0 <= worker_index < workers_total:
         raise ValueError(f"worker_index must be in [0, {workers_total}), got {worker_index}")
     folder = local_path(destination, "the folder of the official layout")
-    opened: dict[str, SafeProduct] = {}
-    for path in products:
-        product = open_safe(path)
+    opened: dict[str, Product] = {}
+    for given in products:
+        product = given if isinstance(given, Product) else open_safe(given)
         if product.name in opened:
             raise SourceError(
-                f"{product.name}: given twice, {opened[product.name].path.name} and {product.path.name}"
+                f"{product.name}: given twice, {opened[product.name].where} and {product.where}"
             )
         opened[product.name] = product
     _check_options(folder, options)
@@ -127,7 +128,7 @@ def _check_options(folder: Path, options: CutOptions) -> None:
             )
 
 
-def _done(folder: Path, product: SafeProduct, options: CutOptions) -> ProductReport | None:
+def _done(folder: Path, product: Product, options: CutOptions) -> ProductReport | None:
     """What an earlier run did of a product from the same inputs; None if there is no receipt."""
     path = receipt_path(folder, product.name)
     if not path.exists():
@@ -152,7 +153,7 @@ def _done(folder: Path, product: SafeProduct, options: CutOptions) -> ProductRep
     return receipt.report
 
 
-def prepare_product(product: SafeProduct, folder: Path, options: CutOptions) -> ProductReport:
+def prepare_product(product: Product, folder: Path, options: CutOptions) -> ProductReport:
     """Do one product, whatever there is of it.
 
     Args:

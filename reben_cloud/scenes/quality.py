@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reben_cloud.scenes.safe import SafeProduct
+from reben_cloud.scenes.product import Product
 
 MASK_M = 20
 """Size of a pixel of the masks, metres."""
@@ -68,7 +68,7 @@ class Quality:
         return self.shares["snow_share"] >= rule.snow, hidden >= rule.cloud_or_shadow
 
 
-def measure_quality(product: SafeProduct, *, patch_m: int, shape: tuple[int, int]) -> Quality:
+def measure_quality(product: Product, *, patch_m: int, shape: tuple[int, int]) -> Quality:
     """Measure the masks of a product.
 
     Args:

@@ -20,6 +20,7 @@ from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.scenes import safe_metadata
 from reben_cloud.scenes.jp2 import read_image
+from reben_cloud.scenes.provenance import identify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +63,23 @@ class SafeProduct:
         """West, south, east and north of the tile, metres."""
         ((pixel_m, (rows, columns)), *_) = self.shapes.items()
         return self.left, self.top - rows * pixel_m, self.left + columns * pixel_m, self.top
+
+    @property
+    def where(self) -> str:
+        """Name of its folder."""
+        return self.path.name
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether its manifest has checksums."""
+        return bool(self.checksums)
+
+    def inputs(self, *, masks: bool) -> dict[str, str]:
+        """Its generation and files, with the masks or without."""
+        found = {"generation time": self.generation}
+        for path in (*self.files, *(self.masks.values() if masks else ())):
+            found |= identify("Sentinel-2", path)
+        return found
 
     @property
     def files(self) -> tuple[Path, ...]:

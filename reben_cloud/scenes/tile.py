@@ -30,9 +30,9 @@ from reben_cloud.scenes.land_raster import raster_files, read_land_raster
 from reben_cloud.scenes.official_s1 import read_medians, v1_files
 from reben_cloud.scenes.options import CutOptions
 from reben_cloud.scenes.pairing import pair
+from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.quality import Quality, measure_quality
 from reben_cloud.scenes.rules import PatchLabels, Squares, label_patches, mark, without_nodata
-from reben_cloud.scenes.safe import SafeProduct
 from reben_cloud.scenes.sentinel1 import POLARIZATIONS, check_backscatter
 
 _WRITERS = 4
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 class Tile:
     """The grid of patches of one product."""
 
-    product: SafeProduct
+    product: Product
     """What is cut."""
     options: CutOptions
     """How it is cut."""
@@ -99,7 +99,7 @@ def cut_product(tile: Tile, folder: Path, v1: Mapping[tuple[int, int], V1Patch] 
         FileNotFoundError: If an official S1 patch lacks a file.
         SourceError: If a band, the land cover or a scene is not what it must be.
     """
-    if not tile.product.checksums:
+    if not tile.product.is_checked:
         logger.warning("%s: no checksums (manifest.safe), so damage may go unnoticed", tile.product.name)
     # What a killed run left is of no use, and might hold patches that are not kept now.
     for kind in (geotiff.S2_FOLDER, geotiff.MAPS_FOLDER):

@@ -1,0 +1,98 @@
+"""What the recipe asks of a Sentinel-2 Level-2A product, wherever its pixels are: the border of the inputs.
+
+`safe.SafeProduct` is one in a folder. Another form of product (cloud-optimised GeoTIFFs behind a STAC Item, say) is
+another class that has these; nothing else of `scenes` need know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@runtime_checkable
+class Product(Protocol):
+    """One Level-2A product of one tile. It is small and picklable: it travels to the process that cuts it."""
+
+    @property
+    def name(self) -> str:
+        """Product name without generation time: what patch ids begin with, e.g. ``S2A_MSIL2A_..._T33UUP``."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """What to call it in messages: the name of its folder, or its URL."""
+        ...
+
+    @property
+    def square(self) -> str:
+        """MGRS square, e.g. ``33UUP``."""
+        ...
+
+    @property
+    def time(self) -> datetime:
+        """Start of the acquisition, UTC."""
+        ...
+
+    @property
+    def epsg(self) -> int:
+        """CRS of the tile, a UTM zone."""
+        ...
+
+    @property
+    def left(self) -> int:
+        """West edge of the tile, metres."""
+        ...
+
+    @property
+    def top(self) -> int:
+        """North edge of the tile, metres."""
+        ...
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """West, south, east and north of the tile, metres."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[int, tuple[int, int]]:
+        """Resolution in metres (10, 20, 60) -> height and width of the tile in pixels."""
+        ...
+
+    @property
+    def failed_checks(self) -> tuple[str, ...]:
+        """Quality checks that exclude the whole product."""
+        ...
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether damage within its images is told, by checksums or the like."""
+        ...
+
+    def inputs(self, *, masks: bool) -> dict[str, str]:
+        """What it is known by: role and name of each thing that is read of it -> its state (`provenance.identify`).
+
+        Args:
+            masks: Whether its masks are read as well.
+        """
+        ...
+
+    def read_band(self, name: str) -> NDArray[np.uint16]:
+        """All pixels of a band at its own resolution, reflectance x 10,000; 0 is nodata.
+
+        Raises:
+            SourceError: If it cannot be read, or is not of this tile.
+        """
+        ...
+
+    def read_mask(self, name: str) -> NDArray[np.uint8] | None:
+        """All 20 m pixels of ``SCL`` or ``CLD``, None if it has no such.
+
+        Raises:
+            SourceError: If it cannot be read, or is not of this tile.
+        """
+        ...
