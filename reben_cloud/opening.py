@@ -82,6 +82,9 @@ def open_layer(
 
         return layer_of_file(file, ds)
     if (found := find_layer(url, storage_options)) is None:
+        store = open_store(url, storage_options)
+        if read_manifest(store) is not None:
+            raise NotFoundError(f"{store.url} is a root and not a layer: `reben-cloud info {store.url}`")
         raise NotFoundError(
             f"{open_store(url, storage_options).url} has no {LAYER_MANIFEST}, so no layer is published there; "
             "check the URL, or finish writing it"

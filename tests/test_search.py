@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, date, datetime, timedelta
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from reben_cloud import grid
 from reben_cloud.bigearthnet.official import COUNTRIES, OFFICIAL_SCHEMA
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.errors import NotFoundError
+from reben_cloud.errors import MissingExtraError, NotFoundError
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.query import Query
@@ -463,6 +464,15 @@ def test_a_selection_describes_itself(everything):
     assert axes.get_ylim()[0] < 42.6 < axes.get_ylim()[1] < 45, "as near as the patches are"
     labels = selection.to_pandas().labels
     assert np.mean([len(names) for names in labels]) > 1
+
+
+@pytest.mark.parametrize(("package", "use"), [("geopandas", "to_geopandas"), ("matplotlib.pyplot", "plot")])
+def test_what_needs_an_extra_says_which(package, use, everything, monkeypatch):
+    monkeypatch.delitem(sys.modules, "reben_cloud.views.plots", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+
+    with pytest.raises(MissingExtraError, match=r"comes with: pip install 'reben-cloud\[geo\]'"):
+        getattr(everything.search(limit=1), use)()
 
 
 def shown(html):

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import textwrap
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from reben_cloud.cli import app
 from reben_cloud.wording import WIDTH, counted, size_text, wrapped
+from tests import official
 
 
 def run(*arguments, **environment):
@@ -64,6 +66,46 @@ def test_a_build_says_whether_it_was_new_continued_or_there(tmp_path):
     assert again.stdout.startswith("already there, nothing to do: 4 patches at ")
     assert "(continued: 8 of 8 tasks were done before)" in continued.stdout
     assert "build: 0 of 8\nbuild: 8 of 8 in 0:00:00\n" in continued.stderr
+
+
+def test_catalogs_indexes_and_layers_say_that_they_were_there(tmp_path):
+    table = official.table_of(6)
+    official.write_archives(tmp_path / "zst", table, ["map"])
+    pq.write_table(table, tmp_path / "metadata.parquet")
+    run("build", "synthetic:6", tmp_path / "root", "--modality", "s2")
+    run("export", tmp_path / "root", tmp_path / "lmdb")
+    commands = [
+        ("catalog", tmp_path / "metadata.parquet", tmp_path / "catalog"),
+        ("index", tmp_path / "lmdb", tmp_path / "index"),
+        (
+            "layer",
+            "maps",
+            tmp_path / "zst",
+            tmp_path / "root",
+            tmp_path / "maps",
+            "--scratch",
+            tmp_path / "s",
+        ),
+    ]
+
+    for command in commands:
+        new, again = run(*command), run(*command)
+        assert (new.exit_code, again.exit_code) == (0, 0), new.output
+        assert "already" not in new.stdout
+        assert again.stdout.startswith("already there, nothing to do: ")
+
+    told = run("layer", "info", tmp_path / "root").exception
+    assert "is a root and not a layer: `reben-cloud info" in str(told)
+
+
+def test_a_build_from_archives_says_first_where_it_unpacks_them(tmp_path):
+    official.write_archives(tmp_path / "zst", official.table_of(4))
+
+    said = run("build", tmp_path / "zst", tmp_path / "root", "--scratch", tmp_path / "scratch").stderr
+
+    text = f"archives are unpacked first: 1.22 MB in {tmp_path / 'scratch'}"
+    assert text in said
+    assert said.index(text) < said.index("unpack: 0 of 12")
 
 
 def test_a_found_table_fits_the_terminal(tmp_path):

@@ -153,8 +153,11 @@ METADATA = "metadata.parquet"
 
 
 def other_metadata(official: pa.Table) -> str | None:
-    """Name of the official file whose rows a table has not one of; None if it has rows of both."""
-    flagged = pc.or_(official.column("contains_seasonal_snow"), official.column("contains_cloud_or_shadow"))
+    """Name of the official file whose rows a table has not one of; None if it has rows of both, or is of other data."""
+    flags = ("contains_seasonal_snow", "contains_cloud_or_shadow")
+    if not set(flags) <= set(official.column_names):
+        return None
+    flagged = pc.or_(*map(official.column, flags))
     if not pc.any(flagged).as_py():
         return EXTRA_METADATA
     return METADATA if pc.all(flagged).as_py() else None

@@ -128,7 +128,7 @@ def unpack(job: Job, task: UnpackTask) -> Receipt:
             "meant to be, --incomplete skip builds what is there"
         )
     if others:
-        logger.info(
+        logger.warning(
             "%s: %s of its %s patches are in no row of the metadata of this root and not taken, the first is %s",
             where,
             f"{len(others):,}",

@@ -141,16 +141,19 @@ def catalog(
     from reben_cloud.bigearthnet.official import describe, read_official
     from reben_cloud.bigearthnet.reben import REBEN
     from reben_cloud.build.publish import publish_metadata
+    from reben_cloud.root.documents import read_manifest
     from reben_cloud.store import open_store
 
     store = open_store(dest, storage_options(endpoint_url))
+    there = read_manifest(store) is not None
     official = read_official(metadata)
     manifest = publish_metadata(describe(official), REBEN, store, given=official.column_names)
     patches, products = (
         counted(manifest.num_patches, "patch", "patches"),
         counted(len(manifest.products), "product"),
     )
-    typer.echo(f"catalogued {patches} of {products} at {store.url}")
+    done = "already there, nothing to do:" if there else "catalogued"
+    typer.echo(f"{done} {patches} of {products} at {store.url}")
 
 
 def index(
@@ -176,6 +179,8 @@ def index(
 ) -> None:
     """Make a root of payloads that are hosted already; nothing but the index of them is copied."""
     from reben_cloud.hosted.publish import Cost, estimate_hosted, index_hosted
+    from reben_cloud.root.documents import read_manifest
+    from reben_cloud.store import open_store
 
     if dry_run:
         show(estimate_hosted(url, storage_options(endpoint_url)), as_json)
@@ -184,6 +189,7 @@ def index(
     def tell(cost: Cost) -> None:
         typer.echo(cost.to_text(), err=True)
 
+    there = read_manifest(open_store(dest, storage_options(endpoint_url))) is not None
     manifest = index_hosted(
         url,
         dest,
@@ -199,10 +205,12 @@ def index(
         show_json(manifest.to_json())
         return
     objects = manifest.references or ()
-    size = sum(one.nbytes for one in objects)
+    size = size_text(sum(one.nbytes for one in objects))
+    done = "already there, nothing to do:" if there else "indexed"
+    patches = counted(manifest.num_patches, "patch", "patches")
     typer.echo(
-        f"indexed {counted(manifest.num_patches, 'patch', 'patches')} ({', '.join(manifest.modalities)}) in "
-        f"{counted(len(objects), 'object')} of {size_text(size)}; the root is {open_root(dest, endpoint_url).url}"
+        f"{done} {patches} ({', '.join(manifest.modalities)}) in {counted(len(objects), 'object')} of {size}; the root "
+        f"is {open_root(dest, endpoint_url).url}"
     )
 
 

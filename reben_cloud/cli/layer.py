@@ -96,6 +96,7 @@ def raster(
     from reben_cloud.layers.ways import write_raster_layer
 
     dataset = open_root(root, endpoint_url)
+    there = find_layer(dest, endpoint_url) is not None
     with usage():
         layer = write_raster_layer(
             dest,
@@ -115,7 +116,7 @@ def raster(
             workers=workers,
             progress=bar,
         )
-    _say(layer, "the raster does not cover", as_json)
+    _say(layer, "the raster does not cover", as_json, there=there)
 
 
 def folder(
@@ -144,6 +145,7 @@ def folder(
     from reben_cloud.layers.ways import write_folder_layer
 
     dataset = open_root(root, endpoint_url)
+    there = find_layer(dest, endpoint_url) is not None
     with usage():
         layer = write_folder_layer(
             dest,
@@ -160,7 +162,7 @@ def folder(
             scratch=scratch,
             progress=bar,
         )
-    _say(layer, "have no file", as_json)
+    _say(layer, "have no file", as_json, there=there)
 
 
 def maps(
@@ -184,6 +186,7 @@ def maps(
     from reben_cloud.layers.maps import write_map_layer
 
     dataset = open_root(root, endpoint_url)
+    there = find_layer(dest, endpoint_url) is not None
     with usage():
         layer = write_map_layer(
             dest,
@@ -194,7 +197,7 @@ def maps(
             scratch=scratch,
             progress=bar,
         )
-    _say(layer, "have no map", as_json)
+    _say(layer, "have no map", as_json, there=there)
 
 
 def table(
@@ -224,6 +227,7 @@ def table(
     from reben_cloud.layers import write_table
 
     dataset = open_root(root, endpoint_url)
+    there = find_layer(dest, endpoint_url) is not None
     with usage():
         layer = write_table(
             dest,
@@ -238,7 +242,7 @@ def table(
             storage_options=storage_options(endpoint_url),
             progress=bar,
         )
-    _say(layer, "have no row", as_json)
+    _say(layer, "have no row", as_json, there=there)
 
 
 def labels(
@@ -292,6 +296,7 @@ def rebase(
     from reben_cloud.opening import open_layer
 
     options = storage_options(endpoint_url)
+    there = find_layer(dest, endpoint_url) is not None
     made = rebase_layer(
         dest,
         open_root(root, endpoint_url),
@@ -300,7 +305,7 @@ def rebase(
         scratch=scratch,
         progress=bar,
     )
-    _say(made, "the layer has nothing for", as_json)
+    _say(made, "the layer has nothing for", as_json, there=there)
 
 
 def info(layer: LayerArgument, endpoint_url: EndpointOption = None, as_json: JsonOption = False) -> None:
@@ -332,8 +337,8 @@ def remove(
     typer.echo(f"removed {counted(count, 'object')} of {layer}")
 
 
-def _say(layer: Layer, lacking: str, as_json: bool) -> None:
-    """What was made, and for how many patches there is nothing."""
+def _say(layer: Layer, lacking: str, as_json: bool, *, there: bool) -> None:
+    """What was made or was there, and for how many patches there is nothing."""
     one = layer.manifest
     absent = one.num_patches - one.coverage
     if as_json:
@@ -350,6 +355,7 @@ def _say(layer: Layer, lacking: str, as_json: bool) -> None:
         return
     left = f" ({absent:,} {lacking})" if absent else ""
     rows = f" with {one.num_rows:,} rows" if one.kind == "many" else ""
+    before = "already there, nothing to do: " if there else ""
     typer.echo(
-        f"layer {one.name}: {one.coverage:,} of {one.num_patches:,} patches{left}{rows}, in {layer.url}"
+        f"{before}layer {one.name}: {one.coverage:,} of {one.num_patches:,} patches{left}{rows}, in {layer.url}"
     )

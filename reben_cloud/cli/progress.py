@@ -58,7 +58,8 @@ def bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
             typer.echo(f"{what}: {count:,} of {total:,}, {rate:,.1f}/s, {left} left", err=True)
             due = now - start + 10
     took = timedelta(seconds=round(time.monotonic() - start))
-    typer.echo(f"{what}: {count:,} of {total:,} in {took}", err=True)
+    of = f" of {total:,}" if count == total else ""  # some totals are bounds, and fewer were all
+    typer.echo(f"{what}: {count:,}{of} in {took}", err=True)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ patches that are read together lie together.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 from reben_cloud import catalog
 from reben_cloud.bigearthnet.official import read_official
 from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.build.account import not_taken
 from reben_cloud.build.plan import BuildPlan, is_root_of, make_plan, manifest_of
 from reben_cloud.build.publish import commit_root
 from reben_cloud.build.receipts import put
@@ -48,6 +50,8 @@ from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import Modality
 from reben_cloud.store import Store, open_store
 from reben_cloud.wording import counted, size_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +122,8 @@ def publish_references(
         modalities=modalities,
         options=PlacementOptions(order="stored"),
     )
+    if text := not_taken(plan, official):
+        logger.warning("%s: %s", plan.source.describe(), text)
     require_reachable(store, index.objects)
     there = read_manifest(store)
     if there is not None:

@@ -170,5 +170,5 @@ def _is_silence(text: str) -> bool:
 def _first_line(text: str) -> str:
     """One line of an obstore error, which ends with a debug dump of many lines."""
     line = text.split("\n\nDebug source:", 1)[0].splitlines()
-    # Nor the document that some servers answer with: what its code means is said.
-    return re.sub(r": <\?xml.*", "", line[0]).strip() if line else "unknown error"
+    # Of a document that begins there, the first line says nothing if it is its declaration alone.
+    return re.sub(r": <\?xml[^>]*\?>\s*$", "", line[0]).strip() if line else "unknown error"
