@@ -53,7 +53,7 @@ def honest(rng: np.random.Generator) -> Json:
     month = f"201{rng.integers(7, 9)}-{rng.integers(1, 13):02}"
     return [
         {"bbox": box, "limit": 20},
-        {"bbox": box, "datetime": f"2017-06-01T00:00:00Z/{month}-28T00:00:00Z", "limit": 20},
+        {"bbox": box, "datetime": f"2016-06-01T00:00:00Z/{month}-28T00:00:00Z", "limit": 20},
         {"intersects": {"type": "Polygon", "coordinates": [ring]}, "limit": 20},
         {"filter": "\"reben:split\" = 'train' AND \"reben:country\" = 'Finland'", "bbox": box, "limit": 20},
         {"datetime": month, "sortby": [{"field": "properties.datetime", "direction": "desc"}], "limit": 20},
