@@ -15,6 +15,7 @@ import pyarrow as pa
 from reben_cloud.bigearthnet import official as metadata
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import MissingExtraError, SourceError, StorageError, UnreachableError
+from reben_cloud.files.scratch import private_scratch
 from reben_cloud.root.documents import check_exported
 from reben_cloud.root.source import AnySource, StreamedSource
 from reben_cloud.sources.survey import Part
@@ -121,7 +122,7 @@ def open_modality(
 
 def default_scratch(source: AnySource) -> Path | None:
     """A scratch folder for a source that cannot do without one, None for the others."""
-    return Path(tempfile.gettempdir()) / "reben-cloud" if isinstance(source, StreamedSource) else None
+    return private_scratch() if isinstance(source, StreamedSource) else None
 
 
 def _lacks(where: str, lacking: Sequence[str], has: Iterable[str], near: str = "") -> SourceError:
