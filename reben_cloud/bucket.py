@@ -124,8 +124,8 @@ def access_policy(
 
     A policy cannot keep a builder from overwriting a published root: it knows objects and not whether a root is
     whole, a build that resumes writes its own objects again, and a condition on ``If-None-Match`` is known to AWS alone
-    and would end builds on other servers. Give builders the prefix of the root that they build, and take it back when it
-    is published; or keep versions (`create_bucket`).
+    and would end builds on other servers. Give builders the prefix of the root that they build, and take it back when
+    it is published; or keep versions (`create_bucket`).
 
     Args:
         name: Of the bucket.
