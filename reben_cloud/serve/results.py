@@ -127,9 +127,8 @@ class Results:
             search.future.add_done_callback(lambda _: self._keep(search))
             try:
                 self.lanes.start(search)
-            except BusyError:
-                self._leave(search)
-                raise
+            except BusyError as error:
+                search.future.set_exception(error)  # for all who have joined it meanwhile
         return running
 
     def _leave(self, search: Search) -> None:
