@@ -154,6 +154,11 @@ def access_policy(
     Listing is allowed on the whole bucket even when `prefix` is given: where it is not, S3 answers
     403 instead of 404 for an object that is not there, and a build that resumes needs to know.
 
+    A policy cannot keep a builder from overwriting a published root: it knows objects and not whether a root is
+    whole, a build that resumes writes its own objects again, and a condition on ``If-None-Match`` is known to AWS alone
+    and would end builds on other servers. Give builders the prefix of the root that they build, and take it back when
+    it is published; or keep versions (`create_bucket`).
+
     Args:
         name: Of the bucket.
         access: What to allow.
@@ -165,7 +170,8 @@ def access_policy(
         A policy document, ready for ``json.dumps``.
 
     Raises:
-        ValueError: If there is no such access, a principal is empty, or the name can be no bucket's.
+        ValueError: If there is no such access, a principal is empty, the name can be no bucket's, or a prefix has a
+            sign (``*``, ``?``, ``${``) that a policy reads as a pattern.
     """
     _check_bucket(name)
     if access not in ACTIONS:
@@ -178,6 +184,11 @@ def access_policy(
     if access == "public":
         who = {"Principal": "*"}
     resource = f"arn:aws:s3:::{name}"
+    for one in [prefix] if isinstance(prefix, str) else prefix:
+        if found := [sign for sign in ("*", "?", "${") if sign in one]:
+            raise ValueError(
+                f"the prefix {one!r} has {found[0]!r}, which a policy takes for more than itself: name each prefix"
+            )
     prefixes = [one.strip("/") for one in ([prefix] if isinstance(prefix, str) else prefix)] or [""]
     below = [f"{resource}/{one}/*" if one else f"{resource}/*" for one in prefixes]
     return {

@@ -191,6 +191,12 @@ def test_the_policies_allow_what_the_store_does_and_no_more():
     assert all("Principal" not in statement for statement in policy["Statement"])
 
 
+@pytest.mark.parametrize("prefix", ["*", "roots/*", "root?", "home/${aws:username}", ["root", "layers/*"]])
+def test_a_prefix_that_a_policy_reads_as_a_pattern_is_refused(prefix):
+    with pytest.raises(ValueError, match="more than itself: name each prefix"):
+        access_policy("b", "reader", prefix=prefix)
+
+
 @pytest.mark.s3
 def test_a_shared_selection_is_read_without_credentials(s3_bucket):
     url, options = f"{s3_bucket.url}/root", s3_bucket.storage_options

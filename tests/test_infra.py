@@ -143,13 +143,33 @@ def test_kubernetes_manifests_say_commands_that_exist(manifest):
 
 
 def test_kubernetes_names_and_secrets_agree():
-    known = {("ConfigMap", "reben-store"), ("Secret", "reben-s3")}
+    secrets = {
+        "build-job": "reben-s3",
+        "dask": "reben-s3",
+        "serve": "reben-s3-reader",
+        "train-job": "reben-s3-reader",
+    }
     for manifest in MANIFESTS:
         for _, pod in pods(manifest):
             for container in pod["containers"]:
                 for source in container.get("envFrom", []):
-                    kind = "ConfigMap" if "configMapRef" in source else "Secret"
-                    assert (kind, next(iter(source.values()))["name"]) in known
+                    # Who only reads gets keys that can do no more.
+                    wanted = "reben-store" if "configMapRef" in source else secrets[manifest.stem]
+                    assert next(iter(source.values()))["name"] == wanted, manifest
+
+
+def test_the_api_is_probed_where_it_answers_and_has_time_to_stop():
+    from reben_cloud.serve.running import _STOP_S
+
+    deployment, _, _, ingress = documents(INFRA / "kubernetes" / "serve.yaml")
+    pod = deployment["spec"]["template"]["spec"]
+    (api,) = pod["containers"]
+    options = dict(arg.split("=") for arg in api["args"] if "=" in arg)
+
+    paths = {api[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert paths == {"/_mgmt/health", "/_mgmt/ping"}
+    assert options["--public-url"] == f"https://{ingress['spec']['tls'][0]['hosts'][0]}"
+    assert pod["terminationGracePeriodSeconds"] > _STOP_S + api["lifecycle"]["preStop"]["sleep"]["seconds"]
 
 
 def schema_of(file):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -427,6 +430,12 @@ def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset):
     assert 0 == expected_s(dataset, {}) < expected_s(dataset, few) < expected_s(dataset, many) / 10
     assert 0 < expected_s(dataset, one) < expected_s(dataset, several) / 50
     assert expected_s(dataset, {**several, "bbox": [100, 0, 101, 1]}) == 0
+    # Few values are folded once each, whether they are named with or without the prefix.
+    known = [
+        expected_s(dataset, {"cql2": cql.parse(f"casei({name}) = 'x'")})
+        for name in ('"reben:country"', "country", "id")
+    ]
+    assert known[0] == known[1] < known[2] / 10
 
 
 @pytest.mark.slow
@@ -465,3 +474,29 @@ def test_bodies_that_trickle_in_are_given_up(dataset, monkeypatch):
 
     assert said.startswith(b"HTTP/1.1 408")
     assert b"must arrive within" in said
+
+
+@pytest.mark.slow
+def test_no_request_that_the_openapi_document_describes_or_nearly_is_the_servers_fault(client):
+    """Cases of schemathesis: examples, coverage, fuzzing, and in chains that follow the answers."""
+    pytest.importorskip("schemathesis")
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis",
+        "run",
+        f"{client.base_url}api",
+        "--checks",
+        "not_a_server_error",
+    ]
+    how = ["--max-time", "40", "--max-examples", "1000", "--generation-deterministic", "--no-color"]
+    quiet = ["--continue-on-failure", "--warnings", "off", "--suppress-health-check", "all"]
+
+    done = subprocess.run([*command, *how, *quiet], capture_output=True, text=True, check=False, timeout=200)
+
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    cases = re.search(r"([\d,]+) generated, ([\d,]+) passed", done.stdout)
+    assert cases is not None, done.stdout[-2000:]
+    assert cases[1] == cases[2]
+    assert int(cases[1].replace(",", "")) > 300
+    assert "Stateful" in done.stdout

@@ -6,7 +6,6 @@ Written again after a kill, it asks only for what is not there.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from reben_cloud.build import Progress, silent
 from reben_cloud.build.lease import Lease
 from reben_cloud.errors import ConflictError
+from reben_cloud.files.scratch import private_scratch
 from reben_cloud.layers import publish
 from reben_cloud.layers.array_work import ArrayWork, Patches
 from reben_cloud.layers.describe import layer_schema
@@ -86,7 +86,7 @@ def write_layer(
         schema=schema,
         title=title,
         provenance=dict(provenance or {}),
-        scratch=Path(scratch) if scratch is not None else Path(tempfile.gettempdir()) / "reben_cloud",
+        scratch=Path(scratch) if scratch is not None else private_scratch(),
     )
     done = publish.claim(work.store, work.beginning)
     if done is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from reben_cloud.build import Executor, Progress, build, make_plan, silent
 from reben_cloud.errors import ConflictError, SourceError
+from reben_cloud.files.scratch import private_scratch
 from reben_cloud.root.commit import begin
 from reben_cloud.root.documents import read_manifest
 from reben_cloud.root.layout import JOURNAL, MANIFEST
@@ -66,12 +66,12 @@ def claim_root(store: Store, options: Mapping[str, object], inputs: Mapping[str,
 
 
 def prepared_folder(store: Store) -> Path:
-    """Where the folders lie from which a root is built: beside a local root, else below the temporary folder."""
+    """Where the folders lie from which a root is built: beside a local root, else in the private scratch folder."""
     local = store.local_path()
     if local is not None:
         return local.with_name(f"{local.name}.prepared")
     name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"reben-cloud-prepared-{name}"
+    return private_scratch() / f"prepared-{name}"
 
 
 def build_root(

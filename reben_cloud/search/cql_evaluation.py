@@ -325,5 +325,8 @@ def _map_texts(values: Any, change: Callable[[str], str]) -> Any:
         return pa.scalar(None if values.as_py() is None else change(values.as_py()), pa.string())
     if not pa.types.is_string(values.type):
         raise ValueError(f"the filter folds a value that is not text but {values.type}")
+    if pc.all(pc.string_is_ascii(values), min_count=0).as_py():
+        # There both are simple, and Arrow does not keep other threads waiting.
+        return pc.ascii_lower(values) if change is _without_case else values
     coded = values.dictionary_encode()
     return pa.array([change(text) for text in coded.dictionary.to_pylist()], pa.string()).take(coded.indices)

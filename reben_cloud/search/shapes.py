@@ -23,8 +23,9 @@ from reben_cloud.search.arguments import Box
 Between = Callable[[], None]
 """Called between two pieces of work; what it raises ends the work."""
 
-_AT_ONCE = 2_500_000
-"""Corners times squares of a piece: some 50 ms, as GEOS looks at each pair of them for 20 ns."""
+_AT_ONCE, _AT_ONCE_ROWS = 2_500_000, 4_096
+"""Corners times squares of a piece: some 50 ms, as GEOS looks at each pair of them for 20 ns; and squares, as no
+other thread runs while they are read."""
 
 _SYMMETRIC = ("intersects", "disjoint", "overlaps", "touches", "crosses", "equals")
 _PREDICATES: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -82,8 +83,8 @@ def squares_relate(
 
 
 def pieces(rows: NDArray[np.int64], shape: shapely.Geometry) -> Iterator[NDArray[np.int64]]:
-    """Rows, as many at a time as can be compared with a shape in some 50 ms."""
-    size = max(1, _AT_ONCE // (int(shapely.get_num_coordinates(shape)) + 50))
+    """Rows, as many at a time as can be compared with a shape in some 50 ms, or fewer."""
+    size = min(_AT_ONCE_ROWS, max(1, _AT_ONCE // (int(shapely.get_num_coordinates(shape)) + 50)))
     yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Query, Request
 from stac_fastapi.api.app import StacApi
 from stac_fastapi.api.models import create_get_request_model, create_post_request_model, create_request_model
 from stac_fastapi.extensions.fields import FieldsExtension
-from stac_fastapi.extensions.filter import FilterConformanceClasses, SearchFilterExtension
+from stac_fastapi.extensions.filter import FilterConformanceClasses, FilterExtension
 from stac_fastapi.extensions.pagination import TokenPaginationExtension
 from stac_fastapi.extensions.sort import SearchSortExtension
 from stac_fastapi.types.config import ApiSettings
@@ -59,7 +59,7 @@ _FILTER_CLASSES = [
 def create_api(dataset: Dataset, nearest: Nearest, results: Results) -> FastAPI:
     """The STAC API of a dataset, and beside it the Items nearest to one, where there are embeddings."""
     facts = about(dataset.schema)
-    filters = SearchFilterExtension(
+    filters = FilterExtension(
         client=Queryables(dataset=dataset), conformance_classes=[str(one) for one in _FILTER_CLASSES]
     )
     filters.POST = FilterBody

@@ -91,9 +91,9 @@ def _row_s(dataset: Dataset, op: str, args: Sequence[object]) -> float:
     if op == "in" and len(args) == 2 and isinstance(args[1], list):
         return _SLOW_ROW_S[op] + _ROW_S * sum(isinstance(option, Mapping) for option in args[1])
     names = [arg["property"] for arg in args if isinstance(arg, Mapping) and "property" in arg]
-    types = [
-        dataset.patch_table.schema.field(name).type for name in names if name in dataset.patch_table.names
-    ]
+    schema = dataset.patch_table.schema
+    columns = [one for name in names for one in (str(name), f"{layout.PREFIX}{name}") if one in schema.names]
+    types = [schema.field(column).type for column in columns]
     if types and all(map(pa.types.is_dictionary, types)):
         return 5 * _ROW_S
     return _SLOW_ROW_S.get(op, _ROW_S)

@@ -28,6 +28,7 @@ from reben_cloud.search.arguments import parse_geometry
 from reben_cloud.search.shapes import Between
 from reben_cloud.serve.cost import check_corners, expected_s
 from reben_cloud.serve.lanes import MAX_SEARCH_S, SHORT_S, BusyError, GivenUpError, Lanes, Rows, Search
+from reben_cloud.serve.models import check_times
 
 _KEPT_BYTES = 1 << 25
 """Bytes of row numbers that are kept, so that the next page costs no search; all patches are 4.4 MB."""
@@ -126,9 +127,8 @@ class Results:
             search.future.add_done_callback(lambda _: self._keep(search))
             try:
                 self.lanes.start(search)
-            except BusyError:
-                self._leave(search)
-                raise
+            except BusyError as error:
+                search.future.set_exception(error)  # for all who have joined it meanwhile
         return running
 
     def _leave(self, search: Search) -> None:
@@ -159,6 +159,8 @@ class Results:
         collections = query.pop("collections", None)
         if collections and about(self.dataset.schema).collection not in collections:
             return None, query
+        if "datetime" in query:
+            check_times(query["datetime"])
         query["sortby"] = [_plain_field(field) for field in query.get("sortby", ())] or None
         if "cql2" in query:
             # Text is bounded by the URL or the body, and its shapes are counted when they are parsed.
@@ -207,6 +209,8 @@ def _refusing() -> Iterator[None]:
     except BusyError:
         text = "too many searches that take long wait already: take a simpler filter or area, or come again later"
         raise HTTPException(503, text, headers={"Retry-After": "10"}) from None
+    except RecursionError:
+        raise InvalidQueryParameter("it has more objects and lists in each other than can be read") from None
     except RebenError as error:
         if not isinstance(error, ValueError | LookupError):
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA, joined_official
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import MissingExtraError, SourceError, StorageError, UnreachableError
+from reben_cloud.files.scratch import private_scratch
 from reben_cloud.root.source import AnySource, StreamedSource
 from reben_cloud.sources.survey import Part
 from reben_cloud.sources.tables import OFFICIAL_METADATA as OFFICIAL_METADATA
@@ -166,7 +166,7 @@ def open_modality(
 
 def default_scratch(source: AnySource) -> Path | None:
     """A scratch folder for a source that cannot do without one, None for the others."""
-    return Path(tempfile.gettempdir()) / "reben-cloud" if isinstance(source, StreamedSource) else None
+    return private_scratch() if isinstance(source, StreamedSource) else None
 
 
 def _lacks(where: str, lacking: Sequence[str], has: Iterable[str], near: str = "") -> SourceError:

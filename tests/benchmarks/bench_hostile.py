@@ -50,10 +50,11 @@ def honest(rng: np.random.Generator) -> Json:
     size = float(rng.uniform(0.1, 1.5))
     box = [west, south, west + size, south + size]
     ring = [[west, south], [west + size, south], [west + size / 2, south + size], [west, south]]
-    month = f"201{rng.integers(7, 9)}-{rng.integers(1, 13):02}"
+    first = f"201{rng.integers(7, 9)}-{rng.integers(1, 13):02}"
+    month = f"{first}-01T00:00:00Z/{first}-28T00:00:00Z"
     return [
         {"bbox": box, "limit": 20},
-        {"bbox": box, "datetime": f"2017-06-01T00:00:00Z/{month}-28T00:00:00Z", "limit": 20},
+        {"bbox": box, "datetime": f"2016-06-01T00:00:00Z/{first}-28T00:00:00Z", "limit": 20},
         {"intersects": {"type": "Polygon", "coordinates": [ring]}, "limit": 20},
         {"filter": "\"reben:split\" = 'train' AND \"reben:country\" = 'Finland'", "bbox": box, "limit": 20},
         {"datetime": month, "sortby": [{"field": "properties.datetime", "direction": "desc"}], "limit": 20},
