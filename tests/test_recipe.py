@@ -73,6 +73,7 @@ def test_one_line_trains_here_and_tests_there():
         pytest.param("epochs=1.5", "epochs must be of type int, got 1.5", id="int"),
         pytest.param("compile=1", "compile must be of type bool, got 1", id="bool"),
         pytest.param("task=scene", "task must be 'labels' or 'map'", id="literal"),
+        pytest.param("decoder=segformer", "decoder must be 'unet' or 'transformer'", id="decoder"),
         pytest.param("train.bbox=[1, 'x']", r"train\.bbox must be a number, got 'x'", id="list item"),
         pytest.param("epochs=0", "epochs must be at least 1, got 0", id="range"),
         pytest.param("drop_rate=1.0", r"drop_rate must be in \[0, 1\)", id="share"),

@@ -514,7 +514,8 @@ def test_torchrun_does_each_run_with_all_processes(dataset, root, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(root, dataset, tmp_path):
-    text = SMALL.split("[axes")[0].replace("[1, 2]", "[1]") + "[axes]\nlr = [1e30, 0.001]\n"
+    grid = '[axes]\nlr = [1e30, 0.001]\n[axes.model]\nconv = {}\nvit = {architecture = "test_vit"}\n'
+    text = SMALL.split("[axes")[0].replace("[1, 2]", "[1]") + grid
     arguments = ["study", study_file(tmp_path, text), "--root", root, "--out", tmp_path / "out"]
 
     first = run(*arguments, "--json")
@@ -522,13 +523,15 @@ def test_a_run_that_fails_does_not_stop_the_others(root, dataset, tmp_path):
 
     assert (first.exit_code, again.exit_code) == (1, 1)
     said = json.loads(first.stdout)
-    assert (said["num_finished"], said["num_runs"]) == (1, 2)
-    assert list(said["failed"]) == ["1e+30-seed1"]
-    assert "NotFiniteError" in said["failed"]["1e+30-seed1"]
-    assert "1 of 2 runs are finished, 1 of them before" in again.stdout
+    assert (said["num_finished"], said["num_runs"]) == (1, 4)
+    assert list(said["failed"]) == ["1e+30-conv-seed1", "1e+30-vit-seed1", "0.001-vit-seed1"]
+    assert "NotFiniteError" in said["failed"]["1e+30-conv-seed1"]
+    # timm's own: its patches of 16 px do not fit 120.
+    assert "AssertionError" in said["failed"]["0.001-vit-seed1"]
+    assert "1 of 4 runs are finished, 1 of them before" in again.stdout
     assert "Not finished" in (tmp_path / "out" / "results" / "index.html").read_text()
     table = list(csv.DictReader(io.StringIO(scores(tmp_path / "out"))))
-    assert [row["num_seeds"] for row in table] == ["0", "1"]
+    assert [row["num_seeds"] for row in table] == ["0", "0", "1", "0"]
     assert table[0]["ap_macro"] == ""
 
 

@@ -113,6 +113,8 @@ class TrainConfig:
     """Mean and standard deviation of bands that are not reBEN's, or other ones than were published."""
     task: Literal["labels", "map"] = "labels"
     """Scene labels (a logit per class and patch) or the map (a logit per class and pixel)."""
+    decoder: Literal["unet", "transformer"] = "unet"
+    """What stands over the encoder of a map: a U-Net, or a light transformer (`map_transformer`)."""
     drop_rate: float = 0.15
     """Dropout before the classifier, where the model has it."""
     drop_path_rate: float = 0.15

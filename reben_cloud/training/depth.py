@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.training.start import head_names
-from reben_cloud.training.unet import UNet
+from reben_cloud.training.unet import Segmenter
 
 try:
     from timm.models import group_parameters
@@ -30,7 +30,7 @@ def layers_of(model: nn.Module) -> list[list[str]]:
     names = [name for name, _ in model.named_parameters() if name not in head]
     own = [name for name, _ in model.named_parameters() if name in head]
     groups: dict[object, list[str]] = {}
-    if isinstance(model, UNet):
+    if isinstance(model, Segmenter):
         for name in names:
             parts = name.split(".")
             groups.setdefault(parts[1] if parts[0] == "encoder" else "decoder", []).append(name)
@@ -54,7 +54,7 @@ def freeze(model: nn.Module, what: Freeze) -> None:
     if what != "backbone" and what >= len(layers):
         raise ValueError(f"freeze must be less than the model's {len(layers)} layers, got {what}")
     frozen = {name for layer in layers[: -1 if what == "backbone" else what] for name in layer}
-    if what == "backbone" and isinstance(model, UNet):
+    if what == "backbone" and isinstance(model, Segmenter):
         frozen = {name for name in frozen if name.startswith("encoder.")}
     for name, weights in model.named_parameters():
         if name in frozen:

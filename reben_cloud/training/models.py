@@ -45,6 +45,7 @@ try:
     from torch import nn
 
     from reben_cloud.training.encoders import is_entry, make_encoded
+    from reben_cloud.training.map_transformer import MapTransformer
     from reben_cloud.training.unet import UNet
 except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
     raise missing_extra("timm", "train", error) from error
@@ -68,6 +69,7 @@ ARCHITECTURES = (
 """The seven published architectures, as timm names them."""
 
 Task = Literal["labels", "map"]
+Decoder = Literal["unet", "transformer"]
 
 _PREFIX = "model.vision_encoder."
 _PUBLISHED_BANDS = {"s1": "S1", "s2": "10m_20m", "all": "S1_10m_20m"}
@@ -87,6 +89,8 @@ class ModelSpec:
     """Bands in the order of the input's channels."""
     task: Task = "labels"
     """A logit per class and patch, or per class and pixel."""
+    decoder: Decoder = "unet"
+    """What stands over the encoder of a map."""
     drop_rate: float = 0.0
     """Dropout before the classifier."""
     drop_path_rate: float = 0.0
@@ -147,7 +151,8 @@ def create_model(spec: ModelSpec) -> nn.Module:
     }
     if spec.task == "map":
         encoder = _create(spec.architecture, {**options, "features_only": True})
-        return UNet(encoder, num_classes=len(spec.classes))
+        over = MapTransformer if spec.decoder == "transformer" else UNet
+        return over(encoder, num_classes=len(spec.classes))
     return _create(
         spec.architecture, {**options, "num_classes": len(spec.classes), "img_size": spec.image_px}
     )

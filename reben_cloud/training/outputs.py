@@ -13,7 +13,7 @@ from reben_cloud.errors import missing_extra
 from reben_cloud.root.arrow import bools_array
 from reben_cloud.schema import Classes
 from reben_cloud.training.models import ModelSpec
-from reben_cloud.training.unet import UNet
+from reben_cloud.training.unet import Segmenter
 
 try:
     import torch
@@ -113,7 +113,7 @@ def embed(model: nn.Module, image: Tensor) -> Tensor:
 
     For timm's classifiers it is what goes into the last layer; for maps the mean over the coarsest features.
     """
-    if isinstance(model, UNet):
+    if isinstance(model, Segmenter):
         features: Tensor = model.encoder(image)[-1]
         return features.mean((-2, -1))
     found: Tensor = model.forward_head(model.forward_features(image), pre_logits=True)  # type: ignore[operator]

@@ -49,6 +49,11 @@ _WHITE_AT = 2800
 
 _NO_CLASS_COLOR = "#0a0a0a"
 
+_WRONG = "#d7301f"
+
+_AGREEMENT = ListedColormap(["#f0f0f0", _WRONG, _NO_CLASS_COLOR])
+"""Colours of pixels that are right, wrong, and not measured."""
+
 
 def write_report(
     folder: str | os.PathLike[str],
@@ -205,23 +210,30 @@ def _map_examples(
     predicted: NDArray[np.int64],
     classes: Classes,
 ) -> Figure:
-    figure = new_figure(2.4 * len(pictures), 8)
+    figure = new_figure(2.4 * len(pictures), 10.4)
     black, class_colors = len(classes), colors_of(classes)
     colors = ListedColormap([*class_colors, _NO_CLASS_COLOR])
     norm = BoundaryNorm(np.arange(black + 2) - 0.5, black + 1)
-    grid = figure.subplots(3, len(pictures), squeeze=False)
+    grid = figure.subplots(4, len(pictures), squeeze=False)
     for column, picture in enumerate(pictures):
         unknown = truth[column] == MapTargets.IGNORED
         grid[0, column].imshow(picture)
         for row, pixels in ((1, truth[column]), (2, predicted[column])):
             shown = np.where(unknown, black, pixels)
             grid[row, column].imshow(shown, cmap=colors, norm=norm, interpolation="nearest")
-    for row, name in enumerate(("patch", "reference map", "predicted")):
+        wrong = np.where(unknown, 2, truth[column] != predicted[column])
+        grid[3, column].imshow(wrong, cmap=_AGREEMENT, vmin=0, vmax=2, interpolation="nearest")
+        counted = int((~unknown).sum())
+        share = f"{int((wrong == 1).sum()) / counted:.0%} wrong" if counted else "nothing to compare"
+        grid[3, column].set_xlabel(share, fontsize=8)
+    for row, name in enumerate(("patch", "reference map", "predicted", "disagreement")):
         grid[row, 0].set_ylabel(name)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     names = short_names(classes)
     seen = [c for c in range(black) if (truth == c).any() or (predicted == c).any()]
     handles = [grid[0, 0].scatter([], [], color=class_colors[c], marker="s", label=names[c]) for c in seen]
+    for color, text in ((_WRONG, "wrong"), (_NO_CLASS_COLOR, "no class: not measured")):
+        handles.append(grid[0, 0].scatter([], [], color=color, marker="s", label=text))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure

@@ -17,7 +17,7 @@ from pathlib import Path
 from reben_cloud.errors import ChecksumError, NotFoundError, missing_extra
 from reben_cloud.files.paths import local_path
 from reben_cloud.training.models import ModelSpec, load_pretrained, strip_prefix
-from reben_cloud.training.unet import UNet
+from reben_cloud.training.unet import Segmenter
 
 try:
     import timm
@@ -93,9 +93,9 @@ def start_from(model: nn.Module, spec: ModelSpec, weights: Weights) -> list[str]
     """
     own = model.state_dict()
     given = dict(weights.tensors)
-    if isinstance(model, UNet) and not any(name.startswith(_ENCODER) for name in given):
+    if isinstance(model, Segmenter) and not any(name.startswith(_ENCODER) for name in given):
         given = {f"{_ENCODER}{name}": tensor for name, tensor in given.items()}
-    decoder = {name for name in own if isinstance(model, UNet) and not name.startswith(_ENCODER)}
+    decoder = {name for name in own if isinstance(model, Segmenter) and not name.startswith(_ENCODER)}
     head = set(head_names(model))
     # A classifier's weights have no decoder, a U-Net's have all of it.
     may_lack = head if decoder & given.keys() else head | decoder
@@ -126,7 +126,7 @@ def start_from(model: nn.Module, spec: ModelSpec, weights: Weights) -> list[str]
 
 def head_names(model: nn.Module) -> Iterator[str]:
     """Names of the tensors of a model's last layer."""
-    head = model.head if isinstance(model, UNet) else model.get_classifier()  # type: ignore[operator]
+    head = model.head if isinstance(model, Segmenter) else model.get_classifier()  # type: ignore[operator]
     ours = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
     return (name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in ours)
 

@@ -144,6 +144,7 @@ def model_spec(config: TrainConfig, schema: Schema) -> ModelSpec:
         architecture=config.architecture,
         bands=choose_bands(config.bands, schema=schema),
         task=config.task,
+        decoder=config.decoder,
         drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
         classes=schema.classes,

@@ -1,4 +1,4 @@
-"""A U-Net over any timm encoder: a class for every pixel."""
+"""Decoders over any timm encoder, which give a class for every pixel: what they share, and the U-Net."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
     raise missing_extra("torch", "train") from error
 
 
-class UNet(nn.Module):
+class Segmenter(nn.Module):
+    """A model of maps: an encoder of timm's (``features_only``), a decoder, and a last layer for every pixel."""
+
+    encoder: nn.Module
+    """Gives feature maps, from the finest to the coarsest."""
+    head: nn.Module
+    """From the decoder's features to logits."""
+
+
+class UNet(Segmenter):
     """A decoder that climbs an encoder's feature maps from the coarsest to the finest, then to the input's size."""
 
     def __init__(self, encoder: nn.Module, *, num_classes: int) -> None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from reben_cloud.errors import ChecksumError, RebenError, missing_extra
+from reben_cloud.errors import ChecksumError, missing_extra
 from reben_cloud.files.whole import Locked, locked, write_whole
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.training.compute import compute_context
@@ -124,7 +124,7 @@ def do_job(job: Job, on_step: Callable[[StepInfo], None] | None = None) -> Outco
                 draws=job.draws,
                 cache_dir=job.cache_dir,
             )
-        except (RebenError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:
             if compute.world_size > 1:
                 raise
             logger.warning("run %s failed: %s", job.name, error)
