@@ -268,6 +268,7 @@ def labels(
     from reben_cloud.layers import write_label_layer
 
     dataset = open_root(root, endpoint_url)
+    there = find_layer(dest, endpoint_url) is not None
     with usage():
         layer = write_label_layer(
             dest,
@@ -280,7 +281,7 @@ def labels(
             storage_options=storage_options(endpoint_url),
             progress=bar,
         )
-    _say(layer, "have no labels", as_json)
+    _say(layer, "have no labels", as_json, there=there)
 
 
 def rebase(
