@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from fastapi import HTTPException
 
 import reben_cloud as rc
 from reben_cloud.search import evaluation
@@ -94,6 +95,7 @@ BODIES = {
     "a collection of nothing": {"intersects": {"type": "GeometryCollection", "geometries": 5}},
     "a feature of nothing": {"intersects": {"type": "Feature", "geometry": None}},
     "a ring of too many corners": {"intersects": ring(MAX_CORNERS + 10)},
+    "a ring of far too many corners": {"intersects": ring(3 * MAX_CORNERS)},
     "a filter of a ring": {"filter": {"op": "s_within", "args": [SQUARE, ring(MAX_CORNERS + 10)]}},
     "a filter of many rings": {
         "filter": {"op": "or", "args": [{"op": "s_within", "args": [SQUARE, ring(3000)]}] * 2}
@@ -287,11 +289,13 @@ def test_corners_are_counted_wherever_they_stand():
 class Slow:
     """Stands in for the pieces of long searches: each takes 10 ms, and there are 3,000 of them."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, *, is_long=lambda query: True):
         self.begun, self.ended = 0, 0
         whole = evaluation.find_rows
 
         def slow(dataset, query, *, between):
+            if not is_long(query):
+                return whole(dataset, query, between=between)
             self.begun += 1
             try:
                 for _ in range(3_000):
@@ -354,7 +358,8 @@ def test_a_search_that_takes_too_long_ends(dataset, monkeypatch):
 def test_long_searches_wait_for_each_other_and_short_ones_do_not(dataset, monkeypatch):
     monkeypatch.setattr(results, "expected_s", lambda dataset, query: 60.0 if "intersects" in query else 0.0)
     monkeypatch.setattr(lanes, "MAX_LONG", 3)
-    slow, short = Slow(monkeypatch), Results(dataset)
+    slow = Slow(monkeypatch, is_long=lambda query: query.intersects is not None)
+    short = Results(dataset)
     points = [{"type": "Point", "coordinates": [10, 50 + one]} for one in range(5)]
 
     async def gone() -> bool:
@@ -365,7 +370,6 @@ def test_long_searches_wait_for_each_other_and_short_ones_do_not(dataset, monkey
         await asyncio.sleep(0.5)
         assert slow.begun == 1
         assert short.lanes.num_long == 3
-        monkeypatch.setattr(results, "find_rows", evaluation.find_rows)
         found = await asyncio.wait_for(short.found({"bbox": [0, 0, 1, 1]}, gone), 2)
         assert len(found) == len(dataset.search(bbox=(0, 0, 1, 1)))
         stop.set()
@@ -375,6 +379,17 @@ def test_long_searches_wait_for_each_other_and_short_ones_do_not(dataset, monkey
     ended = asyncio.run(run())
 
     assert sorted(error.status_code for error in ended) == [499, 499, 499, 503, 503]
+
+
+def test_a_large_shape_is_not_even_made_while_there_is_no_place_for_it(dataset, monkeypatch):
+    monkeypatch.setattr(lanes, "MAX_LONG", 0)
+
+    def never(*_):
+        raise AssertionError("it was made")
+
+    monkeypatch.setattr(results, "parse_geometry", never)
+    with pytest.raises(HTTPException, match="too many searches"):
+        Results(dataset).rows({"intersects": ring(1_000)})
 
 
 def test_a_search_that_is_not_short_after_all_goes_to_the_long_ones(dataset, monkeypatch):

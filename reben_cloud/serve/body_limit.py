@@ -7,6 +7,7 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reben_cloud.serve.answers import answer
+from reben_cloud.serve.cost import MAX_CORNERS
 
 MAX_BODY_BYTES = 1_000_000
 """Largest request that is read: some 10,000 ids, or a polygon of more corners than are taken."""
@@ -16,6 +17,9 @@ MAX_BODY_S = 20.0
 
 LARGE_BODY_BYTES = 20_000
 """Bodies above this take milliseconds to understand, so who has one refused waits for a second before the next."""
+
+MAX_LISTS = MAX_CORNERS + 1_000
+"""Most lists in a body, of which a corner is one; they are counted in no time, and reading them takes 2 µs each."""
 
 _REFUSED_AFTER_S = 1.0
 
@@ -41,6 +45,12 @@ class BodyLimit:
             return
         if body is None:
             await answer(413, f"a request may have {self.max_bytes:,} bytes")(scope, receive, send)
+            return
+        if (lists := body.count(b"[")) > MAX_LISTS:
+            await asyncio.sleep(_REFUSED_AFTER_S)
+            text = f"a request may have {MAX_LISTS:,} lists, and shapes {MAX_CORNERS:,} corners; this has {lists:,} lists: "
+            way_out = "simplify the shapes, for instance with shapely.simplify(shape, 0.001)"
+            await answer(400, text + way_out)(scope, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 

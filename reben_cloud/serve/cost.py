@@ -29,8 +29,8 @@ _SLOW_ROW_S: Mapping[str, float] = {"casei": 750e-9, "accenti": 750e-9, "like": 
 """The same for operators that take longer, over strings that are nearly all different."""
 
 
-def check_corners(shapes: object) -> None:
-    """Refuse more than `MAX_CORNERS` in what was sent as shapes, before anything is made of it.
+def check_corners(shapes: object) -> int:
+    """Count the corners in what was sent as shapes, before anything is made of it, and refuse more than `MAX_CORNERS`.
 
     Raises:
         ValueError: If there are more.
@@ -40,6 +40,7 @@ def check_corners(shapes: object) -> None:
             f"the shapes of the search have {corners:,} corners, {MAX_CORNERS:,} is the most: simplify them, "
             "for instance with shapely.simplify(shape, 0.001)"
         )
+    return corners
 
 
 def count_corners(node: object) -> int:

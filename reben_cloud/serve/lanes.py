@@ -99,6 +99,11 @@ class Lanes:
         self.num_given_up, self.num_refused = 0, 0
         """Searches that ended without a result, and that had no place, since the start."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for a long search."""
+        return self.num_long >= MAX_LONG
+
     def start(self, search: Search) -> None:
         """Let a search run when it is its turn.
 

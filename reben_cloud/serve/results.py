@@ -33,6 +33,9 @@ from reben_cloud.serve.models import check_times
 _KEPT_BYTES = 1 << 25
 """Bytes of row numbers that are kept, so that the next page costs no search; all patches are 4.4 MB."""
 
+_MANY_CORNERS = 100
+"""Corners of shapes that are not made while there is no place for a long search."""
+
 _LOOK_S = 0.2
 """How often it is looked whether a client still waits."""
 
@@ -105,9 +108,14 @@ class Results:
 
     def _join(self, query: Mapping[str, Any]) -> Rows | Search:
         """What is known already, or a search that goes on until all have left it."""
-        key, query = self._understood(query)
-        if key is None:
+        query = {name: value for name, value in query.items() if value not in (None, [], "")}
+        if "bbox" in query and "intersects" in query:
+            raise ValueError("give bbox or intersects, not both")
+        collections = query.pop("collections", None)
+        if collections and about(self.dataset.schema).collection not in collections:
             return np.empty(0, np.int64)
+        corners = check_corners([query.get("intersects"), query.get("cql2")])
+        key = json.dumps(query, sort_keys=True)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -115,6 +123,9 @@ class Results:
             if (running := self._running.get(key)) is not None:
                 running.waiting += 1
                 return running
+        if corners > _MANY_CORNERS and self.lanes.is_full:
+            raise BusyError  # before the shape is made: it would be in vain, and takes as long as a short search
+        query = _understood(query)
         search = Search(
             key,
             lambda between: self._find(query, between),
@@ -150,29 +161,6 @@ class Results:
             self._kept_bytes += rows.nbytes
             while self._kept_bytes > _KEPT_BYTES:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-
-    def _understood(self, query: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """A query with its filter and shape parsed, and a key that equal ones have; None for one that finds nothing."""
-        query = {name: value for name, value in query.items() if value not in (None, [], "")}
-        if "bbox" in query and "intersects" in query:
-            raise ValueError("give bbox or intersects, not both")
-        collections = query.pop("collections", None)
-        if collections and about(self.dataset.schema).collection not in collections:
-            return None, query
-        if "datetime" in query:
-            check_times(query["datetime"])
-        query["sortby"] = [_plain_field(field) for field in query.get("sortby", ())] or None
-        if "cql2" in query:
-            # Text is bounded by the URL or the body, and its shapes are counted when they are parsed.
-            check_corners(query["cql2"])
-            query["cql2"] = cql.parse(query["cql2"])
-            check_corners(query["cql2"])
-        if "intersects" in query:
-            check_corners(query["intersects"])
-        key = json.dumps(query, sort_keys=True)
-        if "intersects" in query:
-            query["intersects"] = parse_geometry(query["intersects"])
-        return key, query
 
     def _find(self, query: Mapping[str, Any], between: Between) -> Rows:
         if "ids" in query:  # an Item has no other name
@@ -217,6 +205,19 @@ def _refusing() -> Iterator[None]:
         raise InvalidQueryParameter(str(error)) from error
     except (TypeError, ValueError) as error:
         raise InvalidQueryParameter(str(error)) from error
+
+
+def _understood(query: Mapping[str, Any]) -> dict[str, Any]:
+    """A query with its filter and shape parsed, as `find_rows` takes it."""
+    query = {**query, "sortby": [_plain_field(field) for field in query.get("sortby", ())] or None}
+    if "datetime" in query:
+        check_times(query["datetime"])
+    if "cql2" in query:
+        query["cql2"] = cql.parse(query["cql2"])
+        check_corners(query["cql2"])  # of text they can be counted only now
+    if "intersects" in query:
+        query["intersects"] = parse_geometry(query["intersects"])
+    return query
 
 
 def _plain_field(field: str) -> str:
