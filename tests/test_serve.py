@@ -401,6 +401,8 @@ def test_browsers_get_the_page_and_clients_the_catalog(client):
 
 def test_footprints_hold_what_the_table_holds(client, dataset):
     index = client.get("/explore/index.json").json()
+    assert "file:" not in json.dumps(index)
+    assert index["url"] == f"{client.base_url}/root"
     data = client.get("/explore/footprints.bin").content
     n = len(dataset)
 

@@ -25,7 +25,7 @@ from reben_cloud.search import known_ids
 from reben_cloud.serve.fields import Fields, fields_of_body, fields_of_names, with_fields
 from reben_cloud.serve.lanes import Rows
 from reben_cloud.serve.layers import list_layers, shown_columns
-from reben_cloud.serve.links import GEOJSON, Links, position_of
+from reben_cloud.serve.links import GEOJSON, Links, layer_urls, position_of, root_url
 from reben_cloud.serve.models import MAX_LIMIT
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.results import Results
@@ -236,36 +236,29 @@ class Client(BaseCoreClient):
         where = self.dataset.store.s3_location
         layers = self._layers(request)
         columns = selection.columns(shown_columns(self.dataset))
-        items = list(patch_items(columns, self._assets_url(request), where, layers))
+        items = list(patch_items(columns, root_url(self.dataset, get_base_url(request)), where, layers))
         links = self._links(request)
         for item in items:
             item["links"] = links.of_item(item["id"])
             add_band_images(item, self._images, f"{get_base_url(request)}{PATH}")
         return items
 
-    def _assets_url(self, request: Request) -> str:
-        if self.dataset.store.is_local:
-            return f"{get_base_url(request)}root"
-        return self.dataset.url
-
     def _layers(self, request: Request) -> list[PlacedLayer]:
-        base = get_base_url(request)
-        return [
-            PlacedLayer(layer, f"{base}layers/{name}" if layer.store.is_local else layer.url)
-            for name, layer in self.dataset.layers.items()
-        ]
+        urls = layer_urls(self.dataset, get_base_url(request))
+        return [PlacedLayer(layer, urls[name]) for name, layer in self.dataset.layers.items()]
 
     def _collection(self, request: Request) -> dict[str, Any]:
-        document = dataset_document(self.dataset, url=self._assets_url(request), layers=self._layers(request))
+        document = dataset_document(
+            self.dataset, url=root_url(self.dataset, get_base_url(request)), layers=self._layers(request)
+        )
         kept = {"license", "cite-as", "about"}
         document["links"] = [
             *self._links(request).of_collection(),
             *(link for link in document["links"] if link["rel"] in kept),
         ]
         document.setdefault("item_assets", {}).update(band_definitions(self._images))
-        if layers := list_layers(self.dataset):
-            places = {placed.layer.name: placed.url for placed in self._layers(request)}
-            document[layout.column("layers")] = [{**one, "url": places[one["name"]]} for one in layers]
+        if layers := list_layers(self.dataset, layer_urls(self.dataset, get_base_url(request))):
+            document[layout.column("layers")] = layers
         return document
 
     @property

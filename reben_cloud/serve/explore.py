@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import FastAPI, HTTPException, Request
 from numpy.typing import NDArray
+from stac_fastapi.types.requests import get_base_url
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,6 +25,7 @@ from reben_cloud.root.placement import SPLITS
 from reben_cloud.search.arguments import SEASONS
 from reben_cloud.serve.found import add_found
 from reben_cloud.serve.layers import layer_picture, list_layers
+from reben_cloud.serve.links import layer_urls, root_url
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.payloads import Payloads
 from reben_cloud.serve.pictures import describe, picture_of, row_of, thumbnail_of
@@ -62,8 +64,10 @@ def add_explorer(
     add_found(app, dataset, results)
 
     @app.get("/explore/index.json", include_in_schema=False)
-    def send_index() -> dict[str, Any]:
-        return index
+    def send_index(request: Request) -> dict[str, Any]:
+        base = get_base_url(request)
+        layers = list_layers(dataset, layer_urls(dataset, base))
+        return {**index, "url": root_url(dataset, base), "layers": layers}
 
     @app.get("/explore/footprints.bin", include_in_schema=False)
     def send_footprints() -> Response:
@@ -141,12 +145,10 @@ def _index(dataset: Dataset) -> dict[str, Any]:
     return {
         "title": about(dataset.schema).title,
         "collection": about(dataset.schema).collection,
-        "url": dataset.url,
         "num_patches": len(dataset),
         "modalities": list(dataset.modalities),
         "bands": [name for name, image in images_of(dataset).items() if not image.is_layer],
         "thumbnail": thumbnail_of(dataset),
-        "layers": list_layers(dataset),
         "products": _products(dataset),
         "splits": list(SPLITS),
         "flags": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,13 @@ def shown_columns(dataset: Dataset) -> list[str]:
     return [name for name in dataset.patch_table.names if name not in hidden]
 
 
-def list_layers(dataset: Dataset) -> list[dict[str, Any]]:
-    """Name, title, kind, place and number of patches of each layer."""
+def list_layers(dataset: Dataset, urls: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Name, title, kind, place and number of patches of each layer.
+
+    Args:
+        dataset: The dataset.
+        urls: Where clients read each layer.
+    """
     shown = set(shown_columns(dataset))
     found = []
     for layer in dataset.layers.values():
@@ -60,7 +66,7 @@ def list_layers(dataset: Dataset) -> list[dict[str, Any]]:
                 "name": layer.name,
                 "title": layer.manifest.title,
                 "kind": layer.manifest.kind,
-                "url": layer.url,
+                "url": urls[layer.name],
                 "num_patches": layer.manifest.coverage,
                 "present": layout.present_column(layer.name),
                 "fields": [name for name in fields if name in shown],

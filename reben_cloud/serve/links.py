@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 from fastapi import Request
 from stac_fastapi.types.errors import InvalidQueryParameter
 
+from reben_cloud.root.dataset import Dataset
+
 GEOJSON = "application/geo+json"
 QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"
 
@@ -19,6 +21,24 @@ _TITLES = {
     "previous": "Previous page",
     QUERYABLES: "What a filter may name",
 }
+
+
+def root_url(dataset: Dataset, base: str) -> str:
+    """Where clients read the dataset's objects: those of a folder are served below ``root``.
+
+    Args:
+        dataset: The dataset.
+        base: The server's URL with a slash at the end.
+    """
+    return f"{base}root" if dataset.store.is_local else dataset.url
+
+
+def layer_urls(dataset: Dataset, base: str) -> dict[str, str]:
+    """Name of each layer -> where clients read its objects; arguments as for `root_url`."""
+    return {
+        name: f"{base}layers/{name}" if layer.store.is_local else layer.url
+        for name, layer in dataset.layers.items()
+    }
 
 
 class Links:

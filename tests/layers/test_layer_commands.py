@@ -274,7 +274,7 @@ def test_arguments_that_cannot_be_are_usage(options, tmp_path):
     ):
         refused(*options, *extra, code=2, says=says)
     refused("layer", "rastr", code=2, says="No such command 'rastr'")
-    refused(*changed(options, _4="gs://bucket/x"), code=2, says="name a path, or a URL of file, s3")
+    refused(*changed(options, _4="hdfs://host/x"), code=2, says="name a path, or a URL of file, s3")
     refused(
         "layer",
         "table",
