@@ -118,8 +118,9 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         "from concurrent.futures import ProcessPoolExecutor; from multiprocessing import get_context; import os\n"
         "from reben_cloud.build.executors import _start_worker\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_start_worker,"
-        " initargs=(os.getpid(),))\n"
+        "    spawn = get_context('spawn')\n"
+        "    pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_worker,"
+        " initargs=(os.getpid(), spawn.Event()))\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -244,7 +245,8 @@ def test_build_and_verify_from_the_command_line(tmp_path):
         "build", tmp_path / "folders", root, "--scratch", tmp_path / "scratch", "--shard-samples", 5
     )
     assert (code, text) == (0, f"published 12 patches at {root.as_uri()}: s2 12, s1 12, map 12\n")
-    assert run("build", tmp_path / "folders", root, "--shard-samples", 5)[:2] == (code, text)
+    there = f"already there, nothing to do: 12 patches at {root.as_uri()}: s2 12, s1 12, map 12\n"
+    assert run("build", tmp_path / "folders", root, "--shard-samples", 5)[:2] == (0, there)
 
     code, text, _ = run("verify", root, "--deep", "--against", tmp_path / "folders")
     assert code == 0
@@ -289,7 +291,8 @@ def test_progress_is_a_line_at_once_and_then_every_ten_seconds_when_nobody_watch
 
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["build: 0 of 8", "build: 1 of 8, 0.2/s, 0:00:28 left"]
-    assert [line.split()[1] for line in lines] == ["0", "1", "4", "7"]
+    assert [line.split()[1] for line in lines] == ["0", "1", "4", "7", "8"]
+    assert lines[-1] == "build: 8 of 8 in 0:00:36"
 
 
 @pytest.mark.slow

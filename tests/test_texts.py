@@ -457,7 +457,7 @@ def test_the_command(built, texts, tmp_path):
     result = CliRunner().invoke(app, [*map(str, words), "--flip", "vertical", "--without-answers"])
 
     assert result.exit_code == 0, result.stderr
-    assert re.search(r"out: 20 patches, 80 texts, 20 files, [\d.]+ MB, made of 20 patches\n", result.stdout)
+    assert re.search(r"out: 20 patches, 80 texts, 20 files, [\d.]+ [kM]B, made now\n", result.stdout)
     said = CliRunner().invoke(app, ["info", str(tmp_path / "out")]).stdout
     assert "an export to llava of 20 of the 60 patches" in said
     assert "texts        80\n" in said
