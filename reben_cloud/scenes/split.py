@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -129,7 +129,7 @@ class TableSplit:
 
     def splits_of(self, squares: Squares) -> NDArray[np.str_]:
         """As the table says."""
-        known = _read_table(self.path)
+        known = _read_table(self.path, self.path.stat().st_mtime_ns)
         if lacking := [one for one in squares.patch_ids if one not in known]:
             raise SourceError(
                 f"{self.path}: says nothing of {lacking[0]} ({len(lacking):,} patches of its product are missing); "
@@ -163,13 +163,13 @@ def open_split(text: str, *, block_m: int | None = None) -> SplitRule:
         raise FileNotFoundError(
             f"{text}: no such table; --split-rule is paper, blocks, or a table with patch_id and split"
         )
-    _read_table(path)
+    _read_table(path, path.stat().st_mtime_ns)
     return TableSplit(path)
 
 
-@cache
-def _read_table(path: Path) -> dict[str, str]:
-    """Patch id -> split."""
+@lru_cache(maxsize=2)
+def _read_table(path: Path, changed_ns: int) -> dict[str, str]:  # noqa: ARG001 - tells a file from one in its place
+    """Patch id -> split; read once for many products."""
     name = os.fspath(path)
     try:
         is_text = path.suffix.lower() == ".csv"
