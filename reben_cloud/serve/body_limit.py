@@ -48,11 +48,9 @@ class BodyLimit:
             return
         if (lists := body.count(b"[")) > MAX_LISTS:
             await asyncio.sleep(_REFUSED_AFTER_S)
-            text = (
-                f"a request may have {MAX_LISTS:,} lists, and shapes {MAX_CORNERS:,} corners; this has {lists:,} lists: "
-                "simplify the shapes, for instance with shapely.simplify(shape, 0.001)"
-            )
-            await answer(400, text)(scope, receive, send)
+            text = f"a request may have {MAX_LISTS:,} lists, and shapes {MAX_CORNERS:,} corners; this has {lists:,}"
+            way_out = "simplify the shapes, for instance with shapely.simplify(shape, 0.001)"
+            await answer(400, f"{text}: {way_out}")(scope, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 

@@ -29,6 +29,9 @@ SHORT_S = 0.15
 _SHORT_CPU_S = 0.3
 """Seconds of a core after which a search that was taken for short is not."""
 
+_GIVE_WAY_S = 0.001
+"""How long a long search leaves the interpreter to others between two pieces."""
+
 MAX_LONG = 16
 """Long searches that may wait; one more is refused."""
 
@@ -82,7 +85,9 @@ class Search:
     def _between(self) -> None:
         if not self.waiting or self.left_s < 0:
             raise GivenUpError
-        if not self.is_long and time.thread_time() - self._cpu_s > _SHORT_CPU_S:
+        if self.is_long:
+            time.sleep(_GIVE_WAY_S)
+        elif time.thread_time() - self._cpu_s > _SHORT_CPU_S:
             raise _NotShortError
 
 
