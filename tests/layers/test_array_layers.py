@@ -325,7 +325,7 @@ def test_what_is_no_pair_of_a_patch_and_its_arrays_is_refused(ds, tmp_path, patc
 def test_layers_and_roots_are_told_apart(ds, elevation):
     with pytest.raises(NotFoundError, match=r"is a layer: .*rc.open\(ROOT, layers="):
         rc.open(elevation.url)
-    with pytest.raises(NotFoundError, match=r"has no layer\.json"):
+    with pytest.raises(NotFoundError, match=r"is a root and not a layer"):
         rc.open(ds.url, layers=[ds.url])
     with pytest.raises(TypeError, match="layers must be a list, such as"):
         rc.open(ds.url, layers=elevation.url)
