@@ -58,6 +58,11 @@ NOT_PATHS = {
         "name",
         "prefix",
         "principal",
+        "public_url",
+        "root_path",
+        "forwarded_allow_ips",
+        "s1_direction",
+        "country_field",
     ),
     # Names of programs.
     *("sen2cor", "gpt", "sarsen"),
@@ -159,8 +164,9 @@ def test_the_parsers_of_local_things_refuse_what_is_elsewhere(value):
         options.path(value)
 
 
-def test_roots_are_written_to_folders_and_s3_alone():
-    assert options.new_root("s3://b/x") == "s3://b/x"
+def test_roots_are_written_to_folders_and_buckets_alone():
+    for value in ("s3://b/x", "az://c/x", "abfs://c/x", "gs://b/x"):
+        assert options.new_root(value) == value
     for value in ("http://host/x", "memory://x", "lmdb://x", ""):
         with pytest.raises(typer.BadParameter):
             options.new_root(value)
