@@ -393,6 +393,15 @@ def test_a_large_shape_is_not_even_made_while_there_is_no_place_for_it(dataset, 
         Results(dataset).rows({"intersects": ring(1_000)})
 
 
+def rows_of(found, **query):
+    """What a client gets that waits."""
+
+    async def is_gone():
+        return False
+
+    return asyncio.run(found.found(query, is_gone))
+
+
 def test_a_search_that_is_not_short_after_all_goes_to_the_long_ones(dataset, monkeypatch):
     runs = []
 
@@ -405,7 +414,7 @@ def test_a_search_that_is_not_short_after_all_goes_to_the_long_ones(dataset, mon
 
     monkeypatch.setattr(results, "find_rows", busy)
     monkeypatch.setattr(lanes, "_SHORT_CPU_S", 0.05)
-    found = Results(dataset).rows({"bbox": [0, 0, 90, 90]})
+    found = rows_of(Results(dataset), bbox=[0, 0, 90, 90])
 
     assert len(found) == len(dataset.search(bbox=(0, 0, 90, 90)))
     assert [name.startswith("long") for name in runs] == [False, True]
@@ -416,10 +425,10 @@ def test_errors_of_a_search_reach_all_who_wait_and_are_not_kept(dataset, monkeyp
     monkeypatch.setattr(lanes, "MAX_SEARCH_S", -1.0)
     for _ in range(2):
         with pytest.raises(Exception, match="took more than"):
-            kept.rows({"bbox": [0, 0, 1, 1]})
+            rows_of(kept, bbox=[0, 0, 1, 1])
     monkeypatch.undo()
 
-    assert len(kept.rows({"bbox": [0, 0, 1, 1]})) == len(dataset.search(bbox=(0, 0, 1, 1)))
+    assert len(rows_of(kept, bbox=[0, 0, 1, 1])) == len(dataset.search(bbox=(0, 0, 1, 1)))
     assert kept.lanes.num_short == 0
     assert issubclass(GivenUpError, Exception)
 
@@ -429,7 +438,7 @@ def test_results_that_are_kept_have_a_limit(dataset, monkeypatch):
     kept = Results(dataset)
 
     for east in range(20):
-        kept.rows({"bbox": [-20, 0, 60 + east, 90]})
+        rows_of(kept, bbox=[-20, 0, 60 + east, 90])
 
     assert len(kept._kept) == 3
     assert not kept._running

@@ -59,7 +59,7 @@ def create_app(dataset: Dataset, *, public_url: str | None = None, root_path: st
     payloads = Payloads(dataset)
     add_tiffs(app, dataset, payloads)
     add_explorer(app, dataset, nearest, payloads, results)
-    counts = add_metrics(app)
+    counts = add_metrics(app, results)
     app.add_middleware(Watch, counts=counts)
     app.add_middleware(Place, public_url=public_url, root_path=root_path)
     # Starlette makes them with the first request, which is too late to refuse a wrong URL.

@@ -139,7 +139,6 @@ def create_api(dataset: Dataset, nearest: Nearest, results: Results) -> FastAPI:
     )
     app: FastAPI = api.app
     add_error_answers(app, dataset)
-    app.state.results = results
 
     @app.get("/collections/{collection_id}/items/{item_id}/nearest", tags=["STAC API - Core"])
     def nearest_items(

@@ -13,14 +13,13 @@ from reben_cloud.serve.results import Results
 from reben_cloud.serve.watch import Counts
 
 
-def add_metrics(app: FastAPI) -> Counts:
+def add_metrics(app: FastAPI, results: Results) -> Counts:
     """Add ``/_mgmt/metrics``; what it tells of requests is what is counted in the value that is returned.
 
     ``/_mgmt/ping`` (alive) and ``/_mgmt/health`` (ready: the whole table has been read before the server listens)
     are stac-fastapi's.
     """
     counts = Counts()
-    results: Results = app.state.results
 
     @app.get("/_mgmt/metrics", tags=["Liveliness/Readiness"], response_class=PlainTextResponse)
     def metrics() -> Response:

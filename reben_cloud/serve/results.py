@@ -55,35 +55,16 @@ class Results:
         self._running: dict[str, Search] = {}
         self._lock = threading.Lock()
 
-    def rows(self, query: dict[str, Any]) -> Rows:
-        """The rows that fit, int64 (n,).
+    async def found(self, query: dict[str, Any], is_gone: Callable[[], Awaitable[bool]]) -> Rows:
+        """The rows that fit, int64 (n,). No thread waits for them, and the search ends soon after the client is gone.
 
         Args:
             query: Options of `Dataset.search`; also ``collections``, and ``sortby`` with STAC's names.
-
-        Raises:
-            InvalidQueryParameter: If an option cannot be understood.
-            HTTPException: 503 if it takes longer than `MAX_SEARCH_S`, or too many wait.
-        """
-        with _refusing():
-            found = self._join(query)
-            if not isinstance(found, Search):
-                return found
-            try:
-                return found.future.result(max(0, found.left_s))
-            finally:
-                self._leave(found)
-
-    async def found(self, query: dict[str, Any], is_gone: Callable[[], Awaitable[bool]]) -> Rows:
-        """The same without a thread that waits; the search ends soon after the client is gone.
-
-        Args:
-            query: As for `rows`.
             is_gone: Whether the client has hung up.
 
         Raises:
             InvalidQueryParameter: If an option cannot be understood.
-            HTTPException: 503 as from `rows`; 499 if the client is gone.
+            HTTPException: 503 if it takes longer than `MAX_SEARCH_S`, or too many wait; 499 if the client is gone.
         """
         try:
             with _refusing():
