@@ -390,7 +390,7 @@ def test_a_large_shape_is_not_even_made_while_there_is_no_place_for_it(dataset, 
 
     monkeypatch.setattr(results, "parse_geometry", never)
     with pytest.raises(HTTPException, match="too many searches"):
-        Results(dataset).rows({"intersects": ring(1_000)})
+        rows_of(Results(dataset), intersects=ring(1_000))
 
 
 def rows_of(found, **query):
