@@ -138,45 +138,59 @@ for _code, _cover in _COVERS.items():
 def _mixture(patch_id: str, land: bytes) -> Ints:
     """How much of the first of its two spectra each pixel has, (120, 120) in [0, 256]."""
     kinds = _PATTERN_OF.take(np.frombuffer(land, np.uint16)).reshape(_X.shape)
-    words = _words(patch_id, stream=2_000, count=1 + SIZE_PX**2 // 8)
-    key, speckle = int(words[0]), words[1:].view(np.uint8).reshape(_X.shape).astype(np.int32)
-    # Fields and streets of a patch go one way: along (a, b), across (-b, a).
+    words = _words(patch_id, stream=2_000, count=SIZE_PX**2 // 8)
+    speckle = words.view(np.uint8).reshape(_X.shape).astype(np.int32)
+    tile, east, south = _place(patch_id)
+    # Fields and streets of a neighbourhood go one way: along (a, b), across (-b, a).
+    key = int(_hashed(np.array([east // 4]), np.array([south // 4]), tile)[0])
     a, b = ((5, 1), (5, 2), (5, 3), (5, 5), (3, 5), (2, 5), (1, 5), (0, 5))[key & 7]
-    along, across = _X * a + _Y * b, _Y * a - _X * b
+    x, y = _X + SIZE_PX * east, _Y + SIZE_PX * south
+    along, across = x * a + y * b, y * a - x * b
     coarse = np.abs((_terrain(patch_id) * 5 & 511) - 256)
     found = np.empty(_X.shape, np.int32)
     for kind in np.unique(kinds):
-        where = kinds == kind
         if _PATTERNS[kind] == "open":
             much = coarse
         elif _PATTERNS[kind] == "trees":
             much = speckle * 5 // 8 + (coarse * 3 >> 3)
         elif _PATTERNS[kind] == "streets":
             is_street = (along % 48 < 8) | (across % 72 < 8)
-            much = np.where(is_street, 200, _hashed(along // 24, across // 24, key))
+            much = np.where(is_street, 200, _hashed(along // 24, across // 24, tile))
         else:
-            strip = across // (30 + (key >> 12) % 50)
-            much = _hashed((along + strip * 37) // (90 + (key >> 3) % 90), strip, key)
+            strip = across // (30 + key % 50)
+            much = _hashed((along + strip * 37) // (90 + key % 90), strip, tile)
             if _PATTERNS[kind] == "rows":
                 much = much >> 2 * (across >> 3 & 1)
-        np.copyto(found, much, where=where)
+        np.copyto(found, much, where=kinds == kind)
     return np.clip(found + (speckle >> 4) - 8, 0, 256)
 
 
 _Y, _X = np.indices((SIZE_PX, SIZE_PX), dtype=np.int32)
 
 
-def _hashed(first: Ints, second: Ints, key: int) -> Ints:
+def _place(patch_id: str) -> tuple[int, int, int]:
+    """A number for the tile of a patch, and where in it the patch is: neighbours go on where others end."""
+    tile, east, south = patch_id.split("_")[-3:]
+    return int.from_bytes(tile.encode(), "little") % 2**32, int(east), int(south)
+
+
+def _hashed(first: NDArray[np.integer], second: NDArray[np.integer], key: int) -> Ints:
     """A number in [0, 255] for each pair."""
-    mixed = first * np.int32(7_385) ^ second * np.int32(19_349) ^ np.int32(key & 0xFFFFF)
-    return (mixed & 0xFFFF) * 10_007 >> 9 & 255
+    mixed = first.astype(np.uint32) * np.uint32(0x9E3779B1) ^ second.astype(np.uint32) * np.uint32(0x85EBCA77)
+    mixed ^= np.uint32(key)
+    mixed = (mixed ^ mixed >> np.uint32(15)) * np.uint32(0xC2B2AE3D)
+    return (mixed >> np.uint32(24)).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4)
 def _terrain(patch_id: str) -> Ints:
     """A smooth field (120, 120) of integers in [0, 1020], from random corners."""
-    corners = _words(patch_id, stream=1000, count=5).view(np.uint8)[: (_GRID + 1) ** 2]
-    coarse = corners.reshape(_GRID + 1, _GRID + 1).astype(np.float32)
+    tile, east, south = _place(patch_id)
+    corners = np.arange(_GRID + 1)
+    coarse = _hashed(
+        np.repeat(corners + _GRID * east, _GRID + 1), np.tile(corners + _GRID * south, _GRID + 1), tile
+    )
+    coarse = coarse.reshape(_GRID + 1, _GRID + 1).T.astype(np.float32)  # (y, x)
     position = (np.arange(SIZE_PX) * 2 + 1) * _GRID * 16 // SIZE_PX  # in 1/32 of a cell
     cell, part = position // 32, position % 32
     # Smoothstep in 1/32, so that no edge of a cell shows.
