@@ -113,14 +113,15 @@ def band_of(patch_id: str, name: str, land: NDArray[np.uint16]) -> NDArray[np.ge
     band = BANDS[name]
     number, step = _NUMBERS[name], SIZE_PX // band.size_px
     here = land[::step, ::step]
-    one, other = _ONE[number].take(here), _OTHER[number].take(here)
+    one: Ints = _ONE[number].take(here)
+    other: Ints = _OTHER[number].take(here)
     much = _mixture(patch_id, land.tobytes())[::step, ::step]
-    seen = other + ((one - other) * much >> 8)
+    seen: Ints = other + ((one - other) * much >> 8)
     words = _words(patch_id, stream=1 + number, count=band.size_px**2 // 4)
-    grain = (words.view(np.uint16) & 63).astype(np.int32).reshape(here.shape)
+    grain: Ints = (words.view(np.uint16) & 63).astype(np.int32).reshape(here.shape)
     if band.dtype == "float32":  # of speckle, more than of grain; and a number of its own for each band
         return ((seen * 32 // 25 + 5 * (grain - 32) + number) / 128).astype(np.float32)
-    light = 900 + (_terrain(patch_id)[::step, ::step] >> 2)  # slopes in the sun and in the shade
+    light: Ints = 900 + (_terrain(patch_id)[::step, ::step] >> 2)  # slopes in the sun and in the shade
     return (1 + seen * light // 1024 + (grain * (8 + (seen >> 7)) >> 4) + number).astype(np.uint16)
 
 
@@ -162,7 +163,8 @@ def _mixture(patch_id: str, land: bytes) -> Ints:
             if _PATTERNS[kind] == "rows":
                 much = much >> 2 * (across >> 3 & 1)
         np.copyto(found, much, where=kinds == kind)
-    return np.clip(found + (speckle >> 4) - 8, 0, 256)
+    mixture: Ints = np.clip(found + (speckle >> 4) - 8, 0, 256)
+    return mixture
 
 
 _Y, _X = np.indices((SIZE_PX, SIZE_PX), dtype=np.int32)
@@ -176,7 +178,9 @@ def _place(patch_id: str) -> tuple[int, int, int]:
 
 def _hashed(first: NDArray[np.integer], second: NDArray[np.integer], key: int) -> Ints:
     """A number in [0, 255] for each pair."""
-    mixed = first.astype(np.uint32) * np.uint32(0x9E3779B1) ^ second.astype(np.uint32) * np.uint32(0x85EBCA77)
+    mixed: NDArray[np.uint32] = first.astype(np.uint32) * np.uint32(0x9E3779B1) ^ second.astype(
+        np.uint32
+    ) * np.uint32(0x85EBCA77)
     mixed ^= np.uint32(key)
     mixed = (mixed ^ mixed >> np.uint32(15)) * np.uint32(0xC2B2AE3D)
     return (mixed >> np.uint32(24)).astype(np.int32)
