@@ -1,9 +1,12 @@
 """Google Cloud Storage and Azure: reads of a server on this machine that answers as both do for open buckets."""
 
 import pytest
+from obstore.exceptions import GenericError
 
 from reben_cloud.errors import StorageError
 from reben_cloud.store import Budget, Store, normalise_url
+from reben_cloud.store.address import ways_out
+from reben_cloud.store.refusals import meaning
 from tests.webserver import serve
 
 DATA = bytes(range(256)) * 40
@@ -60,3 +63,19 @@ def test_a_google_token_is_a_file_or_none(url, tmp_path):
     for token in ("browser", {"type": "service_account"}):
         with pytest.raises(ValueError, match="token must be 'anon', 'google_default' or the path"):
             Store("gs://bucket", {"token": token}, budget=SHORT).head("data.mdb")
+
+
+@pytest.mark.parametrize(
+    ("url", "way_out"), [("gs://b/x", "GOOGLE_APPLICATION_CREDENTIALS"), ("az://c/x", "AZURE_STORAGE_")]
+)
+def test_a_machine_without_an_account_of_its_own_is_told_what_to_set(url, way_out):
+    # As obstore says it; asking for a machine's account takes a network of Google's or Azure's.
+    error = GenericError(
+        "Generic GCS error: Error performing token request: Error performing GET http://metadata/token"
+    )
+
+    told = meaning(error, verb="read", name=f"{url}/y", ways_out=ways_out(url))
+
+    assert isinstance(told, StorageError)
+    assert f"cannot read {url}/y: no credentials are given" in str(told)
+    assert way_out in str(told)

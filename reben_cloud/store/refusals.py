@@ -122,6 +122,11 @@ def meaning(error: Exception, *, verb: str, name: str, ways_out: WaysOut) -> OSE
     # The answer to a HEAD has no code: an expired token is a bare 400.
     if isinstance(error, refused) or re.search(r"HEAD .*status code: 40[013]", cause):
         return StorageError(f"cannot {verb} {name}: {_DENIED} ({cause}); {ways_out.refused}")
+    if "Error performing token request" in text:  # of a machine's own account, which not every machine has
+        return StorageError(
+            f"cannot {verb} {name}: no credentials are given, and this machine has none of its own ({cause}); "
+            f"{ways_out.refused}"
+        )
     if _is_silence(text):
         return UnreachableError(
             f"cannot {verb} {name}: no answer from or no connection to the store ({cause}); {ways_out.unreachable}"
