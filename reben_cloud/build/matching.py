@@ -82,9 +82,11 @@ def match(
     unlisted: dict[str, tuple[str, int]] = {}
     for modality in modalities:
         name, column = modality.name, modality.key_column
-        if name not in names or (names[name] is not None and not len(names[name] or ())):
+        if name not in names:
             raise SourceError(f"{where} has no {name}; it has {', '.join(names) or 'nothing'}")
         listed = names[name]
+        if listed is not None and not len(listed):
+            raise SourceError(_none_whole(name, names, where))
         if listed is None:
             held[name] = np.ones(metadata.num_rows, np.bool_)
             continue
@@ -118,6 +120,12 @@ def _partial(held: Mapping[str, NDArray[np.bool_]], ids: pa.ChunkedArray) -> dic
         for name, column in zip(names, there[:, rows].T.tolist(), strict=True)
     }
     return dict(sorted(found.items()))
+
+
+def _none_whole(modality: str, names: Mapping[str, Sequence[str] | None], where: str) -> str:
+    others = " ".join(f"--modality {m}" for m, listed in names.items() if listed is None or len(listed))
+    without = f", or build without it ({others})" if others else ""
+    return f"{where}: no {modality} patch there has all of its files; complete the source{without}"
 
 
 def _refusal(

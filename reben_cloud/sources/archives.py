@@ -65,7 +65,7 @@ class ArchiveSource(Official):
         """Every patch of the metadata: the official archives hold exactly those. Of partial ones, what is in them."""
         if not self.is_partial:
             return dict.fromkeys(self.files)
-        return {modality: names for modality in self.files if (names := list(self._complete(modality)))}
+        return {modality: list(self._complete(modality)) for modality in self.files}
 
     def _complete(self, modality: str) -> Iterator[str]:
         """Names of the patches of which an archive has every file; nothing is decoded."""

@@ -93,7 +93,8 @@ class FolderSource:
             for root in roots:
                 names += _patch_folders(modality, root, whole=wanted)
             refuse_twice(modality, names, self.describe())
-            if names:
+            # Of a partial source none may be whole, which is not the same as not to have any.
+            if names or self.is_partial:
                 found[modality] = sorted(names)
         return found
 

@@ -72,7 +72,7 @@ class _Merged(Official):
                 are_known = are_known and listed is not None
                 names += pa.array(listed or (), pa.string()).to_pylist()
             refuse_twice(modality, names, self.describe())
-            if not are_known or names:
+            if any(modality in held[number] for number in numbers):
                 found[modality] = sorted(names) if are_known else None
         return found
 

@@ -111,6 +111,25 @@ def test_patches_without_all_files_are_left_out_on_request_and_listed(tree, trut
     assert "3 incomplete" in run("info", root)[1]
 
 
+@pytest.mark.parametrize("kind", ["folders", "several folders", "an archive"])
+def test_a_modality_of_which_no_patch_is_whole_is_not_left_out_unasked(kind, tree, tmp_path):
+    sources, root = [tree], tmp_path / "root"
+    if kind == "an archive":
+        sources = [tmp_path / "in"]
+        write_packed(tmp_path / "in")
+        (tmp_path / "in" / "BigEarthNet-S2.tar.gzac").unlink()
+    if kind == "several folders":
+        sources = [tree / folder for folder in FOLDERS.values()]
+    for path in tree.rglob("*_B01.tif"):
+        path.unlink()
+
+    _, _, error = run("build", *sources, root, "--incomplete", "skip", "--scratch", tmp_path / "scratch")
+
+    assert "no s2 patch there has all of its files; complete the source" in error
+    assert "build without it (--modality s1 --modality map)" in error
+    assert not root.exists()
+
+
 def test_what_is_asked_of_incomplete_patches_is_checked(tree, tmp_path):
     with pytest.raises(ValueError, match="unknown way with incomplete patches 'ignore'"):
         open_plan(tree, tmp_path / "root", incomplete="ignore")
