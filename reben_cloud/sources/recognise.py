@@ -47,7 +47,8 @@ def open_source(
             archive; a root; the folder of an export; a folder that `prepare` wrote; a folder with a rico-hdl LMDB
             or the official GeoTIFF folders at or below it; or ``synthetic:N``. Several become one source
             (`sources.merged`).
-        metadata_paths: The metadata parquet files; by default those found in or beside `source`.
+        metadata_paths: The metadata parquet files; by default those found in or beside `source`, and of a root, an
+            export or what `prepare` wrote its own.
         modalities: What is wanted of ``s2``, ``s1`` and ``map``; by default all that is there.
         incomplete: ``"skip"`` if files may lack: then each folder is looked into, and archives are read once more.
         storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
@@ -67,9 +68,10 @@ def open_source(
         raise ValueError("no source is named")
     if len(places) == 1:
         found, table, store = _open_one(places[0], metadata_paths, modalities, storage_options)
-        if table is None:
-            assert store is not None
+        # A synthetic source has no store, and has looked at the files that are named.
+        if store is not None and (table is None or metadata_paths):
             table = read_metadata([store], metadata_paths)
+        assert table is not None
         return _as_told(found, incomplete), table
     from reben_cloud.sources.merged import merge
 

@@ -177,6 +177,21 @@ def test_metadata_of_some_patches_are_a_selection(tree, truth, tmp_path):
     assert "4 s2 patches are in the source and in no row of the metadata, and not taken" in error
 
 
+@pytest.mark.parametrize("kind", ["root", "safetensors"])
+def test_metadata_that_are_named_are_a_selection_of_what_has_its_own(kind, good, truth, tmp_path):
+    pq.write_table(TABLE.slice(0, 2), tmp_path / "few.parquet")
+    source, root = tmp_path / "source", tmp_path / "root"
+    build(open_plan(good, source)[0])
+    if kind != "root":
+        rc.open(source).search().export_safetensors(source := tmp_path / "export")
+
+    code, _, error = run("build", source, root, "--metadata", tmp_path / "few.parquet")
+
+    assert code == 0
+    assert payloads_of(root) == of(truth, IDS[:2])
+    assert "4 s2 patches are in the source and in no row of the metadata, and not taken" in error
+
+
 def test_an_lmdb_with_metadata_of_some_patches_opens_as_a_selection(tmp_path, caplog):
     write_lmdb(tmp_path / "lmdb", records_of(TABLE, ALL), TABLE)
     pq.write_table(TABLE.slice(0, 2), tmp_path / "lmdb" / "metadata.parquet")
@@ -337,6 +352,20 @@ def test_a_root_without_maps_and_the_maps_are_one_source(tree, truth, tmp_path):
     build(open_plan([tmp_path / "images", tree / "Reference_Maps"], tmp_path / "root")[0])
 
     assert payloads_of(tmp_path / "root") == truth
+
+
+def test_a_root_of_some_patches_lacks_the_others(good, truth, tmp_path):
+    pq.write_table(TABLE.slice(0, 4), tmp_path / "few.parquet")
+    few, root = tmp_path / "few", tmp_path / "root"
+    build(open_plan(good, few, modalities=["s2", "s1"], metadata_paths=[tmp_path / "few.parquet"])[0])
+    sources, metadata = [few, good / "Reference_Maps"], [good / "metadata.parquet"]
+
+    with pytest.raises(SourceError, match=r"2 patches are incomplete \(2 lack s2, 2 lack s1\), 4 complete"):
+        open_plan(sources, root, metadata_paths=metadata)
+    build(open_plan(sources, root, metadata_paths=metadata, incomplete="skip")[0])
+
+    assert payloads_of(root) == of(truth, IDS[:4])
+    assert rc.open(root).manifest.incomplete.num_patches == 2
 
 
 def test_what_does_not_belong_together_is_refused(tree, tmp_path):
