@@ -148,6 +148,9 @@ def _iter_files(read: Read, where: str) -> Iterator[_File]:
             raise CutShortError(f"{where}: cut short after {last}; load it again")
         if header[257:262] != b"ustar":
             if not any(header):
+                # To its end: checksums of gzip and zstd stand behind the bytes that they are of.
+                while read(_SKIP_BYTES):
+                    pass
                 return
             raise SourceError(f"{where}: not a tar archive, or damaged after {last}")
         # Adler-32's lower half is one more than the sum of the bytes, and ten times quicker than `sum`.

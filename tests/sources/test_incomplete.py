@@ -11,6 +11,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from typer.testing import CliRunner
 
 import reben_cloud as rc
@@ -309,6 +310,29 @@ def test_a_part_that_is_missing_is_an_error(missing, tmp_path):
 
     with pytest.raises(SourceError, match=r"first part is not there|its last part is not there"):
         build(open_plan(tmp_path / "in", tmp_path / "root", scratch=tmp_path / "scratch")[0])
+
+
+@pytest.mark.parametrize("packing", ["gzip", "zstd"])
+def test_a_pixel_that_is_not_what_was_packed_is_never_built(packing, tmp_path):
+    """The checksum stands at the very end, and what was read before must not be taken the next time."""
+    folder, root, scratch = tmp_path / "in", tmp_path / "root", tmp_path / "scratch"
+    official.write_archives(folder, TABLE)
+    (folder / ARCHIVES["s2"]).unlink()
+    tar = gzip.decompress(gzipped("s2")) + bytes(4 << 20)  # more than is read at once
+    packed = bytearray(
+        gzip.compress(tar, 0)
+        if packing == "gzip"
+        else zstandard.ZstdCompressor(level=-1000, write_checksum=True).compress(tar)
+    )
+    pixels = next(data for name, data in official.members("s2", TABLE) if name.endswith("_B02.tif"))[-64:]
+    packed[packed.index(pixels) + 10] ^= 1
+    (folder / f"BigEarthNet-S2.tar.{'gz' if packing == 'gzip' else 'zst'}").write_bytes(packed)
+
+    for _ in range(2):
+        with pytest.raises(SourceError, match="or damaged"):
+            build(open_plan(folder, root, scratch=scratch)[0])
+
+    assert not (root / "manifest.json").exists()
 
 
 # -- several sources ------------------------------------------------------------------------------
