@@ -9,6 +9,7 @@ asked for one patch, and the archives are sorted differently (S1 by scene, the o
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from reben_cloud.sources import Official
 from reben_cloud.sources.folders import FOLDERS, SUFFIXES, file_part, is_patch, official_name
 from reben_cloud.sources.packed import CutShortError, Read, parts_from, unpacked
 from reben_cloud.store import Store
+
+logger = logging.getLogger(__name__)
 
 ARCHIVES: Mapping[str, str] = {m: f"{folder}.tar.zst" for m, folder in FOLDERS.items()}
 """Modality -> official name of its archive."""
@@ -70,19 +73,18 @@ class ArchiveSource(Official):
     def _complete(self, modality: str) -> Iterator[str]:
         """Names of the patches of which an archive has every file; nothing is decoded."""
         places = REBEN.modality(modality).places
-        for name, found in self._iter_patches(modality):
-            if len(found) == len(places):
-                yield name
+        try:
+            for name, found in self._iter_patches(modality):
+                if len(found) == len(places):
+                    yield name
+        except CutShortError as error:
+            logger.warning("%s; what comes after that is left out", error)
 
     def _iter_patches(self, modality: str) -> Iterator[tuple[str, Mapping[str, _File]]]:
         store, path = self.files[modality]
         where = f"{store.url}/{path}"
         with unpacked(store, path) as read:
-            try:
-                yield from _iter_patches(modality, _iter_files(read, where), where)
-            except CutShortError:
-                if not self.is_partial:
-                    raise
+            yield from _iter_patches(modality, _iter_files(read, where), where)
 
     def identity(self) -> Mapping[str, str]:
         """Sizes and times of the archives.
@@ -122,9 +124,13 @@ class ArchiveSource(Official):
             InvalidPatchError: If a TIFF has another shape or dtype than its band.
         """
         store, path = self.files[modality]
-        for name, files in self._iter_patches(modality):
-            payload = _payload(modality, name, files, f"{store.url}/{path}") if wanted(name) else None
-            yield name, payload
+        try:
+            for name, files in self._iter_patches(modality):
+                payload = _payload(modality, name, files, f"{store.url}/{path}") if wanted(name) else None
+                yield name, payload
+        except CutShortError:
+            if not self.is_partial:  # else `names` has told
+                raise
 
 
 class _File(NamedTuple):
