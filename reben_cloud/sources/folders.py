@@ -125,9 +125,12 @@ class FolderSource:
         return Patch(info=info, payloads=payloads)
 
     def holds(self, modality: str, info: PatchInfo) -> bool:
-        """Whether there is a folder for a patch, whatever is in it."""
+        """Whether there is a folder for a patch; of a partial source, one with all of its files."""
         name = info.s1_name if modality == "s1" else info.patch_id
-        return any(os.path.isdir(folder) for folder in self._folders(modality, name))
+        wanted = tuple(self.schema.modality(modality).places) if self.is_partial else ()
+        return any(
+            os.path.isdir(folder) and _is_complete(wanted, folder) for folder in self._folders(modality, name)
+        )
 
     @property
     def _patch_m(self) -> int:
@@ -214,7 +217,7 @@ def _patch_folders(modality: str, root: str, *, whole: Sequence[str]) -> list[st
                     continue
                 is_folder = entry.is_dir()
                 if is_folder and is_patch(modality, entry.name):
-                    if not whole or _is_complete(whole, entry):
+                    if _is_complete(whole, entry.path):
                         found.append(official_name(modality, entry.name))
                 elif is_folder and is_root and entry.name.startswith(("S1", "S2")):
                     look(entry.path, is_root=False)
@@ -233,12 +236,15 @@ def _patch_folders(modality: str, root: str, *, whole: Sequence[str]) -> list[st
     return found
 
 
-def _is_complete(tensors: Sequence[str], folder: os.DirEntry[str]) -> bool:
-    with os.scandir(folder.path) as entries:
+def _is_complete(tensors: Sequence[str], folder: str) -> bool:
+    """Whether a patch's folder has a file that is not empty for each of `tensors`; for none it is not looked into."""
+    if not tensors:
+        return True
+    name = os.path.basename(folder)
+    with os.scandir(folder) as entries:
         there = {entry.name for entry in entries if entry.stat().st_size}
     return all(
-        any(f"{folder.name}_{file_part(tensor)}{suffix}" in there for suffix in _SPELLED)
-        for tensor in tensors
+        any(f"{name}_{file_part(tensor)}{suffix}" in there for suffix in _SPELLED) for tensor in tensors
     )
 
 

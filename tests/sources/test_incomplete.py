@@ -383,6 +383,20 @@ def test_patches_of_one_modality_may_be_spread_over_folders(tree, truth, tmp_pat
         open_plan([tree, other], tmp_path / "again")
 
 
+def test_of_two_folders_the_one_that_has_the_whole_patch_is_read(tree, truth, tmp_path):
+    """The last of a download was cut off, and loaded again with the rest into another folder."""
+    other = tmp_path / "other"
+    for name in IDS[:3]:
+        folder = tree / FOLDERS["s2"] / group_of("s2", name) / name
+        shutil.copytree(folder, other / folder.relative_to(tree))
+        for file in sorted(folder.iterdir())[2:]:
+            file.unlink()
+
+    build(open_plan([tree, other], tmp_path / "root", incomplete="skip")[0])
+
+    assert payloads_of(tmp_path / "root") == truth
+
+
 def test_a_root_without_maps_and_the_maps_are_one_source(tree, truth, tmp_path):
     build(open_plan(tree, tmp_path / "images", modalities=["s2", "s1"])[0])
 
