@@ -30,6 +30,7 @@ from reben_cloud.files.system import open_file
 from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.schema import Schema
+from reben_cloud.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +187,8 @@ def refuse_twice(modality: str, names: Sequence[str], where: str) -> None:
         return
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     raise SourceError(
-        f"{twice[0]}: {where} has this {modality} patch twice ({len(twice):,} such patches); a source has each "
-        "patch once: leave out the folder that has it again"
+        f"{twice[0]}: {where} has this {modality} patch twice ({counted(len(twice), 'such patch', 'such patches')}); "
+        "a source has each patch once: leave out what has it again"
     )
 
 

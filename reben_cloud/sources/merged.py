@@ -17,6 +17,7 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.root.source import AnySource, Source, StreamedSource
+from reben_cloud.schema import Schema
 from reben_cloud.sources import Official
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.sources.folders import FolderSource, refuse_twice
@@ -165,7 +166,7 @@ def merge(sources: Sequence[AnySource], *, only: Sequence[str] = ()) -> AnySourc
             patch, or a source is of another dataset.
     """
     for source in sources:
-        if set(source.schema.modalities) - set(REBEN.modalities):
+        if not _is_official(source.schema):
             raise SourceError(
                 f"{source.describe()} is of another dataset ({source.schema.name}), and is not merged"
             )
@@ -194,6 +195,14 @@ def merge(sources: Sequence[AnySource], *, only: Sequence[str] = ()) -> AnySourc
         tuple(sources[n] for n in used),
         {m: tuple(map(used.index, numbers)) for m, numbers in of.items()},
         near,
+    )
+
+
+def _is_official(schema: Schema) -> bool:
+    """Whether a schema is of the official data; in others labels may mean something else, and the bands be the same."""
+    told = (schema.name, schema.classes, schema.patch_m)
+    return told == (REBEN.name, REBEN.classes, REBEN.patch_m) and set(schema.modalities) <= set(
+        REBEN.modalities
     )
 
 

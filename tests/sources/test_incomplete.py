@@ -1,6 +1,7 @@
 """Sources that lack a part, have more than their metadata, or are spelled and packed otherwise."""
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -16,12 +17,14 @@ from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.official import EXTRA_METADATA
+from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, open_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
 from reben_cloud.errors import RebenError, SourceError
 from reben_cloud.sources.archives import ARCHIVES
 from reben_cloud.sources.folders import FOLDERS, group_of
+from reben_cloud.sources.prepared import write_document
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from tests import official
@@ -417,6 +420,15 @@ def test_a_root_of_some_patches_lacks_the_others(good, truth, tmp_path):
 
     assert payloads_of(root) == of(truth, IDS[:4])
     assert rc.open(root).manifest.incomplete.num_patches == 2
+
+
+def test_a_dataset_of_ones_own_with_the_same_bands_is_not_merged(tree, tmp_path):
+    classes = dataclasses.replace(REBEN.classes, label_rule="majority")
+    write_document(tree, dataclasses.replace(REBEN, name="Mine", classes=classes))
+    shutil.copytree(tree / FOLDERS["map"], maps := tmp_path / "maps")
+
+    with pytest.raises(SourceError, match=r"is of another dataset \(Mine\), and is not merged"):
+        open_plan([tree, maps], tmp_path / "root", modalities=["s2", "s1"])
 
 
 def test_what_does_not_belong_together_is_refused(tree, tmp_path):
