@@ -44,6 +44,14 @@ class Matched:
         lines = [f"{patch_id},{' '.join(lacking)}" for patch_id, lacking in self.incomplete.items()]
         return "\n".join(["patch_id,lacks", *lines, ""]).encode()
 
+    def incomplete_text(self) -> str:
+        """How many patches are left out, to go on with after a message; empty if none is."""
+        if not self.incomplete:
+            return ""
+        first, lacking = next(iter(self.incomplete.items()))
+        patches = counted(len(self.incomplete), "patch is", "patches are")
+        return f"; {patches} incomplete, the first is {first}, which lacks {' and '.join(lacking)}"
+
     def unlisted_text(self) -> str:
         """What the source has beyond the metadata, in words; empty if nothing."""
         texts = []

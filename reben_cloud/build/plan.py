@@ -265,7 +265,7 @@ def make_plan(
     if only is not None:
         table = table.filter(pc.is_in(table.column("patch_id"), pa.array(only, pa.string()))).combine_chunks()
     if not table.num_rows:
-        raise SourceError(f"{source.describe()}: no patch is left to build")
+        raise SourceError(f"{source.describe()}: no patch is left to build{matched.incomplete_text()}")
     table = source.described(storable(table))
     given = tuple(name for name in official.column_names if name not in SQUARE)
     check_metadata(table, schema)

@@ -134,6 +134,16 @@ def test_a_modality_of_which_no_patch_is_whole_is_not_left_out_unasked(kind, tre
     assert not root.exists()
 
 
+def test_where_all_patches_are_incomplete_one_is_named(tree, tmp_path):
+    for number, name in enumerate(IDS):
+        next(tree.rglob(f"{name}_{'B01' if number % 2 else 'reference_map'}.tif")).unlink()
+
+    with pytest.raises(
+        SourceError, match=rf"no patch is left .* 6 patches are incomplete.* {IDS[0]}.* lacks map"
+    ):
+        open_plan(tree, tmp_path / "root", incomplete="skip")
+
+
 def test_what_is_asked_of_incomplete_patches_is_checked(tree, tmp_path):
     with pytest.raises(ValueError, match="unknown way with incomplete patches 'ignore'"):
         open_plan(tree, tmp_path / "root", incomplete="ignore")
@@ -313,7 +323,7 @@ def test_parts_at_a_url_are_read(truth, tmp_path):
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        pytest.param("aa", "first part is not there", id="the first"),
+        pytest.param("aa", "a later part of an archive, which is read from its first", id="the first"),
         pytest.param(
             "ab", r"its part \S*\.tar\.gzab is not there, though \S*\.tar\.gzac is", id="one between"
         ),
@@ -438,6 +448,11 @@ def test_what_does_not_belong_together_is_refused(tree, tmp_path):
         open_plan([tree, tmp_path / "zst"], tmp_path / "root")
     with pytest.raises(SourceError, match="has no s1; it has s2, map"):
         open_plan([tree / FOLDERS["s2"], tmp_path / "zst"], tmp_path / "root", modalities=["s1", "s2"])
+    (tmp_path / "maps").mkdir()
+    os.rename(tree / FOLDERS["map"], tmp_path / "maps" / FOLDERS["map"])
+    pq.write_table(TABLE.slice(0, 4), tmp_path / "maps" / "metadata.parquet")
+    with pytest.raises(SourceError, match=r"2 times in the metadata; .* name the files that are meant"):
+        open_plan([tree, tmp_path / "maps"], tmp_path / "root")
     code, _, error = run("build", tree, tmp_path / "zst", tmp_path / "root", "--split", "train")
     assert code == 2
     assert "several sources are built whole" in error
