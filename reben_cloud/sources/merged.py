@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -192,7 +192,7 @@ def merge(sources: Sequence[AnySource], *, only: Sequence[str] = ()) -> AnySourc
         logger.warning("not taken: %s; it has nothing of what is wanted", ", ".join(unused))
     form = MergedWithArchives if any(isinstance(sources[n], StreamedSource) for n in used) else Merged
     return form(
-        tuple(sources[n] for n in used),
+        tuple(_narrowed(sources[n], [m for m, numbers in of.items() if n in numbers]) for n in used),
         {m: tuple(map(used.index, numbers)) for m, numbers in of.items()},
         near,
     )
@@ -204,6 +204,13 @@ def _is_official(schema: Schema) -> bool:
     return told == (REBEN.name, REBEN.classes, REBEN.patch_m) and set(schema.modalities) <= set(
         REBEN.modalities
     )
+
+
+def _narrowed(source: AnySource, modalities: Sequence[str]) -> AnySource:
+    """A source without the archives of which nothing is wanted: looking for their names alone would take an hour."""
+    if isinstance(source, ArchiveSource):
+        return replace(source, files={modality: source.files[modality] for modality in modalities})
+    return source
 
 
 def _modalities_of(source: AnySource) -> Sequence[str]:

@@ -432,6 +432,18 @@ def test_a_root_of_some_patches_lacks_the_others(good, truth, tmp_path):
     assert rc.open(root).manifest.incomplete.num_patches == 2
 
 
+def test_archives_of_which_nothing_is_wanted_are_not_read(tree, tmp_path):
+    folder, root = tmp_path / "in", tmp_path / "root"
+    write_packed(folder)
+    (folder / "Reference_Maps.tar").write_bytes(b"not an archive")
+    sources, wanted = [folder, tree / FOLDERS["map"]], ["s2", "s1"]
+
+    plan, _ = open_plan(sources, root, modalities=wanted, incomplete="skip", scratch=tmp_path / "scratch")
+
+    assert plan.matched.rows["patch_id"].to_pylist() == IDS
+    assert "Reference_Maps" not in plan.source.describe()
+
+
 def test_a_dataset_of_ones_own_with_the_same_bands_is_not_merged(tree, tmp_path):
     classes = dataclasses.replace(REBEN.classes, label_rule="majority")
     write_document(tree, dataclasses.replace(REBEN, name="Mine", classes=classes))
