@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import SourceError
 from reben_cloud.root.manifest import LeftOut
+from reben_cloud.root.source import Incomplete
 from reben_cloud.schema import Modality, check_names
 from reben_cloud.wording import counted
-
-Incomplete = Literal["refuse", "skip"]
-"""What to do about patches that lack a modality: an error, or a root without them."""
 
 _SHOWN = 3
 
@@ -85,7 +83,7 @@ def match(
         SourceError: If the source lacks a modality altogether, has none of the metadata's patches, or patches are
             incomplete and not to be skipped.
     """
-    check_names([incomplete], ("refuse", "skip"), "way with incomplete patches")
+    check_names([incomplete], get_args(Incomplete), "way with incomplete patches")
     held: dict[str, NDArray[np.bool_]] = {}
     unlisted: dict[str, tuple[str, int]] = {}
     for modality in modalities:

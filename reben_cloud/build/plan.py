@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reben_cloud.build.jobs import Estimate, Job, ShardTask, Task, UnpackTask, ZarrTask
-from reben_cloud.build.matching import Incomplete, Matched, match
+from reben_cloud.build.matching import Matched, match
 from reben_cloud.build.spool import Spool
 from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
@@ -35,7 +35,7 @@ from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest import Manifest, ShardOrder, identity_of
 from reben_cloud.root.metadata import SQUARE, check_metadata, given_columns, given_metadata, storable
 from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, place
-from reben_cloud.root.source import AnySource, streamed
+from reben_cloud.root.source import AnySource, Incomplete, streamed
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 
@@ -15,7 +15,8 @@ from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA, joined_official
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import MissingExtraError, SourceError, StorageError, UnreachableError
 from reben_cloud.files.scratch import private_scratch
-from reben_cloud.root.source import AnySource, StreamedSource
+from reben_cloud.root.source import AnySource, Incomplete, StreamedSource
+from reben_cloud.schema import check_names
 from reben_cloud.sources.survey import Part
 from reben_cloud.sources.tables import OFFICIAL_METADATA as OFFICIAL_METADATA
 from reben_cloud.sources.tables import read_metadata
@@ -37,7 +38,7 @@ def open_source(
     *,
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     modalities: Sequence[str] | None = None,
-    incomplete: str = "refuse",
+    incomplete: Incomplete = "refuse",
     storage_options: Mapping[str, object] | None = None,
 ) -> tuple[AnySource, pa.Table]:
     """The source behind a path or URL, or behind several, and the official metadata that goes with it.
@@ -59,10 +60,11 @@ def open_source(
         source that looks like one it lacks, `make_plan` refuses until it is told what is wanted.
 
     Raises:
-        ValueError: If a modality is unknown, or no source is named.
+        ValueError: If a modality or the way with incomplete patches is unknown, or no source is named.
         SourceError: If nothing known is there, a modality that is wanted is not, a modality is there twice, or no
             metadata is found.
     """
+    check_names([incomplete], get_args(Incomplete), "way with incomplete patches")
     places = [source] if isinstance(source, str | os.PathLike) else list(source)
     if not places:
         raise ValueError("no source is named")
@@ -89,7 +91,7 @@ def open_source(
     return merged, joined_official(tables)
 
 
-def _as_told(source: AnySource, incomplete: str) -> AnySource:
+def _as_told(source: AnySource, incomplete: Incomplete) -> AnySource:
     """A source, told to look whether files lack."""
     from reben_cloud.sources.archives import ArchiveSource
     from reben_cloud.sources.folders import FolderSource

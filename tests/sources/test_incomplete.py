@@ -147,6 +147,8 @@ def test_where_all_patches_are_incomplete_one_is_named(tree, tmp_path):
 def test_what_is_asked_of_incomplete_patches_is_checked(tree, tmp_path):
     with pytest.raises(ValueError, match="unknown way with incomplete patches 'ignore'"):
         open_plan(tree, tmp_path / "root", incomplete="ignore")
+    with pytest.raises(ValueError, match="unknown way with incomplete patches 'ignore'"):
+        open_source(tree, incomplete="ignore")
 
 
 def test_an_archive_that_was_not_loaded_to_its_end_gives_what_it_has(truth, tmp_path, caplog):
