@@ -15,6 +15,7 @@ import xxhash
 
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
+from reben_cloud.root.manifest import identity_of
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.schema import Schema
@@ -200,10 +201,7 @@ def merge(sources: Sequence[AnySource], *, only: Sequence[str] = ()) -> AnySourc
 
 def _is_official(schema: Schema) -> bool:
     """Whether a schema is of the official data; in others labels may mean something else, and the bands be the same."""
-    told = (schema.name, schema.classes, schema.patch_m)
-    return told == (REBEN.name, REBEN.classes, REBEN.patch_m) and set(schema.modalities) <= set(
-        REBEN.modalities
-    )
+    return schema.name == REBEN.name and identity_of(schema) == list(schema.modality_names)
 
 
 def _narrowed(source: AnySource, modalities: Sequence[str]) -> AnySource:

@@ -23,9 +23,11 @@ from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
 from reben_cloud.errors import RebenError, SourceError
 from reben_cloud.sources.archives import ARCHIVES
-from reben_cloud.sources.folders import FOLDERS, group_of
+from reben_cloud.sources.folders import FOLDERS, FolderSource, group_of
+from reben_cloud.sources.merged import merge
 from reben_cloud.sources.prepared import write_document
 from reben_cloud.sources.recognise import open_source
+from reben_cloud.sources.roots import RootSource
 from reben_cloud.store import open_store
 from tests import official
 from tests.formats.test_lmdb_records import records_of
@@ -453,6 +455,17 @@ def test_a_dataset_of_ones_own_with_the_same_bands_is_not_merged(tree, tmp_path)
 
     with pytest.raises(SourceError, match=r"is of another dataset \(Mine\), and is not merged"):
         open_plan([tree, maps], tmp_path / "root", modalities=["s2", "s1"])
+
+
+def test_roots_of_the_first_versions_are_official(good):
+    """They did not list the codes of the map that have no class."""
+    first = dataclasses.replace(REBEN, classes=dataclasses.replace(REBEN.classes, without_class=()))
+    source = FolderSource({m: (str(good / FOLDERS[m]),) for m in ("s2", "s1")})
+    old = RootSource(open_store("memory://first"), first.only(["map"]), TABLE)
+
+    merged = merge([source, old])
+
+    assert set(merged.names()) == {"s2", "s1", "map"}
 
 
 def test_what_does_not_belong_together_is_refused(tree, tmp_path):
