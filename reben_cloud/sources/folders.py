@@ -285,5 +285,5 @@ def _read_file(folder: str, tensor: str) -> tuple[str, bytes]:
         return path, data
     raise SourceError(
         f"{name}: {folder} has no file for {file_part(tensor)} ({name}_{file_part(tensor)}.tif); complete the source, "
-        "or leave such patches out (--incomplete skip)"
+        "or leave such patches out (build --incomplete skip)"
     )

@@ -72,7 +72,7 @@ def _following(path: str) -> str:
     """The path of the part that comes after a part."""
     if match := re.search(r"\d{2,4}$", path):
         return f"{path[: match.start()]}{int(match[0]) + 1:0{len(match[0])}}"
-    first, last = path[-2:]
+    first, last = path[-2], path[-1]
     following = (
         f"{first}{chr(ord(last) + 1)}" if last not in "zZ" else f"{chr(ord(first) + 1)}{chr(ord(last) - 25)}"
     )

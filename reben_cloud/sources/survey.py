@@ -280,5 +280,6 @@ def _patch_paths(sensor: str, groups: dict[str, str]) -> Iterator[str]:
 
 def describe(parts: Sequence[Part]) -> str:
     """Parts in words, at most three of them."""
-    more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
-    return ", ".join(map(str, parts[:3])) + more
+    texts = list(dict.fromkeys(map(str, parts)))  # an LMDB is a part for each modality that it has
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return ", ".join(texts[:3]) + more

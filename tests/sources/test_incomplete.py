@@ -468,6 +468,49 @@ def test_roots_of_the_first_versions_are_official(good):
     assert set(merged.names()) == {"s2", "s1", "map"}
 
 
+def test_what_is_unpacked_and_left_out_is_told_when_it_is(truth, tmp_path):
+    """A share tells of a file once it is there, and what is published is not unpacked again."""
+    write_lmdb(tmp_path / "images", records_of(TABLE, ("s2", "s1")), TABLE)
+    official.write_archives(tmp_path / "zst", TABLE.slice(0, 4), ["map"])
+    pq.write_table(TABLE, tmp_path / "metadata.parquet")
+    root, archive = tmp_path / "root", tmp_path / "zst" / ARCHIVES["map"]
+    options = (
+        "--incomplete",
+        "skip",
+        "--metadata",
+        tmp_path / "metadata.parquet",
+        "--scratch",
+        tmp_path / "scratch",
+    )
+
+    told = [
+        run(
+            "build",
+            tmp_path / "images",
+            archive,
+            root,
+            *options,
+            "--workers-total",
+            2,
+            "--worker-index",
+            index,
+        )
+        for index in (0, 1, 0)
+    ]
+
+    assert [code for code, _, _ in told] == [0, 0, 0]
+    assert ["archives are unpacked first" in error for _, _, error in told] == [True, True, False]
+    assert ["2 incomplete patches are left out" in error for _, _, error in told] == [False, True, True]
+    assert payloads_of(root) == of(truth, IDS[:4])
+
+
+def test_what_an_lmdb_is_said_to_be_is_said_once(tmp_path):
+    write_lmdb(tmp_path / "images", records_of(TABLE, ("s2", "s1")), TABLE)
+
+    with pytest.raises(SourceError, match=r"has no map; it has \S+ \(LMDB\)$"):
+        open_plan(tmp_path / "images", tmp_path / "root", modalities=["map"])
+
+
 def test_what_does_not_belong_together_is_refused(tree, tmp_path):
     official.write_archives(tmp_path / "zst", TABLE, ["map"])
 
