@@ -65,6 +65,14 @@ def test_what_others_laid_there_is_refused(places, kind):
         private_scratch()
 
 
+def test_where_there_are_no_owners_and_modes_it_is_found_again(monkeypatch):
+    folder = private_scratch()
+    folder.chmod(0o777)  # as Windows says of every folder
+    monkeypatch.delattr(os, "getuid")
+
+    assert private_scratch() == folder
+
+
 def test_without_a_place_to_keep_the_name_it_is_the_processs(places, monkeypatch):
     (places / "file").write_text("")
     monkeypatch.setenv("REBEN_CACHE", str(places / "file" / "below"))

@@ -86,7 +86,7 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
         _check_rows(tables[-1], name)
     if not tables:
         raise SourceError("no metadata file was given")
-    return _sorted_once(tables)
+    return _sorted_once(tables, hint="was one file given twice?")
 
 
 def joined_official(tables: Sequence[pa.Table]) -> pa.Table:
@@ -99,10 +99,14 @@ def joined_official(tables: Sequence[pa.Table]) -> pa.Table:
     for table in tables:
         if not any(table.equals(other) for other in distinct):
             distinct.append(table)
-    return _sorted_once(distinct)
+    return _sorted_once(
+        distinct,
+        hint="the metadata of several places have the same patches and are not the same: name the files that are meant "
+        "(--metadata)",
+    )
 
 
-def _sorted_once(tables: Sequence[pa.Table]) -> pa.Table:
+def _sorted_once(tables: Sequence[pa.Table], *, hint: str) -> pa.Table:
     found = pa.concat_tables(tables).sort_by("patch_id").combine_chunks()
     for column in ("patch_id", "s1_name"):
         # An empty S1 name, of a dataset made from Sentinel-2 alone, may come again and again.
@@ -111,8 +115,7 @@ def _sorted_once(tables: Sequence[pa.Table]) -> pa.Table:
         twice = counts.filter(pc.greater(counts.field("counts"), 1))
         if len(twice):
             raise SourceError(
-                f"{twice[0]['values']}: this {column} comes {twice[0]['counts']} times in the metadata; "
-                "was one file given twice?"
+                f"{twice[0]['values']}: this {column} comes {twice[0]['counts']} times in the metadata; {hint}"
             )
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from reben_cloud.errors import SourceError
 from reben_cloud.root.manifest import LeftOut
+from reben_cloud.root.source import Incomplete
 from reben_cloud.schema import Modality, check_names
 from reben_cloud.wording import counted
-
-Incomplete = Literal["refuse", "skip"]
-"""What to do about patches that lack a modality: an error, or a root without them."""
 
 _SHOWN = 3
 
@@ -43,6 +41,14 @@ class Matched:
         """Each patch that is left out with what it lacks, a line per patch."""
         lines = [f"{patch_id},{' '.join(lacking)}" for patch_id, lacking in self.incomplete.items()]
         return "\n".join(["patch_id,lacks", *lines, ""]).encode()
+
+    def incomplete_text(self) -> str:
+        """How many patches are left out, to go on with after a message; empty if none is."""
+        if not self.incomplete:
+            return ""
+        first, lacking = next(iter(self.incomplete.items()))
+        patches = counted(len(self.incomplete), "patch is", "patches are")
+        return f"; {patches} incomplete, the first is {first}, which lacks {' and '.join(lacking)}"
 
     def unlisted_text(self) -> str:
         """What the source has beyond the metadata, in words; empty if nothing."""
@@ -77,14 +83,16 @@ def match(
         SourceError: If the source lacks a modality altogether, has none of the metadata's patches, or patches are
             incomplete and not to be skipped.
     """
-    check_names([incomplete], ("refuse", "skip"), "way with incomplete patches")
+    check_names([incomplete], get_args(Incomplete), "way with incomplete patches")
     held: dict[str, NDArray[np.bool_]] = {}
     unlisted: dict[str, tuple[str, int]] = {}
     for modality in modalities:
         name, column = modality.name, modality.key_column
-        if name not in names or (names[name] is not None and not len(names[name] or ())):
+        if name not in names:
             raise SourceError(f"{where} has no {name}; it has {', '.join(names) or 'nothing'}")
         listed = names[name]
+        if listed is not None and not len(listed):
+            raise SourceError(_none_whole(name, names, where))
         if listed is None:
             held[name] = np.ones(metadata.num_rows, np.bool_)
             continue
@@ -118,6 +126,12 @@ def _partial(held: Mapping[str, NDArray[np.bool_]], ids: pa.ChunkedArray) -> dic
         for name, column in zip(names, there[:, rows].T.tolist(), strict=True)
     }
     return dict(sorted(found.items()))
+
+
+def _none_whole(modality: str, names: Mapping[str, Sequence[str] | None], where: str) -> str:
+    others = " ".join(f"--modality {m}" for m, listed in names.items() if listed is None or len(listed))
+    without = f", or build without it ({others})" if others else ""
+    return f"{where}: no {modality} patch there has all of its files; complete the source{without}"
 
 
 def _refusal(

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reben_cloud.build.jobs import Estimate, Job, ShardTask, Task, UnpackTask, ZarrTask
-from reben_cloud.build.matching import Incomplete, Matched, match
+from reben_cloud.build.matching import Matched, match
 from reben_cloud.build.spool import Spool
 from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
@@ -35,7 +35,7 @@ from reben_cloud.root.manifest import FORMAT_VERSION as FORMAT_VERSION
 from reben_cloud.root.manifest import Manifest, ShardOrder, identity_of
 from reben_cloud.root.metadata import SQUARE, check_metadata, given_columns, given_metadata, storable
 from reben_cloud.root.placement import Order, PlacementOptions, group_sizes, place
-from reben_cloud.root.source import AnySource, streamed
+from reben_cloud.root.source import AnySource, Incomplete, streamed
 from reben_cloud.schema import Schema
 from reben_cloud.store import Store
 
@@ -265,7 +265,7 @@ def make_plan(
     if only is not None:
         table = table.filter(pc.is_in(table.column("patch_id"), pa.array(only, pa.string()))).combine_chunks()
     if not table.num_rows:
-        raise SourceError(f"{source.describe()}: no patch is left to build")
+        raise SourceError(f"{source.describe()}: no patch is left to build{matched.incomplete_text()}")
     table = source.described(storable(table))
     given = tuple(name for name in official.column_names if name not in SQUARE)
     check_metadata(table, schema)

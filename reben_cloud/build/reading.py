@@ -129,7 +129,8 @@ def unpack(job: Job, task: UnpackTask) -> Receipt:
         )
     if others:
         logger.warning(
-            "%s: %s of its %s patches are in no row of the metadata of this root and not taken, the first is %s",
+            "%s: %s of its %s patches are not of this root (in no row of the metadata, or left out) and not taken, "
+            "the first is %s",
             where,
             f"{len(others):,}",
             task.modality,

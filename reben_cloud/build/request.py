@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from reben_cloud.build.matching import Incomplete
 from reben_cloud.build.plan import BuildPlan, make_plan
 from reben_cloud.root.backing import References
 from reben_cloud.root.placement import PlacementOptions
-from reben_cloud.root.source import AnySource
+from reben_cloud.root.source import AnySource, Incomplete
 from reben_cloud.sources.found import FoundSource
 from reben_cloud.sources.recognise import default_scratch, open_source
 from reben_cloud.store import open_store

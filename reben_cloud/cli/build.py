@@ -105,19 +105,20 @@ def build(
     if dry_run:
         show(plan.estimate(), as_json)
         return
-    if plan.unpack_tasks() and plan.spool is not None:
+    before = building.Before.of(plan)
+    if plan.unpack_tasks() and plan.spool is not None and not before.is_published:
         room = f"{size_text(plan.spool.nbytes)} in {plan.spool.folder}"
         typer.echo(
             f"reben-cloud: archives are unpacked first: {room}, removed at the end (--scratch)", err=True
         )
-    before = building.Before.of(plan)
     share = partial(building.build_share, worker_index=worker_index or 0, workers_total=workers_total)
     do = building.build if worker_index is None else share
     with ends_at_once(
         lambda: f", {building.num_done(plan):,} of {len(plan.tasks):,} tasks are done and stay done;"
     ):
         manifest = do(plan, executor=executor(workers, dask), progress=bar)
-    if not query and (text := building.rows_without_patches_text(plan, official)):
+    is_there = manifest is not None  # else a share is done, and the last of them tells
+    if is_there and not query and (text := building.rows_without_patches_text(plan, official)):
         typer.echo(f"reben-cloud: {text}", err=True)
     if as_json:
         show_json(manifest and building.account(manifest, plan, official, before))

@@ -30,12 +30,17 @@ def private_scratch() -> Path:
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        if not _is_ours_alone(folder.lstat()):
             raise PermissionError(
                 f"{folder} is not a folder of yours alone (mode 0700): remove it, or name another (--scratch)"
             ) from None
     return folder
+
+
+def _is_ours_alone(found: os.stat_result) -> bool:
+    if not hasattr(os, "getuid"):  # Windows: each user has a temporary folder, and modes say nothing
+        return stat.S_ISDIR(found.st_mode)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _name() -> str:

@@ -9,12 +9,15 @@ travels with every task to the process that does it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.schema import Schema
+
+Incomplete = Literal["refuse", "skip"]
+"""What to do about patches that lack a modality: an error, or a root without them."""
 
 
 class AnySource(Protocol):

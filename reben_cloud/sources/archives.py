@@ -9,6 +9,7 @@ asked for one patch, and the archives are sorted differently (S1 by scene, the o
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from reben_cloud.sources import Official
 from reben_cloud.sources.folders import FOLDERS, SUFFIXES, file_part, is_patch, official_name
 from reben_cloud.sources.packed import CutShortError, Read, parts_from, unpacked
 from reben_cloud.store import Store
+
+logger = logging.getLogger(__name__)
 
 ARCHIVES: Mapping[str, str] = {m: f"{folder}.tar.zst" for m, folder in FOLDERS.items()}
 """Modality -> official name of its archive."""
@@ -65,24 +68,23 @@ class ArchiveSource(Official):
         """Every patch of the metadata: the official archives hold exactly those. Of partial ones, what is in them."""
         if not self.is_partial:
             return dict.fromkeys(self.files)
-        return {modality: names for modality in self.files if (names := list(self._complete(modality)))}
+        return {modality: list(self._complete(modality)) for modality in self.files}
 
     def _complete(self, modality: str) -> Iterator[str]:
         """Names of the patches of which an archive has every file; nothing is decoded."""
         places = REBEN.modality(modality).places
-        for name, found in self._iter_patches(modality):
-            if len(found) == len(places):
-                yield name
+        try:
+            for name, found in self._iter_patches(modality):
+                if len(found) == len(places):
+                    yield name
+        except CutShortError as error:
+            logger.warning("%s; what comes after that is left out", error)
 
     def _iter_patches(self, modality: str) -> Iterator[tuple[str, Mapping[str, _File]]]:
         store, path = self.files[modality]
         where = f"{store.url}/{path}"
         with unpacked(store, path) as read:
-            try:
-                yield from _iter_patches(modality, _iter_files(read, where), where)
-            except CutShortError:
-                if not self.is_partial:
-                    raise
+            yield from _iter_patches(modality, _iter_files(read, where), where)
 
     def identity(self) -> Mapping[str, str]:
         """Sizes and times of the archives.
@@ -122,9 +124,13 @@ class ArchiveSource(Official):
             InvalidPatchError: If a TIFF has another shape or dtype than its band.
         """
         store, path = self.files[modality]
-        for name, files in self._iter_patches(modality):
-            payload = _payload(modality, name, files, f"{store.url}/{path}") if wanted(name) else None
-            yield name, payload
+        try:
+            for name, files in self._iter_patches(modality):
+                payload = _payload(modality, name, files, f"{store.url}/{path}") if wanted(name) else None
+                yield name, payload
+        except CutShortError:
+            if not self.is_partial:  # else `names` has told
+                raise
 
 
 class _File(NamedTuple):
@@ -148,6 +154,9 @@ def _iter_files(read: Read, where: str) -> Iterator[_File]:
             raise CutShortError(f"{where}: cut short after {last}; load it again")
         if header[257:262] != b"ustar":
             if not any(header):
+                # To its end: checksums of gzip and zstd stand behind the bytes that they are of.
+                while read(_SKIP_BYTES):
+                    pass
                 return
             raise SourceError(f"{where}: not a tar archive, or damaged after {last}")
         # Adler-32's lower half is one more than the sum of the bytes, and ten times quicker than `sum`.

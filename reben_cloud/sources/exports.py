@@ -67,8 +67,8 @@ class ExportSource:
         return with_columns_of(metadata, self.metadata)
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Every patch of the metadata, which is the export's own."""
-        return dict.fromkeys(self.schema.modality_names)
+        """Those of the export's own metadata; the metadata that it is built with may be others."""
+        return {m.name: self.metadata.column(m.key_column).to_pylist() for m in self.schema.modalities}
 
     def identity(self) -> Mapping[str, str]:
         """Sizes and times of the files, one of which says which patch is where."""

@@ -30,6 +30,7 @@ from reben_cloud.files.system import open_file
 from reben_cloud.formats.geotiff_decode import Footprint, read_pixels
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.schema import Schema
+from reben_cloud.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class FolderSource:
             for root in roots:
                 names += _patch_folders(modality, root, whole=wanted)
             refuse_twice(modality, names, self.describe())
-            if names:
+            # Of a partial source none may be whole, which is not the same as not to have any.
+            if names or self.is_partial:
                 found[modality] = sorted(names)
         return found
 
@@ -124,9 +126,12 @@ class FolderSource:
         return Patch(info=info, payloads=payloads)
 
     def holds(self, modality: str, info: PatchInfo) -> bool:
-        """Whether there is a folder for a patch, whatever is in it."""
+        """Whether there is a folder for a patch; of a partial source, one with all of its files."""
         name = info.s1_name if modality == "s1" else info.patch_id
-        return any(os.path.isdir(folder) for folder in self._folders(modality, name))
+        wanted = tuple(self.schema.modality(modality).places) if self.is_partial else ()
+        return any(
+            os.path.isdir(folder) and _is_complete(wanted, folder) for folder in self._folders(modality, name)
+        )
 
     @property
     def _patch_m(self) -> int:
@@ -182,8 +187,8 @@ def refuse_twice(modality: str, names: Sequence[str], where: str) -> None:
         return
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     raise SourceError(
-        f"{twice[0]}: {where} has this {modality} patch twice ({len(twice):,} such patches); a source has each "
-        "patch once: leave out the folder that has it again"
+        f"{twice[0]}: {where} has this {modality} patch twice ({counted(len(twice), 'such patch', 'such patches')}); "
+        "a source has each patch once: leave out what has it again"
     )
 
 
@@ -213,7 +218,7 @@ def _patch_folders(modality: str, root: str, *, whole: Sequence[str]) -> list[st
                     continue
                 is_folder = entry.is_dir()
                 if is_folder and is_patch(modality, entry.name):
-                    if not whole or _is_complete(whole, entry):
+                    if _is_complete(whole, entry.path):
                         found.append(official_name(modality, entry.name))
                 elif is_folder and is_root and entry.name.startswith(("S1", "S2")):
                     look(entry.path, is_root=False)
@@ -232,12 +237,15 @@ def _patch_folders(modality: str, root: str, *, whole: Sequence[str]) -> list[st
     return found
 
 
-def _is_complete(tensors: Sequence[str], folder: os.DirEntry[str]) -> bool:
-    with os.scandir(folder.path) as entries:
+def _is_complete(tensors: Sequence[str], folder: str) -> bool:
+    """Whether a patch's folder has a file that is not empty for each of `tensors`; for none it is not looked into."""
+    if not tensors:
+        return True
+    name = os.path.basename(folder)
+    with os.scandir(folder) as entries:
         there = {entry.name for entry in entries if entry.stat().st_size}
     return all(
-        any(f"{folder.name}_{file_part(tensor)}{suffix}" in there for suffix in _SPELLED)
-        for tensor in tensors
+        any(f"{name}_{file_part(tensor)}{suffix}" in there for suffix in _SPELLED) for tensor in tensors
     )
 
 
@@ -277,5 +285,5 @@ def _read_file(folder: str, tensor: str) -> tuple[str, bytes]:
         return path, data
     raise SourceError(
         f"{name}: {folder} has no file for {file_part(tensor)} ({name}_{file_part(tensor)}.tif); complete the source, "
-        "or leave such patches out (--incomplete skip)"
+        "or leave such patches out (build --incomplete skip)"
     )

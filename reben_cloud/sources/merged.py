@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -15,8 +15,10 @@ import xxhash
 
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import SourceError
+from reben_cloud.root.manifest import identity_of
 from reben_cloud.root.patch import Patch, PatchInfo
 from reben_cloud.root.source import AnySource, Source, StreamedSource
+from reben_cloud.schema import Schema
 from reben_cloud.sources import Official
 from reben_cloud.sources.archives import ArchiveSource
 from reben_cloud.sources.folders import FolderSource, refuse_twice
@@ -72,7 +74,7 @@ class _Merged(Official):
                 are_known = are_known and listed is not None
                 names += pa.array(listed or (), pa.string()).to_pylist()
             refuse_twice(modality, names, self.describe())
-            if not are_known or names:
+            if any(modality in held[number] for number in numbers):
                 found[modality] = sorted(names) if are_known else None
         return found
 
@@ -165,7 +167,7 @@ def merge(sources: Sequence[AnySource], *, only: Sequence[str] = ()) -> AnySourc
             patch, or a source is of another dataset.
     """
     for source in sources:
-        if set(source.schema.modalities) - set(REBEN.modalities):
+        if not _is_official(source.schema):
             raise SourceError(
                 f"{source.describe()} is of another dataset ({source.schema.name}), and is not merged"
             )
@@ -191,10 +193,22 @@ def merge(sources: Sequence[AnySource], *, only: Sequence[str] = ()) -> AnySourc
         logger.warning("not taken: %s; it has nothing of what is wanted", ", ".join(unused))
     form = MergedWithArchives if any(isinstance(sources[n], StreamedSource) for n in used) else Merged
     return form(
-        tuple(sources[n] for n in used),
+        tuple(_narrowed(sources[n], [m for m, numbers in of.items() if n in numbers]) for n in used),
         {m: tuple(map(used.index, numbers)) for m, numbers in of.items()},
         near,
     )
+
+
+def _is_official(schema: Schema) -> bool:
+    """Whether a schema is of the official data; in others labels may mean something else, and the bands be the same."""
+    return schema.name == REBEN.name and identity_of(schema) == list(schema.modality_names)
+
+
+def _narrowed(source: AnySource, modalities: Sequence[str]) -> AnySource:
+    """A source without the archives of which nothing is wanted: looking for their names alone would take an hour."""
+    if isinstance(source, ArchiveSource):
+        return replace(source, files={modality: source.files[modality] for modality in modalities})
+    return source
 
 
 def _modalities_of(source: AnySource) -> Sequence[str]:

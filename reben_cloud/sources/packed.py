@@ -58,25 +58,25 @@ def is_first(part: str) -> bool:
 def parts_from(store: Store, path: str) -> Iterator[str]:
     """`path` and, if it is the first part of an archive, the other parts that are there, in order."""
     yield path
-    name = path.rpartition("/")[2]
-    if (found := part_of(name)) is None:
+    if part_of(path.rpartition("/")[2]) is None:
         return
-    folder, (stem, part) = path[: len(path) - len(name)], found
-    while store.exists(following := f"{folder}{stem}{(part := _next(part))}"):
-        yield following
+    while store.exists(path := _following(path)):
+        yield path
 
 
 def _is_whole_name(name: str) -> bool:
     return re.search(rf"{_WHOLE.pattern}$", name, re.IGNORECASE) is not None
 
 
-def _next(part: str) -> str:
-    if part.isdigit():
-        return f"{int(part) + 1:0{len(part)}}"
-    first, last = part[0], part[1]
-    return (
+def _following(path: str) -> str:
+    """The path of the part that comes after a part."""
+    if match := re.search(r"\d{2,4}$", path):
+        return f"{path[: match.start()]}{int(match[0]) + 1:0{len(match[0])}}"
+    first, last = path[-2], path[-1]
+    following = (
         f"{first}{chr(ord(last) + 1)}" if last not in "zZ" else f"{chr(ord(first) + 1)}{chr(ord(last) - 25)}"
     )
+    return path[:-2] + following
 
 
 @contextmanager
@@ -89,8 +89,7 @@ def unpacked(store: Store, path: str) -> Iterator[Read]:
     """
     where = f"{store.url}/{path}"
     with ExitStack() as opened:
-        # One after the other: a part is opened when the one before it is at its end.
-        files = (opened.enter_context(open_stream(store, part)) for part in parts_from(store, path))
+        files = map(opened.enter_context, _open_parts(store, path))
         stream = io.BufferedReader(cast("io.RawIOBase", _Joined(files)), _READ_BYTES)
         beginning = stream.peek(4)[:4]
         if not beginning:
@@ -101,6 +100,20 @@ def unpacked(store: Store, path: str) -> Iterator[Read]:
             yield _of_gzip(stream, where)
         else:
             yield _plain(stream, where, path)
+
+
+def _open_parts(store: Store, path: str) -> Iterator[BinaryIO]:
+    """The parts of an archive, each opened when the one before it is at its end; one that is missing is an error."""
+    part = path
+    for part in parts_from(store, path):
+        yield open_stream(store, part)
+    if part_of(part.rpartition("/")[2]) is None:
+        return
+    missing = _following(part)
+    if store.exists(further := _following(missing)):
+        raise CutShortError(
+            f"{store.url}/{path}: its part {missing} is not there, though {further} is; load it as well"
+        )
 
 
 def open_stream(store: Store, path: str) -> BinaryIO:

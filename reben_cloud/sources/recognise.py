@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 
@@ -15,7 +15,8 @@ from reben_cloud.bigearthnet.official import OFFICIAL_SCHEMA, joined_official
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import MissingExtraError, SourceError, StorageError, UnreachableError
 from reben_cloud.files.scratch import private_scratch
-from reben_cloud.root.source import AnySource, StreamedSource
+from reben_cloud.root.source import AnySource, Incomplete, StreamedSource
+from reben_cloud.schema import check_names
 from reben_cloud.sources.survey import Part
 from reben_cloud.sources.tables import OFFICIAL_METADATA as OFFICIAL_METADATA
 from reben_cloud.sources.tables import read_metadata
@@ -37,7 +38,7 @@ def open_source(
     *,
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     modalities: Sequence[str] | None = None,
-    incomplete: str = "refuse",
+    incomplete: Incomplete = "refuse",
     storage_options: Mapping[str, object] | None = None,
 ) -> tuple[AnySource, pa.Table]:
     """The source behind a path or URL, or behind several, and the official metadata that goes with it.
@@ -47,7 +48,8 @@ def open_source(
             archive; a root; the folder of an export; a folder that `prepare` wrote; a folder with a rico-hdl LMDB
             or the official GeoTIFF folders at or below it; or ``synthetic:N``. Several become one source
             (`sources.merged`).
-        metadata_paths: The metadata parquet files; by default those found in or beside `source`.
+        metadata_paths: The metadata parquet files; by default those found in or beside `source`, and of a root, an
+            export or what `prepare` wrote its own.
         modalities: What is wanted of ``s2``, ``s1`` and ``map``; by default all that is there.
         incomplete: ``"skip"`` if files may lack: then each folder is looked into, and archives are read once more.
         storage_options: Credentials and endpoint of a URL, as in `store.open_store`.
@@ -58,18 +60,20 @@ def open_source(
         source that looks like one it lacks, `make_plan` refuses until it is told what is wanted.
 
     Raises:
-        ValueError: If a modality is unknown, or no source is named.
+        ValueError: If a modality or the way with incomplete patches is unknown, or no source is named.
         SourceError: If nothing known is there, a modality that is wanted is not, a modality is there twice, or no
             metadata is found.
     """
+    check_names([incomplete], get_args(Incomplete), "way with incomplete patches")
     places = [source] if isinstance(source, str | os.PathLike) else list(source)
     if not places:
         raise ValueError("no source is named")
     if len(places) == 1:
         found, table, store = _open_one(places[0], metadata_paths, modalities, storage_options)
-        if table is None:
-            assert store is not None
+        # A synthetic source has no store, and has looked at the files that are named.
+        if store is not None and (table is None or metadata_paths):
             table = read_metadata([store], metadata_paths)
+        assert table is not None
         return _as_told(found, incomplete), table
     from reben_cloud.sources.merged import merge
 
@@ -87,7 +91,7 @@ def open_source(
     return merged, joined_official(tables)
 
 
-def _as_told(source: AnySource, incomplete: str) -> AnySource:
+def _as_told(source: AnySource, incomplete: Incomplete) -> AnySource:
     """A source, told to look whether files lack."""
     from reben_cloud.sources.archives import ArchiveSource
     from reben_cloud.sources.folders import FolderSource

@@ -73,8 +73,8 @@ class RootSource:
         return f"root {self.store.url}"
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Every patch of the metadata, which is the root's own."""
-        return dict.fromkeys(self.schema.modality_names)
+        """Those of the root's own metadata; the metadata that it is built with may be others."""
+        return {m.name: self.metadata.column(m.key_column).to_pylist() for m in self.schema.modalities}
 
     def identity(self) -> Mapping[str, str]:
         """What the manifest vouches for: a root never changes, another one has another manifest."""

@@ -212,7 +212,7 @@ def archive(name: str, path: str) -> Part | None:
     if packed.is_whole(ending[0]) or (part is not None and packed.is_first(part[1])):
         return Part("archive", named[0], path)
     if part is not None:
-        return Part("other", named[0], path, "a part of an archive whose first part is not there")
+        return Part("other", named[0], path, "a later part of an archive, which is read from its first")
     return Part(
         "other", named[0], path, "an archive in another form than .tar.zst or .tar.gz, or a part of one"
     )
@@ -280,5 +280,6 @@ def _patch_paths(sensor: str, groups: dict[str, str]) -> Iterator[str]:
 
 def describe(parts: Sequence[Part]) -> str:
     """Parts in words, at most three of them."""
-    more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
-    return ", ".join(map(str, parts[:3])) + more
+    texts = list(dict.fromkeys(map(str, parts)))  # an LMDB is a part for each modality that it has
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return ", ".join(texts[:3]) + more
