@@ -20,7 +20,7 @@ from fastapi import HTTPException
 from stac_fastapi.types.errors import InvalidQueryParameter
 
 from reben_cloud.bigearthnet.about import about
-from reben_cloud.errors import RebenError
+from reben_cloud.errors import ChecksumError, RebenError
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.query import Query
 from reben_cloud.search import cql, find_rows, known_ids
@@ -181,7 +181,7 @@ def _refusing() -> Iterator[None]:
     except RecursionError:
         raise InvalidQueryParameter("it has more objects and lists in each other than can be read") from None
     except RebenError as error:
-        if not isinstance(error, ValueError | LookupError):
+        if isinstance(error, ChecksumError) or not isinstance(error, ValueError | LookupError):
             raise
         raise InvalidQueryParameter(str(error)) from error
     except (TypeError, ValueError) as error:
