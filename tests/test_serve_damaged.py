@@ -1,8 +1,7 @@
-"""The server over a dataset that is damaged, not whole or out of reach: a sentence in JSON, and the whole story in the log."""
+"""The server over a dataset that is damaged, lost or out of reach: a sentence in JSON, and the story in the log."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 
 import httpx

@@ -37,7 +37,9 @@ def add_error_answers(app: FastAPI, dataset: Dataset) -> None:
     """Let an application answer its errors so, without a word about where the server has its files."""
     stores = [(dataset.store, "this dataset")]
     stores += [(layer.store, f"the layer {name}") for name, layer in dataset.layers.items()]
-    places = {str(place): name for store, name in stores for place in (store.url, store.local_path()) if place}
+    places = {
+        str(place): name for store, name in stores for place in (store.url, store.local_path()) if place
+    }
 
     def told(error: object) -> str:
         text = str(error)
