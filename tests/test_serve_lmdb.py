@@ -65,3 +65,15 @@ def test_the_collection_is_the_roots_without_its_files(root, lmdbs, layer, form,
     assert list(found["assets"]) == ["dem"]
     assert found["item_assets"].keys() == want["item_assets"].keys() - {"zarr"} | {"dem", "dem-dem"}
     assert stac_errors(found, shared / "stac_schemas") == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_items_name_nothing_that_is_not_there(root, lmdbs, form):
+    with serving(rc.open(lmdbs[form])) as url, httpx.Client(base_url=url) as client:
+        items = client.get("/search?limit=100").json()["features"]
+        some = [client.head(href).status_code for href in hrefs(*items[:3])]
+
+    assert [item["id"] for item in items] == root.search().patch_ids
+    assert set(some) == {200}
+    assert {name for item in items for name in item["assets"]} >= {"B04", "VV", "reference_map"}
+    assert not any(href.endswith(".zarr") for href in hrefs(*items))
