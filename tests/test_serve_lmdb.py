@@ -10,8 +10,9 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud.schema import TensorSpec
+from reben_cloud.stream import RawLoader
 from tests.roots import synthetic_root
-from tests.serving import serving
+from tests.serving import browser, looking_at, serving
 from tests.stac import stac_errors
 
 HEIGHTS = TensorSpec(name="dem", shape=(60, 60), dtype="int16", units="m", fill=-9999, pixel_m=20)
@@ -47,6 +48,12 @@ def layer(root, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as started:
+        yield started
+
+
 def hrefs(*documents):
     return [asset["href"] for one in documents for asset in one.get("assets", {}).values()]
 
@@ -77,3 +84,31 @@ def test_items_name_nothing_that_is_not_there(root, lmdbs, form):
     assert set(some) == {200}
     assert {name for item in items for name in item["assets"]} >= {"B04", "VV", "reference_map"}
     assert not any(href.endswith(".zarr") for href in hrefs(*items))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_page_names_what_opens_the_dataset(root, lmdbs, form):
+    with serving(rc.open(lmdbs[form])) as url:
+        named = httpx.get(f"{url}/explore/index.json").json()["url"]
+        opened = rc.open(named)
+        found = opened.search(split="train")
+        (batch,) = RawLoader(opened.search(limit=3), modalities=["map"], batch_size=3)
+
+    assert sorted(found.patch_ids) == sorted(root.search(split="train").patch_ids)
+    assert batch["map"].shape == (3, 120, 120)
+
+
+@pytest.mark.browser
+def test_the_page_has_a_place_for_a_path_where_no_address_opens_the_dataset(chromium, lmdbs, layer):
+    with (
+        serving(rc.open(lmdbs["export"], layers=[layer])) as url,
+        looking_at(chromium, f"{url}#has=dem") as page,
+    ):
+        page.click("[data-tab=stream]")
+        code = page.inner_text("#snippet").split("\n\nfrom")[0]
+        found = {}
+        exec(code.replace("PATH_OF_THE_DATASET", str(lmdbs["export"])), found)
+        page.click("[data-tab=cli]")
+
+        assert "reben-cloud search PATH_OF_THE_DATASET --layer=" in page.inner_text("#snippet")
+    assert len(found["sel"]) == 24

@@ -25,7 +25,7 @@ from reben_cloud.root.placement import SPLITS
 from reben_cloud.search.arguments import SEASONS
 from reben_cloud.serve.found import add_found
 from reben_cloud.serve.layers import layer_picture, list_layers
-from reben_cloud.serve.links import layer_urls, root_url
+from reben_cloud.serve.links import layer_urls, open_url
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.payloads import Payloads
 from reben_cloud.serve.pictures import describe, picture_of, row_of, thumbnail_of
@@ -67,7 +67,7 @@ def add_explorer(
     def send_index(request: Request) -> dict[str, Any]:
         base = get_base_url(request)
         layers = list_layers(dataset, layer_urls(dataset, base))
-        return {**index, "url": root_url(dataset, base), "layers": layers}
+        return {**index, "url": open_url(dataset, base), "layers": layers}
 
     @app.get("/explore/footprints.bin", include_in_schema=False)
     def send_footprints() -> Response:

@@ -80,13 +80,13 @@ function flags(found) {
 }
 
 function snippet() {
-  const { index } = app, found = conditions(), layers = index.layers.map((layer) => layer.url), pixels = index.modalities.length;
-  const search = `import reben_cloud as rc\n\nsel = rc.open(${JSON.stringify(index.url)}${layers.length ? `, layers=${JSON.stringify(layers)}` : ""}).search(${found.map(([name, value]) => `${name}=${python(value)}`).join(", ")})`;
+  const { index } = app, url = index.url || "PATH_OF_THE_DATASET", found = conditions(), layers = index.layers.map((layer) => layer.url), pixels = index.modalities.length;
+  const search = `import reben_cloud as rc\n\nsel = rc.open(${JSON.stringify(url)}${layers.length ? `, layers=${JSON.stringify(layers)}` : ""}).search(${found.map(([name, value]) => `${name}=${python(value)}`).join(", ")})`;
   if (tab === "export") return pixels ? `${search}\nsel.export_lmdb("selection.lmdb")` : `${search}\nsel.to_geopandas().to_file("selection.gpkg")`;
   if (tab === "stac") return stac(found);
   if (tab === "cli") {
     const commands = ["search", ...(pixels ? ["stream", "export"] : [])];
-    return commands.map((one) => ["reben-cloud", one, shell(index.url), ...(one === "export" ? ["selection.lmdb"] : []), ...layers.map((url) => `--layer=${shell(url)}`), ...flags(found)].join(" ")).join("\n");
+    return commands.map((one) => ["reben-cloud", one, shell(url), ...(one === "export" ? ["selection.lmdb"] : []), ...layers.map((url) => `--layer=${shell(url)}`), ...flags(found)].join(" ")).join("\n");
   }
   return pixels ? `${search}\n\nfrom reben_cloud.torch import StreamLoader\nfor batch in StreamLoader(sel, modalities=${JSON.stringify(index.modalities)}, batch_size=256):\n    ...` : `${search}   # this root has metadata only: nothing to stream`;
 }
