@@ -433,14 +433,26 @@ def test_errors_of_a_search_reach_all_who_wait_and_are_not_kept(dataset, monkeyp
     assert issubclass(GivenUpError, Exception)
 
 
-def test_results_that_are_kept_have_a_limit(dataset, monkeypatch):
-    monkeypatch.setattr(results, "_KEPT_BYTES", 3 * 8 * len(dataset))
+@pytest.mark.parametrize(
+    ("query", "num_rows"),
+    [
+        pytest.param(lambda number: {"bbox": [-20, 0, 60 + number, 90]}, None, id="many rows"),
+        pytest.param(
+            lambda number: {"ids": [f"{number} {'x' * 3_000}"]}, 0, id="a long query that finds nothing"
+        ),
+    ],
+)
+def test_results_that_are_kept_have_a_limit(dataset, monkeypatch, query, num_rows):
+    num_rows = len(dataset) if num_rows is None else num_rows
+    one = len(json.dumps(query(10))) + 8 * num_rows + 500
+    monkeypatch.setattr(results, "_KEPT_BYTES", 3 * one + one // 2)
     kept = Results(dataset)
 
-    for east in range(20):
-        rows_of(kept, bbox=[-20, 0, 60 + east, 90])
+    for number in range(10, 30):
+        assert len(rows_of(kept, **query(number))) == num_rows
 
     assert len(kept._kept) == 3
+    assert json.dumps(query(29)) in kept._kept
     assert not kept._running
 
 

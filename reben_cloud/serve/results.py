@@ -31,7 +31,10 @@ from reben_cloud.serve.lanes import MAX_SEARCH_S, SHORT_S, BusyError, GivenUpErr
 from reben_cloud.serve.models import check_times
 
 _KEPT_BYTES = 1 << 25
-"""Bytes of row numbers that are kept, so that the next page costs no search; all patches are 4.4 MB."""
+"""Bytes of queries and row numbers that are kept, so that the next page costs no search; all patches are 4.4 MB."""
+
+_ENTRY_BYTES = 500
+"""What the objects around a query and its rows take, about."""
 
 _MANY_CORNERS = 100
 """Corners of shapes that are not made while there is no place for a long search."""
@@ -139,14 +142,19 @@ class Results:
             if search.future.exception() is not None or search.key in self._kept:
                 return
             self._kept[search.key] = rows = search.future.result()
-            self._kept_bytes += rows.nbytes
+            self._kept_bytes += _kept_bytes(search.key, rows)
             while self._kept_bytes > _KEPT_BYTES:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+                self._kept_bytes -= _kept_bytes(*self._kept.popitem(last=False))
 
     def _find(self, query: Mapping[str, Any], between: Between) -> Rows:
         if "ids" in query:  # an Item has no other name
             query = {**query, "ids": known_ids(self.dataset, query["ids"])}
         return find_rows(self.dataset, Query(**query), between=between)
+
+
+def _kept_bytes(key: str, rows: Rows) -> int:
+    """Memory of a result: a query may be a body of a megabyte that finds nothing."""
+    return len(key) + rows.nbytes + _ENTRY_BYTES
 
 
 async def _outcome(search: Search, is_gone: Callable[[], Awaitable[bool]]) -> Rows:
