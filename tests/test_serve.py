@@ -7,6 +7,9 @@ import io
 import json
 import re
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -455,6 +458,32 @@ def test_patches_found_are_listed_and_written(client, dataset):
     assert client.post("/explore/found.ids", content=bits).text.split() == ids
     table = pq.read_table(io.BytesIO(client.post("/explore/found.parquet", content=bits).content))
     assert table.column("id").to_pylist() == ids
+
+
+def test_files_are_written_one_by_one_and_keep_nobody_else_waiting(dataset, monkeypatch):
+    begun, go_on = [], threading.Event()
+
+    def slow(selection, form):
+        begun.append(form)
+        assert go_on.wait(20)
+        yield b"done"
+
+    monkeypatch.setattr("reben_cloud.serve.found.render", slow)
+    bits = bits_of(np.arange(3), len(dataset))
+    with serving(dataset) as url, ThreadPoolExecutor(60) as pool:
+        try:
+            asked = [
+                pool.submit(httpx.post, f"{url}/explore/found.ids", content=bits, timeout=30)
+                for _ in range(60)
+            ]
+            while not begun:
+                time.sleep(0.01)
+            time.sleep(0.3)  # for the others to have come
+            assert httpx.get(f"{url}/explore/list?rows=1", timeout=5).status_code == 200
+            assert len(begun) == 1
+        finally:
+            go_on.set()
+        assert [one.result().content for one in asked] == [b"done"] * 60
 
 
 @pytest.mark.parametrize(
