@@ -104,13 +104,13 @@ class Client(BaseCoreClient):
             raise NotFoundError(f"no such patch: {item_id[:80]}")
         return self._items(found, kwargs["request"])[0]
 
-    def nearest_items(
+    async def nearest_items(
         self, collection_id: str, item_id: str, request: Request, *, column: str | None, limit: int
     ) -> dict[str, Any]:
         """The Items of the patches that are most like one, nearest first, each with its score."""
         self._check_collection(collection_id)
-        found = self.nearest.to(item_id, column=column, k=limit)
-        items = self._items(found.selection, request)
+        found = await self.nearest.to(item_id, column=column, k=limit)
+        items = await asyncio.to_thread(self._items, found.selection, request)
         for item, score in zip(items, found.scores.tolist(), strict=True):
             item["properties"][layout.column("score")] = score
         return {

@@ -83,8 +83,8 @@ def add_explorer(
         return describe(dataset, payloads, ids[0].as_py())
 
     @app.get("/explore/patches/{patch_id}/nearest", include_in_schema=False)
-    def send_nearest(patch_id: str, column: str) -> list[dict[str, Any]]:
-        found = nearest.to(patch_id, column=column, k=NUM_ALIKE)
+    async def send_nearest(patch_id: str, column: str) -> list[dict[str, Any]]:
+        found = await nearest.to(patch_id, column=column, k=NUM_ALIKE)
         alike = found.selection
         numbers = zip(alike.patch_ids, alike.rows.tolist(), found.scores.tolist(), strict=True)
         return [{"id": one, "row": row, "score": round(score, 4)} for one, row, score in numbers]
