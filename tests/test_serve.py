@@ -398,7 +398,11 @@ def test_a_huge_body_is_refused_and_any_page_may_ask(client):
 
 
 def test_browsers_get_the_page_and_clients_the_catalog(client):
-    assert client.get("/", headers={"Accept": "text/html"}).text.startswith("<!doctype html>")
+    page = client.get("/", headers={"Accept": "text/html"})
+    assert page.text.startswith("<!doctype html>")
+    assert page.headers["vary"] == "Accept"
+    head = client.head("/", headers={"Accept": "text/html"})
+    assert (head.content, head.headers["content-length"]) == (b"", page.headers["content-length"])
     assert client.get("/", headers={"Accept": "application/json"}).json()["type"] == "Catalog"
     assert client.get("/").json()["stac_version"] == "1.1.0"
 

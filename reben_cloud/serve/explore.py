@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from fastapi import FastAPI, HTTPException, Request
 from numpy.typing import NDArray
 from stac_fastapi.types.requests import get_base_url
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -122,19 +123,18 @@ def add_explorer(
 
 
 class _PageForBrowsers:
-    """Answers ``GET /`` with the page when HTML is asked for; STAC clients ask for JSON."""
+    """Answers ``/`` with the page when HTML is asked for; STAC clients ask for JSON."""
 
     def __init__(self, app: ASGIApp, page: bytes) -> None:
         self.app, self.page = app, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The path has the prefix of a proxy or a mount, if there is one.
-        is_home = scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) == "/"
-        if is_home and scope["method"] == "GET":
-            accept = Request(scope).headers.get("accept", "")
-            if "text/html" in accept:
-                await Response(self.page, media_type="text/html")(scope, receive, send)
-                return
+        # The path is without the prefix of a proxy or a mount (`place.Place`).
+        is_home = scope["type"] == "http" and scope["path"] == "/" and scope["method"] in ("GET", "HEAD")
+        if is_home and "text/html" in Headers(scope=scope).get("accept", ""):
+            headers = {"Vary": "Accept"}  # so that no cache takes the page for the catalog
+            await Response(self.page, media_type="text/html", headers=headers)(scope, receive, send)
+            return
         await self.app(scope, receive, send)
 
 
