@@ -18,6 +18,9 @@ from reben_cloud.root.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
+REFUSED_AFTER_S = 1.0
+"""How long a refusal that costs something is held back: who asks again at once would keep the server busy with them."""
+
 MAX_SENTENCE = 300
 """Most characters of an error: what was sent may be quoted in one, and is not sent back whole."""
 

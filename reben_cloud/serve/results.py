@@ -26,6 +26,7 @@ from reben_cloud.root.query import Query
 from reben_cloud.search import cql, find_rows, known_ids
 from reben_cloud.search.arguments import parse_geometry
 from reben_cloud.search.shapes import Between
+from reben_cloud.serve.answers import REFUSED_AFTER_S
 from reben_cloud.serve.cost import check_corners, expected_s
 from reben_cloud.serve.lanes import MAX_SEARCH_S, SHORT_S, BusyError, GivenUpError, Lanes, Rows, Search
 from reben_cloud.serve.models import check_times
@@ -41,9 +42,6 @@ _MANY_CORNERS = 100
 
 _LOOK_S = 0.2
 """How often it is looked whether a client still waits."""
-
-_REFUSED_AFTER_S = 1.0
-"""A refusal is held back so long: who asks again at once would keep the server busy with refusals."""
 
 
 class Results:
@@ -80,7 +78,7 @@ class Results:
                     self._leave(found)
         except HTTPException as error:
             if error.status_code == 503:
-                await asyncio.sleep(_REFUSED_AFTER_S)
+                await asyncio.sleep(REFUSED_AFTER_S)
             raise
 
     def close(self) -> None:
