@@ -426,6 +426,7 @@ def test_footprints_hold_what_the_table_holds(client, dataset):
     names = [[p["name"] for p in index["products"]], index["splits"], index["countries"]]
     for code, known, column in zip(codes, names, ("product", "split", "country"), strict=True):
         assert [known[c] for c in code] == frame[column].tolist()
+    assert [p["square"] for p in index["products"]] == [name[-5:] for name in names[0]]  # ..._T33UUP
 
 
 def bits_of(rows, count):

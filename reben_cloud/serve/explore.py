@@ -41,6 +41,9 @@ NUM_ALIKE = 8
 _FLAG_OPTIONS = {"contains_seasonal_snow": "snow", "contains_cloud_or_shadow": "cloud"}
 """Field of the metadata -> the argument of a search that asks for it."""
 
+_MGRS = "grid:code"
+"""Column that has the MGRS square of each patch, where metadata say it."""
+
 _NO_COLOR = "#808080"
 """Of a class for which the schema states none."""
 
@@ -167,14 +170,16 @@ def _index(dataset: Dataset) -> dict[str, Any]:
 
 
 def _products(dataset: Dataset) -> list[dict[str, Any]]:
-    """Name, first time, corners and size of each product.
+    """Name, first time, square, corners and size of each product.
 
+    ``square`` is what products of the same place share: their MGRS square, or else each product's name.
     ``axes`` are longitude and latitude of the upper-left, upper-right, lower-left and lower-right corner of
     the box of its patches, in its own projection; ``size`` says how many patches fit along its width and height.
     """
     from pyproj import Transformer
 
-    columns = [layout.PRODUCT, layout.DATETIME, "proj:code", "proj:bbox"]
+    has_squares = _MGRS in dataset.patch_table.names
+    columns = [layout.PRODUCT, layout.DATETIME, "proj:code", "proj:bbox", *[_MGRS] * has_squares]
     table = dataset.selection.columns(columns)
     codes = _codes(table.column(layout.PRODUCT), dataset.products)
     boxes = np.asarray(table.column("proj:bbox").combine_chunks().flatten()).reshape(-1, 4)
@@ -184,6 +189,7 @@ def _products(dataset: Dataset) -> list[dict[str, Any]]:
     np.maximum.at(upper, codes, boxes[:, 2:])
     first = np.unique(codes, return_index=True)[1]
     projections = table.column("proj:code").take(pa.array(first)).to_pylist()
+    squares = table.column(_MGRS).take(pa.array(first)).to_pylist() if has_squares else dataset.products
     times = pa.table({"code": codes, "time": table.column(layout.DATETIME)}).group_by("code")
     starts = times.aggregate([("time", "min")]).sort_by("code").column("time_min").to_pylist()
     found = []
@@ -196,6 +202,7 @@ def _products(dataset: Dataset) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "time": rfc3339(starts[number]),
+                "square": squares[number].removeprefix("MGRS-"),
                 "season": next(name for name, months in SEASONS.items() if starts[number].month in months),
                 "axes": [list(to_lonlat.transform(x, y)) for x, y in corners],
                 "size": [side / dataset.schema.patch_m for side in sides],
