@@ -20,7 +20,7 @@ from pystac.validation import RegisteredValidator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
 import reben_cloud as rc
-from reben_cloud.serve import lanes
+from reben_cloud.serve import body_limit, lanes
 from tests.roots import synthetic_root
 from tests.serving import serving
 from tests.stac import schemas, stac_errors
@@ -463,6 +463,18 @@ def test_patches_found_are_listed_and_written(client, dataset):
     assert client.post("/explore/found.ids", content=bits).text.split() == ids
     table = pq.read_table(io.BytesIO(client.post("/explore/found.parquet", content=bits).content))
     assert table.column("id").to_pylist() == ids
+
+
+def test_bits_are_not_taken_for_lists(client, dataset, monkeypatch):
+    bits = b"[" * (len(dataset) // 8) + bytes(1)
+    monkeypatch.setattr(body_limit, "MAX_LISTS", 10)
+
+    as_bits, as_json = ({"Content-Type": f"application/{kind}"} for kind in ("octet-stream", "json"))
+    written = client.post("/explore/found.ids", content=bits, headers=as_bits)
+    refused = client.post("/search", content=bits, headers=as_json)
+
+    assert len(written.text.split()) == 5 * (len(bits) - 1)
+    assert "lists" in refused.json()["description"]
 
 
 def test_files_are_written_one_by_one_and_keep_nobody_else_waiting(dataset, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reben_cloud.serve.answers import REFUSED_AFTER_S, answer
@@ -44,7 +45,8 @@ class BodyLimit:
         if body is None:
             await answer(413, f"a request may have {self.max_bytes:,} bytes")(scope, receive, send)
             return
-        if (lists := body.count(b"[")) > MAX_LISTS:
+        is_json = Headers(scope=scope).get("content-type") != "application/octet-stream"
+        if is_json and (lists := body.count(b"[")) > MAX_LISTS:
             await asyncio.sleep(REFUSED_AFTER_S)
             text = f"a request may have {MAX_LISTS:,} lists, and shapes {MAX_CORNERS:,} corners; this has {lists:,}"
             way_out = "simplify the shapes, for instance with shapely.simplify(shape, 0.001)"
