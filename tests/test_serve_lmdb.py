@@ -108,6 +108,8 @@ def test_the_page_has_a_place_for_a_path_where_no_address_opens_the_dataset(chro
         code = page.inner_text("#snippet").split("\n\nfrom")[0]
         found = {}
         exec(code.replace("PATH_OF_THE_DATASET", str(lmdbs["export"])), found)
+        page.click("[data-tab=export]")
+        assert page.inner_text("#snippet").endswith('has=["dem"])\nsel.export_lmdb("selection.lmdb")')
         page.click("[data-tab=cli]")
 
         assert "reben-cloud search PATH_OF_THE_DATASET --layer=" in page.inner_text("#snippet")
