@@ -20,8 +20,8 @@ import pytest
 from fastapi import HTTPException
 
 import reben_cloud as rc
-from reben_cloud.search import evaluation
-from reben_cloud.serve import body_limit, lanes, results, running
+from reben_cloud.search import cql, evaluation, shapes
+from reben_cloud.serve import body_limit, cost, lanes, results, running
 from reben_cloud.serve.cost import MAX_CORNERS, count_corners, expected_s
 from reben_cloud.serve.lanes import GivenUpError
 from reben_cloud.serve.results import Results
@@ -457,7 +457,6 @@ def test_results_that_are_kept_have_a_limit(dataset, monkeypatch, query, num_row
 
 
 def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset):
-    from reben_cloud.search import cql
     from reben_cloud.search.arguments import parse_geometry
 
     few, many = ({"intersects": parse_geometry(ring(corners))} for corners in (10, 4_000))
@@ -473,6 +472,28 @@ def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset):
         for name in ('"reben:country"', "country", "id")
     ]
     assert known[0] == known[1] < known[2] / 10
+
+
+@pytest.mark.parametrize("op", ["and", "or"])
+def test_the_cost_of_many_shapes_is_known_without_a_look_at_each(dataset, monkeypatch, op):
+    looks = []
+    monkeypatch.setattr(cost, "in_box", lambda boxes, box: looks.append(box) or shapes.in_box(boxes, box))
+    few, many = (
+        cql.parse(
+            {"op": op, "args": [{"op": "s_intersects", "args": [SQUARE, ring(9 + i)]} for i in range(count)]}
+        )
+        for count in (4, 100)
+    )
+
+    cheap = expected_s(dataset, {"cql2": few})
+    assert 4 <= len(looks) <= 8
+    looks.clear()
+    dear = expected_s(dataset, {"cql2": many})
+
+    assert len(looks) <= 16
+    assert dear > 20 * cheap > 0
+    # All patches: beside each shape's box alone they take half a second.
+    assert 100 * len(dataset) * 10e-9 < dear
 
 
 @pytest.mark.slow
