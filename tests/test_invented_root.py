@@ -585,9 +585,9 @@ def test_the_page_gets_footprints_and_patches(client, dataset):
     ids = dataset.search().patch_ids
 
     assert len(data) == NUM_PATCHES * (4 * 4 + 4 + 2 + 3)
-    assert [(p["name"], p["size"]) for p in index["products"]] == [
-        ("survey_0", [41, 1]),
-        ("survey_1", [39, 1]),
+    assert [(p["name"], p["square"], p["size"]) for p in index["products"]] == [
+        ("survey_0", "survey_0", [41, 1]),
+        ("survey_1", "survey_1", [39, 1]),
     ]
     assert [flag["title"] for flag in index["flags"]] == ["Murky"]
     for row in (0, NUM_PATCHES - 1):

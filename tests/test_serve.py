@@ -7,6 +7,9 @@ import io
 import json
 import re
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -17,7 +20,7 @@ from pystac.validation import RegisteredValidator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
 import reben_cloud as rc
-from reben_cloud.serve import lanes
+from reben_cloud.serve import body_limit, lanes
 from tests.roots import synthetic_root
 from tests.serving import serving
 from tests.stac import schemas, stac_errors
@@ -395,7 +398,11 @@ def test_a_huge_body_is_refused_and_any_page_may_ask(client):
 
 
 def test_browsers_get_the_page_and_clients_the_catalog(client):
-    assert client.get("/", headers={"Accept": "text/html"}).text.startswith("<!doctype html>")
+    page = client.get("/", headers={"Accept": "text/html"})
+    assert page.text.startswith("<!doctype html>")
+    assert page.headers["vary"] == "Accept"
+    head = client.head("/", headers={"Accept": "text/html"})
+    assert (head.content, head.headers["content-length"]) == (b"", page.headers["content-length"])
     assert client.get("/", headers={"Accept": "application/json"}).json()["type"] == "Catalog"
     assert client.get("/").json()["stac_version"] == "1.1.0"
 
@@ -419,6 +426,7 @@ def test_footprints_hold_what_the_table_holds(client, dataset):
     names = [[p["name"] for p in index["products"]], index["splits"], index["countries"]]
     for code, known, column in zip(codes, names, ("product", "split", "country"), strict=True):
         assert [known[c] for c in code] == frame[column].tolist()
+    assert [p["square"] for p in index["products"]] == [name[-5:] for name in names[0]]  # ..._T33UUP
 
 
 def bits_of(rows, count):
@@ -455,6 +463,44 @@ def test_patches_found_are_listed_and_written(client, dataset):
     assert client.post("/explore/found.ids", content=bits).text.split() == ids
     table = pq.read_table(io.BytesIO(client.post("/explore/found.parquet", content=bits).content))
     assert table.column("id").to_pylist() == ids
+
+
+def test_bits_are_not_taken_for_lists(client, dataset, monkeypatch):
+    bits = b"[" * (len(dataset) // 8) + bytes(1)
+    monkeypatch.setattr(body_limit, "MAX_LISTS", 10)
+
+    as_bits, as_json = ({"Content-Type": f"application/{kind}"} for kind in ("octet-stream", "json"))
+    written = client.post("/explore/found.ids", content=bits, headers=as_bits)
+    refused = client.post("/search", content=bits, headers=as_json)
+
+    assert len(written.text.split()) == 5 * (len(bits) - 1)
+    assert "lists" in refused.json()["description"]
+
+
+def test_files_are_written_one_by_one_and_keep_nobody_else_waiting(dataset, monkeypatch):
+    begun, go_on = [], threading.Event()
+
+    def slow(selection, form):
+        begun.append(form)
+        assert go_on.wait(20)
+        yield b"done"
+
+    monkeypatch.setattr("reben_cloud.serve.found.render", slow)
+    bits = bits_of(np.arange(3), len(dataset))
+    with serving(dataset) as url, ThreadPoolExecutor(60) as pool:
+        try:
+            asked = [
+                pool.submit(httpx.post, f"{url}/explore/found.ids", content=bits, timeout=30)
+                for _ in range(60)
+            ]
+            while not begun:
+                time.sleep(0.01)
+            time.sleep(0.3)  # for the others to have come
+            assert httpx.get(f"{url}/explore/list?rows=1", timeout=5).status_code == 200
+            assert len(begun) == 1
+        finally:
+            go_on.set()
+        assert [one.result().content for one in asked] == [b"done"] * 60
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ import pytest
 from fastapi import HTTPException
 
 import reben_cloud as rc
-from reben_cloud.search import evaluation
-from reben_cloud.serve import body_limit, lanes, results, running
+from reben_cloud.search import cql, evaluation, shapes
+from reben_cloud.serve import body_limit, cost, lanes, results, running
 from reben_cloud.serve.cost import MAX_CORNERS, count_corners, expected_s
 from reben_cloud.serve.lanes import GivenUpError
 from reben_cloud.serve.results import Results
@@ -433,19 +433,30 @@ def test_errors_of_a_search_reach_all_who_wait_and_are_not_kept(dataset, monkeyp
     assert issubclass(GivenUpError, Exception)
 
 
-def test_results_that_are_kept_have_a_limit(dataset, monkeypatch):
-    monkeypatch.setattr(results, "_KEPT_BYTES", 3 * 8 * len(dataset))
+@pytest.mark.parametrize(
+    ("query", "num_rows"),
+    [
+        pytest.param(lambda number: {"bbox": [-20, 0, 60 + number, 90]}, None, id="many rows"),
+        pytest.param(
+            lambda number: {"ids": [f"{number} {'x' * 3_000}"]}, 0, id="a long query that finds nothing"
+        ),
+    ],
+)
+def test_results_that_are_kept_have_a_limit(dataset, monkeypatch, query, num_rows):
+    num_rows = len(dataset) if num_rows is None else num_rows
+    one = len(json.dumps(query(10))) + 8 * num_rows + 500
+    monkeypatch.setattr(results, "_KEPT_BYTES", 3 * one + one // 2)
     kept = Results(dataset)
 
-    for east in range(20):
-        rows_of(kept, bbox=[-20, 0, 60 + east, 90])
+    for number in range(10, 30):
+        assert len(rows_of(kept, **query(number))) == num_rows
 
     assert len(kept._kept) == 3
+    assert json.dumps(query(29)) in kept._kept
     assert not kept._running
 
 
 def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset):
-    from reben_cloud.search import cql
     from reben_cloud.search.arguments import parse_geometry
 
     few, many = ({"intersects": parse_geometry(ring(corners))} for corners in (10, 4_000))
@@ -461,6 +472,28 @@ def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset):
         for name in ('"reben:country"', "country", "id")
     ]
     assert known[0] == known[1] < known[2] / 10
+
+
+@pytest.mark.parametrize("op", ["and", "or"])
+def test_the_cost_of_many_shapes_is_known_without_a_look_at_each(dataset, monkeypatch, op):
+    looks = []
+    monkeypatch.setattr(cost, "in_box", lambda boxes, box: looks.append(box) or shapes.in_box(boxes, box))
+    few, many = (
+        cql.parse(
+            {"op": op, "args": [{"op": "s_intersects", "args": [SQUARE, ring(9 + i)]} for i in range(count)]}
+        )
+        for count in (4, 100)
+    )
+
+    cheap = expected_s(dataset, {"cql2": few})
+    assert 4 <= len(looks) <= 8
+    looks.clear()
+    dear = expected_s(dataset, {"cql2": many})
+
+    assert len(looks) <= 16
+    assert dear > 20 * cheap > 0
+    # All patches: beside each shape's box alone they take half a second.
+    assert 100 * len(dataset) * 10e-9 < dear
 
 
 @pytest.mark.slow

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 import reben_cloud as rc
+from reben_cloud.root.selection import Selection
 from reben_cloud.schema import TensorSpec
 from reben_cloud.views.picture import grey, relief
 from tests.roots import synthetic_root
@@ -192,6 +196,30 @@ def test_items_that_are_alike(client, dataset, ids):
     assert client.get(path, params={"limit": 0}).status_code == 400
     assert client.get(path.replace(ids[3], "nothing")).status_code == 404
     assert client.get(path.replace("bigearthnet-v2", "nothing")).status_code == 404
+
+
+def test_looks_through_embeddings_are_one_by_one_and_keep_nobody_else_waiting(dataset, ids, monkeypatch):
+    begun, go_on, nearest = [], threading.Event(), Selection.nearest
+
+    def slow(selection, *args, **options):
+        begun.append(args)
+        assert go_on.wait(20)
+        return nearest(selection, *args, **options)
+
+    monkeypatch.setattr(Selection, "nearest", slow)
+    paths = [f"/collections/bigearthnet-v2/items/{one}/nearest" for one in ids[:30]]
+    paths += [f"/explore/patches/{one}/nearest?column=emb:vector" for one in ids[:30]]
+    with serving(dataset) as url, ThreadPoolExecutor(60) as pool:
+        try:
+            asked = [pool.submit(httpx.get, f"{url}{path}", timeout=30) for path in paths]
+            while not begun:
+                time.sleep(0.01)
+            time.sleep(0.3)  # for the others to have come
+            assert httpx.get(f"{url}/explore/list?rows=1", timeout=5).status_code == 200
+            assert len(begun) == 1
+        finally:
+            go_on.set()
+        assert [one.result().status_code for one in asked] == [200] * 60
 
 
 def test_the_server_keeps_no_vectors(client, dataset):

@@ -179,6 +179,7 @@ def test_probes_and_metrics(public):
     httpx.get(f"{public}/search?limit=1")
     httpx.get(f"{public}/search?bbox=1")
     httpx.get(f"{public}/no/such/page")
+    httpx.get(f"{public}/patches/none/B04.tif")
     after = httpx.get(f"{public}/_mgmt/metrics").text
 
     def number(text, name):
@@ -190,11 +191,12 @@ def test_probes_and_metrics(public):
     for name in (
         'reben_requests_total{route="/search",method="GET",status="200"}',
         'reben_requests_total{route="/search",method="GET",status="400"}',
+        'reben_requests_total{route="/patches",method="GET",status="404"}',
         'reben_requests_total{route="other",method="GET",status="404"}',
     ):
         assert number(after, name) == number(before.text, name) + 1
     assert (
-        number(after, "reben_request_seconds_count") == number(before.text, "reben_request_seconds_count") + 4
+        number(after, "reben_request_seconds_count") == number(before.text, "reben_request_seconds_count") + 5
     )
     assert number(after, 'reben_request_seconds_bucket{le="+Inf"}') == number(
         after, "reben_request_seconds_count"

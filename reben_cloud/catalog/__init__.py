@@ -37,7 +37,7 @@ from reben_cloud.catalog.products import Summary, product_item
 from reben_cloud.catalog.terms import Written
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.root import layout
-from reben_cloud.root.backing import RootObjects
+from reben_cloud.root.backing import References, RootObjects
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.documents import get_checked
 from reben_cloud.schema import Schema
@@ -89,16 +89,16 @@ def dataset_document(dataset: Dataset, *, url: str, layers: Sequence[PlacedLayer
     """The Collection of an opened dataset, with its layers; addresses of assets absolute.
 
     Args:
-        dataset: A root.
+        dataset: A root; or an LMDB, whose Collection is made of its table, without the assets that only a root has.
         url: What stands before the paths of its objects.
         layers: The layers, where they are said to lie.
 
     Raises:
-        NotFoundError: If it has no such document, as an LMDB.
+        NotFoundError: If a root has lost it.
         ChecksumError: If it is damaged.
     """
     path = layout.collection(about(dataset.schema).collection)
-    document = _read(dataset, path)
+    document = _read(dataset, path) if _has_documents(dataset) else _collection_of_table(dataset)
     for asset in document.get("assets", {}).values():
         asset["href"] = f"{url}/{posixpath.normpath(posixpath.join(posixpath.dirname(path), asset['href']))}"
     with_layers(document, layers)
@@ -107,7 +107,12 @@ def dataset_document(dataset: Dataset, *, url: str, layers: Sequence[PlacedLayer
 
 
 def dataset_card(dataset: Dataset) -> dict[str, Any]:
-    """The Croissant card of an opened dataset, with its layers; addresses absolute. Raises as `dataset_document`."""
+    """The Croissant card of a root, with its layers; addresses absolute.
+
+    Raises:
+        NotFoundError: If it has none, as an LMDB, or has lost it.
+        ChecksumError: If it is damaged.
+    """
     path = layout.croissant(about(dataset.schema).collection)
     card = _read(dataset, path)
     for file in card["distribution"]:
@@ -117,12 +122,27 @@ def dataset_card(dataset: Dataset) -> dict[str, Any]:
 
 
 def _read(dataset: Dataset, path: str) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = get_checked(dataset.store, path, lambda data: _parsed(dataset, path, data))
-    except NotFoundError as error:
-        if isinstance(dataset.backing, RootObjects):
-            raise
-        raise NotFoundError(f"{dataset.url} is not a root, and has no {path}") from error
+    if not _has_documents(dataset):
+        raise NotFoundError(f"{dataset.url} is not a root, and has no {path}")
+    document: dict[str, Any] = get_checked(dataset.store, path, lambda data: _parsed(dataset, path, data))
+    return document
+
+
+def _has_documents(dataset: Dataset) -> bool:
+    """Whether documents were published with a dataset: with a root they are, also with one of references."""
+    backing = dataset.backing
+    return isinstance(backing, RootObjects) or (isinstance(backing, References) and backing.finder is None)
+
+
+def _collection_of_table(dataset: Dataset) -> dict[str, Any]:
+    """The Collection of a dataset that has its table alone, without assets: the table is of no file of a root."""
+    of_layers = {field.name for joined in dataset.patch_table.joined.values() for field in joined.fields}
+    table = dataset.selection.columns([name for name in dataset.patch_table.names if name not in of_layers])
+    schema = dataset.manifest.schema
+    collection = dataset_collection(table, Summary(table), schema, about(schema), {})
+    collection.assets.clear()
+    del collection.extra_fields["item_assets"]
+    document: dict[str, Any] = collection.to_dict(include_self_link=False)
     return document
 
 

@@ -27,7 +27,7 @@ from reben_cloud.export.plan import read_manifest
 from reben_cloud.files.paths import local_path, split_scheme
 from reben_cloud.root.backing import LmdbFolder
 from reben_cloud.root.exported import ExportManifest
-from reben_cloud.root.layout import PATCHES
+from reben_cloud.root.layout import ASSETS, PATCHES
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
@@ -169,7 +169,9 @@ class MadeRoot(Store):
     @cached_property
     def _patches(self) -> memoryview:
         plan = self._plan
-        return memoryview(write_patches(patches_table(plan.table, plan.schema, plan.placement), plan.schema))
+        table = patches_table(plan.table, plan.schema, plan.placement)
+        there = [name for name in table.column_names if name != ASSETS]  # which would name Zarr stores
+        return memoryview(write_patches(table.select(there), plan.schema))
 
     @property
     def manifest(self) -> Manifest:

@@ -94,7 +94,7 @@ def from_wkb(squares: Any, rows: NDArray[np.int64]) -> NDArray[np.object_]:
 
 
 def box_of(shape: shapely.Geometry) -> Box:
-    """The box of a shape; of one in two parts, as a box over the antimeridian is, the one over the antimeridian."""
+    """The box around a shape; of one with parts on both sides of the antimeridian, a box all round the globe."""
     west, south, east, north = shape.bounds
     return west, south, east, north
 

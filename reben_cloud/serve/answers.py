@@ -18,6 +18,9 @@ from reben_cloud.root.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
+REFUSED_AFTER_S = 1.0
+"""How long a refusal that costs something is held back: who asks again at once would keep the server busy with them."""
+
 MAX_SENTENCE = 300
 """Most characters of an error: what was sent may be quoted in one, and is not sent back whole."""
 
@@ -35,13 +38,16 @@ def answer(status: int, description: str, *, headers: dict[str, str] | None = No
 
 def add_error_answers(app: FastAPI, dataset: Dataset) -> None:
     """Let an application answer its errors so, without a word about where the server has its files."""
-    places = {dataset.url: "this dataset"}
-    places |= {layer.url: f"the layer {name}" for name, layer in dataset.layers.items()}
+    stores = [(dataset.store, "this dataset")]
+    stores += [(layer.store, f"the layer {name}") for name, layer in dataset.layers.items()]
+    places = {
+        str(place): name for store, name in stores for place in (store.url, store.local_path()) if place
+    }
 
     def told(error: object) -> str:
         text = str(error)
-        for url, name in places.items():
-            text = text.replace(url, name)
+        for place in sorted(places, key=len, reverse=True):  # one may be the beginning of another
+            text = text.replace(place, places[place])
         return text
 
     def wrong(_: Request, error: Exception) -> Response:
@@ -65,11 +71,24 @@ def add_error_answers(app: FastAPI, dataset: Dataset) -> None:
             502, "the dataset cannot be read just now: come again later", headers={"Retry-After": "10"}
         )
 
+    def damaged(request: Request, error: Exception) -> Response:
+        logger.error("%s: the dataset is damaged: %s", request.url.path[:200], error)
+        return answer(
+            500, "what is asked for is stored damaged, or not whole; `reben-cloud verify` says what is wrong"
+        )
+
+    def lost(request: Request, error: Exception) -> Response:
+        logger.warning("%s: %s", request.url.path[:200], error)
+        return answer(404, told(error))
+
     app.add_exception_handler(InvalidQueryParameter, wrong)
     app.add_exception_handler(NotFoundError, missing)
     app.add_exception_handler(RequestValidationError, unfit)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(errors.StorageError, unreadable)
+    app.add_exception_handler(errors.ChecksumError, damaged)
+    app.add_exception_handler(errors.InvalidPatchError, damaged)
+    app.add_exception_handler(errors.NotFoundError, lost)
 
 
 class LastResort:

@@ -141,14 +141,14 @@ def create_api(dataset: Dataset, nearest: Nearest, results: Results) -> FastAPI:
     add_error_answers(app, dataset)
 
     @app.get("/collections/{collection_id}/items/{item_id}/nearest", tags=["STAC API - Core"])
-    def nearest_items(
+    async def nearest_items(
         collection_id: str,
         item_id: str,
         request: Request,
         column: str | None = None,
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 10,
     ) -> dict[str, Any]:
-        return client.nearest_items(collection_id, item_id, request, column=column, limit=limit)
+        return await client.nearest_items(collection_id, item_id, request, column=column, limit=limit)
 
     folder = dataset.store.local_path()
     if folder is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reben_cloud.serve.answers import answer
+from reben_cloud.serve.answers import REFUSED_AFTER_S, answer
 from reben_cloud.serve.cost import MAX_CORNERS
 
 MAX_BODY_BYTES = 1_000_000
@@ -20,8 +21,6 @@ LARGE_BODY_BYTES = 20_000
 
 MAX_LISTS = MAX_CORNERS + 1_000
 """Most lists in a body, of which a corner is one; they are counted in no time, and reading them takes 2 µs each."""
-
-_REFUSED_AFTER_S = 1.0
 
 
 class BodyLimit:
@@ -46,8 +45,9 @@ class BodyLimit:
         if body is None:
             await answer(413, f"a request may have {self.max_bytes:,} bytes")(scope, receive, send)
             return
-        if (lists := body.count(b"[")) > MAX_LISTS:
-            await asyncio.sleep(_REFUSED_AFTER_S)
+        is_json = Headers(scope=scope).get("content-type") != "application/octet-stream"
+        if is_json and (lists := body.count(b"[")) > MAX_LISTS:
+            await asyncio.sleep(REFUSED_AFTER_S)
             text = f"a request may have {MAX_LISTS:,} lists, and shapes {MAX_CORNERS:,} corners; this has {lists:,}"
             way_out = "simplify the shapes, for instance with shapely.simplify(shape, 0.001)"
             await answer(400, f"{text}: {way_out}")(scope, receive, send)
@@ -59,7 +59,7 @@ class BodyLimit:
 
         async def held_back(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] >= 400:
-                await asyncio.sleep(_REFUSED_AFTER_S)
+                await asyncio.sleep(REFUSED_AFTER_S)
             await send(message)
 
         await self.app(scope, replay, held_back if len(body) > LARGE_BODY_BYTES else send)

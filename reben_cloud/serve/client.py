@@ -22,6 +22,7 @@ from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
 from reben_cloud.search import known_ids
+from reben_cloud.serve.compression import LEVEL, SMALLEST_BYTES
 from reben_cloud.serve.fields import Fields, fields_of_body, fields_of_names, with_fields
 from reben_cloud.serve.lanes import Rows
 from reben_cloud.serve.layers import list_layers, shown_columns
@@ -33,9 +34,6 @@ from reben_cloud.serve.tiffs import PATH, images_of
 
 LARGE_PAGE = 100
 """Pages with more Items than this are made one after another, so that those who want less need not wait."""
-
-_COMPRESSED_BYTES = 2_000
-"""Documents above this are compressed."""
 
 _BODY = frozenset(
     (
@@ -104,13 +102,13 @@ class Client(BaseCoreClient):
             raise NotFoundError(f"no such patch: {item_id[:80]}")
         return self._items(found, kwargs["request"])[0]
 
-    def nearest_items(
+    async def nearest_items(
         self, collection_id: str, item_id: str, request: Request, *, column: str | None, limit: int
     ) -> dict[str, Any]:
         """The Items of the patches that are most like one, nearest first, each with its score."""
         self._check_collection(collection_id)
-        found = self.nearest.to(item_id, column=column, k=limit)
-        items = self._items(found.selection, request)
+        found = await self.nearest.to(item_id, column=column, k=limit)
+        items = await asyncio.to_thread(self._items, found.selection, request)
         for item, score in zip(items, found.scores.tolist(), strict=True):
             item["properties"][layout.column("score")] = score
         return {
@@ -277,9 +275,9 @@ def _json(value: object) -> str:
 def _response(body: bytes, request: Request) -> Response:
     """GeoJSON, compressed if it is large and the client takes that; the middleware would do it between requests."""
     headers = {"Vary": "Accept-Encoding"}
-    if len(body) > _COMPRESSED_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+    if len(body) > SMALLEST_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
         headers["Content-Encoding"] = "gzip"
-        body = gzip.compress(body, 1, mtime=0)
+        body = gzip.compress(body, LEVEL, mtime=0)
     return Response(body, media_type=GEOJSON, headers=headers)
 
 

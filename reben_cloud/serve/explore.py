@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from fastapi import FastAPI, HTTPException, Request
 from numpy.typing import NDArray
 from stac_fastapi.types.requests import get_base_url
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,7 +26,7 @@ from reben_cloud.root.placement import SPLITS
 from reben_cloud.search.arguments import SEASONS
 from reben_cloud.serve.found import add_found
 from reben_cloud.serve.layers import layer_picture, list_layers
-from reben_cloud.serve.links import layer_urls, root_url
+from reben_cloud.serve.links import layer_urls, open_url
 from reben_cloud.serve.nearest import Nearest
 from reben_cloud.serve.payloads import Payloads
 from reben_cloud.serve.pictures import describe, picture_of, row_of, thumbnail_of
@@ -39,6 +40,9 @@ NUM_ALIKE = 8
 
 _FLAG_OPTIONS = {"contains_seasonal_snow": "snow", "contains_cloud_or_shadow": "cloud"}
 """Field of the metadata -> the argument of a search that asks for it."""
+
+_MGRS = "grid:code"
+"""Column that has the MGRS square of each patch, where metadata say it."""
 
 _NO_COLOR = "#808080"
 """Of a class for which the schema states none."""
@@ -67,7 +71,7 @@ def add_explorer(
     def send_index(request: Request) -> dict[str, Any]:
         base = get_base_url(request)
         layers = list_layers(dataset, layer_urls(dataset, base))
-        return {**index, "url": root_url(dataset, base), "layers": layers}
+        return {**index, "url": open_url(dataset, base), "layers": layers}
 
     @app.get("/explore/footprints.bin", include_in_schema=False)
     def send_footprints() -> Response:
@@ -83,8 +87,8 @@ def add_explorer(
         return describe(dataset, payloads, ids[0].as_py())
 
     @app.get("/explore/patches/{patch_id}/nearest", include_in_schema=False)
-    def send_nearest(patch_id: str, column: str) -> list[dict[str, Any]]:
-        found = nearest.to(patch_id, column=column, k=NUM_ALIKE)
+    async def send_nearest(patch_id: str, column: str) -> list[dict[str, Any]]:
+        found = await nearest.to(patch_id, column=column, k=NUM_ALIKE)
         alike = found.selection
         numbers = zip(alike.patch_ids, alike.rows.tolist(), found.scores.tolist(), strict=True)
         return [{"id": one, "row": row, "score": round(score, 4)} for one, row, score in numbers]
@@ -122,19 +126,18 @@ def add_explorer(
 
 
 class _PageForBrowsers:
-    """Answers ``GET /`` with the page when HTML is asked for; STAC clients ask for JSON."""
+    """Answers ``/`` with the page when HTML is asked for; STAC clients ask for JSON."""
 
     def __init__(self, app: ASGIApp, page: bytes) -> None:
         self.app, self.page = app, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The path has the prefix of a proxy or a mount, if there is one.
-        is_home = scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) == "/"
-        if is_home and scope["method"] == "GET":
-            accept = Request(scope).headers.get("accept", "")
-            if "text/html" in accept:
-                await Response(self.page, media_type="text/html")(scope, receive, send)
-                return
+        # The path is without the prefix of a proxy or a mount (`place.Place`).
+        is_home = scope["type"] == "http" and scope["path"] == "/" and scope["method"] in ("GET", "HEAD")
+        if is_home and "text/html" in Headers(scope=scope).get("accept", ""):
+            headers = {"Vary": "Accept"}  # so that no cache takes the page for the catalog
+            await Response(self.page, media_type="text/html", headers=headers)(scope, receive, send)
+            return
         await self.app(scope, receive, send)
 
 
@@ -167,14 +170,16 @@ def _index(dataset: Dataset) -> dict[str, Any]:
 
 
 def _products(dataset: Dataset) -> list[dict[str, Any]]:
-    """Name, first time, corners and size of each product.
+    """Name, first time, square, corners and size of each product.
 
+    ``square`` is what products of the same place share: their MGRS square, or else each product's name.
     ``axes`` are longitude and latitude of the upper-left, upper-right, lower-left and lower-right corner of
     the box of its patches, in its own projection; ``size`` says how many patches fit along its width and height.
     """
     from pyproj import Transformer
 
-    columns = [layout.PRODUCT, layout.DATETIME, "proj:code", "proj:bbox"]
+    has_squares = _MGRS in dataset.patch_table.names
+    columns = [layout.PRODUCT, layout.DATETIME, "proj:code", "proj:bbox", *[_MGRS] * has_squares]
     table = dataset.selection.columns(columns)
     codes = _codes(table.column(layout.PRODUCT), dataset.products)
     boxes = np.asarray(table.column("proj:bbox").combine_chunks().flatten()).reshape(-1, 4)
@@ -184,6 +189,7 @@ def _products(dataset: Dataset) -> list[dict[str, Any]]:
     np.maximum.at(upper, codes, boxes[:, 2:])
     first = np.unique(codes, return_index=True)[1]
     projections = table.column("proj:code").take(pa.array(first)).to_pylist()
+    squares = table.column(_MGRS).take(pa.array(first)).to_pylist() if has_squares else dataset.products
     times = pa.table({"code": codes, "time": table.column(layout.DATETIME)}).group_by("code")
     starts = times.aggregate([("time", "min")]).sort_by("code").column("time_min").to_pylist()
     found = []
@@ -196,6 +202,7 @@ def _products(dataset: Dataset) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "time": rfc3339(starts[number]),
+                "square": squares[number].removeprefix("MGRS-"),
                 "season": next(name for name, months in SEASONS.items() if starts[number].month in months),
                 "axes": [list(to_lonlat.transform(x, y)) for x, y in corners],
                 "size": [side / dataset.schema.patch_m for side in sides],

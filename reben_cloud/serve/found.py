@@ -6,13 +6,12 @@ of the table, lowest bit first.
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from reben_cloud.catalog.terms import PARQUET_TYPE
@@ -21,6 +20,7 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.metadata import rfc3339
 from reben_cloud.root.selection import Selection
 from reben_cloud.search.output import render
+from reben_cloud.serve.lanes import Rows
 from reben_cloud.serve.results import Results
 
 MAX_LISTED = 100
@@ -42,7 +42,7 @@ class Conditions(BaseModel):
 
 def add_found(app: FastAPI, dataset: Dataset, results: Results) -> None:
     """Answer the page's questions about the patches it found."""
-    exporting = threading.Lock()  # one file at a time: a whole table takes seconds and memory
+    exporting = asyncio.Lock()  # one file at a time: a whole table takes seconds and memory
 
     @app.post("/explore/matches.bin", include_in_schema=False)
     async def send_matches(conditions: Conditions, request: Request) -> Response:
@@ -70,8 +70,9 @@ def add_found(app: FastAPI, dataset: Dataset, results: Results) -> None:
         rows = np.flatnonzero(np.unpackbits(bits, count=len(dataset), bitorder="little"))
         if not len(rows):
             raise HTTPException(400, "there is no patch to write")
-        return Response(await run_in_threadpool(written, rows, form), media_type=_MEDIA_TYPES[form])
+        async with exporting:  # no thread waits, of which there are some dozens for all requests
+            data = await asyncio.to_thread(written, rows, form)
+        return Response(data, media_type=_MEDIA_TYPES[form])
 
-    def written(rows: np.ndarray[Any, np.dtype[np.int64]], form: Literal["ids", "parquet"]) -> bytes:
-        with exporting:
-            return b"".join(render(Selection(dataset, dataset.patch_table, rows), form))
+    def written(rows: Rows, form: Literal["ids", "parquet"]) -> bytes:
+        return b"".join(render(Selection(dataset, dataset.patch_table, rows), form))

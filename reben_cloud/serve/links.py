@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import Request
 from stac_fastapi.types.errors import InvalidQueryParameter
 
+from reben_cloud.root.backing import LmdbFolder
 from reben_cloud.root.dataset import Dataset
 
 GEOJSON = "application/geo+json"
@@ -31,6 +33,22 @@ def root_url(dataset: Dataset, base: str) -> str:
         base: The server's URL with a slash at the end.
     """
     return f"{base}root" if dataset.store.is_local else dataset.url
+
+
+def open_url(dataset: Dataset, base: str) -> str | None:
+    """What `reben_cloud.open` takes for the dataset on the machine of a client; arguments as for `root_url`.
+
+    Returns:
+        The URL; None for an LMDB with layers: read over HTTP it has another order and is not the root of its layers.
+    """
+    url, backing = root_url(dataset, base), dataset.backing
+    if not isinstance(backing, LmdbFolder):
+        return url
+    if dataset.layers:
+        return None
+    # A web server does not list its folders, so that the one with the LMDB must be named.
+    inside = os.path.relpath(backing.path, dataset.store.local_path())
+    return url if inside == "." else f"{url}/{quote(inside)}"
 
 
 def layer_urls(dataset: Dataset, base: str) -> dict[str, str]:

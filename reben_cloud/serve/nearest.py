@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 
 from stac_fastapi.types.errors import InvalidQueryParameter, NotFoundError
 
@@ -13,24 +13,30 @@ from reben_cloud.search.similar import Neighbours
 
 
 class Nearest:
-    """Looks through the embeddings of a dataset, for one request at a time: each look takes every core."""
+    """Looks through the embeddings of a dataset, for one request at a time: each look takes every core.
+
+    A coroutine, so that no thread waits for its turn.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self._lock = threading.Lock()
+        self._looking = asyncio.Lock()
 
-    def to(self, patch_id: str, *, column: str | None, k: int) -> Neighbours:
+    async def to(self, patch_id: str, *, column: str | None, k: int) -> Neighbours:
         """The patches nearest to one.
 
         Raises:
             NotFoundError: If there is no such patch, or it has no embedding.
             InvalidQueryParameter: If there is no such column, or several and none is named.
         """
+        async with self._looking:
+            return await asyncio.to_thread(self._look, patch_id, column, k)
+
+    def _look(self, patch_id: str, column: str | None, k: int) -> Neighbours:
         if not known_ids(self.dataset, patch_id):
             raise NotFoundError(f"no such patch: {patch_id[:80]}")
         try:
-            with self._lock:
-                return self.dataset.selection.nearest(patch_id, column=column, k=k)
+            return self.dataset.selection.nearest(patch_id, column=column, k=k)
         except errors.NotFoundError as error:
             raise NotFoundError(str(error)) from error
         except errors.RebenError:

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from reben_cloud.about import About
 from reben_cloud.bigearthnet.about import about
-from reben_cloud.errors import NotFoundError
 from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.metadata import rfc3339
-from reben_cloud.schema import Array, ArraySpec, Modality, Schema
+from reben_cloud.schema import ArraySpec, Modality, Schema
 from reben_cloud.search import known_ids
 from reben_cloud.serve.layers import describe_layers, embeddings_of, shown_columns
 from reben_cloud.serve.payloads import Payloads
@@ -133,17 +132,10 @@ def picture_of(dataset: Dataset, payloads: Payloads, patch_id: str, picture: str
     for render in facts.renders:
         found = render.array_in(schema)
         if render.name == picture and found is not None:
-            return shade(_tensors(payloads, patch_id, found[0]), render)
+            return shade(payloads.tensors(patch_id, found[0].name), render)
     raise HTTPException(404, f"no such picture: {picture}")
 
 
 def _pixels(payloads: Payloads, patch_id: str, modality: Modality, array: ArraySpec) -> NDArray[np.int64]:
     """Those of a map, (y, x)."""
-    return _tensors(payloads, patch_id, modality)[array.tensors[0]].astype(np.int64)
-
-
-def _tensors(payloads: Payloads, patch_id: str, modality: Modality) -> dict[str, Array]:
-    try:
-        return payloads.tensors(patch_id, modality.name)
-    except (NotFoundError, FileNotFoundError) as error:
-        raise HTTPException(404, str(error)) from error
+    return payloads.tensors(patch_id, modality.name)[array.tensors[0]].astype(np.int64)

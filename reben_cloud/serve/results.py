@@ -20,27 +20,28 @@ from fastapi import HTTPException
 from stac_fastapi.types.errors import InvalidQueryParameter
 
 from reben_cloud.bigearthnet.about import about
-from reben_cloud.errors import RebenError
+from reben_cloud.errors import ChecksumError, RebenError
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.query import Query
 from reben_cloud.search import cql, find_rows, known_ids
 from reben_cloud.search.arguments import parse_geometry
 from reben_cloud.search.shapes import Between
+from reben_cloud.serve.answers import REFUSED_AFTER_S
 from reben_cloud.serve.cost import check_corners, expected_s
 from reben_cloud.serve.lanes import MAX_SEARCH_S, SHORT_S, BusyError, GivenUpError, Lanes, Rows, Search
 from reben_cloud.serve.models import check_times
 
 _KEPT_BYTES = 1 << 25
-"""Bytes of row numbers that are kept, so that the next page costs no search; all patches are 4.4 MB."""
+"""Bytes of queries and row numbers that are kept, so that the next page costs no search; all patches are 4.4 MB."""
+
+_ENTRY_BYTES = 500
+"""What the objects around a query and its rows take, about."""
 
 _MANY_CORNERS = 100
 """Corners of shapes that are not made while there is no place for a long search."""
 
 _LOOK_S = 0.2
 """How often it is looked whether a client still waits."""
-
-_REFUSED_AFTER_S = 1.0
-"""A refusal is held back so long: who asks again at once would keep the server busy with refusals."""
 
 
 class Results:
@@ -77,7 +78,7 @@ class Results:
                     self._leave(found)
         except HTTPException as error:
             if error.status_code == 503:
-                await asyncio.sleep(_REFUSED_AFTER_S)
+                await asyncio.sleep(REFUSED_AFTER_S)
             raise
 
     def close(self) -> None:
@@ -139,14 +140,19 @@ class Results:
             if search.future.exception() is not None or search.key in self._kept:
                 return
             self._kept[search.key] = rows = search.future.result()
-            self._kept_bytes += rows.nbytes
+            self._kept_bytes += _kept_bytes(search.key, rows)
             while self._kept_bytes > _KEPT_BYTES:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+                self._kept_bytes -= _kept_bytes(*self._kept.popitem(last=False))
 
     def _find(self, query: Mapping[str, Any], between: Between) -> Rows:
         if "ids" in query:  # an Item has no other name
             query = {**query, "ids": known_ids(self.dataset, query["ids"])}
         return find_rows(self.dataset, Query(**query), between=between)
+
+
+def _kept_bytes(key: str, rows: Rows) -> int:
+    """Memory of a result: a query may be a body of a megabyte that finds nothing."""
+    return len(key) + rows.nbytes + _ENTRY_BYTES
 
 
 async def _outcome(search: Search, is_gone: Callable[[], Awaitable[bool]]) -> Rows:
@@ -181,7 +187,7 @@ def _refusing() -> Iterator[None]:
     except RecursionError:
         raise InvalidQueryParameter("it has more objects and lists in each other than can be read") from None
     except RebenError as error:
-        if not isinstance(error, ValueError | LookupError):
+        if isinstance(error, ChecksumError) or not isinstance(error, ValueError | LookupError):
             raise
         raise InvalidQueryParameter(str(error)) from error
     except (TypeError, ValueError) as error:

@@ -34,10 +34,10 @@ def images_of(dataset: Dataset) -> dict[str, BandImage]:
 
 
 def add_tiffs(app: FastAPI, dataset: Dataset, payloads: Payloads) -> None:
-    """Answer GET and HEAD of the images that Items name (`catalog.band_images`)."""
+    """Answer requests for the images that Items name (`catalog.band_images`)."""
     files = BandFiles(dataset, payloads)
 
-    @app.api_route("/" + PATH + "/{patch_id}/{band}.tif", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/" + PATH + "/{patch_id}/{band}.tif", include_in_schema=False)
     def send_band(patch_id: str, band: str, request: Request) -> Response:
         return send_file(files.file(patch_id, band), request.headers, media_type=COG_TYPE)
 

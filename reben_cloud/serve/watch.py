@@ -21,6 +21,7 @@ _ROUTES = (
     "collections",
     "queryables",
     "explore",
+    "patches",
     "root",
     "layers",
     "_mgmt",

@@ -32,7 +32,7 @@ function write() {
 }
 
 // What an address says; what it names and the dataset lacks is passed over.
-export function read() {
+function read() {
   const { index } = app, state = new URLSearchParams(location.hash.slice(1));
   written = state.toString();
   clearFilter();

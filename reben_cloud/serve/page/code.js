@@ -79,17 +79,39 @@ function flags(found) {
   });
 }
 
-function snippet() {
-  const { index } = app, found = conditions(), layers = index.layers.map((layer) => layer.url), pixels = index.modalities.length;
-  const search = `import reben_cloud as rc\n\nsel = rc.open(${JSON.stringify(index.url)}${layers.length ? `, layers=${JSON.stringify(layers)}` : ""}).search(${found.map(([name, value]) => `${name}=${python(value)}`).join(", ")})`;
-  if (tab === "export") return pixels ? `${search}\nsel.export_lmdb("selection.lmdb")` : `${search}\nsel.to_geopandas().to_file("selection.gpkg")`;
-  if (tab === "stac") return stac(found);
-  if (tab === "cli") {
-    const commands = ["search", ...(pixels ? ["stream", "export"] : [])];
-    return commands.map((one) => ["reben-cloud", one, shell(index.url), ...(one === "export" ? ["selection.lmdb"] : []), ...layers.map((url) => `--layer=${shell(url)}`), ...flags(found)].join(" ")).join("\n");
-  }
-  return pixels ? `${search}\n\nfrom reben_cloud.torch import StreamLoader\nfor batch in StreamLoader(sel, modalities=${JSON.stringify(index.modalities)}, batch_size=256):\n    ...` : `${search}   # this root has metadata only: nothing to stream`;
+// What opens the dataset: not every dataset has an address.
+const place = () => app.index.url || "PATH_OF_THE_DATASET";
+const layerUrls = () => app.index.layers.map((layer) => layer.url);
+
+function search(found) {
+  const layers = layerUrls(), given = found.map(([name, value]) => `${name}=${python(value)}`);
+  const opened = [JSON.stringify(place()), ...(layers.length ? [`layers=${JSON.stringify(layers)}`] : [])];
+  return `import reben_cloud as rc\n\nsel = rc.open(${opened.join(", ")}).search(${given.join(", ")})`;
 }
+
+function stream(found) {
+  const { modalities } = app.index;
+  if (!modalities.length) return `${search(found)}   # this root has metadata only: nothing to stream`;
+  return [
+    search(found), "",
+    "from reben_cloud.torch import StreamLoader",
+    `for batch in StreamLoader(sel, modalities=${JSON.stringify(modalities)}, batch_size=256):`,
+    "    ...",
+  ].join("\n");
+}
+
+function exported(found) {
+  const line = app.index.modalities.length ? 'sel.export_lmdb("selection.lmdb")' : 'sel.to_geopandas().to_file("selection.gpkg")';
+  return `${search(found)}\n${line}`;
+}
+
+function commands(found) {
+  const names = app.index.modalities.length ? ["search", "stream", "export"] : ["search"];
+  const options = [...layerUrls().map((url) => `--layer=${shell(url)}`), ...flags(found)];
+  return names.map((name) => ["reben-cloud", name, shell(place()), ...(name === "export" ? ["selection.lmdb"] : []), ...options].join(" ")).join("\n");
+}
+
+const snippet = () => ({ stream, export: exported, cli: commands, stac })[tab]?.(conditions()) ?? "";
 
 function choose(name) {
   tab = name;

@@ -121,12 +121,11 @@ const angle = (value, positive, negative) => `${+Math.abs(value).toFixed(2)}°${
 function places() {
   // Products of one square lie upon each other: one shape with the sum.
   const found = new Map();
-  for (const p of app.index.products) {
-    const square = p.name.slice(-5);
-    if (!found.has(square)) found.set(square, { ring: p.ring, count: 0, total: 0, square });
+  for (const { square, ring, count, total } of app.index.products) {
+    if (!found.has(square)) found.set(square, { square, ring, count: 0, total: 0 });
     const place = found.get(square);
-    place.count += p.count;
-    place.total += p.total;
+    place.count += count;
+    place.total += total;
   }
   return [...found.values()];
 }
