@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
+from rasterio.enums import ColorInterp
 from typer.testing import CliRunner
 
 import reben_cloud as rc
@@ -26,6 +27,7 @@ from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from reben_cloud.training.models import ModelSpec, create_model, save_model
 from tests.scenes import ABROAD_M, CHILE, KENYA, band_pixels, make_abroad, make_clc, make_safe
 from tests.stac import stac_errors
 
@@ -224,6 +226,36 @@ def test_an_export_to_geotiffs_lies_in_its_zone(dataset, tmp_path):
         with rasterio.open(path) as file:
             assert file.crs.to_epsg() == 32737
             assert file.width * file.res[0] == PATCH_M
+
+
+@pytest.mark.parametrize("cog", [False, True])
+def test_predicted_masks_have_the_colours_of_the_classes(dataset, made, tmp_path, cog):
+    classes, kenya = dataset.schema.classes, dataset.search(country="Kenya", limit=3)
+    spec = ModelSpec(
+        architecture="test_resnet", bands=("B04", "B03"), task="map", classes=classes, image_px=PATCH_M // 10
+    )
+    save_model(tmp_path / "model", create_model(spec), spec)
+    rc.predict(tmp_path / "model", kenya, tmp_path / "layer", what="mask", batch_size=2)
+    both = rc.open(made[0] / "root", layers=[tmp_path / "layer"]).search(has="mask")
+
+    both.export_geotiff(tmp_path / "masks", modalities=["mask", "map"], cog=cog)
+
+    wanted = {
+        code: (*bytes.fromhex(color[1:]), 255)
+        for codes, color in zip(classes.codes, classes.colors, strict=True)
+        for code in codes
+    }
+    masks, maps = (sorted((tmp_path / "masks").rglob(f"*_{name}.tif")) for name in ("mask", "map"))
+    assert len(masks) == len(maps) == 3
+    for path in masks:
+        with rasterio.open(path) as file:
+            found = file.colormap(1)
+            assert file.colorinterp == (ColorInterp.palette,)
+            assert {code: found[code] for code in wanted} == wanted
+            assert set(np.unique(file.read(1)).tolist()) <= wanted.keys()
+    for path in maps:  # of uint16, with which a colour table would be larger than the pixels
+        with rasterio.open(path) as file, pytest.raises(ValueError, match="NULL color table"):
+            file.colormap(1)
 
 
 def test_a_root_of_two_bands_without_sentinel_1_of_small_patches(inputs, tmp_path):
