@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -23,6 +24,8 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
+from reben_cloud.errors import SourceError
+from reben_cloud.layers import write_label_layer
 from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
@@ -407,6 +410,15 @@ def test_a_raster_becomes_a_layer_beside_it(dataset, made, inputs, tmp_path):
         valid = batch["valid"]
         # The map has nodata as 999; GDAL's approximation is coarser for a layer than for a map.
         assert (batch["map"][valid] == batch["again"][valid].reshape(-1, 240, 240)).mean() > 0.99
+
+
+def test_labels_that_the_root_has_no_class_for_are_refused(dataset, tmp_path):
+    """Left out without a word, a layer of the 19 classes would be all zeros here."""
+    table = pa.table({"patch_id": dataset.selection.patch_ids[:1], "labels": [["Pastures"]]})
+    pq.write_table(table, tmp_path / "labels.parquet")
+
+    with pytest.raises(SourceError, match=r"'Pastures' is neither a class .* the root has Bare / sparse"):
+        write_label_layer(tmp_path / "layer", dataset, tmp_path / "labels.parquet", name="mine")
 
 
 def test_its_documents_are_valid_and_name_its_bands(made, dataset, shared):
