@@ -107,6 +107,13 @@ def test_any_takes_a_default_back():
         Subset(recommended=False)
 
 
+def test_patches_are_not_balanced_by_other_labels_than_are_learned():
+    load_recipe("resnet50", overrides=["balanced=0.5", "test_labels=v1:labels"])
+
+    with pytest.raises(ValueError, match=r"balanced must be 0 where `labels` are a layer's, .* got 0\.5"):
+        load_recipe("resnet50", overrides=["balanced=0.5", "labels=v1:labels"])
+
+
 def test_losing_a_modality_needs_two():
     with pytest.raises(
         ValueError, match="modality_dropout must be 0 unless the bands are of several modalities"

@@ -223,6 +223,9 @@ class TrainConfig:
 
         for name in ("labels", "test_labels"):
             _check(name, getattr(self, name), self.task == "labels" or not getattr(self, name), "'' for maps")
+        # `verify-epoch` and an epoch's digest know the dataset's labels alone.
+        by_others = "0 where `labels` are a layer's, as rare classes are those of the dataset's labels"
+        _check("balanced", self.balanced, not (self.balanced and self.labels), by_others)
 
     def check(self, schema: Schema) -> None:
         """Refuse what patches of a schema do not have.
