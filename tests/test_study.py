@@ -161,6 +161,15 @@ def test_the_plan_counts_patches_and_steps(dataset, tmp_path):
     assert plan.to_text().startswith(f"small: 4 runs, at most {4 * one.most_steps:,} steps")
 
 
+def test_the_plan_of_neighbours_has_no_steps(dataset, tmp_path):
+    study = small_study(tmp_path, "recipe.neighbours=5", "recipe.batch_size=4096")
+
+    one, *_ = plan_study(study, dataset).runs
+
+    assert (one.steps_per_epoch, one.most_steps) == (0, 0)
+    assert one.most_samples == one.num_train + one.num_validation + one.num_test > 100
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
