@@ -177,6 +177,8 @@ def test_the_plan_of_neighbours_has_no_steps(dataset, tmp_path):
                      "no column 'v1:labels'.*BigEarthNet-v1.0.tar.gz.*reben-cloud layer labels", id="v1"),
         pytest.param(["recipe.test_labels=mine:x"], ValueError, "no column 'mine:x'; name the table layer", id="layer"),
         pytest.param(["recipe.test.split=train"], ValueError, "S1-seed1: .* test patches are also learned", id="test"),
+        pytest.param(["recipe.train.split=any", "recipe.train.share=0/0.5", "recipe.test.share=0.5/1"], ValueError,
+                     "S1-seed1: .* validation patches are also learned", id="validation"),
         pytest.param(["recipe.batch_size=4096"], ValueError, "not one step; take a smaller batch_size", id="batch"),
         pytest.param(["recipe.train.country=Kosovo"], NotFoundError, "run S1-seed1, train: no patch", id="nothing"),
     ],

@@ -91,8 +91,8 @@ def plan_study(study: Study, dataset: Dataset) -> StudyPlan:
 
     Raises:
         NotFoundError: If a subset that a run needs has no patch; the message names the run and the condition.
-        ValueError: If the layer of its labels is not there, its batch has more samples than there are, or a patch that
-            it is tested on is also learned from.
+        ValueError: If the layer of its labels is not there, its batch has more samples than there are, or a patch
+            of its validation or test is also learned from.
     """
     for labels in dict.fromkeys(
         one for run in study.runs for one in (run.config.labels, run.config.test_labels)
@@ -134,7 +134,11 @@ class _Kept:
         train = self._required(run, "train", config.train)
         validation = self._required(run, "validation", config.validation)
         test = self.selection(config.test)
-        self._once("disjoint", config.train, config.test, lambda: _refuse_common(run, train, test))
+        for name, subset, chosen in (
+            ("validation", config.validation, validation),
+            ("test", config.test, test),
+        ):
+            self._once("disjoint", config.train, subset, partial(_refuse_common, run, train, name, chosen))
         for subset, labels in (
             (config.train, config.labels),
             (config.validation, config.labels),
@@ -193,12 +197,12 @@ def _num_samples(selection: Selection, power: float) -> int:
     return epoch_length(units_of(repeats.weights))
 
 
-def _refuse_common(run: Run, train: Selection, test: Selection) -> None:
-    common = np.intersect1d(train.rows, test.rows)
+def _refuse_common(run: Run, train: Selection, name: str, chosen: Selection) -> None:
+    common = np.intersect1d(train.rows, chosen.rows)
     if len(common):
         raise ValueError(
-            f"run {run.name}: {len(common):,} of its {len(test):,} test patches are also learned from; give the test "
-            "subset another split or share"
+            f"run {run.name}: {len(common):,} of its {len(chosen):,} {name} patches are also learned from; give the "
+            f"{name} subset another split or share"
         )
 
 
