@@ -79,6 +79,7 @@ def test_one_line_trains_here_and_tests_there():
         pytest.param("drop_rate=1.0", r"drop_rate must be in \[0, 1\)", id="share"),
         pytest.param("bands=B99", "'B99' is neither a band set", id="band"),
         pytest.param("lr", "write key=value", id="no value"),
+        pytest.param("architecture.of=1", "architecture is not a table, but 'resnet50'", id="no table"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(override, message):
