@@ -178,7 +178,7 @@ def parse_time(text: str) -> datetime:
 
 
 def season(time: datetime) -> str:
-    """``spring`` (March to May), ``summer``, ``fall`` or ``winter``, by calendar month."""
+    """``spring`` (March to May), ``summer``, ``fall`` or ``winter``, by calendar month as in the north."""
     return ("winter", "spring", "summer", "fall")[time.month % 12 // 3]
 
 
