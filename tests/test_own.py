@@ -280,6 +280,23 @@ def test_a_root_of_two_bands_without_sentinel_1_of_small_patches(inputs, tmp_pat
     assert verify(dataset, deep=True).problems == ()
 
 
+def test_small_patches_with_sentinel_1_are_built_and_built_again(inputs, tmp_path):
+    """860 m are 86 pixels, which thumbnails of 8 pixels do not divide, and more than 100 patches along a tile."""
+    done = command(
+        "prepare", "--s2", inputs / "products" / f"{KENYA}_20240101T000000.SAFE", "--s1", inputs / "radar",
+        "--land-cover", inputs / "cover", "--classes", inputs / "classes.toml", "--bands", "10m",
+        "--patch-size", 860, "--out", tmp_path / "out", "--root", tmp_path / "root",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert command("build", tmp_path / "out", tmp_path / "again").exit_code == 0
+
+    one, other = rc.open(tmp_path / "root"), rc.open(tmp_path / "again")
+
+    assert one.modalities == ("s2", "s1", "map")
+    assert one.manifest.fingerprint == other.manifest.fingerprint
+    assert verify(one, deep=True).problems == ()
+
+
 def test_the_command_run_again_says_that_it_is_there(inputs, made):
     again = command("prepare", *options(inputs), "--root", made[0] / "root")
     other = command("prepare", *options(inputs), "--root", made[0] / "root", "--bands", "10m")
