@@ -74,8 +74,8 @@ def export_geotiff(
     """
     names = modalities_of(selection, modalities)
     schemas = [selection.dataset.schema, *(one.manifest.schema for one in selection.dataset.layers.values())]
-    maps = {schema.map_array for schema in schemas if schema is not None}
-    maker = GeotiffMaker(selection.dataset.schema.only(names), per=per, cog=cog, maps=maps - {None})
+    maps = {one.map_array for one in schemas if one is not None and one.map_array is not None}
+    maker = GeotiffMaker(selection.dataset.schema.only(names), per=per, cog=cog, maps=maps)
     return export_files(
         selection, path, maker, update=update, prune=prune, threads=threads, progress=progress
     )
@@ -216,7 +216,7 @@ def _in_colors(file: _File, classes: Classes) -> _File:
     """A file of a map of classes, with their colours where a colour table can have them."""
     if not classes.colors or file.dtype != np.uint8:
         return file
-    colors = {}
+    colors: dict[int, tuple[int, int, int]] = {}
     for codes, color in zip(classes.codes, classes.colors, strict=True):
         red, green, blue = bytes.fromhex(color[1:])
         colors |= dict.fromkeys(codes, (red, green, blue))
