@@ -33,6 +33,7 @@ from reben_cloud.training.models import ARCHITECTURES
 from reben_cloud.training.study.grid import load_study, study_names
 from reben_cloud.training.study.jobs import OUTCOME, free_slot
 from reben_cloud.training.study.page import write_results
+from reben_cloud.training.study.pictures import distance_plot
 from reben_cloud.training.study.plan import distances_of, plan_study
 from reben_cloud.training.study.run import run_study, write_finished
 from reben_cloud.training.study.scores import Spread, differences, measures_of
@@ -341,6 +342,27 @@ class Links(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def test_patches_of_no_country_have_a_column_with_a_name(dataset, results):
+    study, found = results
+    for one in found.values():
+        one["by"]["country"] = {"": one["by"]["country"].pop("Finland"), **one["by"]["country"]}
+
+    tables = {one.name: one for one in tables_of(study, found, distances_of(study, dataset))}
+
+    assert "Finland" not in tables["by_country"].heads
+    assert to_csv(tables["by_country"]).startswith("bands,none,none_std,")
+
+
+def test_the_next_patch_is_where_patches_of_this_size_have_it(dataset, results):
+    study, _ = results
+
+    figure = distance_plot(study, distances_of(study, dataset), patch_m=2_400)
+
+    (axes,) = figure.axes
+    assert [line.get_xdata() for line in axes.lines if line.get_linestyle() == ":"] == [[2.4, 2.4]]
+    assert [text.get_position()[0] for text in axes.texts] == [2.4]
 
 
 @pytest.mark.slow
