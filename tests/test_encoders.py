@@ -50,6 +50,16 @@ def test_an_encoder_becomes_a_classifier_that_is_kept_and_read(tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+def test_a_band_has_its_own_embedding_in_any_order():
+    torch.manual_seed(0)
+    one = create_model(SPEC).eval()
+    other = create_model(replace(SPEC, bands=("B02", "B8A", "VV"))).eval()
+    other.load_state_dict(one.state_dict())
+    image = torch.randn(2, 3, 120, 120)
+
+    torch.testing.assert_close(other(image[:, [1, 2, 0]]), one(image))
+
+
 def test_layers_are_those_that_the_encoder_names():
     model = create_model(SPEC)
 

@@ -175,6 +175,8 @@ def test_times_are_utc():
     assert grid.s1_sensing_time("S1B_IW_GRDH_1SDV_20170612T165809_33UUP_26_57") == datetime(
         2017, 6, 12, 16, 58, 9, tzinfo=UTC
     )
+    small = grid.s1_sensing_time("S1B_IW_GRDH_1SDV_20170612T165809_33UUP_126_57")  # of patches under 1,100 m
+    assert small == datetime(2017, 6, 12, 16, 58, 9, tzinfo=UTC)
     with pytest.raises(ValueError, match="no S1 name"):
         grid.s1_sensing_time(VECTORS[0][0])
 

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import reben_cloud as rc
+from reben_cloud.cli import app
 from reben_cloud.errors import NotFiniteError
 from reben_cloud.torch import StreamLoader
 from reben_cloud.training.compute import compute_context
@@ -20,6 +22,7 @@ from reben_cloud.training.models import ModelSpec, create_model, save_model
 from reben_cloud.training.neighbours import TEMPERATURE, Neighbours, remember
 from reben_cloud.training.objective import Objective
 from reben_cloud.training.outputs import embed
+from reben_cloud.training.study.jobs import Outcome
 from reben_cloud.training.train import model_spec, train
 from reben_cloud.training.truth import labels_of
 from tests.roots import synthetic_root
@@ -99,6 +102,20 @@ def test_a_run_of_neighbours_is_what_a_plain_loop_gives(dataset, tmp_path):
     assert result["num_patches"] == len(asked)
     assert json.loads((tmp_path / "run" / "report" / "metrics.json").read_text()) == result
     assert not (tmp_path / "run" / "best").exists()
+    said = Outcome(run="a", result=result).to_text()
+    assert said.startswith(f"validation score {result['validation_score']:.4f}; test, macro: ap ")
+
+
+def test_the_command_says_that_neighbours_voted(dataset, tmp_path):
+    few = ["architecture=test_resnet", "bands=B04,B03", "neighbours=3"]
+    changes = [part for one in few for part in ("--set", one)]
+
+    done = CliRunner().invoke(
+        app, ["train", "knn", "--root", dataset.url, "--out", str(tmp_path / "run"), *changes]
+    )
+
+    assert done.exit_code == 0, done.output
+    assert f"test, the vote of neighbours, report in {tmp_path / 'run' / 'report'}" in done.stdout
 
 
 @pytest.mark.slow

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
+from rasterio.enums import ColorInterp
 from typer.testing import CliRunner
 
 import reben_cloud as rc
@@ -22,10 +24,13 @@ from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
 from reben_cloud.cli import app
+from reben_cloud.errors import SourceError
+from reben_cloud.layers import write_label_layer
 from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from reben_cloud.training.models import ModelSpec, create_model, save_model
 from tests.scenes import ABROAD_M, CHILE, KENYA, band_pixels, make_abroad, make_clc, make_safe
 from tests.stac import stac_errors
 
@@ -226,6 +231,36 @@ def test_an_export_to_geotiffs_lies_in_its_zone(dataset, tmp_path):
             assert file.width * file.res[0] == PATCH_M
 
 
+@pytest.mark.parametrize("cog", [False, True])
+def test_predicted_masks_have_the_colours_of_the_classes(dataset, made, tmp_path, cog):
+    classes, kenya = dataset.schema.classes, dataset.search(country="Kenya", limit=3)
+    spec = ModelSpec(
+        architecture="test_resnet", bands=("B04", "B03"), task="map", classes=classes, image_px=PATCH_M // 10
+    )
+    save_model(tmp_path / "model", create_model(spec), spec)
+    rc.predict(tmp_path / "model", kenya, tmp_path / "layer", what="mask", batch_size=2)
+    both = rc.open(made[0] / "root", layers=[tmp_path / "layer"]).search(has="mask")
+
+    both.export_geotiff(tmp_path / "masks", modalities=["mask", "map"], cog=cog)
+
+    wanted = {
+        code: (*bytes.fromhex(color[1:]), 255)
+        for codes, color in zip(classes.codes, classes.colors, strict=True)
+        for code in codes
+    }
+    masks, maps = (sorted((tmp_path / "masks").rglob(f"*_{name}.tif")) for name in ("mask", "map"))
+    assert len(masks) == len(maps) == 3
+    for path in masks:
+        with rasterio.open(path) as file:
+            found = file.colormap(1)
+            assert file.colorinterp == (ColorInterp.palette,)
+            assert {code: found[code] for code in wanted} == wanted
+            assert set(np.unique(file.read(1)).tolist()) <= wanted.keys()
+    for path in maps:  # of uint16, with which a colour table would be larger than the pixels
+        with rasterio.open(path) as file, pytest.raises(ValueError, match="NULL color table"):
+            file.colormap(1)
+
+
 def test_a_root_of_two_bands_without_sentinel_1_of_small_patches(inputs, tmp_path):
     """240 m are no multiple of 60 m pixels' patches of 300: without B01 and B09 they need not be."""
     done = command(
@@ -243,6 +278,23 @@ def test_a_root_of_two_bands_without_sentinel_1_of_small_patches(inputs, tmp_pat
     want = band_pixels("B8A", (ABROAD_M // 20,) * 2)[2 * 43 : 3 * 43, 3 * 43 : 4 * 43]
     np.testing.assert_array_equal(first.s2_20m.values[0], want)
     assert verify(dataset, deep=True).problems == ()
+
+
+def test_small_patches_with_sentinel_1_are_built_and_built_again(inputs, tmp_path):
+    """860 m are 86 pixels, which thumbnails of 8 pixels do not divide, and more than 100 patches along a tile."""
+    done = command(
+        "prepare", "--s2", inputs / "products" / f"{KENYA}_20240101T000000.SAFE", "--s1", inputs / "radar",
+        "--land-cover", inputs / "cover", "--classes", inputs / "classes.toml", "--bands", "10m",
+        "--patch-size", 860, "--out", tmp_path / "out", "--root", tmp_path / "root",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert command("build", tmp_path / "out", tmp_path / "again").exit_code == 0
+
+    one, other = rc.open(tmp_path / "root"), rc.open(tmp_path / "again")
+
+    assert one.modalities == ("s2", "s1", "map")
+    assert one.manifest.fingerprint == other.manifest.fingerprint
+    assert verify(one, deep=True).problems == ()
 
 
 def test_the_command_run_again_says_that_it_is_there(inputs, made):
@@ -375,6 +427,15 @@ def test_a_raster_becomes_a_layer_beside_it(dataset, made, inputs, tmp_path):
         valid = batch["valid"]
         # The map has nodata as 999; GDAL's approximation is coarser for a layer than for a map.
         assert (batch["map"][valid] == batch["again"][valid].reshape(-1, 240, 240)).mean() > 0.99
+
+
+def test_labels_that_the_root_has_no_class_for_are_refused(dataset, tmp_path):
+    """Left out without a word, a layer of the 19 classes would be all zeros here."""
+    table = pa.table({"patch_id": dataset.selection.patch_ids[:1], "labels": [["Pastures"]]})
+    pq.write_table(table, tmp_path / "labels.parquet")
+
+    with pytest.raises(SourceError, match=r"'Pastures' is neither a class .* the root has Bare / sparse"):
+        write_label_layer(tmp_path / "layer", dataset, tmp_path / "labels.parquet", name="mine")
 
 
 def test_its_documents_are_valid_and_name_its_bands(made, dataset, shared):

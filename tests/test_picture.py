@@ -27,15 +27,17 @@ def test_shades_rise_from_black_to_white_with_lifted_shadows():
     assert pixels[0, :, 0].tolist() == [0, 1, 101, 255, 255, 255]
 
 
-def test_a_patch_in_few_pixels_has_the_means_of_red_green_and_blue():
+@pytest.mark.parametrize("side", [120, 86, 60, 8, 5])
+def test_a_patch_in_few_pixels_has_the_means_of_red_green_and_blue(side):
     rng = np.random.default_rng(1)
-    s2_10m = rng.integers(0, 3_000, (5, 4, 120, 120), np.uint16)
+    s2_10m = rng.integers(0, 3_000, (5, 4, side, side), np.uint16)
 
     tiny = tiny_of({"s2_10m": s2_10m}, REBEN)
 
-    step = 120 // THUMBNAIL_PX
+    first = [at * side // THUMBNAIL_PX for at in range(THUMBNAIL_PX)]
+    last = [max(at, end) for at, end in zip(first, [one - 1 for one in (*first[1:], side)], strict=True)]
     for line, column in np.ndindex(THUMBNAIL_PX, THUMBNAIL_PX):
-        block = s2_10m[3, :, line * step : (line + 1) * step, column * step : (column + 1) * step]
+        block = s2_10m[3, :, first[line] : last[line] + 1, first[column] : last[column] + 1]
         means = block.reshape(4, -1).mean(axis=1).astype(np.uint16)  # B02 B03 B04 B08
         bands = {name: means[number, None, None] for number, name in enumerate(("B02", "B03", "B04"))}
         assert tiny[3, line, column].tolist() == shade(bands, TRUE_COLOR)[0, 0].tolist()

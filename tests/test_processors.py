@@ -24,8 +24,10 @@ from reben_cloud.scenes import inputs
 from reben_cloud.scenes.choice import SceneChoice
 from reben_cloud.scenes.grd import read_outline
 from reben_cloud.scenes.pairing import pair
+from reben_cloud.scenes.preparation import Preparation
 from reben_cloud.scenes.prepare import find_s1
 from reben_cloud.scenes.processors import run_sarsen, run_sen2cor, run_snap
+from reben_cloud.scenes.run import run
 from reben_cloud.scenes.safe import open_safe
 from tests.scenes import PRODUCT, make_safe
 
@@ -461,3 +463,16 @@ def test_grd_products_of_another_orbit_are_not_processed(tmp_path):
     assert find_s1([grd], [safe], tmp_path, gpt="no-such-gpt", choice=other) == (None, ())
     with pytest.raises(NotFoundError, match="install ESA SNAP"):
         find_s1([grd], [safe], tmp_path, gpt="no-such-gpt", choice=same)
+
+
+def test_sentinel_1_of_which_nothing_is_left_is_refused(tmp_path):
+    """Without a word the patches would have no Sentinel-1."""
+    safe, grd = make_safe(tmp_path, side_m=1200), make_grd(tmp_path)
+    relative = (int(GRD.split("_")[6]) - 73) % 175 + 1
+    other = SceneChoice(relative_orbit=relative % 175 + 1)
+    wanted = Preparation(
+        land_cover=tmp_path / "any.gpkg", out=tmp_path / "out", s2=[safe], s1=[grd], s1_choice=other
+    )
+
+    with pytest.raises(SourceError, match=r"none of the Sentinel-1 inputs \(--s1\) is of the orbit"):
+        run(wanted)

@@ -79,6 +79,7 @@ def test_one_line_trains_here_and_tests_there():
         pytest.param("drop_rate=1.0", r"drop_rate must be in \[0, 1\)", id="share"),
         pytest.param("bands=B99", "'B99' is neither a band set", id="band"),
         pytest.param("lr", "write key=value", id="no value"),
+        pytest.param("architecture.of=1", "architecture is not a table, but 'resnet50'", id="no table"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(override, message):
@@ -105,6 +106,13 @@ def test_any_takes_a_default_back():
     assert config_from(json.loads(config.to_json())) == config
     with pytest.raises(ValueError, match="recommended must be true"):
         Subset(recommended=False)
+
+
+def test_patches_are_not_balanced_by_other_labels_than_are_learned():
+    load_recipe("resnet50", overrides=["balanced=0.5", "test_labels=v1:labels"])
+
+    with pytest.raises(ValueError, match=r"balanced must be 0 where `labels` are a layer's, .* got 0\.5"):
+        load_recipe("resnet50", overrides=["balanced=0.5", "labels=v1:labels"])
 
 
 def test_losing_a_modality_needs_two():

@@ -260,3 +260,13 @@ def test_rebens_schema_is_one_of_its_kind_and_roots_of_it_keep_their_fingerprint
 def test_a_schema_of_ones_own_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         own_schema(**options)
+
+
+@pytest.mark.parametrize(("pixels", "wanted"), [(1007, False), (1008, True)])
+def test_a_share_is_reached_by_as_many_pixels(pixels, wanted):
+    """As floats, 0.07 * 14,400 is above 1,008."""
+    classes = Classes(names=("a", "b"), codes=((1,), (2,)), min_share=0.07)
+    codes = np.full(120 * 120, 1)
+    codes[:pixels] = 2
+
+    assert ("b" in classes.labels_in(codes, name="x")) is wanted

@@ -33,6 +33,7 @@ from reben_cloud.training.models import ARCHITECTURES
 from reben_cloud.training.study.grid import load_study, study_names
 from reben_cloud.training.study.jobs import OUTCOME, free_slot
 from reben_cloud.training.study.page import write_results
+from reben_cloud.training.study.pictures import distance_plot
 from reben_cloud.training.study.plan import distances_of, plan_study
 from reben_cloud.training.study.run import run_study, write_finished
 from reben_cloud.training.study.scores import Spread, differences, measures_of
@@ -161,6 +162,15 @@ def test_the_plan_counts_patches_and_steps(dataset, tmp_path):
     assert plan.to_text().startswith(f"small: 4 runs, at most {4 * one.most_steps:,} steps")
 
 
+def test_the_plan_of_neighbours_has_no_steps(dataset, tmp_path):
+    study = small_study(tmp_path, "recipe.neighbours=5", "recipe.batch_size=4096")
+
+    one, *_ = plan_study(study, dataset).runs
+
+    assert (one.steps_per_epoch, one.most_steps) == (0, 0)
+    assert one.most_samples == one.num_train + one.num_validation + one.num_test > 100
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -168,6 +178,8 @@ def test_the_plan_counts_patches_and_steps(dataset, tmp_path):
                      "no column 'v1:labels'.*BigEarthNet-v1.0.tar.gz.*reben-cloud layer labels", id="v1"),
         pytest.param(["recipe.test_labels=mine:x"], ValueError, "no column 'mine:x'; name the table layer", id="layer"),
         pytest.param(["recipe.test.split=train"], ValueError, "S1-seed1: .* test patches are also learned", id="test"),
+        pytest.param(["recipe.train.split=any", "recipe.train.share=0/0.5", "recipe.test.share=0.5/1"], ValueError,
+                     "S1-seed1: .* validation patches are also learned", id="validation"),
         pytest.param(["recipe.batch_size=4096"], ValueError, "not one step; take a smaller batch_size", id="batch"),
         pytest.param(["recipe.train.country=Kosovo"], NotFoundError, "run S1-seed1, train: no patch", id="nothing"),
     ],
@@ -330,6 +342,27 @@ class Links(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def test_patches_of_no_country_have_a_column_with_a_name(dataset, results):
+    study, found = results
+    for one in found.values():
+        one["by"]["country"] = {"": one["by"]["country"].pop("Finland"), **one["by"]["country"]}
+
+    tables = {one.name: one for one in tables_of(study, found, distances_of(study, dataset))}
+
+    assert "Finland" not in tables["by_country"].heads
+    assert to_csv(tables["by_country"]).startswith("bands,none,none_std,")
+
+
+def test_the_next_patch_is_where_patches_of_this_size_have_it(dataset, results):
+    study, _ = results
+
+    figure = distance_plot(study, distances_of(study, dataset), patch_m=2_400)
+
+    (axes,) = figure.axes
+    assert [line.get_xdata() for line in axes.lines if line.get_linestyle() == ":"] == [[2.4, 2.4]]
+    assert [text.get_position()[0] for text in axes.texts] == [2.4]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ class SmallTransformer(nn.Module):
 
     def __init__(self, bands: Sequence[str], image_px: int) -> None:
         super().__init__()
+        self.bands = tuple(bands)
         self.cut = nn.Conv2d(1, WIDTH, SIDE_PX, stride=SIDE_PX)
         self.place = nn.Parameter(0.02 * torch.randn((image_px // SIDE_PX) ** 2, WIDTH))
         self.band = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(WIDTH)) for name in bands})
@@ -32,8 +33,8 @@ class SmallTransformer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Features of each image."""
         tokens = [
-            self.cut(image[:, number : number + 1]).flatten(2).mT + self.place + embedding
-            for number, embedding in enumerate(self.band.values())
+            self.cut(image[:, number : number + 1]).flatten(2).mT + self.place + self.band[name]
+            for number, name in enumerate(self.bands)  # a ParameterDict has an order of its own
         ]
         found: Tensor = self.blocks(torch.cat(tokens, 1)).mean(1)
         return found

@@ -36,7 +36,7 @@ SCENE_PATTERN = rf"S1[A-D]_IW_GRDH_1SDV_{TIME_PATTERN}"
 
 _PRODUCT = rf"S2[A-D]_MSIL2A_{TIME_PATTERN}_N\d{{4}}_R\d{{3}}_T(?P<square>{SQUARE_PATTERN})"
 _PATCH = re.compile(rf"(?P<product>{_PRODUCT})_(?P<x>\d{{2,5}})_(?P<y>\d{{2,5}})")
-_S1 = re.compile(rf"(?P<scene>{SCENE_PATTERN})_\d{{2}}[A-Z]{{3}}_\d{{1,2}}_\d{{1,2}}")
+_S1 = re.compile(rf"(?P<scene>{SCENE_PATTERN})_\d{{2}}[A-Z]{{3}}_\d{{1,5}}_\d{{1,5}}")
 _SAFE = re.compile(
     rf"(?P<product>(?P<satellite>S2[A-D])_MSI(?P<level>L1C|L2A)_(?P<start>{TIME_PATTERN})_N(?P<baseline>\d{{4}})"
     rf"_(?P<orbit>R\d{{3}})_T(?P<square>{SQUARE_PATTERN}))_(?P<generation>{TIME_PATTERN})(?:\.SAFE)?"
@@ -178,7 +178,7 @@ def parse_time(text: str) -> datetime:
 
 
 def season(time: datetime) -> str:
-    """``spring`` (March to May), ``summer``, ``fall`` or ``winter``, by calendar month."""
+    """``spring`` (March to May), ``summer``, ``fall`` or ``winter``, by calendar month as in the north."""
     return ("winter", "spring", "summer", "fall")[time.month % 12 // 3]
 
 

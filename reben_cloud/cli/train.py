@@ -73,6 +73,8 @@ def train(
         result = run(config, dataset, folder, on_step=on_step, cache_dir=cache_dir)
     if is_first_rank():
         best = f"weights of epoch {result['best_epoch']} in {folder / 'best'}"
+        if result["best_epoch"] < 0:
+            best = f"the vote of neighbours, report in {folder / 'report'}"
         _show_metrics(result, as_json, f"{result['subset']}, {best}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from reben_cloud.export.filewise import EachPatch, FilesReport, export_files
 from reben_cloud.export.pixels import PatchPixels
 from reben_cloud.export.plan import modalities_of
 from reben_cloud.formats.geotiff import DTYPES, encode_bands
-from reben_cloud.schema import Array, Schema, TensorSpec
+from reben_cloud.schema import Array, Classes, Schema, TensorSpec
 from reben_cloud.views.resize import nearest
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def export_geotiff(
     in the official folders and the official profile, for reBEN alone; `reben-cloud build` takes that as a source.
 
     A file declares the fill value of its tensors as nodata. Where they have several, it declares NaN, and
-    pixels without data are that, if it is of floats; otherwise it declares none.
+    pixels without data are that, if it is of floats; otherwise it declares none. A file of one map of classes
+    alone has their colours in a colour table, if the map is of uint8; a table of uint16 would take 400 KB.
 
     The rest is as with `export_png`. Needs the extra ``geo``.
 
@@ -72,7 +73,9 @@ def export_geotiff(
         MissingExtraError: If rasterio is not installed.
     """
     names = modalities_of(selection, modalities)
-    maker = GeotiffMaker(selection.dataset.schema.only(names), per=per, cog=cog)
+    schemas = [selection.dataset.schema, *(one.manifest.schema for one in selection.dataset.layers.values())]
+    maps = {one.map_array for one in schemas if one is not None and one.map_array is not None}
+    maker = GeotiffMaker(selection.dataset.schema.only(names), per=per, cog=cog, maps=maps)
     return export_files(
         selection, path, maker, update=update, prune=prune, threads=threads, progress=progress
     )
@@ -91,6 +94,8 @@ class _File(NamedTuple):
     """Of all bands."""
     nodata: float | None
     """What is declared; None where nothing is."""
+    colors: Mapping[int, tuple[int, int, int]] | None = None
+    """Code -> red, green and blue; None where there is no colour table."""
 
 
 class GeotiffMaker:
@@ -100,6 +105,7 @@ class GeotiffMaker:
         schema: What the files are to have.
         per: What a file is of.
         cog: Whether they are cloud-optimised.
+        maps: Batch arrays whose pixels are codes of the schema's classes.
 
     Raises:
         ValueError: If that cannot be.
@@ -108,7 +114,7 @@ class GeotiffMaker:
     kind = "geotiff"
     """Form of the export."""
 
-    def __init__(self, schema: Schema, *, per: Per, cog: bool) -> None:
+    def __init__(self, schema: Schema, *, per: Per, cog: bool, maps: Collection[str] = ()) -> None:
         if per not in ("array", "modality", "patch", "band"):
             raise ValueError(f"per must be array, modality, patch or band, got {per!r}")
         if per == "band" and cog:
@@ -119,7 +125,13 @@ class GeotiffMaker:
                 "write a file per array"
             )
         self._schema, self._per, self._cog = schema, per, cog
-        self._files = () if per == "band" else _files(schema, per)
+        files = () if per == "band" else _files(schema, per)
+        coded = {
+            (m.name, array.tensors) for m in schema.modalities for array in m.arrays if array.name in maps
+        }
+        self._files = tuple(
+            _in_colors(file, schema.classes) if _is_one_of(file, coded) else file for file in files
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -135,6 +147,11 @@ class GeotiffMaker:
                 "size": file.size,
                 "dtype": file.dtype.name,
                 "nodata": "nan" if file.nodata is not None and math.isnan(file.nodata) else file.nodata,
+                **(
+                    {}
+                    if file.colors is None
+                    else {"colors": {str(code): c for code, c in file.colors.items()}}
+                ),
             }
             for file in self._files
         }
@@ -178,6 +195,7 @@ class GeotiffMaker:
             units=[tensor.units for _, tensor in file.tensors],
             nodata=file.nodata,
             cog=self._cog,
+            colors=file.colors,
         )
 
 
@@ -186,6 +204,23 @@ def _band(values: Array, tensor: TensorSpec, file: _File) -> Array:
     if file.nodata is not None and math.isnan(file.nodata) and not math.isnan(tensor.fill):
         pixels[pixels == tensor.fill] = file.nodata
     return pixels
+
+
+def _is_one_of(file: _File, coded: Collection[tuple[str, tuple[str, ...]]]) -> bool:
+    """Whether a file is of one of these maps alone: (modality, names of its tensors)."""
+    ((modality, tensor), *others) = file.tensors
+    return not others and (modality, (tensor.name,)) in coded
+
+
+def _in_colors(file: _File, classes: Classes) -> _File:
+    """A file of a map of classes, with their colours where a colour table can have them."""
+    if not classes.colors or file.dtype != np.uint8:
+        return file
+    colors: dict[int, tuple[int, int, int]] = {}
+    for codes, color in zip(classes.codes, classes.colors, strict=True):
+        red, green, blue = bytes.fromhex(color[1:])
+        colors |= dict.fromkeys(codes, (red, green, blue))
+    return file._replace(colors=colors)
 
 
 def _files(schema: Schema, per: Per) -> tuple[_File, ...]:

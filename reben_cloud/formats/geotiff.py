@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ def encode_bands(
     units: Sequence[str | None],
     nodata: float | None,
     cog: bool,
+    colors: Mapping[int, tuple[int, int, int]] | None = None,
 ) -> bytes:
     """The file of several bands of a patch, compressed without loss (deflate, with a predictor).
 
@@ -98,6 +99,7 @@ def encode_bands(
         units: Units of each band; None where there are none.
         nodata: Value that stands for no data; None where none is declared.
         cog: Write a cloud-optimised file: tiled, header first, GDAL's COG layout.
+        colors: Value -> red, green and blue, the colour table of the only band, which is of uint8; None for none.
     """
     rasterio, from_origin = _rasterio()
     count, size, _ = pixels.shape
@@ -115,6 +117,8 @@ def encode_bands(
             height=size, width=size, count=count, dtype=pixels.dtype.name, crs=f"EPSG:{epsg}",
             transform=from_origin(left, top, pixel_m, pixel_m), nodata=nodata, **options,
         ) as file:  # fmt: skip
+            if colors is not None:
+                file.write_colormap(1, colors)
             file.write(pixels)
             file.descriptions = tuple(names)
             file.units = tuple(unit or "" for unit in units)

@@ -52,7 +52,8 @@ def write_label_layer(
         ds: The root that it is for.
         labels: The unpacked folder of BigEarthNet v1, with a ``<patch>_labels_metadata.json`` for each patch somewhere
             below it; or a parquet file with a column that names patches and a column ``labels``, lists of names.
-            Names are those of the root's classes, or of CORINE's, of which those without a class are left out.
+            Names are those of the root's classes, or of CORINE's, of which those that are none of the 19 classes are
+            left out.
         name: Name of the layer.
         key: What names of patches are, as for `write_table`.
         title: What it is, for people.
@@ -62,7 +63,7 @@ def write_label_layer(
 
     Raises:
         NotFoundError: If there is no such file, or no file of labels in the folder.
-        SourceError: If a file is damaged, or a label is of neither nomenclature.
+        SourceError: If a file is damaged, or the root has no class for a label.
         ValueError, ConflictError, StorageError: As `write_table`.
     """
     path = local_path(labels, "the labels")
@@ -125,15 +126,19 @@ def _of_table(path: Path) -> tuple[list[tuple[str, Sequence[str]]], str]:
 
 def _encoded(given: Sequence[Sequence[str]], classes: Classes, source: str) -> pa.FixedSizeListArray:
     number_of: dict[str, int | None] = {
-        one.name: classes.names.index(one.label) if one.label in classes.names else None
+        one.name: None if one.label is None else classes.names.index(one.label)
         for one in CLC.values()
+        if one.label is None or one.label in classes.names
     }
     number_of |= {name: number for number, name in enumerate(classes.names)}
     values = np.zeros((len(given), len(classes)), np.uint8)
     for row, names in enumerate(given):
         for name in names:
             if name not in number_of:
-                raise SourceError(f"{source}: {name!r} is neither a class of the root nor of CORINE")
+                raise SourceError(
+                    f"{source}: {name!r} is neither a class of the root nor one of CORINE's that becomes one; the "
+                    f"root has {', '.join(classes.names[:20])}"
+                )
             if (number := number_of[name]) is not None:
                 values[row, number] = 1
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), len(classes))

@@ -39,7 +39,7 @@ class ProductReport:
     not_in_v1: int = 0
     """Left out because v1 has no such square."""
     unlabelled: int = 0
-    """Left out because a quarter or more has no class."""
+    """Left out because a quarter or more has no class, or no class has its smallest share."""
     without_s1: int = 0
     """Left out because no Sentinel-1 scene covers it."""
     written: int = 0

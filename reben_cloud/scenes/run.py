@@ -10,6 +10,7 @@ from typing import Any
 
 from reben_cloud.bigearthnet.country import REBEN_COUNTRIES, load_countries
 from reben_cloud.build import Executor, Progress, local, published, silent
+from reben_cloud.errors import SourceError
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.scenes.metadata import read_separations
@@ -98,7 +99,7 @@ def run(
     Raises:
         FileNotFoundError: If an input does not exist.
         NotFoundError: If a program that is needed is not installed.
-        SourceError: If an input is not what it must be, or no patch is kept.
+        SourceError: If an input is not what it must be, no Sentinel-1 input can be used, or no patch is kept.
         ConflictError: If the folder or the root was begun with something else.
         ValueError: If there is no such share, or none of this preparation.
     """
@@ -166,6 +167,12 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         choice=preparation.s1_choice,
         workers=workers,
     )
+    if preparation.s1 and official is None and not scenes:
+        # Without a scene at all, patches would be made as if none had been asked for.
+        raise SourceError(
+            "none of the Sentinel-1 inputs (--s1) is of the orbit that is wanted (--s1-orbit) and near a product; "
+            "give others, or leave out --s1 for patches without Sentinel-1"
+        )
     names = None if preparation.any_country else REBEN_COUNTRIES
     distance_m = preparation.country_distance_m
     if distance_m is None and preparation.v1 is None:

@@ -1,7 +1,7 @@
 """Which split a patch belongs to, by its place: the paper's rule, blocks of a stated size, or a table of the user's.
 
-All dates of a place have the same split under each of them. How far patches of different splits are from each other
-is measured afterwards (`separation`).
+All dates of a place have the same split under the first two; a table may part them. How far patches of different splits
+are from each other is measured afterwards (`separation`).
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ class Classes(PickledAsMade):
         Returns:
             bool (..., num_classes).
         """
-        found = (counts > 0) & (counts >= self.min_share * num_pixels)
+        # Divided, since the product may round up: 0.07 * 14,400 is more than 1,008.
+        found = (counts > 0) & (counts / num_pixels >= self.min_share)
         if self.label_rule == "majority":
             found &= np.arange(len(self)) == counts.argmax(axis=-1)[..., np.newaxis]
         return found

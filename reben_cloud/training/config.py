@@ -10,15 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +21,10 @@ import numpy as np
 
 from reben_cloud.bigearthnet.inputs import BandStatistics, choose_bands, statistics_of
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.files.paths import local_path
 from reben_cloud.root.query import OPTIONS, GeoInterface, Query
 from reben_cloud.schema import Schema
 from reben_cloud.search import read_ids
+from reben_cloud.training.filling import change, convert, fill, read_toml, require, toml_names
 
 ANY = "any"
 """Value of a subset's option that takes its default back."""
@@ -57,10 +52,10 @@ class Subset(Query):
         Query.__post_init__(self)
         for name, value in self.given().items():
             object.__setattr__(self, name, _plain(value))
-        _check("split", self.split, self.split != "", '"any" for the patches of all splits')
+        require("split", self.split, self.split != "", '"any" for the patches of all splits')
         # False would mean "only those with snow, cloud or shadow", as in a search; recipes that have it were
         # written when it meant "with them too", and must not change their meaning without a word.
-        _check(
+        require(
             "recommended",
             self.recommended,
             self.recommended is None or self.recommended is True,
@@ -201,20 +196,20 @@ class TrainConfig:
             *("epochs", "patience", "batch_size", "accumulate"),
             *("checkpoint_steps", "log_steps", "lanes"),
         ):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_steps", "clip_norm", "weight_decay", "seed"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "not negative")
+            require(name, getattr(self, name), getattr(self, name) >= 0, "not negative")
         for name in ("drop_rate", "drop_path_rate", "label_smoothing", "modality_dropout"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
-        _check("balanced", self.balanced, 0 <= self.balanced <= 1, "in [0, 1]")
-        _check("lr", self.lr, self.lr > 0, "above 0")
-        _check("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
-        _check("neighbours", self.neighbours, self.neighbours >= 0, "not negative")
-        _check("neighbours", self.neighbours, self.task == "labels" or not self.neighbours, "0 for maps")
-        _check("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
+            require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        require("balanced", self.balanced, 0 <= self.balanced <= 1, "in [0, 1]")
+        require("lr", self.lr, self.lr > 0, "above 0")
+        require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        require("neighbours", self.neighbours, self.neighbours >= 0, "not negative")
+        require("neighbours", self.neighbours, self.task == "labels" or not self.neighbours, "0 for maps")
+        require("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
         is_count = not isinstance(self.freeze, str) and self.freeze >= 0
-        _check("freeze", self.freeze, self.freeze == "backbone" or is_count, "'backbone', or not negative")
-        _check(
+        require("freeze", self.freeze, self.freeze == "backbone" or is_count, "'backbone', or not negative")
+        require(
             "positive_weights",
             self.positive_weights,
             self.task == "labels" or not self.positive_weights,
@@ -222,7 +217,12 @@ class TrainConfig:
         )
 
         for name in ("labels", "test_labels"):
-            _check(name, getattr(self, name), self.task == "labels" or not getattr(self, name), "'' for maps")
+            require(
+                name, getattr(self, name), self.task == "labels" or not getattr(self, name), "'' for maps"
+            )
+        # `verify-epoch` and an epoch's digest know the dataset's labels alone.
+        by_others = "0 where `labels` are a layer's, as rare classes are those of the dataset's labels"
+        require("balanced", self.balanced, not (self.balanced and self.labels), by_others)
 
     def check(self, schema: Schema) -> None:
         """Refuse what patches of a schema do not have.
@@ -239,7 +239,7 @@ class TrainConfig:
             )
         statistics_of(bands, schema=schema, given=self.statistics)
         several = len({schema.bands[band].modality for band in bands}) > 1
-        _check(
+        require(
             "modality_dropout",
             self.modality_dropout,
             several or not self.modality_dropout,
@@ -249,7 +249,7 @@ class TrainConfig:
         no_map = (
             f"{schema.name} has no map here; one that is a layer (reben-cloud layer maps) is named by --layer"
         )
-        _check("task", self.task, has_map or self.task != "map", f"'labels': {no_map}")
+        require("task", self.task, has_map or self.task != "map", f"'labels': {no_map}")
 
     def with_statistics(self, known: Mapping[str, BandStatistics], schema: Schema) -> TrainConfig:
         """The same with the statistics of its bands that are known and that it does not have itself.
@@ -300,38 +300,6 @@ def load_recipe(
     return config_from(values, schema=schema, statistics=statistics)
 
 
-def read_toml(name: str | os.PathLike[str], ours: Traversable, what: str) -> dict[str, Any]:
-    """The plain values of a TOML file.
-
-    Args:
-        name: Name of one that comes with the package, or a path.
-        ours: Folder of those that come with it.
-        what: What it is, for messages.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-        ValueError: If it is not valid TOML.
-    """
-    given, known = os.fspath(name), toml_names(ours)
-    if given in known:
-        text = ours.joinpath(f"{given}.toml").read_text()
-    elif (path := local_path(given, f"a {what}")).is_file():
-        text = path.read_text()
-    else:
-        raise FileNotFoundError(f"no {what} {given!r}: neither a TOML file nor one of {', '.join(known)}")
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{given} is not valid TOML: {error}") from error
-
-
-def toml_names(folder: Traversable) -> list[str]:
-    """Names of the TOML files in a folder, without ``.toml``."""
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
-
-
 def config_from(
     values: Mapping[str, Any],
     *,
@@ -344,55 +312,10 @@ def config_from(
         ValueError: If a key is unknown, a value is of a wrong type or out of range, or the schema lacks what is
             asked for.
     """
-    config = _fill(TrainConfig, values, "", TrainConfig())
-    assert isinstance(config, TrainConfig)
+    config = fill(TrainConfig, values, default=TrainConfig(), readers={Subset: _subset})
     config = config.with_statistics(statistics or {}, schema)
     config.check(schema)
     return config
-
-
-def change(values: dict[str, Any], override: str) -> None:
-    """Change one of nested plain values, by ``key=value`` or ``table.key=value``, with the value as in TOML.
-
-    Raises:
-        ValueError: If it is not written so.
-    """
-    key, found, text = override.partition("=")
-    if not found:
-        raise ValueError(f"--set {override!r}: write key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *tables, last = key.strip().split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-    values[last] = value
-
-
-def _fill(kind: type, values: Mapping[str, Any], prefix: str, default: Any = None) -> Any:
-    """`default`, or a new `kind`, with `values` in it; keys that it lacks and wrong types are refused."""
-    hints = typing.get_type_hints(kind)
-    filled = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(hints)}")
-        if hints[key] is Subset:
-            filled[key] = _subset(_table(prefix + key, value), f"{prefix}{key}.", getattr(default, key))
-        else:
-            filled[key] = _convert(prefix + key, value, hints[key])
-    try:
-        return kind(**filled) if default is None else dataclasses.replace(default, **filled)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from error
-    except TypeError as error:
-        raise ValueError(f"{prefix.removesuffix('.')} needs {' and '.join(hints)}") from error
-
-
-def _table(key: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{key} is a table such as [{key}], got {value!r}")
-    return value
 
 
 def _subset(values: Mapping[str, Any], prefix: str, default: Subset) -> Subset:
@@ -402,7 +325,7 @@ def _subset(values: Mapping[str, Any], prefix: str, default: Subset) -> Subset:
         if key not in OPTIONS:
             raise ValueError(f"unknown key {prefix + key!r}; known are {', '.join(OPTIONS)}")
         if key == "recommended":
-            _check(prefix + key, value, value is True or value == ANY, _RECOMMENDED)
+            require(prefix + key, value, value is True or value == ANY, _RECOMMENDED)
         filled[key] = None if value == ANY or value is None else _condition(prefix + key, key, value)
     try:
         return dataclasses.replace(default, **filled)
@@ -414,50 +337,16 @@ def _condition(key: str, name: str, value: Any) -> Any:
     """A condition as TOML or JSON has it."""
     kind = OPTIONS[name].kind
     if name == "bbox" and not isinstance(value, str):
-        return _convert(key, value, tuple[float, ...])
+        return convert(key, value, tuple[float, ...])
     if name == "ids" and isinstance(value, str) and value.startswith("@"):
         return Path(value[1:])  # no id begins so
     if kind == "names":
-        return _convert(key, value, tuple[str, ...])
+        return convert(key, value, tuple[str, ...])
     if name == "share" and not isinstance(value, str):
-        ends = _convert(key, value, tuple[float, ...])
+        ends = convert(key, value, tuple[float, ...])
         return ends if len(ends) != 1 else ends[0]
     if name in ("intersects", "cql2") and isinstance(value, Mapping):
         return value
     if name in ("datetime", "s1_datetime") and isinstance(value, list | tuple | date):
         return value  # two ends; or a date as TOML has it, which an override looks like
-    return _convert(key, value, {"flag": bool, "number": int, "measure": float}.get(kind, str))
-
-
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        _check(key, value, value in arguments, " or ".join(map(repr, arguments)))
-    elif origin in (typing.Union, types.UnionType):
-        for one in arguments:
-            with suppress(ValueError):
-                return _convert(key, value, one)
-        _check(key, value, False, " or ".join(map(_hint_text, arguments)))
-    elif origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_convert(key, item, arguments[0]) for item in items)
-    elif origin is Mapping:
-        return {
-            name: _fill(arguments[1], _table(f"{key}.{name}", one), f"{key}.{name}.")
-            for name, one in _table(key, value).items()
-        }
-    elif hint is float:
-        _check(key, value, isinstance(value, int | float) and not isinstance(value, bool), "a number")
-        return float(value)
-    else:
-        _check(key, value, type(value) is hint, f"of type {hint.__name__}")
-    return value
-
-
-def _hint_text(hint: Any) -> str:
-    return " or ".join(map(repr, typing.get_args(hint))) or f"of type {hint.__name__}"
-
-
-def _check(key: str, value: Any, right: bool, expected: str) -> None:
-    if not right:
-        raise ValueError(f"{key} must be {expected}, got {value!r}")
+    return convert(key, value, {"flag": bool, "number": int, "measure": float}.get(kind, str))

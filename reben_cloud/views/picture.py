@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def tiny(tensors: Mapping[str, NDArray[Any]], render: Render) -> NDArray[np.uint
     """Patches in few pixels, each the mean of what it covers, whole numbers for whole numbers.
 
     Args:
-        tensors: Name -> values (n, y, x), both a multiple of `THUMBNAIL_PX`.
+        tensors: Name -> values (n, y, x), of any size.
         render: What becomes red, green and blue.
 
     Returns:
@@ -126,11 +127,19 @@ def tensors_of(array: ArraySpec, values: NDArray[Any], *, axis: int = 0) -> dict
 
 
 def _means(values: NDArray[Any]) -> NDArray[Any]:
-    step = values.shape[-1] // THUMBNAIL_PX
-    blocks = values.reshape(len(values), THUMBNAIL_PX, step, THUMBNAIL_PX, step)
-    if values.dtype.kind in "iu":
-        return np.asarray(blocks.sum(axis=(2, 4), dtype=np.int64) // step**2)
-    return np.asarray(blocks.mean(axis=(2, 4)))
+    side, is_whole = values.shape[-1], values.dtype.kind in "iu"
+    first = [at * side // THUMBNAIL_PX for at in range(THUMBNAIL_PX)]
+    # Of a smaller patch some pixels come several times.
+    parts = [slice(at, max(end, at + 1)) for at, end in pairwise((*first, side))]
+    means = np.empty((len(values), THUMBNAIL_PX, THUMBNAIL_PX), np.int64 if is_whole else np.float64)
+    # Slices, as numpy.add.reduceat is ten times slower.
+    for y, rows in enumerate(parts):
+        strip = values[:, rows].sum(axis=1, dtype=means.dtype)
+        for x, columns in enumerate(parts):
+            sums = strip[:, columns].sum(axis=1)
+            area = (rows.stop - rows.start) * (columns.stop - columns.start)
+            means[:, y, x] = sums // area if is_whole else sums / area
+    return means
 
 
 def thumbnail(

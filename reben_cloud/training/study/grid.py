@@ -17,14 +17,8 @@ from typing import Any
 from reben_cloud.bigearthnet.inputs import BandStatistics
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.schema import Schema, did_you_mean
-from reben_cloud.training.config import (
-    RECIPES,
-    TrainConfig,
-    change,
-    config_from,
-    read_toml,
-    toml_names,
-)
+from reben_cloud.training.config import RECIPES, TrainConfig, config_from
+from reben_cloud.training.filling import change, read_toml, toml_names
 
 STUDIES = files("reben_cloud.training").joinpath("studies")
 """Folder of the studies that come with the package."""

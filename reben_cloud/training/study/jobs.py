@@ -74,7 +74,8 @@ class Outcome:
         """What came of it, in a line."""
         if self.result is None:
             return f"failed: {self.error}"
-        score = f"validation score {self.result['validation_score']:.4f} in epoch {self.result['best_epoch']}"
+        score, epoch = f"validation score {self.result['validation_score']:.4f}", self.result["best_epoch"]
+        score += f" in epoch {epoch}" if epoch >= 0 else ""
         means = "  ".join(
             f"{name} {value:.4f}" for name, value in self.result["macro"].items() if value is not None
         )

@@ -51,7 +51,7 @@ def write_results(folder: Path, study: Study, results: Results, dataset: Dataset
         write_whole(folder / f"{table.name}.tex", to_latex(table).encode())
     figures = {"scores": score_bars(study, results, measures_of(results))}
     figures |= {table.name: heat_map(table) for table in tables if table.name in _HEAT_MAPS}
-    figures["distances"] = distance_plot(study, distances)
+    figures["distances"] = distance_plot(study, distances, patch_m=dataset.schema.patch_m)
     figures["runs"] = validation_curves(study, {name: _scores_of(folder / runs / name) for name in results})
     for name, figure in figures.items():
         with replacing(folder / f"{name}.png") as new:

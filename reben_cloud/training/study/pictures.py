@@ -82,8 +82,14 @@ def _limits(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def distance_plot(study: Study, distances: Sequence[Distances]) -> Figure:
-    """Which share of the test patches has a patch of training within a distance."""
+def distance_plot(study: Study, distances: Sequence[Distances], *, patch_m: float) -> Figure:
+    """Which share of the test patches has a patch of training within a distance.
+
+    Args:
+        study: The study.
+        distances: Of its runs.
+        patch_m: Side of a patch, metres, at which a patch has its neighbours.
+    """
     figure = new_figure(9, 5)
     axes = figure.subplots()
     for number, one in enumerate(distances):
@@ -99,8 +105,8 @@ def distance_plot(study: Study, distances: Sequence[Distances]) -> Figure:
             linestyle="-" if number < 10 else "--",
             label=cells_text(study, one),
         )
-    axes.axvline(1.2, color="grey", linestyle=":", linewidth=1)
-    axes.text(1.2, 1.02, "next patch", ha="center", fontsize=8, color="grey")
+    axes.axvline(patch_m / 1000, color="grey", linestyle=":", linewidth=1)
+    axes.text(patch_m / 1000, 1.02, "next patch", ha="center", fontsize=8, color="grey")
     axes.set(
         xscale="log",
         ylim=(0, 1),

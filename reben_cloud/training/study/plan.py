@@ -40,7 +40,7 @@ class RunPlan:
     num_test: int
     """Patches that the finished model is measured on."""
     steps_per_epoch: int
-    """Steps of an epoch."""
+    """Steps of an epoch; 0 where nothing is learned."""
     most_steps: int
     """Steps of all epochs, if validation stops none of them."""
     most_samples: int
@@ -91,8 +91,8 @@ def plan_study(study: Study, dataset: Dataset) -> StudyPlan:
 
     Raises:
         NotFoundError: If a subset that a run needs has no patch; the message names the run and the condition.
-        ValueError: If the layer of its labels is not there, its batch has more samples than there are, or a patch that
-            it is tested on is also learned from.
+        ValueError: If the layer of its labels is not there, its batch has more samples than there are, or a patch
+            of its validation or test is also learned from.
     """
     for labels in dict.fromkeys(
         one for run in study.runs for one in (run.config.labels, run.config.test_labels)
@@ -134,7 +134,11 @@ class _Kept:
         train = self._required(run, "train", config.train)
         validation = self._required(run, "validation", config.validation)
         test = self.selection(config.test)
-        self._once("disjoint", config.train, config.test, lambda: _refuse_common(run, train, test))
+        for name, subset, chosen in (
+            ("validation", config.validation, validation),
+            ("test", config.test, test),
+        ):
+            self._once("disjoint", config.train, subset, partial(_refuse_common, run, train, name, chosen))
         for subset, labels in (
             (config.train, config.labels),
             (config.validation, config.labels),
@@ -142,7 +146,27 @@ class _Kept:
         ):
             if labels:
                 self._once(labels, subset, None, partial(labels_of, self.selection(subset), labels))
-        num_samples, power = len(train), config.balanced
+        num_test = len(test) or len(validation)
+        # Those of neighbours learn nothing: all patches go through the model once.
+        num_steps, most_samples = 0, len(train) + len(validation) + num_test
+        if not config.neighbours:
+            num_steps = self._steps(run, train)
+            an_epoch = num_steps * config.batch_size + len(validation)
+            most_samples = an_epoch * config.epochs + num_test
+        return RunPlan(
+            name=run.name,
+            num_train=len(train),
+            num_validation=len(validation),
+            num_test=num_test,
+            steps_per_epoch=num_steps,
+            most_steps=num_steps * config.epochs,
+            most_samples=most_samples,
+        )
+
+    def _steps(self, run: Run, train: Selection) -> int:
+        """Steps of an epoch."""
+        config, power = run.config, run.config.balanced
+        num_samples = len(train)
         if power:
             num_samples = self._once(f"{power}", config.train, None, lambda: _num_samples(train, power))
         if num_samples < config.batch_size:
@@ -150,17 +174,7 @@ class _Kept:
                 f"run {run.name}: batch_size is {config.batch_size}, and an epoch has {num_samples:,} samples: not one "
                 "step; take a smaller batch_size"
             )
-        num_test, steps = len(test) or len(validation), num_samples // config.batch_size
-        an_epoch = steps * config.batch_size + len(validation)
-        return RunPlan(
-            name=run.name,
-            num_train=len(train),
-            num_validation=len(validation),
-            num_test=num_test,
-            steps_per_epoch=steps,
-            most_steps=steps * config.epochs,
-            most_samples=an_epoch * config.epochs + num_test,
-        )
+        return num_samples // config.batch_size
 
     def selection(self, subset: Subset) -> Selection:
         return self._once("search", subset, None, lambda: self._dataset.select(subset))
@@ -183,12 +197,12 @@ def _num_samples(selection: Selection, power: float) -> int:
     return epoch_length(units_of(repeats.weights))
 
 
-def _refuse_common(run: Run, train: Selection, test: Selection) -> None:
-    common = np.intersect1d(train.rows, test.rows)
+def _refuse_common(run: Run, train: Selection, name: str, chosen: Selection) -> None:
+    common = np.intersect1d(train.rows, chosen.rows)
     if len(common):
         raise ValueError(
-            f"run {run.name}: {len(common):,} of its {len(test):,} test patches are also learned from; give the test "
-            "subset another split or share"
+            f"run {run.name}: {len(common):,} of its {len(chosen):,} {name} patches are also learned from; give the "
+            f"{name} subset another split or share"
         )
 
 

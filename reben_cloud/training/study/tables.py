@@ -112,8 +112,8 @@ def _by(study: Study, results: Results, measure: Measure, grouping: str) -> Tabl
         name=f"by_{grouping}",
         title=f"{measure.name} of the test patches of each {grouping}, over {_seeds(study)}",
         keys=tuple(study.axes),
-        heads=tuple(groups),
-        columns=tuple(groups),
+        heads=tuple(one or "none" for one in groups),  # beyond the distance of any country there is none
+        columns=tuple(one or "none" for one in groups),
         rows=tuple(rows),
         holds="scores",
     )
