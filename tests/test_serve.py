@@ -477,6 +477,7 @@ def test_bits_are_not_taken_for_lists(client, dataset, monkeypatch):
     assert "lists" in refused.json()["description"]
 
 
+@pytest.mark.slow
 def test_files_are_written_one_by_one_and_keep_nobody_else_waiting(dataset, monkeypatch):
     begun, go_on = [], threading.Event()
 

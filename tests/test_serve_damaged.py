@@ -101,6 +101,7 @@ def test_what_is_lost_is_not_found(copied, name, caplog):
     assert len([one for one in caplog.records if one.name == "reben_cloud.serve.answers"]) == len(found)
 
 
+@pytest.mark.slow
 def test_a_store_out_of_reach_is_told_and_logged(whole, caplog):
     with serving(rc.open(whole / "root")) as first:
         dataset = rc.open(f"{first}/root")

@@ -198,6 +198,7 @@ def test_items_that_are_alike(client, dataset, ids):
     assert client.get(path.replace("bigearthnet-v2", "nothing")).status_code == 404
 
 
+@pytest.mark.slow
 def test_looks_through_embeddings_are_one_by_one_and_keep_nobody_else_waiting(dataset, ids, monkeypatch):
     begun, go_on, nearest = [], threading.Event(), Selection.nearest
 
