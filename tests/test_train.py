@@ -374,6 +374,24 @@ def test_what_cannot_be_trained_on_is_said(dataset, tmp_path):
         train(recipe("batch_size=4096"), dataset, tmp_path / "b")
 
 
+@pytest.mark.parametrize("given", ["train.split=any", "train.split=validation"])
+def test_patches_that_are_learned_from_and_measured_on_are_told(dataset, tmp_path, caplog, given):
+    with pytest.raises(NotFoundError, match="do not fill a batch"):
+        train(recipe(given, "batch_size=4096"), dataset, tmp_path / "shared")
+    told = [record.getMessage() for record in caplog.records if "also learned from" in record.getMessage()]
+
+    wanted = {"any": ("validation", "test"), "validation": ("validation",)}[given.partition("=")[2]]
+    counts = [len(dataset.select(getattr(recipe(), name))) for name in wanted]
+    assert [text.split(" patches")[0] for text in told] == [
+        f"{count:,} of the {name} subset's" for count, name in zip(counts, wanted, strict=True)
+    ]
+
+    caplog.clear()
+    with pytest.raises(NotFoundError, match="do not fill a batch"):
+        train(recipe("batch_size=4096"), dataset, tmp_path / "apart")
+    assert not [record for record in caplog.records if "also learned from" in record.getMessage()]
+
+
 def test_the_learning_rate_warms_up_and_falls_as_published():
     rates = [learning_rate(step, 1e-3, 1000, 46_500) for step in range(46_500)]
 

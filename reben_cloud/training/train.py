@@ -7,10 +7,13 @@ A visible loop and no framework. The order is the loader's arithmetic, a step is
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
+
+import numpy as np
 
 from reben_cloud.bigearthnet.inputs import choose_bands
 from reben_cloud.errors import missing_extra
@@ -43,6 +46,8 @@ try:
     from torch import nn
 except ImportError as error:  # pragma: no cover - the message is tested in a clean environment
     raise missing_extra("torch", "train") from error
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -87,6 +92,8 @@ def train(
     with compute_context(config.precision) as compute:
         claim(folder, config, schema)
         train_on = _subset(dataset, config.train, "train")
+        if compute.rank == 0:
+            _tell_shared(train_on, dataset, config)
         if config.neighbours:
             return _vote(folder, config, dataset, train_on, compute, draws, **options)
         if config.balanced:
@@ -185,6 +192,20 @@ def _subset(dataset: Dataset, subset: Subset, name: str) -> Selection:
     selection = dataset.select(subset)
     selection.require_patches(name)
     return selection
+
+
+def _tell_shared(train_on: Selection, dataset: Dataset, config: TrainConfig) -> None:
+    """Warn of patches that are learned from and measured on."""
+    for name, subset in (("validation", config.validation), ("test", config.test)):
+        shared = np.intersect1d(train_on.rows, dataset.select(subset).rows)
+        if len(shared):
+            logger.warning(
+                "%s of the %s subset's patches are also learned from, so what is measured there says little of others; "
+                "give train and %s another split or share",
+                f"{len(shared):,}",
+                name,
+                name,
+            )
 
 
 def _measure_best(
