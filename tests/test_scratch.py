@@ -73,11 +73,12 @@ def test_where_there_are_no_owners_and_modes_it_is_found_again(monkeypatch):
     assert private_scratch() == folder
 
 
-def test_without_a_place_to_keep_the_name_it_is_the_processs(places, monkeypatch):
+def test_without_a_place_to_keep_the_name_it_is_the_processs(places, monkeypatch, caplog):
     (places / "file").write_text("")
     monkeypatch.setenv("REBEN_CACHE", str(places / "file" / "below"))
 
     assert private_scratch().name == f"reben-cloud-{scratch._OF_PROCESS}"
+    assert "name a folder for it (--scratch" in caplog.text
 
 
 def test_all_that_is_kept_in_the_temporary_folder_is_in_it(places):

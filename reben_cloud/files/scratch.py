@@ -6,6 +6,7 @@ guess it, and so not lay out a folder of theirs, or a link, beforehand.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import stat
@@ -15,13 +16,16 @@ from pathlib import Path
 
 from reben_cloud.files.cache import cache_folder
 
+logger = logging.getLogger(__name__)
+
 _NAME_FILE = "scratch-name"
 
 
 def private_scratch() -> Path:
     """The folder, which is made (mode 0700) if it is not there.
 
-    Its name is kept in the cache folder of the user; where that cannot be written, it is another for each process.
+    Its name is kept in the cache folder of the user; where that cannot be written, a warning says so, and it is another
+    for each process.
 
     Raises:
         PermissionError: If something of that name is there and not a folder that is this user's alone.
@@ -54,7 +58,13 @@ def _name() -> str:
             with suppress(FileExistsError):
                 os.link(new.name, kept)
         return kept.read_text().strip()
-    except OSError:
+    except OSError as error:
+        logger.warning(
+            "%s cannot be kept (%s), so no other process finds what this one unpacks, and none goes on with it; name a "
+            "folder for it (--scratch, scratch=)",
+            kept,
+            error.strerror,
+        )
         return _OF_PROCESS
 
 
