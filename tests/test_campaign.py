@@ -62,9 +62,17 @@ def missed(folder, **options):
             path.write_bytes(data)
             total += 1
             named = any(path.name in problem for problem in found_in(folder))
-            silent += [] if named else [what]
+            silent += [] if named or means_the_same(path, whole, data) else [what]
         path.write_bytes(whole)
     return silent, total
+
+
+def means_the_same(path, whole, data):
+    """Whether a JSON document says what it said: one white space became another."""
+    try:
+        return path.suffix == ".json" and json.loads(data) == json.loads(whole)
+    except ValueError:
+        return False
 
 
 @pytest.mark.slow

@@ -284,6 +284,7 @@ def test_the_page_filters_by_layers_and_shows_them(url, dataset, ids, tmp_path):
             has="elevation", cql2='"climate:zone" = \'zone 1\' OR "climate:temperature" > 30'
         )
         wait_for(len(want))
+        page.click("[data-tab=stream]")
         found = {}
         exec(page.inner_text("#snippet").split("\n\nfrom")[0], found)
         assert found["sel"].patch_ids == want.patch_ids

@@ -11,12 +11,13 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reben_cloud.build import MANIFEST, make_plan, not_taken
@@ -31,7 +32,6 @@ from reben_cloud.root.layout import ASSETS, PATCHES
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
-from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import Stat, Store, open_store
 from reben_cloud.wording import size_text, wrapped
@@ -162,9 +162,11 @@ class MadeRoot(Store):
         plan = make_plan(source, official, open_store("memory://lmdb-root"))
         if text := not_taken(plan, official):
             logger.warning("%s: %s", self.url, text)
-        if not isinstance(source, LmdbSource):
+        # By its method and not its class, whose module needs the package lmdb: `build` asks here about every source.
+        spelled_here: Callable[[pa.Table], pa.Table] | None = getattr(source, "spelled_here", None)
+        if spelled_here is None:
             return plan
-        return replace(plan, table=source.spelled_here(plan.table))  # records are found by these names
+        return replace(plan, table=spelled_here(plan.table))  # records are found by these names
 
     @cached_property
     def _patches(self) -> memoryview:
