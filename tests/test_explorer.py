@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import reben_cloud as rc
+from reben_cloud.views.land import land_json
 from tests.roots import synthetic_root
 from tests.serving import browser, looking_at, serving
 
@@ -341,11 +342,10 @@ def test_the_first_view_has_all_patches(chromium, url, dataset):
 
 def test_land_is_where_it_is():
     """The outlines have the countries of the dataset, and its patches in them or near."""
-    from importlib.resources import files
 
     import shapely
 
-    land = json.loads(files("reben_cloud.serve").joinpath("page", "land.json").read_text("utf-8"))
+    land = json.loads(land_json())
     outlines = {
         c["name"]: shapely.MultiPolygon([shapely.Polygon(r) for r in c["rings"]]) for c in land["countries"]
     }

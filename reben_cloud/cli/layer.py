@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -96,27 +98,24 @@ def raster(
     from reben_cloud.layers.ways import write_raster_layer
 
     dataset = open_root(root, endpoint_url)
-    there = find_layer(dest, endpoint_url) is not None
-    with usage():
-        layer = write_raster_layer(
-            dest,
-            dataset,
-            source,
-            name=name,
-            resampling=resampling,
-            pixel_m=pixel,
-            bands=band or None,
-            nodata=nodata,
-            partial=partial,
-            is_map=is_map,
-            units=units,
-            title=title,
-            storage_options=storage_options(endpoint_url),
-            scratch=scratch,
-            workers=workers,
-            progress=bar,
-        )
-    _say(layer, "the raster does not cover", as_json, there=there)
+    write = functools.partial(
+        write_raster_layer,
+        dest,
+        dataset,
+        source,
+        name=name,
+        resampling=resampling,
+        pixel_m=pixel,
+        bands=band or None,
+        nodata=nodata,
+        partial=partial,
+        is_map=is_map,
+        units=units,
+        title=title,
+        scratch=scratch,
+        workers=workers,
+    )
+    _make(write, dest, "the raster does not cover", endpoint_url, as_json)
 
 
 def folder(
@@ -145,24 +144,21 @@ def folder(
     from reben_cloud.layers.ways import write_folder_layer
 
     dataset = open_root(root, endpoint_url)
-    there = find_layer(dest, endpoint_url) is not None
-    with usage():
-        layer = write_folder_layer(
-            dest,
-            dataset,
-            source,
-            name=name,
-            key=key,
-            suffix=suffix,
-            is_map=is_map,
-            units=units,
-            title=title,
-            allow_missing=allow_missing,
-            storage_options=storage_options(endpoint_url),
-            scratch=scratch,
-            progress=bar,
-        )
-    _say(layer, "have no file", as_json, there=there)
+    write = functools.partial(
+        write_folder_layer,
+        dest,
+        dataset,
+        source,
+        name=name,
+        key=key,
+        suffix=suffix,
+        is_map=is_map,
+        units=units,
+        title=title,
+        allow_missing=allow_missing,
+        scratch=scratch,
+    )
+    _make(write, dest, "have no file", endpoint_url, as_json)
 
 
 def maps(
@@ -186,18 +182,15 @@ def maps(
     from reben_cloud.layers.maps import write_map_layer
 
     dataset = open_root(root, endpoint_url)
-    there = find_layer(dest, endpoint_url) is not None
-    with usage():
-        layer = write_map_layer(
-            dest,
-            dataset,
-            source,
-            name=name,
-            storage_options=storage_options(endpoint_url),
-            scratch=scratch,
-            progress=bar,
-        )
-    _say(layer, "have no map", as_json, there=there)
+    write = functools.partial(
+        write_map_layer,
+        dest,
+        dataset,
+        source,
+        name=name,
+        scratch=scratch,
+    )
+    _make(write, dest, "have no map", endpoint_url, as_json)
 
 
 def table(
@@ -227,22 +220,19 @@ def table(
     from reben_cloud.layers import write_table
 
     dataset = open_root(root, endpoint_url)
-    there = find_layer(dest, endpoint_url) is not None
-    with usage():
-        layer = write_table(
-            dest,
-            dataset,
-            name=name,
-            table=source,
-            key=key,
-            columns=column or None,
-            many=many,
-            title=title,
-            allow_missing=allow_missing,
-            storage_options=storage_options(endpoint_url),
-            progress=bar,
-        )
-    _say(layer, "have no row", as_json, there=there)
+    write = functools.partial(
+        write_table,
+        dest,
+        dataset,
+        name=name,
+        table=source,
+        key=key,
+        columns=column or None,
+        many=many,
+        title=title,
+        allow_missing=allow_missing,
+    )
+    _make(write, dest, "have no row", endpoint_url, as_json)
 
 
 def labels(
@@ -268,20 +258,17 @@ def labels(
     from reben_cloud.layers import write_label_layer
 
     dataset = open_root(root, endpoint_url)
-    there = find_layer(dest, endpoint_url) is not None
-    with usage():
-        layer = write_label_layer(
-            dest,
-            dataset,
-            source,
-            name=name,
-            key=key,
-            title=title,
-            allow_missing=allow_missing,
-            storage_options=storage_options(endpoint_url),
-            progress=bar,
-        )
-    _say(layer, "have no labels", as_json, there=there)
+    write = functools.partial(
+        write_label_layer,
+        dest,
+        dataset,
+        source,
+        name=name,
+        key=key,
+        title=title,
+        allow_missing=allow_missing,
+    )
+    _make(write, dest, "have no labels", endpoint_url, as_json)
 
 
 def rebase(
@@ -336,6 +323,16 @@ def remove(
         typer.confirm(f"Remove {what}?", abort=True, err=True)
     count = remove_layer(open_store(layer, options))
     typer.echo(f"removed {counted(count, 'object')} of {layer}")
+
+
+def _make(
+    write: Callable[..., Layer], dest: str, lacking: str, endpoint_url: str | None, as_json: bool
+) -> None:
+    """Write a layer as a command does, and say so; `write` lacks what all such functions take alike."""
+    there = find_layer(dest, endpoint_url) is not None
+    with usage():
+        layer = write(storage_options=storage_options(endpoint_url), progress=bar)
+    _say(layer, lacking, as_json, there=there)
 
 
 def _say(layer: Layer, lacking: str, as_json: bool, *, there: bool) -> None:

@@ -138,6 +138,9 @@ BalancedPowerOption = Annotated[
     float | None,
     typer.Option(help="Rare classes more often, by this power in [0, 1].", show_default=False),
 ]
+DrawsOption = Annotated[
+    int, typer.Option(min=0, help="Draws of squares for confidence intervals; 0 for none.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
 # Where work runs: the same for all that takes hours.

@@ -10,6 +10,7 @@ import typer
 from reben_cloud.cli.options import (
     CacheDirOption,
     DaskOption,
+    DrawsOption,
     EndpointOption,
     JsonOption,
     LayerOption,
@@ -44,9 +45,7 @@ def study(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each a process; one per GPU.")] = 1,
     dask: DaskOption = None,
-    draws: Annotated[
-        int, typer.Option(min=0, help="Draws of squares for confidence intervals; 0 for none.")
-    ] = 1000,
+    draws: DrawsOption = 1000,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which runs there are and what they take.")
     ] = False,

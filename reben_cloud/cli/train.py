@@ -11,6 +11,7 @@ import typer
 
 from reben_cloud.cli.options import (
     CacheDirOption,
+    DrawsOption,
     EndpointOption,
     JsonOption,
     LayerOption,
@@ -95,9 +96,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Patches a step, over all processes.")] = 256,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
     bands: BandsOption = None,
-    draws: Annotated[
-        int, typer.Option(min=0, help="Draws of squares for confidence intervals; 0 for none.")
-    ] = 1000,
+    draws: DrawsOption = 1000,
     at_half: Annotated[
         bool, typer.Option("--at-half", help="Decide at 0.5, whatever thresholds the model has.")
     ] = False,

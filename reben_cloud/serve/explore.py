@@ -33,6 +33,7 @@ from reben_cloud.serve.pictures import describe, picture_of, row_of, thumbnail_o
 from reben_cloud.serve.ranges import send_file
 from reben_cloud.serve.results import Results
 from reben_cloud.serve.tiffs import images_of
+from reben_cloud.views.land import land_json
 from reben_cloud.views.picture import encode_png
 
 NUM_ALIKE = 8
@@ -65,6 +66,7 @@ def add_explorer(
     footprints = gzip.compress(_footprints(dataset, index), 1, mtime=0)
     folder = files("reben_cloud.serve").joinpath("page")
     pages = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    pages["land.json"] = land_json()
     add_found(app, dataset, results)
 
     @app.get("/explore/index.json", include_in_schema=False)

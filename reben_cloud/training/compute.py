@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar, Unpack, cast
 
 from reben_cloud.errors import missing_extra
-from reben_cloud.torch import Batch
+from reben_cloud.root.selection import Selection
+from reben_cloud.torch import Batch, ReadOptions, StreamLoader
 
 try:
     import torch
@@ -59,6 +61,35 @@ class Compute:
                 f"batch_size is of all processes: {batch_size} cannot be split over {self.world_size} of them"
             )
         return batch_size // self.world_size
+
+    def stream_once(
+        self,
+        selection: Selection,
+        modalities: Sequence[str],
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        **options: Unpack[ReadOptions],
+    ) -> StreamLoader:
+        """A loader that gives each patch of a selection once over all processes.
+
+        Args:
+            selection: The patches.
+            modalities: What of them.
+            batch_size: Patches a step over all processes.
+            shuffle: As for `StreamLoader`.
+            **options: For `StreamLoader`.
+        """
+        return StreamLoader(
+            selection,
+            modalities=modalities,
+            batch_size=max(1, math.ceil(batch_size / self.world_size)),
+            shuffle=shuffle,
+            rank=self.rank,
+            world_size=self.world_size,
+            lanes=math.lcm(8, self.world_size),
+            **options,
+        )
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, one after the other; all must have the same shape."""

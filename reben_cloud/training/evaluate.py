@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,15 +80,7 @@ def evaluate(
     selection.require_patches("nothing to evaluate")
     selection.refuse_repeats("an evaluation")
     schema = selection.dataset.schema
-    loader = StreamLoader(
-        selection,
-        modalities=modalities_for(spec, schema),
-        batch_size=max(1, math.ceil(batch_size / compute.world_size)),
-        rank=compute.rank,
-        world_size=compute.world_size,
-        lanes=math.lcm(8, compute.world_size),
-        **options,
-    )
+    loader = compute.stream_once(selection, modalities_for(spec, schema), batch_size, **options)
     outputs = _Outputs(
         model,
         model_input(spec, schema).to(compute.device),

@@ -5,14 +5,13 @@ It is a model like another, from an image to logits, so that everything that mea
 
 from __future__ import annotations
 
-import math
 from typing import Unpack
 
 import numpy as np
 
 from reben_cloud.errors import missing_extra
 from reben_cloud.root.selection import Selection
-from reben_cloud.torch import ReadOptions, StreamLoader
+from reben_cloud.torch import ReadOptions
 from reben_cloud.training.compute import Compute
 from reben_cloud.training.feed import input_modalities, model_input
 from reben_cloud.training.finite import FiniteCheck
@@ -97,15 +96,8 @@ def remember(
         NotFiniteError: If a feature is infinite or not a number.
     """
     schema = selection.dataset.schema
-    loader = StreamLoader(
-        selection,
-        modalities=input_modalities(spec, schema),
-        batch_size=max(1, math.ceil(batch_size / compute.world_size)),
-        rank=compute.rank,
-        world_size=compute.world_size,
-        lanes=math.lcm(8, compute.world_size),
-        shuffle=False,
-        **options,
+    loader = compute.stream_once(
+        selection, input_modalities(spec, schema), batch_size, shuffle=False, **options
     )
     inputs = model_input(spec, schema).to(compute.device)
     finite = FiniteCheck(selection, compute, "features")

@@ -1,4 +1,4 @@
-"""Coarse outlines of land, for maps on which patches are dots: what the explorer page draws as well."""
+"""Coarse outlines of land, for maps on which patches are dots: of plots, and of the explorer page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from importlib.resources import files
 import numpy as np
 import shapely
 
-_FILE = "serve/page/land.json"  # the page fetches it, and one copy in the package is enough
+
+def land_json() -> bytes:
+    """The outlines as they are kept: ``countries`` of ``name``, ``at`` and ``rings``, longitude and latitude."""
+    return files("reben_cloud.views").joinpath("land.json").read_bytes()
 
 
 @cache
 def _outlines() -> tuple[shapely.Polygon, ...]:
-    text = files("reben_cloud").joinpath(_FILE).read_text("utf-8")
-    rings = [ring for country in json.loads(text)["countries"] for ring in country["rings"]]
+    rings = [ring for country in json.loads(land_json())["countries"] for ring in country["rings"]]
     return tuple(shapely.make_valid(shapely.polygons(np.array(ring))) for ring in rings)
 
 
