@@ -5,8 +5,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer.main
+from typer.testing import CliRunner, Result
 
 from reben_cloud.cli import app
+from reben_cloud.errors import RebenError
+
+
+def invoke(*arguments: object) -> Result:
+    """Run a command in this process; its output and its exception."""
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def told(*arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command, as a shell has them of an error of the package."""
+    result = invoke(*arguments)
+    if isinstance(result.exception, RebenError):
+        return 1, result.stdout, str(result.exception)
+    return result.exit_code, result.stdout, result.stderr
 
 
 def check_command(arguments: Sequence[str]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -23,30 +24,31 @@ from reben_cloud.serve.running import ImpatientProtocol
 from tests.conftest import missing
 
 
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+@pytest.fixture(scope="module")
+def url(dataset: Dataset) -> Iterator[str]:
+    """Of a server of the dataset that a file of tests has a fixture of."""
+    with serving(dataset) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[httpx.Client]:
+    """Of that server."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield client
 
 
 @contextmanager
 def serving_apart(dataset: Dataset) -> Iterator[str]:
     """The URL of a server in a process of its own: GDAL keeps the interpreter to itself while it reads."""
-    port = free_port()
-    command = [sys.executable, "-m", "reben_cloud.cli", "serve", dataset.url, "--port", str(port)]
+    command = [sys.executable, "-m", "reben_cloud.cli", "serve", dataset.url, "--port", "0"]
     command += [f"--layer={layer.url}" for layer in dataset.layers.values()]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, "the server ended"
-                    time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
+            assert process.stderr is not None
+            said = process.stderr.readline()  # once clients are answered
+            assert said.startswith("http://"), f"the server ended: {said}"
+            yield said.split()[0].rstrip("/")
         finally:
             process.terminate()
 
@@ -60,17 +62,41 @@ def serving(dataset: Dataset, *, prefix: str = "", **options: Any) -> Iterator[s
         prefix: Path of an application that the server is mounted in.
         options: Of `create_app`.
     """
-    port = free_port()
     app = create_app(dataset, **options)
     below = Starlette(routes=[Mount(prefix, app)]) if prefix else app
-    server = uvicorn.Server(uvicorn.Config(below, port=port, log_level="warning", http=ImpatientProtocol))
+    server = uvicorn.Server(uvicorn.Config(below, port=0, log_level="warning", http=ImpatientProtocol))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
     yield f"http://127.0.0.1:{port}{prefix}"
     server.should_exit = True
     thread.join(10)
+
+
+def answered_while_one_works(
+    url: str, ask: Sequence[Callable[[], httpx.Response]], begun: Sized, go_on: threading.Event
+) -> list[httpx.Response]:
+    """Answers of requests of which one works while the others wait, and none keeps a small request from its answer.
+
+    Args:
+        url: Of the server.
+        ask: What to ask, at once.
+        begun: Grows with each that begins to work.
+        go_on: Set when they may end.
+    """
+    with ThreadPoolExecutor(len(ask)) as pool:
+        try:
+            asked = [pool.submit(one) for one in ask]
+            while not len(begun):
+                time.sleep(0.01)
+            time.sleep(0.3)  # for the others to have come
+            assert httpx.get(f"{url}/explore/list?rows=1", timeout=5).status_code == 200
+            assert len(begun) == 1
+        finally:
+            go_on.set()
+        return [one.result() for one in asked]
 
 
 @contextmanager

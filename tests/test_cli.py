@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 import shapely
 import typer.main
-from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud import cli
@@ -19,6 +18,7 @@ from reben_cloud.scenes.preparation import Preparation
 from reben_cloud.scenes.run import run as run_preparation
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from tests.commands import invoke as run
 from tests.roots import synthetic_root
 from tests.scenes import make_landscape
 
@@ -40,10 +40,6 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "root"
     synthetic_root(folder, 60)
     return folder
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 def commands(group=None, before=""):

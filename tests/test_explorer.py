@@ -1,5 +1,7 @@
 """The explorer in a real Chromium, on a phone, a tablet and a screen."""
 
+# ruff: noqa: F811 - fixtures are imported
+
 from __future__ import annotations
 
 import json
@@ -12,7 +14,7 @@ import pytest
 import reben_cloud as rc
 from reben_cloud.views.land import land_json
 from tests.roots import synthetic_root
-from tests.serving import browser, looking_at, serving
+from tests.serving import browser, looking_at, serving, url  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -28,12 +30,6 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explorer") / "root"
     synthetic_root(folder, 150, num_products=5)
     return rc.open(folder)
-
-
-@pytest.fixture(scope="module")
-def url(dataset):
-    with serving(dataset) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

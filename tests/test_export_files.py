@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.about import FALSE_COLOR, RADAR, TRUE_COLOR
@@ -24,7 +23,6 @@ from reben_cloud.build import build, make_plan
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.files import verify_files
 from reben_cloud.checks.verify import verify
-from reben_cloud.cli import app
 from reben_cloud.errors import ConflictError, InvalidPatchError, NotFoundError, SourceError, StorageError
 from reben_cloud.export.opened import find_exported_files
 from reben_cloud.export.pictures import PictureOptions
@@ -36,6 +34,7 @@ from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from reben_cloud.views.recipes import MapColors, choose_recipes
 from reben_cloud.views.resize import resize
+from tests.commands import invoke as run
 from tests.forked import ForkServer
 from tests.official import table_of
 from tests.roots import synthetic_root
@@ -654,10 +653,6 @@ def test_a_run_that_continues_makes_only_what_is_missing(built, tmp_path):
 
 
 # -- the command ---------------------------------------------------------------------------------------
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
 @pytest.mark.slow

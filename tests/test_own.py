@@ -14,7 +14,6 @@ import pytest
 import rasterio
 import shapely
 from rasterio.enums import ColorInterp
-from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud import grid
@@ -23,7 +22,6 @@ from reben_cloud.bigearthnet.own import own_schema
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.checks.verify import verify
-from reben_cloud.cli import app
 from reben_cloud.errors import SourceError
 from reben_cloud.layers import write_label_layer
 from reben_cloud.scenes.class_table import load_class_table
@@ -31,6 +29,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.training.models import ModelSpec, create_model, save_model
+from tests.commands import invoke as command
 from tests.scenes import ABROAD_M, CHILE, KENYA, band_pixels, make_abroad, make_clc, make_safe
 from tests.stac import stac_errors
 
@@ -58,10 +57,6 @@ nodata = [0]
 "Mangroves" = {codes = [95], color = "#00cf75"}
 "Moss and lichen" = {codes = [100], color = "#fae6a0"}
 """
-
-
-def command(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="session")

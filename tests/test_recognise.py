@@ -11,12 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud.build import build, make_plan
-from reben_cloud.cli import app
-from reben_cloud.errors import RebenError, SourceError
+from reben_cloud.errors import SourceError
 from reben_cloud.files.clutter import is_clutter
 from reben_cloud.scenes.prepare import find_products
 from reben_cloud.scenes.sentinel1 import open_scenes
@@ -27,19 +25,12 @@ from reben_cloud.sources.survey import modality_named
 from reben_cloud.sources.synthetic import synthetic_metadata
 from reben_cloud.store import open_store
 from tests import official
+from tests.commands import told as run
 from tests.formats.test_lmdb_records import records_of
 from tests.formats.test_lmdb_records import write as write_lmdb
 
 TABLE = official.table_of(4)
 ALL = {"s2", "s1", "map"}
-
-
-def run(*arguments):
-    """(exit code, stdout, stderr) of the command."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if isinstance(result.exception, RebenError):
-        return 1, result.stdout, str(result.exception)
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """The STAC API as clients see it, and what the page is made of; `test_explorer` has the page itself."""
 
+# ruff: noqa: F811 - fixtures are imported
+
 from __future__ import annotations
 
 import asyncio
@@ -8,8 +10,7 @@ import json
 import re
 import sys
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import numpy as np
@@ -22,7 +23,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 import reben_cloud as rc
 from reben_cloud.serve import body_limit, lanes
 from tests.roots import synthetic_root
-from tests.serving import serving
+from tests.serving import answered_while_one_works, client, serving, url  # noqa: F401
 from tests.stac import schemas, stac_errors
 
 POLYGON = {"type": "Polygon", "coordinates": [[[-10, 36], [33, 36], [33, 69], [-10, 69], [-10, 36]]]}
@@ -33,18 +34,6 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve") / "root"
     synthetic_root(folder, 150, num_products=5)
     return rc.open(folder)
-
-
-@pytest.fixture(scope="module")
-def url(dataset):
-    with serving(dataset) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    with httpx.Client(base_url=url, timeout=30) as client:
-        yield client
 
 
 def test_an_item_has_one_id_whatever_other_names_its_patch_has(client, dataset):
@@ -488,20 +477,10 @@ def test_files_are_written_one_by_one_and_keep_nobody_else_waiting(dataset, monk
 
     monkeypatch.setattr("reben_cloud.serve.found.render", slow)
     bits = bits_of(np.arange(3), len(dataset))
-    with serving(dataset) as url, ThreadPoolExecutor(60) as pool:
-        try:
-            asked = [
-                pool.submit(httpx.post, f"{url}/explore/found.ids", content=bits, timeout=30)
-                for _ in range(60)
-            ]
-            while not begun:
-                time.sleep(0.01)
-            time.sleep(0.3)  # for the others to have come
-            assert httpx.get(f"{url}/explore/list?rows=1", timeout=5).status_code == 200
-            assert len(begun) == 1
-        finally:
-            go_on.set()
-        assert [one.result().content for one in asked] == [b"done"] * 60
+    with serving(dataset) as url:
+        ask = partial(httpx.post, f"{url}/explore/found.ids", content=bits, timeout=30)
+        answers = answered_while_one_works(url, [ask] * 60, begun, go_on)
+    assert [one.content for one in answers] == [b"done"] * 60
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Layers in the API and on the page: listed, filtered by, and shown with a patch."""
 
+# ruff: noqa: F811 - fixtures are imported
+
 from __future__ import annotations
 
 import io
 import json
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import numpy as np
@@ -19,7 +20,7 @@ from reben_cloud.root.selection import Selection
 from reben_cloud.schema import TensorSpec
 from reben_cloud.views.picture import grey, relief
 from tests.roots import synthetic_root
-from tests.serving import browser, serving
+from tests.serving import answered_while_one_works, browser, client, serving, url  # noqa: F401
 
 HEIGHTS = TensorSpec(name="dem", shape=(120, 120), dtype="int16", units="m", fill=-9999, pixel_m=10)
 RAIN = TensorSpec(name="rain", shape=(6, 6), dtype="float32", units="mm", fill=float("nan"), pixel_m=200)
@@ -71,18 +72,6 @@ def dataset(tmp_path_factory):
     wet = ((i, np.full((6, 6), np.nan, np.float32)) for i in some)
     layers.append(rc.write_layer(folder / "rain", ds, name="rain", tensors=RAIN, patches=wet))
     return rc.open(folder / "root", layers=[layer.url for layer in layers])
-
-
-@pytest.fixture(scope="module")
-def url(dataset):
-    with serving(dataset) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    with httpx.Client(base_url=url, timeout=30) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -210,17 +199,10 @@ def test_looks_through_embeddings_are_one_by_one_and_keep_nobody_else_waiting(da
     monkeypatch.setattr(Selection, "nearest", slow)
     paths = [f"/collections/bigearthnet-v2/items/{one}/nearest" for one in ids[:30]]
     paths += [f"/explore/patches/{one}/nearest?column=emb:vector" for one in ids[:30]]
-    with serving(dataset) as url, ThreadPoolExecutor(60) as pool:
-        try:
-            asked = [pool.submit(httpx.get, f"{url}{path}", timeout=30) for path in paths]
-            while not begun:
-                time.sleep(0.01)
-            time.sleep(0.3)  # for the others to have come
-            assert httpx.get(f"{url}/explore/list?rows=1", timeout=5).status_code == 200
-            assert len(begun) == 1
-        finally:
-            go_on.set()
-        assert [one.result().status_code for one in asked] == [200] * 60
+    with serving(dataset) as url:
+        asks = [partial(httpx.get, f"{url}{path}", timeout=30) for path in paths]
+        answers = answered_while_one_works(url, asks, begun, go_on)
+    assert [one.status_code for one in answers] == [200] * 60
 
 
 def test_the_server_keeps_no_vectors(client, dataset):

@@ -1,11 +1,12 @@
 """Bands of patches as GeoTIFFs from the server: what Items say of them, over HTTP, and in libraries that load Items."""
 
+# ruff: noqa: F811 - fixtures are imported
+
 from __future__ import annotations
 
 import math
 from functools import cache
 
-import httpx
 import numpy as np
 import pystac_client
 import pytest
@@ -15,7 +16,7 @@ from rasterio.io import MemoryFile
 import reben_cloud as rc
 from reben_cloud.schema import TensorSpec
 from tests.roots import synthetic_root
-from tests.serving import serving, serving_apart
+from tests.serving import client, serving_apart, url  # noqa: F401
 from tests.stac import stac_errors
 
 S2 = ["B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09"]
@@ -32,18 +33,6 @@ def dataset(tmp_path_factory):
     heights = ((i, np.full((60, 60), n, np.int16)) for n, i in enumerate(ds.selection.patch_ids) if n % 2)
     layer = rc.write_layer(folder / "elevation", ds, name="elevation", tensors=HEIGHTS, patches=heights)
     return rc.open(folder / "root", layers=[layer.url])
-
-
-@pytest.fixture(scope="module")
-def url(dataset):
-    with serving(dataset) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    with httpx.Client(base_url=url, timeout=30) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

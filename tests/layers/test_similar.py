@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 import reben_cloud as rc
-from reben_cloud import cli
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.layers import publish
 from reben_cloud.ranking.suspects import suspects
@@ -22,6 +20,7 @@ from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.schema import TensorSpec
 from reben_cloud.serve.layers import embeddings_of
 from reben_cloud.store import open_store
+from tests.commands import invoke as run
 from tests.layers.data import EMBEDDING, embedding_of
 
 
@@ -211,10 +210,6 @@ def test_predictions_that_do_not_fit_are_named(with_both, probabilities):
         ValueError, match=f"of '{name}' in {selection.patch_ids[5]} must be in .* got 1.5; a model"
     ):
         selection.suspects(wrong)
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 def test_the_command_search_lists_neighbours(root, layers, with_both, covered):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from reben_cloud import cli
+from tests.commands import invoke as run
 
 RECIPE = """
 architecture = "test_byobnet"
@@ -22,10 +21,6 @@ drop_path_rate = 0.0
 def recipe(tmp_path):
     (tmp_path / "terrain.toml").write_text(RECIPE)
     return tmp_path / "terrain.toml"
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 @pytest.mark.slow

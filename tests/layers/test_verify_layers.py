@@ -9,10 +9,8 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-from typer.testing import CliRunner
 
 import reben_cloud as rc
-from reben_cloud import cli
 from reben_cloud.checks.doctor import diagnose
 from reben_cloud.checks.verify import verify, verify_layer
 from reben_cloud.formats import tar
@@ -20,12 +18,9 @@ from reben_cloud.layers.describe import fill_payload
 from reben_cloud.root import layout
 from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.root.objects import Objects, WrittenObject
+from tests.commands import invoke as run
 from tests.layers.data import ELEVATION, elevations, write_table_layer
 from tests.roots import synthetic_root
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 @pytest.fixture

@@ -13,15 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from typer.testing import CliRunner
 
 import reben_cloud as rc
 from reben_cloud.bigearthnet.official import EXTRA_METADATA
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, open_plan
 from reben_cloud.checks.verify import verify
-from reben_cloud.cli import app
-from reben_cloud.errors import RebenError, SourceError
+from reben_cloud.errors import SourceError
 from reben_cloud.sources.archives import ARCHIVES
 from reben_cloud.sources.folders import FOLDERS, FolderSource, group_of
 from reben_cloud.sources.merged import merge
@@ -30,6 +28,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.roots import RootSource
 from reben_cloud.store import open_store
 from tests import official
+from tests.commands import told as run
 from tests.formats.test_lmdb_records import records_of
 from tests.formats.test_lmdb_records import write as write_lmdb
 
@@ -38,14 +37,6 @@ SHORT = next(n for n, name in enumerate(WHOLE["s1_name"].to_pylist()) if len(nam
 TABLE = WHOLE.take([0, 20, SHORT, 50, 75, 99]).sort_by("patch_id").combine_chunks()
 IDS = TABLE["patch_id"].to_pylist()
 ALL = ("s2", "s1", "map")
-
-
-def run(*arguments):
-    """(exit code, stdout, stderr) of the command."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if isinstance(result.exception, RebenError):
-        return 1, result.stdout, str(result.exception)
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
