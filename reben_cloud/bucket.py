@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -87,48 +88,34 @@ def create_bucket(
             raise ConflictError(
                 f"the bucket name {name!r} belongs to somebody else; choose another"
             ) from error
-    settings: list[tuple[bool, str, str, Callable[[], object]]] = [
-        (
-            versioning,
-            "old versions are kept",
-            "to keep old versions",
-            lambda: client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"}),
-        ),
-        (
-            cors,
-            "pages of any origin may read (CORS)",
-            "to let pages of any origin read (CORS)",
-            lambda: client.put_bucket_cors(Bucket=name, CORSConfiguration=_CORS),
-        ),
-        (
-            expire_uploads_days is not None,
-            f"interrupted uploads are removed after {expire_uploads_days} days",
-            "to remove interrupted uploads",
-            lambda: client.put_bucket_lifecycle_configuration(
-                Bucket=name, LifecycleConfiguration=_without_old_uploads(expire_uploads_days)
-            ),
-        ),
-    ]
-    for is_wanted, said, what, put in settings:
-        if is_wanted:
-            refusal = _put_setting(name, put)
-            done.append(said if refusal is None else f"warning: {what}: this server refuses ({refusal})")
+    if versioning:
+        put = partial(client.put_bucket_versioning, VersioningConfiguration={"Status": "Enabled"})
+        done.append(_put_setting(name, put, "old versions are kept", "to keep old versions"))
+    if cors:
+        put = partial(client.put_bucket_cors, CORSConfiguration=_CORS)
+        said, what = "pages of any origin may read (CORS)", "to let pages of any origin read (CORS)"
+        done.append(_put_setting(name, put, said, what))
+    if expire_uploads_days is not None:
+        rules = _without_old_uploads(expire_uploads_days)
+        put = partial(client.put_bucket_lifecycle_configuration, LifecycleConfiguration=rules)
+        said = f"interrupted uploads are removed after {expire_uploads_days} days"
+        done.append(_put_setting(name, put, said, "to remove interrupted uploads"))
     return done
 
 
-def _put_setting(name: str, put: Callable[[], object]) -> str | None:
-    """Change a setting of a bucket; the code of a refusal, which is another for each server without such a setting."""
+def _put_setting(name: str, put: Callable[..., object], said: str, what: str) -> str:
+    """Change a setting of a bucket: `said`, or a warning with the code of a refusal, which differs by server."""
     from botocore.exceptions import ClientError
 
     with _translated(f"configure the bucket {name!r}"):
         try:
-            put()
+            put(Bucket=name)
         except ClientError as error:
-            return str(error.response["Error"].get("Code", "?"))
-    return None
+            return f"warning: {what}: this server refuses ({error.response['Error'].get('Code', '?')})"
+    return said
 
 
-def _without_old_uploads(days: int | None) -> dict[str, Any]:
+def _without_old_uploads(days: int) -> dict[str, Any]:
     rule = {
         "ID": "interrupted-uploads",
         "Status": "Enabled",

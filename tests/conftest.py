@@ -20,6 +20,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -270,19 +271,26 @@ def s3_server() -> Iterator[S3Server]:
             "no S3 server: set REBEN_TEST_S3_ENDPOINT, _KEY and _SECRET, or "
             "apt-get install --no-install-recommends ceph-mon ceph-osd radosgw curl"
         )
+    with ceph() as server:
+        yield server
+
+
+@contextmanager
+def ceph() -> Iterator[S3Server]:
+    """Ceph's gateway, in a folder of its own."""
     # Not pytest's own folder: its long path would not fit a Unix socket's 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="reben-s3-"))
     try:
-        yield start_ceph(folder)
+        yield _start_ceph(folder)
     finally:
         subprocess.run([CEPH_SCRIPT, "kill", folder], check=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start_ceph(folder: Path, *, store: str = "memstore") -> S3Server:
-    """Start Ceph's gateway in `folder` on a free port; it dies with this process."""
+def _start_ceph(folder: Path) -> S3Server:
+    """Start it on a free port; it dies with this process."""
     port = free_port(num_in_a_row=3)
-    environment = {**os.environ, "STORE": store, "OWNER": str(os.getpid())}
+    environment = {**os.environ, "STORE": "memstore", "OWNER": str(os.getpid())}
     subprocess.run([CEPH_SCRIPT, "start", folder, str(port)], check=True, env=environment, timeout=120)
     return S3Server(
         endpoint=f"http://127.0.0.1:{port}",

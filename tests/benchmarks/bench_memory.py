@@ -42,7 +42,7 @@ from reben_cloud.root.manifest import Manifest
 from reben_cloud.stream import RawLoader
 from tests.benchmarks.bench_loader import make_root
 from tests.benchmarks.bench_s3 import upload
-from tests.conftest import CEPH_SCRIPT, start_ceph
+from tests.conftest import ceph
 from tests.webserver import serve
 
 SHARD = 256
@@ -136,18 +136,13 @@ def measure_epochs(root: str, epochs: int) -> None:
 
 def measure_on_s3(root: Path, epochs: int) -> None:
     """`measure_epochs` in a process of its own, from an S3 server with a copy of the root."""
-    folder = Path(tempfile.mkdtemp(prefix="reben-s3-"))
-    server = start_ceph(folder)
-    try:
+    with ceph() as server:
         client = server.client()
         client.create_bucket(Bucket="bench")
         upload(client, root, "root")
         command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--epochs", str(epochs)]
         environment = {**os.environ, **server.environment}
         subprocess.run([*command, "--measure", "s3://bench/root"], check=True, env=environment)
-    finally:
-        subprocess.run([CEPH_SCRIPT, "kill", folder], check=True)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +27,7 @@ import reben_cloud as rc
 from reben_cloud.torch import StreamLoader
 from reben_cloud.training.torchvision_ops import load_torchvision
 from tests.benchmarks.bench_loader import BATCH, Buffers, litdata, make_root, mosaicml, webdataset
-from tests.conftest import CEPH_SCRIPT, start_ceph
+from tests.conftest import ceph
 
 THREADS = 8
 
@@ -134,9 +132,7 @@ def main() -> None:
     arguments.dir.mkdir(parents=True, exist_ok=True)
     root = arguments.root or make_root(arguments.dir, 2048)
     webdataset(root, arguments.dir, floats=False)  # writes its shards
-    server_folder = Path(tempfile.mkdtemp(prefix="reben-s3-"))
-    server = start_ceph(server_folder)
-    try:
+    with ceph() as server:
         client = server.client()
         client.create_bucket(Bucket="bench")
         upload(client, root, "root")
@@ -185,9 +181,6 @@ def main() -> None:
             print(
                 f"  {share:4.0%} of the patches: {loader.stats().bytes_read / whole:6.2%} of the bytes of the shards"
             )
-    finally:
-        subprocess.run([CEPH_SCRIPT, "kill", server_folder], check=True)
-        shutil.rmtree(server_folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
