@@ -23,6 +23,7 @@ import reben_cloud as rc
 from reben_cloud import build, cli
 from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, CLC
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError
+from reben_cloud.files.whole import locked
 from reben_cloud.layers import write_label_layer
 from reben_cloud.root import layout
 from reben_cloud.training.compute import compute_context
@@ -31,7 +32,7 @@ from reben_cloud.training.groups import GROUPINGS, group_numbers
 from reben_cloud.training.metrics import label_metrics
 from reben_cloud.training.models import ARCHITECTURES
 from reben_cloud.training.study.grid import load_study, study_names
-from reben_cloud.training.study.jobs import OUTCOME, free_slot
+from reben_cloud.training.study.jobs import LOCK, OUTCOME, free_slot
 from reben_cloud.training.study.page import write_results
 from reben_cloud.training.study.pictures import distance_plot
 from reben_cloud.training.study.plan import distances_of, plan_study
@@ -503,6 +504,10 @@ def test_killed_and_started_again_it_ends_with_the_same_scores(finished, root, t
             )
         finally:
             process.send_signal(signal.SIGKILL)
+    # Its workers notice within half a second; until then each may still finish the run that it holds.
+    for lock in folder.glob(f"runs/*/{LOCK}"):
+        with locked(lock, wait=True):
+            pass
     done = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob(f"runs/*/{OUTCOME}")}
     assert 0 < len(done) < 4
 

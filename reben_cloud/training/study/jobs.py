@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
 """What a run found, in its folder."""
 
-_LOCK = ".lock"
+LOCK = ".lock"
+"""Held by the process that does a run, in its folder."""
 
 _one_at_a_time = threading.Lock()
 """Runs draw from PyTorch's own random stream, which threads of a process share, as a Dask worker's are."""
@@ -112,7 +113,7 @@ def do_job(job: Job, on_step: Callable[[StepInfo], None] | None = None) -> Outco
     with _one_at_a_time, compute_context() as compute, ExitStack() as held:
         if compute.rank == 0:
             # A process that was told to end may still be at it; its lock goes with it.
-            held.enter_context(locked(folder / _LOCK, wait=True))
+            held.enter_context(locked(folder / LOCK, wait=True))
         done = compute.once(lambda: read_outcome(folder, job.name))
         if done is not None:
             return done
