@@ -209,6 +209,7 @@ def test_searches_threads_and_memory_are_counted_in_both(url, alone):
     # `alone` is in this process too.
     assert both["reben_resident_memory_bytes"] > one["reben_resident_memory_bytes"] + 50e6
     assert both["reben_threads"] > one["reben_threads"]
+    assert both["reben_processor_seconds_total"] > one["reben_processor_seconds_total"] + 1
 
 
 def test_the_process_ends_with_the_server_even_if_that_is_killed(dataset):
