@@ -5,9 +5,9 @@
 150 honest clients ask for a page of Items every 5 s, each by another box, time, filter or polygon. 50 hostile ones
 send one request after the other without a pause: polygons of thousands of corners, filters that fold the case of every
 id, the largest pages, shapes with too many corners, filters nested out of reason, bodies that trickle in; and they hang
-up early. Prints percentiles of both times, the processor time of clients and server, and the server's memory, threads and
-counts every quarter of the time (of both its processes). The clients want the same cores, so how long they run is a part
-of what the honest ones wait.
+up early. Prints percentiles of both times, the processor time of clients and server, and the memory, threads and counts of
+both the server's processes every quarter of the time. The clients want the same cores, so how long they run is a part of
+what the honest ones wait.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def measure(url: str, seconds: float, num_honest: int, num_hostile: int) -> floa
         print(
             f"  {quarter * seconds / 4:4.0f} s: {float(numbers['reben_resident_memory_bytes']) / 1e6:.0f} MB, "
             f"{numbers['reben_threads']} threads, {numbers['reben_searches_given_up_total']} searches given up, "
-            f"{numbers['reben_searches_refused_total']} refused, {numbers['reben_processor_seconds_total']} s of a core",
+            f"{numbers['reben_searches_refused_total']} refused, "
+            f"{numbers['reben_processor_seconds_total']} s of a core",
             flush=True,
         )
         if quarter < 4:
