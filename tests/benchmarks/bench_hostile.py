@@ -5,9 +5,9 @@
 150 honest clients ask for a page of Items every 5 s, each by another box, time, filter or polygon. 50 hostile ones
 send one request after the other without a pause: polygons of thousands of corners, filters that fold the case of every
 id, the largest pages, shapes with too many corners, filters nested out of reason, bodies that trickle in; and they hang
-up early. Prints percentiles of both times, the processor time of clients and server, and the memory, threads and counts of
-both the server's processes every quarter of the time. The clients want the same cores, so how long they run is a part of
-what the honest ones wait.
+up early. Prints percentiles of both times, the processor time of clients and server, and every quarter of the time the
+memory, threads and counts of both the server's processes. The clients want the same cores, so how long they run is a
+part of what the honest ones wait.
 """
 
 from __future__ import annotations
