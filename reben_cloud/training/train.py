@@ -78,7 +78,7 @@ def train(
         what was not learned from or measured, and how much of it.
 
     Raises:
-        ConflictError: If the folder holds a run of another configuration.
+        ConflictError: If the folder holds a run of another configuration, dataset or layer.
         NotFoundError: If no patch is left to train on or to validate with.
         NotFiniteError: If an output, the loss or a weight is infinite or not a number; ``last.pt`` is from before.
         ValueError: If the batch size or the lanes cannot be split over the processes, or the dataset lacks
@@ -90,7 +90,7 @@ def train(
     config.check(schema)
     spec = model_spec(config, schema)
     with compute_context(config.precision) as compute:
-        claim(folder, config, schema)
+        claim(folder, config, dataset)
         train_on = _subset(dataset, config.train, "train")
         if compute.rank == 0:
             _tell_shared(train_on, dataset, config)
