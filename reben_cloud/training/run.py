@@ -32,6 +32,9 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
 
 logger = logging.getLogger(__name__)
 
+BEST = "best"
+"""Folder of the model with the best weights, in that of a run."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
@@ -125,7 +128,7 @@ class Run:
         self.progress = Progress()
         """Where the run is."""
         self._compute, self._learner, self._loader = compute, learner, loader
-        self.best = folder / "best"
+        self.best = folder / BEST
         """Folder of the best weights so far."""
         self._last = folder / "last.pt"
         if self._last.is_file():
