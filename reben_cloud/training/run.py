@@ -48,30 +48,37 @@ class Progress:
     """Epoch -> samples that all processes delivered, and their digest (`stream.Delivered`)."""
 
 
-def claim(folder: Path, config: TrainConfig, schema: Schema) -> None:
-    """Make a run's folder, or see that it is of the same configuration.
+def refuse_other_run(folder: Path, config: TrainConfig, schema: Schema) -> None:
+    """See that a folder is of no other configuration; nothing is written.
 
     Raises:
         ConflictError: If it holds a run of another configuration, or of one that cannot be read.
     """
     path = folder / "config.json"
-    if path.is_file():
-        try:
-            there = dataclasses.asdict(config_from(read_json(path), schema=schema))
-        except ValueError as error:
-            raise ConflictError(
-                f"{path}: not a configuration of this release, or damaged: {error}; put a copy of it back, or "
-                "choose another folder"
-            ) from error
-        wanted = dataclasses.asdict(config)
-        different = [name for name in wanted if there[name] != wanted[name]]
-        if different:
-            name = different[0]
-            raise ConflictError(
-                f"{folder} holds a run with {name}={there[name]!r}, not {wanted[name]!r}; "
-                "choose another folder, or delete this one"
-            )
-    else:
+    if not path.is_file():
+        return
+    try:
+        there = dataclasses.asdict(config_from(read_json(path), schema=schema))
+    except ValueError as error:
+        raise ConflictError(
+            f"{path}: not a configuration of this release, or damaged: {error}; put a copy of it back, or "
+            "choose another folder"
+        ) from error
+    wanted = dataclasses.asdict(config)
+    different = [name for name in wanted if there[name] != wanted[name]]
+    if different:
+        name = different[0]
+        raise ConflictError(
+            f"{folder} holds a run with {name}={there[name]!r}, not {wanted[name]!r}; "
+            "choose another folder, or delete this one"
+        )
+
+
+def claim(folder: Path, config: TrainConfig, schema: Schema) -> None:
+    """Make a run's folder, unless it is there already. Raises as `refuse_other_run`."""
+    refuse_other_run(folder, config, schema)
+    path = folder / "config.json"
+    if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, (config.to_json() + "\n").encode())
 
