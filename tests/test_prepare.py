@@ -820,8 +820,8 @@ def other_rules(inputs, tmp_path, name):
 @pytest.mark.parametrize(
     "name",
     [
-        "any country", "finer map", "limit of distance", "column", "raster", "classes", "choice of scenes", "split", "bands",
-        "patch size", "name", "without v1",
+        "any country", "finer map", "limit of distance", "column", "raster", "classes", "choice of scenes", "split",
+        "bands", "patch size", "name", "without v1",
     ],
 )  # fmt: skip
 def test_of_any_other_rule_than_the_papers_a_dataset_is_ones_own(inputs, recipe, tmp_path, name):
@@ -992,7 +992,18 @@ class InMemory:
 
     def __init__(self, path):
         safe = open_safe(path)
-        for name in ("name", "square", "time", "epsg", "left", "top", "bounds", "shapes", "failed_checks"):
+        for name in (
+            "name",
+            "square",
+            "time",
+            "datastrip",
+            "epsg",
+            "left",
+            "top",
+            "bounds",
+            "shapes",
+            "failed_checks",
+        ):
             setattr(self, name, getattr(safe, name))
         self.where, self.is_checked = "memory://one", True
         self.bands = {name: safe.read_band(name) for name in BANDS if BANDS[name].sensor == "s2"}
