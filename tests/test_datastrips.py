@@ -217,10 +217,8 @@ def test_what_does_not_go_together_is_refused(strips, options, tmp_path):
 def test_an_identifier_that_contradicts_the_other_is_refused(strips, tmp_path):
     path = strip("20240101T000900", FIRST, north, tmp_path)
     main = path / "MTD_MSIL2A.xml"
-    text = main.read_text()
-    main.write_text(
-        text.replace("<Granule ", '<Granule datastripIdentifier="S2A_OPER_MSI_L2A_DS_X_20240101T000000_S20170613T101650_N99.99" ')
-    )  # fmt: skip
+    other = "S2A_OPER_MSI_L2A_DS_VGS4_20240101T000000_S20170613T101650_N99.99"
+    main.write_text(main.read_text().replace("<Granule ", f'<Granule datastripIdentifier="{other}" '))
 
     with pytest.raises(
         SourceError, match="names datastrips of 20170613T101608 and 20170613T101650; are two products"
