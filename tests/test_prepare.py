@@ -21,6 +21,7 @@ import rasterio
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio._env import get_gdal_config
 from rasterio.transform import from_origin
 
 import reben_cloud as rc
@@ -1016,6 +1017,28 @@ class InMemory:
 
     def read_mask(self, name):
         return None
+
+
+class Watched(InMemory):
+    """Keeps what GDAL may cache while a band is read."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.cached = []
+
+    def read_band(self, name):
+        self.cached.append(get_gdal_config("GDAL_CACHEMAX"))
+        return super().read_band(name)
+
+
+def test_gdal_caches_little_while_a_product_is_cut_and_as_before_after_it(inputs, tmp_path):
+    """By itself it takes a twentieth of the machine's memory."""
+    product, before = Watched(inputs["safe"]), get_gdal_config("GDAL_CACHEMAX")
+
+    prepare([product], tmp_path / "out", bare(inputs))
+
+    assert product.cached == [2**28] * 12
+    assert get_gdal_config("GDAL_CACHEMAX") == before != 2**28
 
 
 def test_a_product_of_another_form_gives_the_same(inputs, recipe, prepared, tmp_path):

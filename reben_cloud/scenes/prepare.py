@@ -20,6 +20,7 @@ from pathlib import Path
 from reben_cloud.build import Executor, Progress, local, silent
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.files.paths import local_path
+from reben_cloud.layers.raster_files import import_rasterio
 from reben_cloud.scenes.datastrips import fewer_datastrips, merge_datastrips
 from reben_cloud.scenes.destination import build_root, claim_root, prepared_folder
 from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs
@@ -53,6 +54,9 @@ __all__ = [
     "write_metadata",
 ]
 
+_GDAL_CACHE_BYTES = 2**28
+"""Memory for pixels that GDAL keeps after they were read, of all threads together: a tile of 10 m pixels. Without a
+bound it keeps a twentieth of the machine's memory, of scenes that are read once."""
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +173,8 @@ def prepare_product(product: Product, folder: Path, options: CutOptions) -> Prod
         report = ProductReport(product=product.name, failed_checks=product.failed_checks)
     else:
         tile = Tile(product=product, options=options)
-        cut = cut_product(tile, folder, v1)
+        with import_rasterio().Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
+            cut = cut_product(tile, folder, v1)
         rows = patch_rows(tile, cut, v1)
         report = ProductReport.of(product.name, cut.squares)
     changed = differences({**identity, **inputs}, {**options.identity(), **options.inputs_of(product, v1)})

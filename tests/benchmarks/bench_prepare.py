@@ -187,7 +187,7 @@ if __name__ == "__main__":
             "seconds": time.perf_counter() - begin,
             "cpu_s": after.ru_utime - before.ru_utime,
             "kernel_s": after.ru_stime - before.ru_stime,
-            "peak_gb": after.ru_maxrss / 1e6,
+            "peak_gb": after.ru_maxrss * 1024 / 1e9,
         }
         print(json.dumps({name: round(value, 2) for name, value in used.items()}))
     else:
