@@ -115,6 +115,7 @@ def test_a_mask_that_one_lacks_is_not_known(strips, tmp_path):
     assert product.read_mask("SCL").all()
 
 
+@pytest.mark.slow
 def test_patches_of_both_and_across_are_made_once(merged, strips, options, tmp_path):
     out, (report,) = merged
     alone = [prepare([path], tmp_path / path.name, options)[0] for path in strips]
