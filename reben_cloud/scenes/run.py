@@ -80,7 +80,8 @@ class Prepared:
             told["root"] = self.root
             told["published_already"] = self.published_already
             told["num_patches"] = self.manifest.num_patches
-            told["layers"] = {layer.manifest.name: layer.url for layer in self.layers}
+            if self.layers:
+                told["layers"] = {layer.manifest.name: layer.url for layer in self.layers}
         return told
 
 
