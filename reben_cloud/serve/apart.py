@@ -263,7 +263,8 @@ def run() -> None:
 
     async def serve() -> None:
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 - the server reads it
+        sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")  # the server reads it
+        sys.stdout.flush()
         await asyncio.Event().wait()
 
     def end_with_the_server() -> None:
