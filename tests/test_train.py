@@ -197,6 +197,16 @@ def test_a_run_is_not_gone_on_with_on_other_data(dataset, tmp_path):
         claim(tmp_path / "run", config, dataset.with_layers(other))
 
 
+@pytest.mark.parametrize("base", ["resnet50", "knn"])
+def test_a_run_that_is_refused_leaves_nothing_that_refuses_the_next_try(base, dataset, tmp_path):
+    nobody = "train.country=Atlantis" if base == "knn" else "batch_size=1000"
+
+    with pytest.raises((NotFoundError, ValueError)):
+        train(recipe(nobody, base=base), dataset, tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_evaluating_the_saved_model_gives_what_the_run_reported(finished, dataset):
     folder, result = finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -56,11 +57,15 @@ def identify_inputs(
         v1: Folder of the v1 lists.
     """
     found: dict[str, str] = {}
-    for path in products:
-        product = open_safe(path)
-        found[f"{product.name} generation time"] = product.generation
+    opened = [open_safe(path) for path in products]
+    names = Counter(product.name for product in opened)
+    for product in opened:
+        # Files of two datastrips of one tile are called the same.
+        strip = product.generation if product.datastrip is None else f"{product.datastrip:%Y%m%dT%H%M%S}"
+        called = product.name if names[product.name] == 1 else f"{product.name} of {strip}"
+        found[f"{called} generation time"] = product.generation
         for file in (*product.files, *product.masks.values()):
-            found |= identify(product.name, file)
+            found |= identify(called, file)
     for role, paths in others.items():
         for given in paths:
             if given.is_dir() and holds_patches(given):  # more than a million files

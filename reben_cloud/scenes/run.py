@@ -11,8 +11,10 @@ from typing import Any
 from reben_cloud.bigearthnet.country import REBEN_COUNTRIES, load_countries
 from reben_cloud.build import Executor, Progress, local, published, silent
 from reben_cloud.errors import SourceError
+from reben_cloud.root.layers import Layer
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.scenes.class_table import load_class_table
+from reben_cloud.scenes.further import write_further
 from reben_cloud.scenes.metadata import read_separations
 from reben_cloud.scenes.preparation import COUNTRY_DISTANCE_M, Preparation, given_of
 from reben_cloud.scenes.prepare import (
@@ -50,6 +52,8 @@ class Prepared:
     """Whether the root was there before."""
     manifest: Manifest | None
     """The root's manifest."""
+    layers: Sequence[Layer] = ()
+    """The layers beside the root, of further rasters."""
 
     def to_text(self) -> str:
         """How far the splits are apart, and the line on the root, for people; empty without either."""
@@ -57,6 +61,11 @@ class Prepared:
         if self.root is not None and self.manifest is not None:
             there = f"published already: {self.manifest.num_patches:,} patches at {self.root}"
             lines.append(there if self.published_already else published(self.manifest, self.root))
+        for layer in self.layers:
+            said = layer.manifest
+            lines.append(
+                f"layer {said.name}: {said.coverage:,} of {said.num_patches:,} patches, in {layer.url}"
+            )
         return "\n".join(line for line in lines if line)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +80,8 @@ class Prepared:
             told["root"] = self.root
             told["published_already"] = self.published_already
             told["num_patches"] = self.manifest.num_patches
+            if self.layers:
+                told["layers"] = {layer.manifest.name: layer.url for layer in self.layers}
         return told
 
 
@@ -84,7 +95,7 @@ def run(
     progress: Progress = silent,
     on_prepared: Callable[[Sequence[ProductReport]], object] | None = None,
 ) -> Prepared:
-    """Make patches, maps, labels and metadata, and a root of them; run again with the same, it continues.
+    """Make patches, maps, labels and metadata, a root of them and its layers; run again with the same, it continues.
 
     Args:
         preparation: What is made from what.
@@ -103,6 +114,8 @@ def run(
         ConflictError: If the folder or the root was begun with something else.
         ValueError: If there is no such share, or none of this preparation.
     """
+    for raster in preparation.further:
+        raster.check(patch_m=preparation.patch_m)
     products = find_products(preparation.s2)
     zips = [path for path in products if path.suffix == ".zip"]
     raw = [*preparation.l1c, *zips, *(path for path in preparation.s1 if path.suffix in _RAW_S1)]
@@ -119,7 +132,10 @@ def run(
         inputs = identify_inputs(folders, {"--s2": zips, **files}, v1=preparation.v1)
         there = claim_root(store, given, inputs)
         if there is not None:
-            return Prepared(reports=(), out=preparation.out, root=url, published_already=True, manifest=there)
+            return Prepared(
+                reports=(), out=preparation.out, root=url, published_already=True, manifest=there,
+                layers=write_further(store, there, preparation.further, workers=workers, progress=progress),
+            )  # fmt: skip
     folder, place = preparation.folder, executor or local(workers)
     unpacked = folder / "unzipped"
     products = [path for path in products if path not in zips] + unzip_products(zips, unpacked)
@@ -138,11 +154,12 @@ def run(
     if on_prepared is not None:
         on_prepared(reports)
     apart = read_separations(folder, options)
-    manifest = None
+    manifest, layers = None, list[Layer]()
     if store is not None:
         manifest = build_root(folder, store, inputs=inputs, executor=place, progress=progress)
         if preparation.out is None:
             shutil.rmtree(folder)
+        layers = write_further(store, manifest, preparation.further, workers=workers, progress=progress)
     return Prepared(
         reports=reports,
         separations=apart,
@@ -150,6 +167,7 @@ def run(
         root=url,
         published_already=False,
         manifest=manifest,
+        layers=layers,
     )
 
 

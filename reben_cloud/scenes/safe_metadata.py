@@ -171,6 +171,28 @@ def check_tile(path: Path, name: str, square: str, begin: datetime) -> None:
             )
 
 
+_DATASTRIP = re.compile(rf"_S(?P<start>{grid.TIME_PATTERN})(?:_|$)")
+
+
+def read_datastrip(product: ET.Element, tile: Path, name: str) -> datetime | None:
+    """Start of the sensing of the datastrip, from its identifier; None if there is none.
+
+    Args:
+        product: The main metadata.
+        tile: The granule's metadata.
+        name: What to call the product in messages.
+    """
+    identifiers = [(entry.text or "").strip() for entry in _all(parse_xml(tile), "DATASTRIP_ID")]
+    for element in product.iter():
+        identifiers += [value for key, value in element.attrib.items() if key == "datastripIdentifier"]
+    starts = {match["start"] for match in map(_DATASTRIP.search, identifiers) if match}
+    if len(starts) > 1:
+        raise SourceError(
+            f"{name}: names datastrips of {' and '.join(sorted(starts))}; are two products mixed?"
+        )
+    return grid.parse_time(starts.pop()) if starts else None
+
+
 def read_offsets(product: ET.Element, name: str) -> dict[str, int]:
     """Band -> digital number to add; for all bands or, in early products, for none."""
     offsets = {

@@ -52,13 +52,13 @@ class Progress:
     """Epoch -> samples that all processes delivered, and their digest (`stream.Delivered`)."""
 
 
-def claim(folder: Path, config: TrainConfig, dataset: Dataset) -> None:
-    """Make a run's folder, or see that it is of the same configuration on the same data.
+def refuse_other_run(folder: Path, config: TrainConfig, dataset: Dataset) -> None:
+    """See that a folder holds no other run; nothing is written.
 
     Raises:
         ConflictError: If it holds a run of another configuration, dataset or layer, or of one that cannot be read.
     """
-    path = folder / "config.json"
+    path = folder / _CONFIG
     if path.is_file():
         try:
             there = dataclasses.asdict(config_from(read_json(path), schema=dataset.schema))
@@ -74,41 +74,49 @@ def claim(folder: Path, config: TrainConfig, dataset: Dataset) -> None:
             raise ConflictError(
                 f"{folder} holds a run with {name}={there[name]!r}, not {wanted[name]!r}; {_WAY_OUT}"
             )
+    _layers_with(folder, dataset)
+
+
+def claim(folder: Path, config: TrainConfig, dataset: Dataset) -> None:
+    """Make a run's folder, unless it is there already. Raises as `refuse_other_run`."""
+    refuse_other_run(folder, config, dataset)
+    data = {"dataset": dataset.manifest.fingerprint, "layers": _layers_with(folder, dataset)}
     folder.mkdir(parents=True, exist_ok=True)
-    _claim_data(folder, dataset)
-    if not path.is_file():
-        write_whole(path, (config.to_json() + "\n").encode())
+    write_whole(folder / _DATA, (json.dumps(data, indent=1) + "\n").encode())
+    if not (folder / _CONFIG).is_file():
+        write_whole(folder / _CONFIG, (config.to_json() + "\n").encode())
 
 
+_CONFIG, _DATA = "config.json", "data.json"
 _WAY_OUT = "choose another folder, or delete this one"
 
 
-def _claim_data(folder: Path, dataset: Dataset) -> None:
-    """Keep which dataset and layers a run learns from, or see that they are those.
+def _layers_with(folder: Path, dataset: Dataset) -> dict[str, str]:
+    """Layer -> digest, of those that a run has had and of these, which must not be others of the same name.
 
     A layer that comes or goes changes nothing that the configuration does not name; another one of the same name may.
     """
-    path = folder / "data.json"
     fingerprint = dataset.manifest.fingerprint
     layers = {name: layer.manifest.digest for name, layer in dataset.layers.items()}
-    if path.is_file():
-        document = read_json(path)
-        if document.get("dataset") != fingerprint:
+    path = folder / _DATA
+    if not path.is_file():
+        return layers
+    document = read_json(path)
+    try:
+        known, there = document["dataset"], dict(document["layers"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConflictError(f"{path} is damaged ({error!r}); put a copy of it back, or {_WAY_OUT}") from error
+    if known != fingerprint:
+        raise ConflictError(
+            f"{folder} holds a run on the dataset {known}, and {dataset.url} is {fingerprint}; {_WAY_OUT}"
+        )
+    for name, digest in layers.items():
+        if there.get(name, digest) != digest:
             raise ConflictError(
-                f"{folder} holds a run on the dataset {document.get('dataset')}, and {dataset.url} is {fingerprint}; "
-                f"{_WAY_OUT}"
+                f"{folder} holds a run with another layer {name} than {dataset.layers[name].url}, which has other "
+                f"data; go on with that one, {_WAY_OUT}"
             )
-        there = document.get("layers", {})
-        for name, digest in layers.items():
-            if there.get(name, digest) != digest:
-                raise ConflictError(
-                    f"{folder} holds a run with another layer {name} than {dataset.layers[name].url}, which has other "
-                    f"data; go on with that one, {_WAY_OUT}"
-                )
-        layers = {**there, **layers}
-        if layers == there:
-            return
-    write_whole(path, (json.dumps({"dataset": fingerprint, "layers": layers}, indent=1) + "\n").encode())
+    return {**there, **layers}
 
 
 class Run:

@@ -38,7 +38,7 @@ from reben_cloud.training.models import ModelSpec, create_model, load_pretrained
 from reben_cloud.training.neighbours import remember
 from reben_cloud.training.objective import Objective, positive_weights
 from reben_cloud.training.report import write_curves, write_report
-from reben_cloud.training.run import BEST, Run, claim
+from reben_cloud.training.run import BEST, Run, claim, refuse_other_run
 from reben_cloud.training.start import read_weights, start_from
 from reben_cloud.training.truth import labels_of
 
@@ -91,7 +91,7 @@ def train(
     config.check(schema)
     spec = model_spec(config, schema)
     with compute_context(config.precision) as compute:
-        claim(folder, config, dataset)
+        refuse_other_run(folder, config, dataset)
         train_on = _subset(dataset, config.train, "train")
         if compute.rank == 0:
             _tell_shared(train_on, dataset, config)
@@ -115,6 +115,7 @@ def train(
         learned = torch.from_numpy(labels_of(train_on, config.labels)) if config.labels else None
         objective = Objective(config, spec, schema, positive_weights(config, train_on), learned)
         learner = Learner(config, spec, objective, compute, num_steps=num_steps)
+        claim(folder, config, dataset)  # only now: what is refused leaves nothing that stands in the way
         run = Run(folder, compute, learner, loader)
         if config.weights and not run.progress.step:
             start_from(learner.model, spec, read_weights(config.weights))
@@ -354,6 +355,7 @@ def _vote(
         voters, spec, validation, compute, batch_size=config.batch_size, labels=config.labels, **options
     )
     name, selection, evaluation = _test(config, dataset, compute, voters, spec, draws, **options)
+    claim(folder, config, dataset)
     result: TrainResult = {
         **evaluation.metrics,
         "subset": name,
