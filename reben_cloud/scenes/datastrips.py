@@ -109,7 +109,7 @@ class MergedProduct:
         for part in others:
             empty = pixels == 0
             if empty.any():
-                pixels = np.where(empty, part.read_band(name), pixels)
+                np.copyto(pixels, part.read_band(name), where=empty)
         return pixels
 
     def read_mask(self, name: str) -> NDArray[np.uint8] | None:

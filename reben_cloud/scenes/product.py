@@ -87,7 +87,7 @@ class Product(Protocol):
         ...
 
     def read_band(self, name: str) -> NDArray[np.uint16]:
-        """All pixels of a band at its own resolution, reflectance x 10,000; 0 is nodata.
+        """All pixels of a band at its own resolution, reflectance x 10,000; 0 is nodata. The array is the caller's.
 
         Raises:
             SourceError: If it cannot be read, or is not of this tile.
