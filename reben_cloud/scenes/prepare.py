@@ -21,7 +21,7 @@ from reben_cloud.build import Executor, Progress, local, silent
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.scenes.destination import build_root, claim_root, prepared_folder
-from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs
+from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs, open_product
 from reben_cloud.scenes.metadata import metadata_schema, patch_rows, write_metadata
 from reben_cloud.scenes.options import SCENE_ROLE, CutOptions
 from reben_cloud.scenes.product import Product
@@ -34,7 +34,6 @@ from reben_cloud.scenes.receipts import (
     receipt_path,
     summary,
 )
-from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.tile import Tile, cut_product
 
 __all__ = [
@@ -96,7 +95,7 @@ def prepare(
     folder = local_path(destination, "the folder of the official layout")
     opened: dict[str, Product] = {}
     for given in products:
-        product = given if isinstance(given, Product) else open_safe(given)
+        product = open_product(given)
         if product.name in opened:
             raise SourceError(
                 f"{product.name}: given twice, {opened[product.name].where} and {product.where}"

@@ -264,6 +264,14 @@ def parse_xml(path: Path) -> ET.Element:
         raise SourceError(f"{path}: damaged XML ({error}); fetch the product again") from error
 
 
+def parse_text(text: bytes, name: str) -> ET.Element:
+    """The root of a document that is not a file; `name` is what to call it. Raises as `parse_xml`."""
+    try:
+        return ET.fromstring(text)  # noqa: S314  as above
+    except ET.ParseError as error:
+        raise SourceError(f"{name}: damaged XML ({error})") from error
+
+
 def _local(element: ET.Element) -> str:
     """The name without its namespace, which differs between versions of the format."""
     return str(element.tag).rpartition("}")[2]
