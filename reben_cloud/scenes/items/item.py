@@ -236,13 +236,13 @@ def _offsets(
         raise SourceError(
             f"Item {item.id}: its property {OFFSET_APPLIED} must be true or false, is {applied!r}"
         )
-    if applied:
-        return {}
     baseline = item.properties.get("s2:processing_baseline")
     if baseline is not None and re.sub(r"\D", "", str(baseline)).zfill(4) != safe.baseline:
         raise SourceError(
             f"Item {item.id}: its s2:processing_baseline is {baseline}, its product's name says N{safe.baseline}"
         )
+    if applied:
+        return {}
     if document is not None:
         return safe_metadata.read_offsets(document[0], document[1].parent.name)
     has_offset = _FIRST_WITH_OFFSET <= safe.baseline < _OUTSIDE_BASELINE

@@ -18,7 +18,7 @@ from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.errors import SourceError
 from reben_cloud.scenes.area import Bounds, window_of
 from reben_cloud.scenes.items.cog import Cog, Grid
-from reben_cloud.scenes.items.item import OFFSET_APPLIED, name_of, read_item
+from reben_cloud.scenes.items.item import OFFSET_APPLIED, Facts, name_of, read_item
 from reben_cloud.scenes.items.reading import Reading
 from reben_cloud.scenes.quality import MASK_M
 from reben_cloud.scenes.safe import shifted
@@ -131,15 +131,18 @@ class ItemProduct:
 
     def _read(self, name: str, pixel_m: int, dtype: np.dtype[Any], within: Bounds | None) -> NDArray[Any]:
         shape = self.shapes[pixel_m]
-        pixels = np.zeros(shape, dtype)
         if within is not None and within[0] == within[2]:
-            return pixels
+            return np.zeros(shape, dtype)
         image = Cog(self.hrefs[name], self.reading)
         self._check_place(name, image, pixel_m, dtype)
         rows, columns = window_of(
             within or self.bounds, left=self.left, top=self.top, pixel_m=pixel_m, shape=shape
         )
-        pixels[rows, columns] = image.read(rows, columns)
+        window = image.read(rows, columns)
+        if window.shape == shape:
+            return window
+        pixels = np.zeros(shape, dtype)
+        pixels[rows, columns] = window
         return pixels
 
     def _check_place(self, name: str, image: Cog, pixel_m: int, dtype: np.dtype[Any]) -> None:
@@ -161,10 +164,11 @@ class ItemProduct:
 
     def _check_offset(self, name: str, pixels: NDArray[np.uint16]) -> None:
         """Some Items say that the offset was not applied, and it was: their pixels would become darker than black."""
-        valid = pixels[pixels != 0]
-        if valid.size and np.count_nonzero(valid < _DARK) > _MOST_DARK * valid.size:
+        num_valid = np.count_nonzero(pixels)
+        num_dark = np.count_nonzero(pixels < _DARK) - (pixels.size - num_valid)
+        if num_dark > _MOST_DARK * num_valid:
             raise SourceError(
-                f"{self._called(name)}: {np.count_nonzero(valid < _DARK) / valid.size:.0%} of the pixels are below "
+                f"{self._called(name)}: {num_dark / num_valid:.0%} of the pixels are below "
                 f"{_DARK}, so the offset of baseline 04.00 ({self.offsets[name]}) seems to be in them already, though "
                 f"the Item does not say so ({OFFSET_APPLIED}); take another collection, or leave the Item out by "
                 "--datetime"
@@ -195,11 +199,11 @@ def products_of(items: Sequence[pystac.Item], bands: Iterable[str], reading: Rea
         latest[key] = item
     wanted = tuple(bands)
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda item: _product(item, wanted, reading), latest.values()))
+        read = list(pool.map(lambda item: read_item(item, wanted, reading), latest.values()))
+    return [_product(item, facts, wanted, reading) for item, facts in zip(latest.values(), read, strict=True)]
 
 
-def _product(item: pystac.Item, bands: Sequence[str], reading: Reading) -> ItemProduct:
-    facts = read_item(item, bands, reading)
+def _product(item: pystac.Item, facts: Facts, bands: Sequence[str], reading: Reading) -> ItemProduct:
     epsg, left, top = grid.tile_corner(facts.safe.square)
     rows, columns = facts.shape
     if rows % 6 or columns % 6 or max(rows, columns) * 10 > grid.TILE_M:

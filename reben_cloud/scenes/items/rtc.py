@@ -216,13 +216,20 @@ def _write_scene(item: pystac.Item, path: Path, epsg: int, bounds: Bounds, readi
         dtype="float32", crs=f"EPSG:{place.epsg}", transform=from_origin(*corner, width, height), nodata=np.nan,
         interleave="band", BIGTIFF="IF_SAFER",
     ) as file:  # fmt: skip
+        num_positive = num_negative = 0
         for band, (polarization, image) in enumerate(zip(POLARIZATIONS, images, strict=True), 1):
             file.set_band_description(band, polarization)
             for first in range(rows.start, rows.stop, _ROWS):
-                strip = decibels(
-                    image.read(slice(first, min(first + _ROWS, rows.stop)), columns), image.nodata
-                )
+                power = image.read(slice(first, min(first + _ROWS, rows.stop)), columns)
+                num_positive += np.count_nonzero(power > 0)
+                num_negative += np.count_nonzero((power < 0) & (power != image.nodata))
+                strip = decibels(power, image.nodata)
                 file.write(strip, band, window=Window(0, first - rows.start, strip.shape[1], strip.shape[0]))
+        if num_negative > num_positive:
+            raise SourceError(
+                f"Item {item.id}: more values are negative than positive, so they are decibels already; "
+                "--s1-collection takes linear power, and files in dB are --s1"
+            )
     return True
 
 

@@ -6,14 +6,23 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pystac
 
 from reben_cloud.build import Progress, silent
-from reben_cloud.errors import NotFoundError, SourceError, StorageError, UnreachableError, missing_extra
+from reben_cloud.errors import (
+    NotFoundError,
+    RebenError,
+    SourceError,
+    StorageError,
+    UnreachableError,
+    missing_extra,
+)
 from reben_cloud.scenes.area import Degrees
+from reben_cloud.search.arguments import parse_interval
 from reben_cloud.store import mask, public_url
 
 if TYPE_CHECKING:
@@ -52,10 +61,22 @@ class StacSearch:
     """A search that finds more is refused: it is broader than was thought."""
 
     def __post_init__(self) -> None:
+        if not self.api.startswith(("http://", "https://")):
+            raise ValueError(f"--stac is the URL of an API (https://...), got {mask(self.api)!r}")
+        if self.datetime is not None:
+            parse_interval(self.datetime, "--datetime")
         if self.max_cloud is not None and not 0 <= self.max_cloud <= 100:
             raise ValueError(f"--max-cloud is a percentage in [0, 100], got {self.max_cloud:g}")
         if self.max_items < 1:
             raise ValueError(f"--max-items must be 1 or more, got {self.max_items}")
+
+    @property
+    def interval(self) -> str | None:
+        """The time as APIs want it: RFC 3339 with a zone, both ends."""
+        if self.datetime is None:
+            return None
+        ends = parse_interval(self.datetime, "--datetime")
+        return "/".join(".." if end is None else f"{end.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" for end in ends)
 
     def __str__(self) -> str:
         said = [f"collection {self.collection}"]
@@ -115,7 +136,7 @@ def _open(api: str) -> Client:
 def _answering(api: str) -> Iterator[None]:
     """What goes wrong at an API becomes an error of this package."""
     try:
-        import requests
+        from pystac_client.errors import ClientTypeError
         from pystac_client.exceptions import APIError
     except ImportError as error:
         raise missing_extra("pystac_client", "stac", error) from error
@@ -123,19 +144,21 @@ def _answering(api: str) -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        status = f"status {error.status_code}: " if error.status_code else ""
+        # Only what answers has a status; pystac-client wraps whatever else goes wrong in the same error.
+        code = getattr(error, "status_code", None)
+        status = f"status {code}: " if code else ""
         cause = mask(" ".join(str(error).split()))[:300]
-        if error.status_code is None and ("Max retries exceeded" in cause or "timed out" in cause):
+        if code is None:
             raise UnreachableError(f"cannot search {where}: no answer ({cause}); {_WAY_OUT}") from error
         raise StorageError(
             f"cannot search {where}: {status}{cause}; check the URL (--stac) and what is searched for"
         ) from error
-    except requests.RequestException as error:
-        raise UnreachableError(f"cannot search {where}: {mask(str(error))[:300]}; {_WAY_OUT}") from error
-    except (pystac.STACError, KeyError, TypeError) as error:
+    except RebenError:
+        raise
+    except (ClientTypeError, pystac.STACError, KeyError, TypeError, ValueError) as error:
         raise SourceError(
-            f"{where}: what it answers is not STAC ({type(error).__name__}: {error}); --stac is the URL of the API's "
-            "landing page, such as https://earth-search.aws.element84.com/v1"
+            f"{where}: what it answers is not STAC ({type(error).__name__}: {mask(str(error))[:200]}); --stac is the "
+            "URL of the API's landing page, such as https://earth-search.aws.element84.com/v1"
         ) from error
 
 
@@ -145,7 +168,7 @@ def _found(client: Client, search: StacSearch, **more: Any) -> Any:
     if search.max_cloud is not None and client.conforms_to("QUERY"):
         query = {CLOUD_COVER: {"lte": search.max_cloud}}
     return client.search(
-        method="GET", collections=[search.collection], bbox=search.box, datetime=search.datetime, query=query,
+        method="GET", collections=[search.collection], bbox=search.box, datetime=search.interval, query=query,
         limit=_PAGE, **more,
     )  # fmt: skip
 
@@ -187,9 +210,7 @@ def _why(client: Client, search: StacSearch) -> str:
     names = sorted(collection.id for collection in client.get_collections())
     if search.collection not in names:
         like = [name for name in names if search.collection.split("-")[0] in name] or names
-        return (
-            f"there is no such collection; there are {', '.join(like[:8])}{', ...' if len(like) > 8 else ''}"
-        )
+        return f"there is no such collection; the API has {', '.join(like[:8])}{', ...' if len(like) > 8 else ''}"
     if search.max_cloud is not None:
         cloudy = replace(search, max_cloud=None)
         covers = [cloud_cover(item) for item in islice(_items(client, cloudy), search.max_items)]
