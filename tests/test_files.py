@@ -32,17 +32,6 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_nothing_is_lost_when_a_write_takes_a_part(tmp_path, monkeypatch):
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda f, data, start: real(f, bytes(data[:3]), start))
-    handle = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
-
-    files.pwrite_all(handle, b"0123456789", 2)
-
-    os.close(handle)
-    assert (tmp_path / "x").read_bytes() == b"\0\x000123456789"
-
-
 HOLD = """
 import sys, time
 from reben_cloud.files import whole as files

@@ -77,6 +77,22 @@ def places(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("places")
+def test_nothing_is_lost_when_a_write_takes_a_part(tmp_path, monkeypatch):
+    one, several = os.pwrite, getattr(os, "pwritev", None)
+    monkeypatch.setattr(os, "pwrite", lambda file, data, start: one(file, bytes(data[:3]), start))
+    monkeypatch.setattr(os, "write", lambda file, data, write=os.write: write(file, bytes(data[:3])))
+    if several:
+        monkeypatch.setattr(os, "pwritev", lambda file, pieces, start: several(file, pieces[:1], start))
+    file = system.open_file(tmp_path / "x", os.O_RDWR | os.O_CREAT)
+
+    system.write_at(file, b"0123456789", 2)
+    system.write_pieces_at(file, [b"abcd", memoryview(b""), memoryview(b"efghi")], 12)
+
+    os.close(file)
+    assert (tmp_path / "x").read_bytes() == b"\0\x000123456789abcdefghi"
+
+
+@pytest.mark.usefixtures("places")
 def test_bytes_are_read_and_written_at_their_place_by_many_threads(tmp_path):
     path = tmp_path / "file"
     path.touch()
@@ -87,9 +103,9 @@ def test_bytes_are_read_and_written_at_their_place_by_many_threads(tmp_path):
         for row in range(number, 2000, 4):
             data = row.to_bytes(4, "little")
             if row % 2:
-                system.pwrite(file, data, 4 * row)
+                system.write_at(file, data, 4 * row)
             else:
-                system.pwritev(file, [data[:1], data[1:]], 4 * row)
+                system.write_pieces_at(file, [data[:1], data[1:]], 4 * row)
             pieces = [bytearray(1), bytearray(3)]
             if system.preadv(file, pieces, 4 * row) != 4 or b"".join(pieces) != system.pread(
                 file, 4, 4 * row

@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import StorageError
-from reben_cloud.files.system import disk_bytes, open_file, pread, pwrite
+from reben_cloud.files.system import disk_bytes, open_file, pread, write_at
 from reben_cloud.wording import size_text
 
 _SUM_BYTES = 8
@@ -122,10 +122,7 @@ def _sum_of(payload: bytes, stamp: str) -> int:
 def _write_at(path: str, start: int, data: bytes) -> None:
     handle = open_file(path, os.O_WRONLY)
     try:
-        view = memoryview(data)
-        while view.nbytes:
-            count = pwrite(handle, view, start)
-            view, start = view[count:], start + count
+        write_at(handle, data, start)
     finally:
         os.close(handle)
 

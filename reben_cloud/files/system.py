@@ -37,7 +37,19 @@ def pread(file: int, nbytes: int, start: int) -> bytes:
         return os.read(file, nbytes)
 
 
-def pwrite(file: int, data: Buffer, start: int) -> int:
+def write_at(file: int, data: Buffer, start: int) -> None:
+    """Write all of `data` from byte `start` on.
+
+    Raises:
+        OSError: If the disk is full, or fails.
+    """
+    rest = memoryview(data).cast("B")
+    while rest.nbytes:  # a disk about to be full takes a part, and refuses the rest
+        count = _pwrite(file, rest, start)
+        rest, start = rest[count:], start + count
+
+
+def _pwrite(file: int, data: Buffer, start: int) -> int:
     """`os.pwrite`: how many bytes of `data` were written at byte `start`."""
     if _HAS_PLACES:
         return os.pwrite(file, data, start)
@@ -60,11 +72,15 @@ def preadv(file: int, pieces: Sequence[bytearray | memoryview], start: int) -> i
     return found
 
 
-def pwritev(file: int, pieces: Sequence[Buffer], start: int) -> int:
-    """`os.pwritev`: how many bytes of the pieces were written at byte `start`."""
-    if hasattr(os, "pwritev"):
-        return os.pwritev(file, pieces, start)
-    return pwrite(file, b"".join(pieces), start)
+def write_pieces_at(file: int, pieces: Sequence[Buffer], start: int) -> None:
+    """Write all of the pieces, one after the other, from byte `start` on.
+
+    Raises:
+        OSError: If the disk is full, or fails.
+    """
+    count = os.pwritev(file, pieces, start) if hasattr(os, "pwritev") else 0
+    if count < sum(memoryview(piece).nbytes for piece in pieces):
+        write_at(file, b"".join(pieces)[count:], start + count)
 
 
 def lock_or_fail(file: int, what: str) -> None:

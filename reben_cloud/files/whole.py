@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from reben_cloud.files.system import lock_or_fail, open_file, pwrite, require_locks, sync_folder_or_file
+from reben_cloud.files.system import lock_or_fail, open_file, require_locks, sync_folder_or_file
 
 Path_ = str | os.PathLike[str]
 
@@ -55,18 +55,6 @@ def write_whole(path: Path_, data: bytes | memoryview, *, sync: bool = False) ->
 def sync_path(path: Path_) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     sync_folder_or_file(path)
-
-
-def pwrite_all(handle: int, data: bytes | memoryview, start: int) -> None:
-    """Write all of `data` at byte `start`: `os.pwrite` may write a part of it.
-
-    Raises:
-        OSError: If the disk is full, or fails.
-    """
-    view = memoryview(data).cast("B")
-    while view.nbytes:
-        count = pwrite(handle, view, start)
-        view, start = view[count:], start + count
 
 
 class Locked(OSError):  # noqa: N818 - a state, which callers explain in their own words

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reben_cloud.errors import NotFoundError, StorageError, missing_extra
-from reben_cloud.files.system import pwrite
+from reben_cloud.files.system import write_at
 from reben_cloud.formats.lmdb_file import LmdbFile
 from reben_cloud.formats.lmdb_pages import MAP_SIZE_OFFSETS, PAGE_BYTES, pages_of
 from reben_cloud.schema import Buffer
@@ -137,7 +137,7 @@ def set_map_size(file: Path, map_size: int) -> None:
     """Write the map size into both meta pages of a closed LMDB file, and sync it."""
     with file.open("r+b") as handle:
         for offset in MAP_SIZE_OFFSETS:
-            pwrite(handle.fileno(), map_size.to_bytes(8, "little"), offset)
+            write_at(handle.fileno(), map_size.to_bytes(8, "little"), offset)
         os.fsync(handle.fileno())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.errors import StorageError
-from reben_cloud.files.system import disk_bytes, open_file, pread, pwrite, pwritev
+from reben_cloud.files.system import disk_bytes, open_file, pread, write_at, write_pieces_at
 from reben_cloud.formats import lmdb
 from reben_cloud.formats.lmdb_pages import PAGE_BYTES, VALUE_OFFSET, plan_pages
 from reben_cloud.schema import Buffer, Modality
@@ -85,10 +85,7 @@ class LmdbSink:
         assert self._file is not None
         start = self._layout.value_offset(number) - VALUE_OFFSET
         header = self._layout.value_header(number)
-        written = pwritev(self._file, [header, payload], start)
-        whole = VALUE_OFFSET + memoryview(payload).nbytes
-        if written < whole:  # a disk about to be full takes a part, and refuses the rest
-            _write_at(self._file, (header + bytes(payload))[written:], start + written)
+        write_pieces_at(self._file, [header, payload], start)
 
     def read(self, number: int) -> bytes | None:
         """What lies in a payload's place; None when nothing was written there."""
@@ -111,8 +108,8 @@ class LmdbSink:
         """
         assert self._file is not None
         for number, page in enumerate(self._layout.tree(), self._layout.tree_page):
-            _write_at(self._file, page, number * PAGE_BYTES)
-        _write_at(self._file, self._layout.meta(self._layout.nbytes), 0)
+            write_at(self._file, page, number * PAGE_BYTES)
+        write_at(self._file, self._layout.meta(self._layout.nbytes), 0)
         os.fsync(self._file)
         self.close()
         with lmdb.create_environment(self._folder, map_size=self._layout.nbytes) as env:
@@ -167,10 +164,3 @@ def _reserve(file: int, nbytes: int) -> None:
         number = ctypes.get_errno()
         if number == errno.ENOSPC:
             raise OSError(number, os.strerror(number))
-
-
-def _write_at(file: int, data: bytes, start: int) -> None:
-    view = memoryview(data)
-    while view.nbytes:
-        count = pwrite(file, view, start)
-        view, start = view[count:], start + count

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.errors import SourceError
-from reben_cloud.files.system import disk_bytes, open_file, pread, pwrite
+from reben_cloud.files.system import disk_bytes, open_file, pread, write_at
 from reben_cloud.schema import Buffer, Modality, TensorSpec, safetensors_layout
 
 
@@ -110,7 +110,7 @@ class SafetensorsSink:
             file = open_file(_path(self._folder, number), os.O_RDWR | os.O_CREAT)
             try:
                 os.ftruncate(file, part.nbytes)
-                pwrite(file, part.header, 0)
+                write_at(file, part.header, 0)
             finally:
                 os.close(file)
         return there
@@ -121,13 +121,8 @@ class SafetensorsSink:
         file, row, pieces = self._place(number, os.O_WRONLY)
         try:
             for piece in pieces:
-                part, start = (
-                    view[piece.source : piece.source + piece.nbytes],
-                    piece.target + row * piece.stride,
-                )
-                while part.nbytes:
-                    written = pwrite(file, part, start)
-                    part, start = part[written:], start + written
+                part = view[piece.source : piece.source + piece.nbytes]
+                write_at(file, part, piece.target + row * piece.stride)
         finally:
             os.close(file)
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reben_cloud.errors import StorageError
-from reben_cloud.files.system import lock_or_fail, open_file, pwrite, require_locks
+from reben_cloud.files.system import lock_or_fail, open_file, require_locks, write_at
 from reben_cloud.store import Budget, Tries
 
 _PART = ".part"
@@ -188,9 +188,7 @@ class _Lock:
 
     def write(self, data: memoryview) -> None:
         os.ftruncate(self._file, 0)
-        written = 0
-        while written < data.nbytes:
-            written += pwrite(self._file, data[written:], written)
+        write_at(self._file, data, 0)
 
     def discard(self) -> None:
         with suppress(FileNotFoundError):
