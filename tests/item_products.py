@@ -6,7 +6,7 @@ import pytest
 
 from tests.commands import invoke, told
 from tests.items import serve_api
-from tests.scenes import make_abroad
+from tests.scenes import CHILE, KENYA, make_abroad, make_safe
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +44,22 @@ def images(abroad, tmp_path_factory):
                     item | {"collection": "earth-search"} for item in api.items.pop("sentinel-2-l2a")
                 ]
         yield api
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory):
+    """Products of one square behind an API, of Kenya and of Chile; never changed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with serve_api(folder / "images") as api:
+        for name in (KENYA, CHILE):
+            api.earth_search(make_safe(folder / "safe", name=name, side_m=1_260))
+        yield api
+
+
+@pytest.fixture
+def tiny(tiny_images):
+    tiny_images.reset()
+    return tiny_images
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.items import CONFORMS, degrees
 from tests.scenes import ABROAD_M, CHILE, KENYA, make_safe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collection", ["earth-search", "sentinel-2-l2a"])
 def test_items_give_the_patches_maps_and_metadata_of_the_same_safe_products(
     api, others, usual, tmp_path, collection
@@ -33,6 +34,7 @@ def test_items_give_the_patches_maps_and_metadata_of_the_same_safe_products(
     assert contents(tmp_path) == usual
 
 
+@pytest.mark.slow
 def test_a_box_leaves_the_patches_that_lie_within_from_items_as_from_safe(api, abroad, others, tmp_path):
     epsg, left, top = grid.tile_corner("37MBU")
     # Two columns and three rows of squares, and parts of those around them.
@@ -52,6 +54,7 @@ def test_a_box_leaves_the_patches_that_lie_within_from_items_as_from_safe(api, a
     assert items[1].count("of 64") == 1  # the other tile is not within the search
 
 
+@pytest.mark.slow
 def test_of_a_box_little_more_is_fetched_than_its_windows(own, others, tmp_path):
     rng = np.random.default_rng(3)
     product = make_safe(
@@ -76,6 +79,7 @@ def test_of_a_box_little_more_is_fetched_than_its_windows(own, others, tmp_path)
     assert own.count("GET /" + KENYA + "/B02.tif") <= 3
 
 
+@pytest.mark.slow
 def test_a_root_is_made_at_once_and_known_again(api, others, tmp_path):
     epsg, left, top = grid.tile_corner("19HCC")
     given = ["--bbox", *degrees(epsg, (left, top - 2_500, left + 2_500, top)), *others, tmp_path / "root"]
@@ -102,6 +106,7 @@ def test_quality_checks_of_the_product_exclude_it_as_from_safe(own, others, tmp_
     assert f"{KENYA}: excluded, RADIOMETRIC_QUALITY not PASSED" in said
 
 
+@pytest.mark.slow
 def test_of_what_was_processed_twice_the_latest_is_taken(own, others, tmp_path):
     older = KENYA.replace("N0510", "N0301")
     for name in (KENYA, older):
@@ -135,13 +140,37 @@ def darker(band, shape):
     ("kind", "name", "offset"),
     [
         pytest.param("metadata", KENYA, -1000, id="said by the product's metadata"),
-        pytest.param("metadata", KENYA, 0, id="said by the product's metadata that there is none"),
+        pytest.param(
+            "metadata",
+            KENYA,
+            0,
+            id="said by the product's metadata that there is none",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("baseline", KENYA, -1000, id="from the baseline"),
-        pytest.param("baseline", KENYA.replace("N0510", "N0400"), -1000, id="from its first baseline"),
-        pytest.param("baseline", KENYA.replace("N0510", "N0301"), 0, id="none of an earlier baseline"),
-        pytest.param("baseline", KENYA.replace("N0510", "N9999"), 0, id="none outside the ground segment"),
+        pytest.param(
+            "baseline",
+            KENYA.replace("N0510", "N0400"),
+            -1000,
+            id="from its first baseline",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "baseline",
+            KENYA.replace("N0510", "N0301"),
+            0,
+            id="none of an earlier baseline",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "baseline",
+            KENYA.replace("N0510", "N9999"),
+            0,
+            id="none outside the ground segment",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("not applied", KENYA, -1000, id="not applied by Earth Search"),
-        pytest.param("applied", KENYA, -1000, id="applied by Earth Search"),
+        pytest.param("applied", KENYA, -1000, id="applied by Earth Search", marks=pytest.mark.slow),
     ],
 )
 def test_values_are_those_of_safe_whoever_applies_the_offset(

@@ -61,6 +61,7 @@ def safe(tmp_path_factory):
     return make_safe(tmp_path_factory.mktemp("safe"), name=KENYA, side_m=ABROAD_M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsg", [32737, 32736], ids=["the tile's zone", "the zone beside it"])
 def test_scenes_behind_items_give_the_patches_of_the_same_scenes_in_decibels(
     own, safe, others, tmp_path, epsg
@@ -89,6 +90,7 @@ def test_scenes_behind_items_give_the_patches_of_the_same_scenes_in_decibels(
     assert int(items[1].split(" without S1")[0].split()[-1]) > 0
 
 
+@pytest.mark.slow
 def test_a_scene_is_read_around_the_squares_that_are_open_and_kept_for_the_next_run(
     own, safe, others, tmp_path
 ):
@@ -118,6 +120,7 @@ def test_a_scene_is_read_around_the_squares_that_are_open_and_kept_for_the_next_
         assert max(file.shape) < 140
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "taken"),
     [

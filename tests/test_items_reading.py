@@ -23,6 +23,7 @@ from tests.item_products import abroad, api, contents, images, others, own, prep
 from tests.scenes import CHILE, KENYA, make_safe
 
 
+@pytest.mark.slow
 def test_faults_of_the_server_change_nothing(api, others, usual, tmp_path):
     faults = ("503", "reset-before", "reset-mid", "truncate", "delay", "slow")
     with FaultProxy(api.url) as proxy:
@@ -50,6 +51,7 @@ def test_a_server_that_goes_on_failing_is_given_up(api, others, tmp_path, monkey
     assert "given up after 2 attempts" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [None, 10_000_000])
 def test_what_was_read_is_kept_and_fetched_no_second_time(api, others, usual, tmp_path, bound):
     cache = ["--cache-dir", tmp_path / "cache", *([] if bound is None else ["--cache-bytes", bound])]
@@ -67,6 +69,7 @@ def test_what_was_read_is_kept_and_fetched_no_second_time(api, others, usual, tm
     assert api.count("HEAD /S2") == 2 * 14
 
 
+@pytest.mark.slow
 def test_the_folder_of_what_was_read_stays_below_its_bound(api, others, usual, tmp_path):
     cache = tmp_path / "cache"
 
@@ -79,6 +82,7 @@ def test_the_folder_of_what_was_read_stays_below_its_bound(api, others, usual, t
     assert 50_000 < sum(file.stat().st_size for file in cache.iterdir()) <= 100_000
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_fetched_again_where_it_is_damaged_or_of_another_version(own, others, tmp_path):
     given = [own.url, *others, "--cache-dir", tmp_path / "cache"]
     own.planetary(make_safe(tmp_path / "a", name=KENYA, side_m=1_260))
@@ -140,6 +144,7 @@ def test_an_image_that_is_damaged_where_it_lies_is_told(own, others, tmp_path, s
     assert "B03.tif" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_images_that_need_a_token_get_one_and_others_are_told_so(own, others, tmp_path):
     own.planetary(make_safe(tmp_path / "safe", name=KENYA, side_m=1_260))
     own.token = "se=2999&sig=a%2Fb"

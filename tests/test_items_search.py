@@ -14,7 +14,7 @@ from reben_cloud.scenes.items.product import products_of
 from reben_cloud.scenes.items.reading import Reading
 from reben_cloud.scenes.items.search import StacSearch, find_items
 from tests.commands import invoke, told
-from tests.item_products import abroad, api, images, others, own, prepare  # noqa: F401
+from tests.item_products import abroad, others, own, prepare, tiny, tiny_images  # noqa: F401
 from tests.roots import synthetic_root
 from tests.scenes import KENYA, make_safe
 from tests.serving import serving
@@ -55,11 +55,11 @@ from tests.serving import serving
         ),
     ],
 )
-def test_a_search_that_finds_nothing_or_too_much_says_why(api, others, tmp_path, options, error, said):
+def test_a_search_that_finds_nothing_or_too_much_says_why(tiny, others, tmp_path, options, error, said):
     result = invoke(
         "prepare",
         "--stac",
-        api.url,
+        tiny.url,
         "--collection",
         "sentinel-2-l2a",
         *options,
@@ -73,6 +73,7 @@ def test_a_search_that_finds_nothing_or_too_much_says_why(api, others, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_all_pages_of_a_search_are_taken(own, others, tmp_path):
     own.page = 2
     for hour in range(7):
@@ -96,10 +97,10 @@ def test_all_pages_of_a_search_are_taken(own, others, tmp_path):
         pytest.param("{url}/text", "is not STAC", id="no JSON"),
     ],
 )
-def test_what_is_not_an_api_is_told(api, others, tmp_path, monkeypatch, url, said):
+def test_what_is_not_an_api_is_told(tiny, others, tmp_path, monkeypatch, url, said):
     monkeypatch.setattr("reben_cloud.scenes.items.search._ATTEMPTS", 1)
 
-    code, _, error = prepare(url.format(url=api.url), *others, "--out", tmp_path)
+    code, _, error = prepare(url.format(url=tiny.url), *others, "--out", tmp_path)
 
     assert code == 1
     assert said in error
