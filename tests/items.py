@@ -82,6 +82,8 @@ class Api:
     conforms: list[str] = field(default_factory=lambda: [*CONFORMS, QUERY])
     token: str | None = None
     """Query without which no image is sent."""
+    counts: bool = True
+    """Whether a page says how many Items there are; the Planetary Computer's do not."""
     stalls: str = ""
     """What is in the path of images that are not answered."""
     page: int = 100
@@ -242,7 +244,8 @@ class Api:
         if first + size < len(found):
             more = urlencode({name: values[0] for name, values in query.items()} | {"token": first + size})
             links = [{"rel": "next", "href": f"{base}/search?{more}", "type": "application/geo+json"}]
-        return {"type": "FeatureCollection", "features": shown, "links": links, "numberMatched": len(found)}
+        page = {"type": "FeatureCollection", "features": shown, "links": links}
+        return page | ({"numberMatched": len(found)} if self.counts else {})
 
 
 def _time(text: str) -> datetime:

@@ -178,3 +178,12 @@ def test_the_api_that_serve_makes_is_searched_and_its_items_are_told_from_produc
             products_of(found, ["B02"], Reading())
         with pytest.raises(NotFoundError, match="without --datetime there would be some"):
             find_items(replace(search, datetime="2001"))
+
+
+def test_an_api_need_not_say_how_many_there_are(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "counts", False)
+    search = StacSearch(api=tiny.url, collection="sentinel-2-l2a")
+
+    assert [item.id[:9] for item in find_items(search)] == ["S2A_37MBU", "S2B_19HCC"]
+    with pytest.raises(SourceError, match="more than 1 Items, at most 1 are taken"):
+        find_items(replace(search, max_items=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -142,7 +143,10 @@ def _answering(api: str) -> Iterator[None]:
         raise missing_extra("pystac_client", "stac", error) from error
     where = public_url(api)
     try:
-        yield
+        with warnings.catch_warnings():
+            # It warns of what an API does not say, such as how many Items there are.
+            warnings.filterwarnings("ignore", module="pystac_client")
+            yield
     except APIError as error:
         # Only what answers has a status; pystac-client wraps whatever else goes wrong in the same error.
         code = getattr(error, "status_code", None)
