@@ -274,22 +274,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif api.token is not None and parts.query != api.token:
             self.begin(409, b"Public access is not permitted on this storage account.")
         else:
-            self.send_file(file.read_bytes())
+            self.send_file(file)
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def send_file(self, data: bytes) -> None:
-        headers = {"ETag": f'"{hash(data) & 0xFFFFFFFF:x}"', "Content-Type": "application/octet-stream"}
-        status, part = 200, data
+    def send_file(self, file: Path) -> None:
+        state = file.stat()
+        first, stop, status = 0, state.st_size, 200
+        headers = {
+            "ETag": f'"{state.st_size:x}-{state.st_mtime_ns:x}"',
+            "Content-Type": "application/octet-stream",
+        }
         if wanted := self.headers.get("Range"):
-            first, last = wanted.removeprefix("bytes=").split("-")
-            part = data[int(first) : int(last) + 1]
-            status = 206
-            headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
+            first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            stop, status = min(last + 1, stop), 206
+            headers["Content-Range"] = f"bytes {first}-{stop - 1}/{state.st_size}"
+        headers["Content-Length"] = str(stop - first)
+        data = b""
         if self.command == "GET":
-            self.api.sent_bytes += len(part)
-        self.begin(status, part, headers)
+            with file.open("rb") as opened:
+                opened.seek(first)
+                data = opened.read(stop - first)
+            self.api.sent_bytes += len(data)
+        self.begin(status, data, headers)
 
     def begin(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

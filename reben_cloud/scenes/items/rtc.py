@@ -221,8 +221,8 @@ def _write_scene(item: pystac.Item, path: Path, epsg: int, bounds: Bounds, readi
             file.set_band_description(band, polarization)
             for first in range(rows.start, rows.stop, _ROWS):
                 power = image.read(slice(first, min(first + _ROWS, rows.stop)), columns)
-                num_positive += np.count_nonzero(power > 0)
-                num_negative += np.count_nonzero((power < 0) & (power != image.nodata))
+                num_positive += int(np.count_nonzero(power > 0))
+                num_negative += int(np.count_nonzero((power < 0) & (power != image.nodata)))
                 strip = decibels(power, image.nodata)
                 file.write(strip, band, window=Window(0, first - rows.start, strip.shape[1], strip.shape[0]))
         if num_negative > num_positive:
