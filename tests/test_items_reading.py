@@ -85,7 +85,8 @@ def test_the_folder_of_what_was_read_stays_below_its_bound(api, others, usual, t
 @pytest.mark.slow
 def test_what_is_kept_is_fetched_again_where_it_is_damaged_or_of_another_version(own, others, tmp_path):
     given = [own.url, *others, "--cache-dir", tmp_path / "cache"]
-    own.planetary(make_safe(tmp_path / "a", name=KENYA, side_m=1_260))
+    as_large = {"compress": "none", "predictor": 1}  # whatever the pixels
+    own.planetary(make_safe(tmp_path / "a", name=KENYA, side_m=1_260), **as_large)
     assert prepare(*given, "--out", tmp_path / "one")[0] == 0
     usual = contents(tmp_path / "one")
 
@@ -100,7 +101,7 @@ def test_what_is_kept_is_fetched_again_where_it_is_damaged_or_of_another_version
     safe = make_safe(
         tmp_path / "b", name=KENYA, side_m=1_260, pixels=lambda band, shape: np.full(shape, 7, np.uint16)
     )
-    own.planetary(safe)
+    own.planetary(safe, **as_large)
     assert prepare(*given, "--out", tmp_path / "three")[0] == 0
 
     assert contents(tmp_path / "two") == usual
