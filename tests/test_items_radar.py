@@ -208,6 +208,29 @@ def test_what_is_no_scene_is_told(own, safe, others, tmp_path, spoil, error, sai
     assert said in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param(
+            ["--s1-direction", "descending"], "none of 1 Items can be taken for S2A_", id="direction"
+        ),
+        pytest.param(["--s1-orbit", "88"], "none of 1 Items can be taken for S2A_", id="orbit"),
+        pytest.param(["--bbox", "1", "2", "3", "4"], "no square of any product lies within --bbox", id="box"),
+    ],
+)
+def test_where_no_scene_may_be_taken_nothing_is_made_without(own, safe, others, tmp_path, options, said):
+    own.rtc(NEAR, linear((966, 966), seed=1), epsg=EPSG, left=LEFT, top=TOP)
+
+    code, _, error = told(
+        "prepare", "--s2", safe, "--s1-stac", own.url, "--s1-collection", "sentinel-1-rtc", "--s1-max-days", 3,
+        *options, *others, "--out", tmp_path / "out",
+    )  # fmt: skip
+
+    assert code == 1
+    assert said in error
+    assert not (tmp_path / "out" / "BigEarthNet-S2").exists()
+
+
 def test_decibels_of_linear_power():
     power = np.array([1, 0.1, 100, 0, -3, NODATA, np.nan, 7], np.float32)
 

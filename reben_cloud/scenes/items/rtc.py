@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyproj
@@ -104,15 +105,28 @@ def fetch_scenes(
 
     Raises:
         NotFoundError: If there is no Item near any product, with the cause.
-        SourceError: If an Item or image is not what it must be.
+        SourceError: If no Item that is near may be taken, or an Item or image is not what it must be.
         StorageError: If the API or an image cannot be had.
     """
     found: list[Scene] = []
     for product in progress(iter(products), len(products), "Sentinel-1"):
         found += _scenes_of(product, search, work)
-    if products and not found:
-        find_items(search.of(products[0]))
+    if not found:
+        _explain(products, search)
     return tuple(found)
+
+
+def _explain(products: Sequence[Product], search: RtcSearch) -> NoReturn:
+    """Say why there is no scene at all: without one, patches would be made as if none had been asked for."""
+    inside = [product for product in products if search.wanted(product).any()]
+    if not inside:
+        raise SourceError("no square of any product lies within --bbox; give a larger box, or other products")
+    asked = search.of(inside[0])
+    items = find_items(asked)  # or why there is none
+    raise SourceError(
+        f"{asked}: none of {len(items):,} Items can be taken for {inside[0].name}; a scene needs assets vv and vh, "
+        "must cover a square, and be of the wanted --s1-direction and --s1-orbit"
+    )
 
 
 def _scenes_of(product: Product, search: RtcSearch, work: Path) -> list[Scene]:
