@@ -14,7 +14,7 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 # No S3 server, no browser, and nothing slow; CONTRIBUTING.md says what that is.
 QUICK := $(PARALLEL) -m "not slow and not s3 and not browser"
 
-.PHONY: demo quick test lint types docs coverage system floors pythons clean
+.PHONY: demo quick test lint types docs notebooks coverage system floors pythons containers clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/reben-cloud demo
@@ -55,6 +55,14 @@ types: $(VENV)/.test-installed
 
 docs: $(VENV)/.test-installed
 	$(BIN)/mkdocs build --strict --quiet
+
+# Runs the notebooks and keeps what they show.
+notebooks: $(VENV)/.test-installed system
+	$(BIN)/python -m tests.notebooks
+
+# Builds the image and runs it as the compose file says, with Debian's podman and buildah; not part of `make test`.
+containers: $(VENV)/.test-installed system
+	$(BIN)/python infra/containers.py
 
 system:
 	infra/test-packages.sh

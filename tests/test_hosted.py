@@ -288,25 +288,6 @@ def test_lookups_write_their_own_rows_and_are_found_by_the_next_process(server, 
     assert LmdbFinder(finder.hosted, finder.remote).find(keys).start.tolist() == one_by_one
 
 
-def test_metadata_of_more_patches_than_it_holds_are_told_at_opening(server, files, tmp_path, caplog):
-    py_lmdb = pytest.importorskip("lmdb")
-    last = str(rc.open(URL).search().patch_ids[-1])
-    assert "fewer than" not in caplog.text
-    (tmp_path / "part").mkdir()
-    shutil.copy(files["BENv2.lmdb/data.mdb"], tmp_path / "part" / "data.mdb")
-    with py_lmdb.open(str(tmp_path / "part"), map_size=2**30) as env, env.begin(write=True) as txn:
-        assert txn.delete(last.encode())
-    server.commit(files | {"BENv2.lmdb/data.mdb": tmp_path / "part" / "data.mdb"})
-
-    rc.open(URL)
-
-    records = 2 * NUM_PATCHES
-    assert (
-        f"holds {records - 1:,} records, fewer than the {records:,} of the {NUM_PATCHES:,} patches"
-        in caplog.text
-    )
-
-
 def test_opening_lists_folders_and_never_all_that_lies_below(server, files):
     server.commit(files | {f"other{n}/deep/x.bin": b"" for n in range(30)})
     server.asked.clear()
@@ -316,3 +297,59 @@ def test_opening_lists_folders_and_never_all_that_lies_below(server, files):
     trees = [one.path for one in server.asked if "/tree/" in one.path]
     assert 0 < len(trees) <= 5
     assert all("recursive=True" not in path for path in trees)
+
+
+def without(files, tmp_path, *keys):
+    """The files of the hub with an LMDB that lacks these records."""
+    py_lmdb = pytest.importorskip("lmdb")
+    (tmp_path / "part").mkdir()
+    shutil.copy(files["BENv2.lmdb/data.mdb"], tmp_path / "part" / "data.mdb")
+    with py_lmdb.open(str(tmp_path / "part"), map_size=2**30) as env, env.begin(write=True) as txn:
+        for key in keys:
+            assert txn.delete(key.encode())
+    return files | {"BENv2.lmdb/data.mdb": tmp_path / "part" / "data.mdb"}
+
+
+def test_metadata_of_more_patches_than_it_holds_are_a_selection(server, root, files, tmp_path, caplog):
+    everything = root.search().to_pandas().sort_values("patch_id")
+    first, gone, last = (
+        everything.iloc[n] for n in (0, 7, -1)
+    )  # the first one is looked for to see what it has
+    lacking = [row[column] for row in (first, gone) for column in ("patch_id", "s1_name")]
+    server.commit(without(files, tmp_path, *lacking, last["s1_name"]))
+
+    dataset = rc.open(URL)
+
+    assert dataset.modalities == ("s2", "s1")
+    kept = sorted(set(everything["patch_id"]) - {first["patch_id"], gone["patch_id"], last["patch_id"]})
+    assert sorted(dataset.search().patch_ids) == kept
+    assert f"2 of {NUM_PATCHES} rows of the metadata have no patch in the source" in caplog.text
+    assert "1 incomplete patch is left out" in caplog.text
+    assert_same(samples(dataset.search()), samples(root.search(ids=kept)))
+    again = pickle.loads(pickle.dumps(dataset))
+    assert sorted(again.search().patch_ids) == kept
+
+
+def test_incomplete_patches_of_what_is_hosted_are_refused_or_skipped_and_listed(
+    server, root, files, tmp_path, run
+):
+    row = root.search().to_pandas().sort_values("patch_id").iloc[5]
+    server.commit(without(files, tmp_path, row["s1_name"]))
+
+    refused, skipped = {}, {}
+    for command in ("build", "index"):
+        refused[command] = run(command, URL, tmp_path / command)
+        skipped[command] = run(command, URL, tmp_path / command, "--incomplete", "skip")
+
+    for command in ("build", "index"):
+        assert refused[command][0] == 1
+        assert row["patch_id"] in refused[command][2]
+        assert "--incomplete skip" in refused[command][2]
+        assert skipped[command][0] == 0, skipped[command][2]
+        made = rc.open(tmp_path / command)
+        assert len(made) == NUM_PATCHES - 1
+        assert made.manifest.incomplete.first == (row["patch_id"],)
+        assert (
+            tmp_path / command / "incomplete.csv"
+        ).read_text() == f"patch_id,lacks\n{row['patch_id']},s1\n"
+        assert verify(made).problems == ()

@@ -1,9 +1,10 @@
 """What can be checked of the infrastructure without a container engine, a cloud or a cluster.
 
-Not run here: images, the compose file's services, a Terraform plan, anything on Kubernetes.
+Not run here: images and the compose file's services (`make containers`), a Terraform plan, anything on Kubernetes.
 """
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.commands import check_command
 from tests.conftest import REPOSITORY, missing
 
 INFRA = REPOSITORY / "infra"
+containers = runpy.run_path(str(INFRA / "containers.py"))
 SCRIPTS = [*sorted(INFRA.rglob("*.sh")), REPOSITORY / ".ci" / "run"]
 MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))
 KUBERNETES_VERSION = "1.31"
@@ -98,6 +100,40 @@ def test_the_compose_file_says_commands_that_exist(compose):
     assert set(ours) == {"bucket", "root", "api", "train"}
     for arguments in ours.values():
         check_command(arguments)
+
+
+def test_what_make_containers_hands_to_podman_is_what_the_compose_file_says(compose):
+    environment = {"REBEN_S3_KEY": "key", "REBEN_S3_SECRET": "secret", "REBEN_BUCKET": "mine"}
+
+    options, command = containers["arguments_of"](compose["services"]["train"], environment)
+
+    hardened = ["--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp", "--cap-drop=ALL"]
+    hardened.append("--security-opt=no-new-privileges:true")
+    assert set(hardened) <= set(options)
+    assert {"--volume=runs:/runs", "--shm-size=1gb", "--env=AWS_ENDPOINT_URL=http://s3:8333"} <= set(options)
+    assert command[:4] == ["train", "resnet50", "--root", "s3://mine/demo"]
+    with pytest.raises(SystemExit, match="REBEN_S3_KEY: set REBEN_S3_KEY"):
+        containers["arguments_of"](compose["services"]["train"], {})
+
+
+def test_make_containers_knows_every_key_of_our_services(compose):
+    known = {
+        "environment",
+        "read_only",
+        "tmpfs",
+        "security_opt",
+        "cap_drop",
+        "volumes",
+        "shm_size",
+        "entrypoint",
+    }
+    known |= {"image", "build", "command", "healthcheck"}
+    # Those that mean nothing to one container after the other, on one network.
+    known |= {"depends_on", "ports", "restart", "profiles", "deploy"}
+
+    for name, service in compose["services"].items():
+        if service["image"].startswith("reben-cloud"):
+            assert set(service) <= known, name
 
 
 def documents(path):

@@ -63,7 +63,11 @@ NOT_PATHS = {
         "forwarded_allow_ips",
         "s1_direction",
         "country_field",
+        "layer_resampling",
+        "layer_pixel",
     ),
+    # A name and a path, which `layers.raster` takes by the one function.
+    "layer",
     # Names of programs.
     *("sen2cor", "gpt", "sarsen"),
 }

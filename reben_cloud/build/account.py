@@ -73,22 +73,27 @@ def rows_without_patches(plan: BuildPlan, official: pa.Table) -> pa.Array:
     return ids.filter(pc.invert(pc.is_in(ids, plan.table.column("patch_id").combine_chunks())))
 
 
-def rows_without_patches_text(plan: BuildPlan, official: pa.Table) -> str:
-    """How many rows have no patch and why, in words; empty if all have one."""
-    rows, num_incomplete = rows_without_patches(plan, official), len(plan.matched.incomplete)
-    if not len(rows):
-        return ""
-    found = []
-    if absent := len(rows) - num_incomplete:
-        first = next(name for name in rows.to_pylist() if name not in plan.matched.incomplete)
-        have = "has" if absent == 1 else "have"
-        of = f"{absent:,} of {official.num_rows:,} rows of the metadata"
-        found.append(f"{of} {have} no patch in the source, the first is {first}")
+def rows_without_patches_text(plan: BuildPlan, official: pa.Table, *, is_written: bool = True) -> str:
+    """How many rows have no patch and why, in words; empty if all have one.
+
+    Args:
+        plan: Of the build.
+        official: The metadata.
+        is_written: Whether the plan is carried out, so that the root lists what is left out.
+    """
+    num_incomplete, found = len(plan.matched.incomplete), []
+    rows = rows_without_patches(plan, official)
+    absent = rows.filter(pc.invert(pc.is_in(rows, pa.array(list(plan.matched.incomplete), pa.string()))))
+    if len(absent):
+        have = "has" if len(absent) == 1 else "have"
+        of = f"{len(absent):,} of {official.num_rows:,} rows of the metadata"
+        found.append(f"{of} {have} no patch in the source, the first is {absent[0]}")
     if num_incomplete:
         patches = (
             "1 incomplete patch is" if num_incomplete == 1 else f"{num_incomplete:,} incomplete patches are"
         )
-        found.append(f"{patches} left out, and listed in {plan.store.url}/{layout.INCOMPLETE}")
+        where = f", and listed in {plan.store.url}/{layout.INCOMPLETE}" if is_written else ""
+        found.append(f"{patches} left out{where}")
     return "; ".join(found)
 
 

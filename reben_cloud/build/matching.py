@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import SourceError
 from reben_cloud.root.manifest import LeftOut
 from reben_cloud.root.source import Incomplete
-from reben_cloud.schema import Modality, check_names
+from reben_cloud.schema import Buffer, Modality, check_names
 from reben_cloud.wording import counted
 
 _SHOWN = 3
@@ -59,6 +59,12 @@ class Matched:
                 f"{patches} in the source and in no row of the metadata, and not taken; the first is {first}"
             )
         return "; ".join(texts)
+
+
+def read_incomplete(data: Buffer) -> dict[str, tuple[str, ...]]:
+    """What `Matched.incomplete_csv` wrote: patch that is left out -> the modalities that it lacks."""
+    rows = (row.partition(",") for row in bytes(data).decode().splitlines()[1:])
+    return {patch_id: tuple(lacks.split()) for patch_id, _, lacks in rows}
 
 
 def match(

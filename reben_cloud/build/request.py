@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from reben_cloud.build.matching import read_incomplete
 from reben_cloud.build.plan import BuildPlan, make_plan
+from reben_cloud.errors import SourceError
 from reben_cloud.root.backing import References
+from reben_cloud.root.layout import INCOMPLETE
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.source import AnySource, Incomplete
 from reben_cloud.sources.found import FoundSource
 from reben_cloud.sources.recognise import default_scratch, open_source
 from reben_cloud.store import open_store
+from reben_cloud.wording import counted
 
 if TYPE_CHECKING:
+    from reben_cloud.root.dataset import Dataset
     from reben_cloud.root.selection import Selection
 
 
@@ -61,6 +67,7 @@ def open_plan(
         only.refuse_repeats("a build")
     hosted = None if only is None else only.dataset.backing
     found: AnySource
+    left_out: Mapping[str, tuple[str, ...]] = {}
     if only is not None and isinstance(hosted, References) and hosted.finder is not None:
         if metadata_paths:
             raise ValueError(
@@ -68,6 +75,7 @@ def open_plan(
                 "(reben-cloud index URL ROOT --metadata FILE) and build from the index"
             )
         found, official = FoundSource(hosted, only.dataset.modalities), only.official()
+        left_out = _left_out(only.dataset, incomplete)
     else:
         found, official = open_source(
             source,
@@ -86,6 +94,22 @@ def open_plan(
         only=None if only is None else only.patch_ids,
         incomplete=incomplete,
     )
+    if left_out:
+        plan = replace(plan, matched=replace(plan.matched, incomplete=left_out))
     if isinstance(found, FoundSource):
         found.look_up(plan.table, plan.modalities)
     return plan, official
+
+
+def _left_out(hosted: Dataset, incomplete: Incomplete) -> Mapping[str, tuple[str, ...]]:
+    """Patches that a hosted LMDB lacks a modality of -> what they lack; it was opened without them."""
+    if (left_out := hosted.manifest.incomplete) is None:
+        return {}
+    if incomplete == "refuse":
+        patches = counted(left_out.num_patches, "patch", "patches")
+        raise SourceError(
+            f"{hosted.url} lacks a modality of {patches}, such as {left_out.first[0]}; leave them out of the root "
+            "(build --incomplete skip; incomplete='skip' in Python), or make an index of what every patch has "
+            "(reben-cloud index --modality) and build from it"
+        )
+    return read_incomplete(hosted.store.get(INCOMPLETE))

@@ -35,6 +35,11 @@ from reben_cloud.cli.progress import bar, ends_at_once
 from reben_cloud.root.query import Query
 from reben_cloud.wording import counted, size_text
 
+IncompleteOption = Annotated[
+    Literal["refuse", "skip"],
+    typer.Option(help="Patches that lack a modality: refuse, or skip them and say which."),
+]
+
 
 @search_options
 def build(
@@ -49,10 +54,7 @@ def build(
     root: NewRootArgument,
     query: Query,
     metadata: MetadataOption = None,
-    incomplete: Annotated[
-        Literal["refuse", "skip"],
-        typer.Option(help="Patches that lack a modality: refuse, or skip them and say which."),
-    ] = "refuse",
+    incomplete: IncompleteOption = "refuse",
     modality: Annotated[
         list[str] | None,
         typer.Option(help="s2, s1 or map; repeat. All that the source has by default.", show_default=False),
@@ -169,6 +171,7 @@ def index(
     dest: NewRootArgument,
     metadata: MetadataOption = None,
     modality: ModalityOption = None,
+    incomplete: IncompleteOption = "refuse",
     checksum: Annotated[
         bool,
         typer.Option("--checksum", help="Read every payload once and record its checksum."),
@@ -197,6 +200,7 @@ def index(
         metadata_paths=metadata or (),
         modalities=modality,
         checksums=checksum,
+        incomplete=incomplete,
         threads=threads,
         storage_options=storage_options(endpoint_url),
         tell=tell,

@@ -205,6 +205,26 @@ def prepare(
             show_default=False,
         ),
     ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=RASTER",
+            help="A further raster (heights, another sensor), as an array layer in ROOT.layers/NAME; repeat.",
+            show_default=False,
+        ),
+    ] = None,
+    layer_resampling: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WAY",
+            help="How one gets its pixels, as of `layer raster`; bilinear by default.",
+            show_default=False,
+        ),
+    ] = None,
+    layer_pixel: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=METRES", help="Side of its pixels; 10 by default.", show_default=False),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Products at a time, up to 2 GB each.")] = 1,
     dask: DaskOption = None,
     worker_index: WorkerIndexOption = None,
@@ -216,6 +236,7 @@ def prepare(
     from reben_cloud.bigearthnet.inputs import choose_bands
     from reben_cloud.bigearthnet.own import own_schema
     from reben_cloud.scenes.choice import Direction, SceneChoice
+    from reben_cloud.scenes.further import parse_rasters
     from reben_cloud.scenes.items.reading import Reading
     from reben_cloud.scenes.items.search import StacSearch
     from reben_cloud.scenes.preparation import Preparation
@@ -262,6 +283,7 @@ def prepare(
             patch_m=patch_size, split=split_rule, block_m=block_size,
             flags=FlagRule(cloud_or_shadow=flag_cloud, snow=flag_snow), sen2cor=sen2cor, gpt=gpt, sarsen=sarsen,
             dem=dem, dem_datum=dem_datum, geoid=geoid,
+            further=parse_rasters(layer or (), resamplings=layer_resampling or (), pixels=layer_pixel or ()),
         )  # fmt: skip
     with usage(), ends_at_once(lambda: f"; what is done stays done in {preparation.folder},"):
         prepared = run(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reben_cloud.build import MANIFEST, make_plan, not_taken
+from reben_cloud.build import MANIFEST, make_plan, not_taken, rows_without_patches_text
 from reben_cloud.build.plan import BuildPlan, manifest_of
 from reben_cloud.errors import NotFoundError
 from reben_cloud.export import MANIFEST as EXPORT
@@ -160,8 +160,9 @@ class MadeRoot(Store):
     def _plan(self) -> BuildPlan:
         source, official = open_source(self.local_path() or "")
         plan = make_plan(source, official, open_store("memory://lmdb-root"))
-        if text := not_taken(plan, official):
-            logger.warning("%s: %s", self.url, text)
+        for text in (not_taken(plan, official), rows_without_patches_text(plan, official, is_written=False)):
+            if text:
+                logger.warning("%s: %s", self.url, text)
         # By its method and not its class, whose module needs the package lmdb: `build` asks here about every source.
         spelled_here: Callable[[pa.Table], pa.Table] | None = getattr(source, "spelled_here", None)
         if spelled_here is None:

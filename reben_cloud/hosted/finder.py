@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from reben_cloud.errors import NotFoundError
 from reben_cloud.files.cache import CACHE_VARIABLE, cache_folder
 from reben_cloud.formats.lmdb_index import RemoteLmdb
+from reben_cloud.hosted.indexed import Index, index_of
 from reben_cloud.hosted.lmdb import HostedLmdb
 from reben_cloud.hosted.places import KeptPlaces
 from reben_cloud.root.references import Found, RemoteObject
@@ -60,6 +61,16 @@ class LmdbFinder:
         """Records of the LMDB. Raises SourceError if it is damaged."""
         with self._lock:
             return self._pages().estimate().entries
+
+    def list_all(self) -> Index:
+        """Where all records lie; what was read of them is kept for the next time.
+
+        Raises:
+            SourceError: If the LMDB is damaged, or has no records of BigEarthNet v2.
+        """
+        with self._lock:
+            table = self._pages().index(keep=cache_folder() / "places" / f"{name_of(self.remote)}.all")
+        return index_of(self.remote, table)
 
     def find(self, keys: Sequence[str]) -> Found:
         """Where these records lie.

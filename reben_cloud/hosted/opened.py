@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 
+import pyarrow as pa
+
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.build import make_plan
+from reben_cloud.build import make_plan, rows_without_patches_text
 from reben_cloud.build.plan import BuildPlan
 from reben_cloud.errors import NotFoundError
 from reben_cloud.export.opened import MadeRoot
 from reben_cloud.hosted.finder import LmdbFinder
+from reben_cloud.hosted.indexed import IndexedSource
 from reben_cloud.hosted.lmdb import HostedLmdb, find_hosted
 from reben_cloud.root.backing import References
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.root.layout import MANIFEST
+from reben_cloud.root.layout import INCOMPLETE, MANIFEST
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.selection import Selection
 from reben_cloud.sources.found import FoundSource
@@ -63,22 +66,37 @@ class HostedRoot(MadeRoot):
     def _plan(self) -> BuildPlan:
         assert self.hosted is not None
         official = self.hosted.read_metadata()
-        first = official.slice(0, 1).to_pylist()[0]
-        keys = {modality.name: modality.key(first) for modality in REBEN.modalities}
-        source = FoundSource(self.backing, _held(self.backing, keys))
-        finder, num_wanted = self.backing.finder, official.num_rows * len(source.held)
-        assert isinstance(finder, LmdbFinder)
-        if finder.num_records < num_wanted:
-            logger.warning(
-                "%s holds %s records, fewer than the %s of the %s patches that its metadata name: reading one that it "
-                "lacks is an error; `reben-cloud index` makes a root of those it has",
-                self.hosted.url,
-                f"{finder.num_records:,}",
-                f"{num_wanted:,}",
-                f"{official.num_rows:,}",
-            )
+        source = self._source(official)
         options = PlacementOptions(order="stored")
-        return make_plan(source, official, open_store("memory://lmdb-root"), options=options)
+        # Nobody but its host can complete it: what is whole can be used.
+        plan = make_plan(
+            source, official, open_store("memory://lmdb-root"), options=options, incomplete="skip"
+        )
+        if text := rows_without_patches_text(plan, official, is_written=False):
+            logger.warning("%s: %s", self.hosted.url, text)
+        return plan
+
+    def _source(self, official: pa.Table) -> FoundSource:
+        """The LMDB as a source; its names are listed only where it has fewer records than the metadata ask for."""
+        finder = self.backing.finder
+        assert isinstance(finder, LmdbFinder)
+        held = _held(finder, official)
+        if held and finder.num_records >= official.num_rows * len(held):
+            return FoundSource(self.backing, held)
+        if not held and finder.num_records >= official.num_rows:
+            raise NotFoundError(
+                f"{finder.remote.url} has no record {official.column('patch_id')[0].as_py()!r}: the metadata beside it "
+                "are not of its patches, or it has another form; index it with its own metadata (reben-cloud index "
+                "--metadata)"
+            )
+        names = IndexedSource(finder.list_all()).names()
+        return FoundSource(self.backing, tuple(names), listed=names)
+
+    def get(self, path: str, *, version: str | None = None) -> memoryview:
+        """As `Store.get`; patches that are left out stand where a root has them."""
+        if path == INCOMPLETE and self._plan.matched.incomplete:
+            return memoryview(self._plan.matched.incomplete_csv())
+        return super().get(path, version=version)
 
 
 def open_hosted_root(url: str, storage_options: Mapping[str, object] | None) -> Dataset | None:
@@ -119,19 +137,16 @@ def open_hosted_source(
     return source
 
 
-def _held(backing: References, keys: Mapping[str, str]) -> tuple[str, ...]:
-    """The modalities that an LMDB has, by the keys that its first patch must have."""
-    assert backing.finder is not None
-    held = []
-    for modality, key in keys.items():
-        try:
-            backing.finder.find([key])
-        except NotFoundError:
-            continue
-        held.append(modality)
-    if not held:
-        raise NotFoundError(
-            f"{backing.objects[0].url} has no record {next(iter(keys.values()))!r}: the metadata beside it are not of "
-            "its patches, or it has another form; index it with its own metadata (reben-cloud index --metadata)"
-        )
-    return tuple(held)
+def _held(finder: LmdbFinder, official: pa.Table) -> tuple[str, ...]:
+    """The modalities that an LMDB has of the first, the middle or the last patch of the metadata."""
+    probes = sorted({0, official.num_rows // 2, official.num_rows - 1})
+    rows = official.take(pa.array(probes, pa.int64())).to_pylist()
+    return tuple(m.name for m in REBEN.modalities if any(_is_there(finder, m.key(row)) for row in rows))
+
+
+def _is_there(finder: LmdbFinder, key: str) -> bool:
+    try:
+        finder.find([key])
+    except NotFoundError:
+        return False
+    return True

@@ -46,6 +46,7 @@ from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.root.references import Found, RemoteObjects, require_reachable
+from reben_cloud.root.source import Incomplete
 from reben_cloud.root.table import PatchTable
 from reben_cloud.schema import Modality
 from reben_cloud.store import Store, open_store
@@ -93,6 +94,7 @@ def publish_references(
     *,
     modalities: Sequence[str] | None = None,
     checksums: bool = False,
+    incomplete: Incomplete = "refuse",
     storage_options: Mapping[str, object] | None = None,
     progress: Progress = lambda items, _total, _what: items,
 ) -> Manifest:
@@ -104,6 +106,7 @@ def publish_references(
         store: The root to be.
         modalities: What patches must have and the root refers to; all of the index by default.
         checksums: Read every payload once and record its xxh3, so that later changes are noticed.
+        incomplete: What to do about patches that lack a modality, as for `make_plan`.
         storage_options: Credentials and endpoint of the objects, to read them.
         progress: Wraps the reading.
 
@@ -121,6 +124,7 @@ def publish_references(
         store,
         modalities=modalities,
         options=PlacementOptions(order="stored"),
+        incomplete=incomplete,
     )
     if text := not_taken(plan, official):
         logger.warning("%s: %s", plan.source.describe(), text)
@@ -151,6 +155,8 @@ def publish_references(
     table = patches_table(plan.table, plan.schema, placement)
     patches = write_patches(table, plan.schema)
     written = [put(store, PATCHES, patches)]
+    if plan.matched.incomplete:
+        written.append(put(store, layout.INCOMPLETE, plan.matched.incomplete_csv()))
     for path, data in catalog.root_documents(table, {}, written, schema=plan.schema).items():
         written.append(put(store, path, data))
     data = Objects.of(written).encode()
@@ -167,6 +173,7 @@ def index_hosted(
     metadata_paths: Sequence[str | os.PathLike[str]] = (),
     modalities: Sequence[str] | None = None,
     checksums: bool = False,
+    incomplete: Incomplete = "refuse",
     threads: int = 16,
     storage_options: Mapping[str, object] | None = None,
     tell: Callable[[Cost], object] = lambda _cost: None,
@@ -180,6 +187,8 @@ def index_hosted(
         metadata_paths: The official metadata, when they are not beside an LMDB.
         modalities: What the root refers to; all that is there by default.
         checksums: Read every payload once and record its xxh3.
+        incomplete: What to do about patches that lack a modality: ``"refuse"``, or ``"skip"`` to leave them out, which
+            the manifest says.
         threads: Requests at a time.
         storage_options: Credentials and endpoint of both places, as in `store.open_store`.
         tell: Told what it costs before it is read.
@@ -239,6 +248,7 @@ def index_hosted(
         root,
         modalities=modalities,
         checksums=checksums,
+        incomplete=incomplete,
         storage_options=storage_options,
         progress=progress,
     )

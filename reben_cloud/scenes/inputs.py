@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from reben_cloud.scenes.official_s1 import holds_patches
 from reben_cloud.scenes.processors import run_sarsen, run_snap
 from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.provenance import identify, identify_many
-from reben_cloud.scenes.safe import open_safe
+from reben_cloud.scenes.safe import SafeProduct, open_safe
 from reben_cloud.scenes.sentinel1 import Scene, open_scenes, scene_files
 
 
@@ -62,14 +63,20 @@ def identify_inputs(
         v1: Folder of the v1 lists.
     """
     found: dict[str, str] = {}
-    for path in products:
-        if isinstance(path, Product):
-            found |= {f"{path.name} {key}": state for key, state in path.inputs(masks=True).items()}
+    opened = [open_product(given) for given in products]
+    names = Counter(product.name for product in opened)
+    for product in opened:
+        called = product.name
+        if names[product.name] > 1:  # files of two datastrips of one tile are called the same
+            called += (
+                f" of {product.where if product.datastrip is None else f'{product.datastrip:%Y%m%dT%H%M%S}'}"
+            )
+        if not isinstance(product, SafeProduct):
+            found |= {f"{called} {key}": state for key, state in product.inputs(masks=True).items()}
             continue
-        product = open_safe(path)
-        found[f"{product.name} generation time"] = product.generation
+        found[f"{called} generation time"] = product.generation
         for file in (*product.files, *product.masks.values()):
-            found |= identify(product.name, file)
+            found |= identify(called, file)
     for role, paths in others.items():
         for given in paths:
             if given.is_dir() and holds_patches(given):  # more than a million files

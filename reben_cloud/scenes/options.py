@@ -27,6 +27,9 @@ from reben_cloud.scenes.sentinel1 import Scene
 from reben_cloud.scenes.split import PaperSplit, SplitRule
 from reben_cloud.schema import Schema
 
+CODE_COLUMN = "code_18"
+"""Column of CORINE 2018 with the land-cover code; in the official file in capitals, which do not count."""
+
 SCENE_ROLE = "Sentinel-1"
 """What a scene is called in the inputs of a product."""
 
@@ -41,7 +44,7 @@ class CutOptions:
     """Name of the dataset; where empty, reBEN's of what is made by the paper's recipe."""
     table: ClassTable = REBEN19
     """Class of each land-cover code."""
-    code_column: str = "code_18"
+    code_column: str = CODE_COLUMN
     """Column of the vector file with the code."""
     countries: Countries
     """Polygons for the country column."""
@@ -101,8 +104,22 @@ class CutOptions:
             known.classes,
             known.patch_m,
         )
-        is_papers = self.v1 is not None and not self.name and self.split == PaperSplit()
-        return known if is_papers and is_known else made
+        return known if self._has_papers_rules and is_known else made
+
+    @property
+    def _has_papers_rules(self) -> bool:
+        """Whether patches are chosen, mapped, paired and described as the paper's; of any rule else they are others."""
+        return (
+            self.v1 is not None
+            and not self.name
+            and self.table == REBEN19
+            and self.code_column.lower() == CODE_COLUMN
+            # CORINE's raster edition has other borders than the polygons that the maps are made of.
+            and not raster_files(self.land_cover)
+            and self.countries.are_rebens
+            and self.split == PaperSplit()
+            and (self.s1_choice == ALL_SCENES or not self.s1_scenes)
+        )
 
     @property
     def is_official(self) -> bool:

@@ -10,6 +10,7 @@ from reben_cloud.bigearthnet.bands import PATCH_M
 from reben_cloud.bigearthnet.own import ALL_BANDS
 from reben_cloud.scenes.area import Degrees
 from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
+from reben_cloud.scenes.further import FurtherRaster
 from reben_cloud.scenes.items.reading import Reading
 from reben_cloud.scenes.items.rtc import RtcSearch
 from reben_cloud.scenes.items.search import StacSearch
@@ -96,6 +97,8 @@ class Preparation:
     """What the heights of that file are above, where it does not say (`elevation.DATUMS`)."""
     geoid: Path | None = None
     """Grid of the geoid that they are above; PROJ's by default."""
+    further: Sequence[FurtherRaster] = ()
+    """Rasters that become array layers beside `root`. They are no part of it: some may be added when it is there."""
 
     def __post_init__(self) -> None:
         if not (self.s2 or self.l1c or self.stac):
@@ -106,6 +109,8 @@ class Preparation:
             self.rtc_search()
         if self.out is None and self.root is None:
             raise ValueError("say where to: --out FOLDER, --root ROOT, or both")
+        if self.further and self.root is None:
+            raise ValueError("layers stand beside a root: give --root with --layer")
         open_split(self.split, block_m=self.block_m)  # a wrong one is told before hours go into it
 
     def reading_of(self, search: StacSearch) -> Reading:

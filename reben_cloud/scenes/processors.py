@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import as_file, files
@@ -41,7 +42,8 @@ def run_sen2cor(
 
     Args:
         products: ``.SAFE`` folders of Level-1C products.
-        output: Where the Level-2A products and ``logs/`` go; those made from the same inputs are skipped.
+        output: Where the Level-2A products and ``logs/`` go, in folders of their own of several datastrips of a tile;
+            those made from the same inputs are skipped.
         program: Name or path of ``L2A_Process``.
         workers: Runs at a time; one takes about 4 GB of memory.
 
@@ -58,10 +60,13 @@ def run_sen2cor(
     tool = find_program(
         program, "sen2cor 2.11 (step.esa.int) and pass its L2A_Process as --sen2cor, or give L2A products"
     )
-    folder = local_path(output, "the folder of processed products")
+    output = local_path(output, "the folder of processed products")
+    alike = Counter(map(_check_l1c, map(Path, products)))
 
     def process(path: Path) -> Path:
         pattern = _check_l1c(path)
+        # Two datastrips of one tile get names that do not tell from which of them they were made.
+        folder = output if alike[pattern] == 1 else output / path.stem
         run = Run(
             folder=folder, name=path.stem, pattern=pattern,
             made_from={"program": program, **identify("product", path)},

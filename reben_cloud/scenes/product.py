@@ -41,6 +41,11 @@ class Product(Protocol):
         ...
 
     @property
+    def datastrip(self) -> datetime | None:
+        """Start of the datastrip that its pixels are of, UTC; None if it does not say (`datastrips`)."""
+        ...
+
+    @property
     def epsg(self) -> int:
         """CRS of the tile, a UTM zone."""
         ...

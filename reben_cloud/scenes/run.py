@@ -11,8 +11,11 @@ from typing import Any
 from reben_cloud.bigearthnet.country import REBEN_COUNTRIES, load_countries
 from reben_cloud.build import Executor, Progress, local, published, silent
 from reben_cloud.errors import SourceError
+from reben_cloud.root.layers import Layer
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.scenes.class_table import load_class_table
+from reben_cloud.scenes.datastrips import merge_datastrips
+from reben_cloud.scenes.further import write_further
 from reben_cloud.scenes.inputs import open_product
 from reben_cloud.scenes.items.product import ItemProduct, products_of
 from reben_cloud.scenes.items.rtc import fetch_scenes
@@ -55,6 +58,8 @@ class Prepared:
     """Whether the root was there before."""
     manifest: Manifest | None
     """The root's manifest."""
+    layers: Sequence[Layer] = ()
+    """The layers beside the root, of further rasters."""
 
     def to_text(self) -> str:
         """How far the splits are apart, and the line on the root, for people; empty without either."""
@@ -62,6 +67,11 @@ class Prepared:
         if self.root is not None and self.manifest is not None:
             there = f"published already: {self.manifest.num_patches:,} patches at {self.root}"
             lines.append(there if self.published_already else published(self.manifest, self.root))
+        for layer in self.layers:
+            said = layer.manifest
+            lines.append(
+                f"layer {said.name}: {said.coverage:,} of {said.num_patches:,} patches, in {layer.url}"
+            )
         return "\n".join(line for line in lines if line)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +86,8 @@ class Prepared:
             told["root"] = self.root
             told["published_already"] = self.published_already
             told["num_patches"] = self.manifest.num_patches
+            if self.layers:
+                told["layers"] = {layer.manifest.name: layer.url for layer in self.layers}
         return told
 
 
@@ -89,7 +101,7 @@ def run(
     progress: Progress = silent,
     on_prepared: Callable[[Sequence[ProductReport]], object] | None = None,
 ) -> Prepared:
-    """Make patches, maps, labels and metadata, and a root of them; run again with the same, it continues.
+    """Make patches, maps, labels and metadata, a root of them and its layers; run again with the same, it continues.
 
     Args:
         preparation: What is made from what.
@@ -108,6 +120,8 @@ def run(
         ConflictError: If the folder or the root was begun with something else.
         ValueError: If there is no such share, or none of this preparation.
     """
+    for raster in preparation.further:
+        raster.check(patch_m=preparation.patch_m)
     items = _search(preparation, progress)
     products = find_products(preparation.s2)
     zips = [path for path in products if path.suffix == ".zip"]
@@ -125,7 +139,10 @@ def run(
         inputs = identify_inputs([*folders, *items], {"--s2": zips, **files}, v1=preparation.v1)
         there = claim_root(store, given, inputs)
         if there is not None:
-            return Prepared(reports=(), out=preparation.out, root=url, published_already=True, manifest=there)
+            return Prepared(
+                reports=(), out=preparation.out, root=url, published_already=True, manifest=there,
+                layers=write_further(store, there, preparation.further, workers=workers, progress=progress),
+            )  # fmt: skip
     folder, place = preparation.folder, executor or local(workers)
     unpacked = folder / "unzipped"
     products = [path for path in products if path not in zips] + unzip_products(zips, unpacked)
@@ -145,11 +162,12 @@ def run(
     if on_prepared is not None:
         on_prepared(reports)
     apart = read_separations(folder, options)
-    manifest = None
+    manifest, layers = None, list[Layer]()
     if store is not None:
         manifest = build_root(folder, store, inputs=inputs, executor=place, progress=progress)
         if preparation.out is None:
             shutil.rmtree(folder)
+        layers = write_further(store, manifest, preparation.further, workers=workers, progress=progress)
     return Prepared(
         reports=reports,
         separations=apart,
@@ -157,6 +175,7 @@ def run(
         root=url,
         published_already=False,
         manifest=manifest,
+        layers=layers,
     )
 
 
@@ -185,9 +204,8 @@ def _options(
         workers=workers,
     )
     if (rtc := preparation.rtc_search()) is not None:
-        scenes = fetch_scenes(
-            [open_product(given) for given in products], rtc, preparation.folder / "S1", progress=progress
-        )
+        opened = merge_datastrips([open_product(given) for given in products])
+        scenes = fetch_scenes(opened, rtc, preparation.folder / "S1", progress=progress)
     if preparation.s1 and official is None and not scenes:
         # Without a scene at all, patches would be made as if none had been asked for.
         raise SourceError(

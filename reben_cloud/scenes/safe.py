@@ -38,6 +38,8 @@ class SafeProduct:
     """MGRS square, e.g. ``33UUP``."""
     time: datetime
     """Start of the acquisition, UTC."""
+    datastrip: datetime | None
+    """Start of its datastrip, UTC; None if it names none."""
     epsg: int
     """CRS of the tile."""
     left: int
@@ -175,6 +177,7 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
         generation=name.generation,
         square=name.square,
         time=begin,
+        datastrip=safe_metadata.read_datastrip(product, tile, folder.name),
         epsg=epsg,
         left=left,
         top=top,

@@ -65,7 +65,10 @@ class BandFiles:
     def _make(self, patch_id: str, band: str) -> bytes:
         image = self._images.get(band)
         if image is None:
-            raise HTTPException(404, f"no such band; there are {', '.join(self._images) or 'none'}")
+            names = (
+                ", ".join(self._images) or "none: the server lacks rasterio, which comes with the extra geo"
+            )
+            raise HTTPException(404, f"no such band; there are {names}")
         columns = ["proj:code", "proj:bbox"]
         columns += [layout.present_column(image.modality)] * image.is_layer
         found = self._dataset.search(ids=known_ids(self._dataset, patch_id))

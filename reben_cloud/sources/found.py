@@ -24,6 +24,8 @@ class FoundSource(Official):
     """Where it is, with a finder."""
     held: tuple[str, ...]
     """Modalities that it has."""
+    listed: Mapping[str, Sequence[str]] | None = None
+    """Modality -> its names, where all records were listed."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Nothing is looked for beside it."""
 
@@ -48,8 +50,8 @@ class FoundSource(Official):
         return f"rico-hdl LMDB {self.backing.objects[0].url}"
 
     def names(self) -> Mapping[str, Sequence[str] | None]:
-        """Every patch of the metadata; one that is not there is told when it is looked up."""
-        return dict.fromkeys(self.held)
+        """What was listed, or every patch of the metadata; one that is not there is told when it is looked up."""
+        return dict.fromkeys(self.held) if self.listed is None else self.listed
 
     def identity(self) -> Mapping[str, str]:
         """Version of the file."""

@@ -205,6 +205,15 @@ def test_metadata_that_are_named_are_a_selection_of_what_has_its_own(kind, good,
     assert "4 s2 patches are in the source and in no row of the metadata, and not taken" in error
 
 
+def test_an_lmdb_with_metadata_of_more_patches_opens_as_a_selection_and_says_so(tmp_path, caplog):
+    write_lmdb(tmp_path / "lmdb", records_of(TABLE.slice(0, 2), ALL), TABLE)
+
+    dataset = rc.open(tmp_path / "lmdb")
+
+    assert len(dataset) == 2
+    assert f"{len(TABLE) - 2} of {len(TABLE)} rows of the metadata have no patch in the source" in caplog.text
+
+
 def test_an_lmdb_with_metadata_of_some_patches_opens_as_a_selection(tmp_path, caplog):
     write_lmdb(tmp_path / "lmdb", records_of(TABLE, ALL), TABLE)
     pq.write_table(TABLE.slice(0, 2), tmp_path / "lmdb" / "metadata.parquet")

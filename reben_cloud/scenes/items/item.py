@@ -70,6 +70,8 @@ class Facts:
     """The parts of its name."""
     time: datetime
     """Start of the acquisition, UTC."""
+    datastrip: datetime | None
+    """Start of its datastrip, UTC; None if the Item names none."""
     hrefs: Mapping[str, str]
     """Band or mask -> URL of its COG."""
     shape: tuple[int, int]
@@ -102,6 +104,11 @@ def name_of(item: pystac.Item) -> grid.SafeName:
     return name
 
 
+def datastrip_of(item: pystac.Item) -> datetime | None:
+    """Start of the datastrip that the Item's pixels are of, UTC, from ``s2:datastrip_id``; None without one."""
+    return safe_metadata.datastrip_start(str(item.properties.get("s2:datastrip_id") or ""))
+
+
 def read_item(item: pystac.Item, bands: Iterable[str], reading: Reading) -> Facts:
     """What an Item says of its product.
 
@@ -128,6 +135,7 @@ def read_item(item: pystac.Item, bands: Iterable[str], reading: Reading) -> Fact
     return Facts(
         safe=safe,
         time=time,
+        datastrip=datastrip_of(item),
         hrefs=hrefs,
         shape=_shape(item, hrefs),
         offsets=_offsets(item, safe, document),

@@ -18,7 +18,7 @@ from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.errors import SourceError
 from reben_cloud.scenes.area import Bounds, window_of
 from reben_cloud.scenes.items.cog import Cog, Grid
-from reben_cloud.scenes.items.item import OFFSET_APPLIED, Facts, name_of, read_item
+from reben_cloud.scenes.items.item import OFFSET_APPLIED, Facts, datastrip_of, name_of, read_item
 from reben_cloud.scenes.items.reading import Reading
 from reben_cloud.scenes.quality import MASK_M
 from reben_cloud.scenes.safe import shifted
@@ -53,6 +53,8 @@ class ItemProduct:
     """MGRS square, e.g. ``33UUP``."""
     time: datetime
     """Start of the acquisition, UTC."""
+    datastrip: datetime | None
+    """Start of its datastrip, UTC; None if the Item names none."""
     epsg: int
     """CRS of the tile."""
     left: int
@@ -179,7 +181,7 @@ class ItemProduct:
 
 
 def products_of(items: Sequence[pystac.Item], bands: Iterable[str], reading: Reading) -> list[ItemProduct]:
-    """The products behind some Items; of one that was processed several times, the latest.
+    """The products behind some Items; of a datastrip that was processed several times, the latest.
 
     Args:
         items: The Items.
@@ -190,10 +192,10 @@ def products_of(items: Sequence[pystac.Item], bands: Iterable[str], reading: Rea
         SourceError: If an Item lacks what is needed, or contradicts itself.
         StorageError: If a product's metadata cannot be read.
     """
-    latest: dict[tuple[str, ...], pystac.Item] = {}
+    latest: dict[tuple[str, str, str, str, datetime | None], pystac.Item] = {}
     for item in sorted(items, key=lambda item: (name_of(item).baseline, name_of(item).generation, item.id)):
         name = name_of(item)
-        key = name.satellite, name.start, name.orbit, name.square
+        key = name.satellite, name.start, name.orbit, name.square, datastrip_of(item)
         if key in latest:
             logger.warning("Item %s: left out, the same was processed later (%s)", latest[key].id, item.id)
         latest[key] = item
@@ -221,6 +223,7 @@ def _product(item: pystac.Item, facts: Facts, bands: Sequence[str], reading: Rea
         generation=facts.safe.generation,
         square=facts.safe.square,
         time=facts.time,
+        datastrip=facts.datastrip,
         epsg=epsg,
         left=left,
         top=top,

@@ -69,6 +69,14 @@ def _scores_of(run: Path) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["validation_score"])) for row in rows]
 
 
+def _shared(study: Study) -> str:
+    """How many models the runs have, where that is not one each."""
+    num_models = len(study.trainings())
+    if num_models == len(study.runs):
+        return ""
+    return f" Runs that differ in nothing but what they are tested on have one model: {num_models} were to be trained."
+
+
 def _page(
     study: Study,
     results: Results,
@@ -83,7 +91,7 @@ def _page(
     parts.append(
         f"<p>{len(results)} of {len(study.runs)} runs, on {len(dataset):,} patches of {html.escape(dataset.url)} "
         f"(fingerprint {dataset.manifest.fingerprint}). The best weights of each run, by its validation patches, were "
-        "measured once on its test patches.</p>"
+        f"measured once on its test patches.{_shared(study)}</p>"
     )
     if missing:
         parts.append(f"<p><strong>Not finished:</strong> {html.escape(', '.join(missing))}</p>")

@@ -1,0 +1,296 @@
+"""What costs much is answered by a process apart, which leaves interpreter and processor to all other requests.
+
+That process has the same application and gives way to others (`nice`). A request goes to it whole, in the terms of
+ASGI: at once if its body is large, and otherwise when the application says that it is costly (`CostlyError`). So a
+search of minutes, a page of a thousand Items or the reading of a body of a megabyte keeps no usual request waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import multiprocessing
+import os
+import secrets
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reben_cloud.root.dataset import Dataset
+from reben_cloud.serve.answers import REFUSED_AFTER_S, answer
+
+LARGE_BODY_BYTES = 20_000
+"""Bodies above this take milliseconds to understand."""
+
+MAX_APART = 64
+"""Requests that may be with the process apart at a time; more are refused."""
+
+_NICE = 10
+"""How much the process gives way: where both are busy it gets a tenth of what the server gets."""
+
+_START_S = 30.0
+"""Longest that a request waits for the process to start; it reads the table of patches first."""
+
+_LOOK_S = 0.05
+_LENGTHS = struct.Struct("<QQ")
+_BYTES = "bytes of Latin-1"
+
+_PARTS = (
+    *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
+    *("headers", "client", "server"),
+)
+"""Of a scope of ASGI, what can go to another process and means the same there."""
+
+
+class CostlyError(Exception):
+    """A request is one for the process apart."""
+
+
+class Apart:
+    """The process, as the server sees it; started once, and again if it has ended.
+
+    Args:
+        dataset: The dataset.
+        create: Makes the application; found by its name, as the process imports it.
+        keep: Names of further parts of a scope, whose values are plain.
+    """
+
+    def __init__(
+        self, dataset: Dataset, create: Callable[[Dataset], ASGIApp], *, keep: tuple[str, ...] = ()
+    ) -> None:
+        self._dataset, self._create, self._keep = dataset, create, keep
+        self._secret = secrets.token_bytes(32)
+        self._lock = threading.Lock()
+        self._process: BaseProcess | None = None
+        self._told: Connection | None = None
+        self._port: int | None = None
+        self.num_inside = 0
+        """Requests that it has."""
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the process; None before it has started."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the process, if it does not run; it answers some seconds later."""
+        with self._lock:
+            if self._process is not None and self._process.is_alive():
+                return
+            context = multiprocessing.get_context("spawn")
+            self._port = None
+            self._told, tell = context.Pipe(duplex=False)
+            self._process = context.Process(
+                target=_run, args=(self._dataset, self._create, self._secret, tell), daemon=True
+            )
+            with _no_interrupts():  # which are for the server; it ends this process last
+                self._process.start()
+            tell.close()
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            if self._process is not None:
+                self._process.terminate()
+                self._process.join()
+
+    async def answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
+        """Let the process answer a request.
+
+        Args:
+            scope: As ASGI has it.
+            body: The whole body.
+            receive: Tells when the client has hung up.
+            send: As ASGI has it.
+
+        Returns:
+            Whether it has answered; if not, nothing has been sent.
+        """
+        begun = False
+        try:
+            reader, writer = await self._connect()
+            gone = asyncio.ensure_future(_hung_up(receive))
+            gone.add_done_callback(lambda _: writer.close())
+            try:
+                parts = {name: scope[name] for name in (*_PARTS, *self._keep) if name in scope}
+                writer.write(self._secret + _packed(parts, body))
+                while (found := await _read(reader)) is not None:
+                    begun = True
+                    await send({**found[0], "body": found[1]} if found[1] else found[0])
+            finally:
+                gone.cancel()
+                writer.close()
+        except OSError:
+            return begun
+        return begun or gone.done()
+
+    async def ask(self, path: str) -> bytes:
+        """What the process itself answers to GET; nothing while it starts."""
+        if self._heard() is None:
+            return b""
+        parts, hung_up = list[bytes](), asyncio.Event()
+
+        async def send(message: Message) -> None:
+            parts.append(message.get("body", b""))
+
+        async def receive() -> Message:
+            await hung_up.wait()  # never
+            return {"type": "http.disconnect"}
+
+        scope = {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": path}
+        await self.answer({**scope, "query_string": b"", "headers": []}, b"", receive, send)
+        return b"".join(parts)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self.start()
+        async with asyncio.timeout(_START_S):  # its error is an OSError too
+            while (port := self._heard()) is None:
+                if self._process is None or not self._process.is_alive():
+                    raise ConnectionError("the process has ended")
+                await asyncio.sleep(_LOOK_S)
+        return await asyncio.open_connection("127.0.0.1", port)
+
+    def _heard(self) -> int | None:
+        """The port, once the process has told it."""
+        with self._lock, suppress(EOFError):  # it ended before
+            if self._port is None and self._told is not None and self._told.poll():
+                self._port = self._told.recv()
+        return self._port
+
+
+class Relay:
+    """Hands requests with large bodies, and those that are costly, to the process apart."""
+
+    def __init__(self, app: ASGIApp, apart: Apart) -> None:
+        self.app, self.apart = app, apart
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls the application, which has not sent anything when it raises `CostlyError`."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        first = await receive()
+        if len(body := first.get("body", b"")) <= LARGE_BODY_BYTES:
+            whole = [first]
+
+            async def replay() -> Message:
+                return whole.pop() if whole else await receive()
+
+            try:
+                await self.app(scope, replay, send)
+            except CostlyError:
+                pass
+            else:
+                return
+        if self.apart.num_inside >= MAX_APART:
+            await asyncio.sleep(REFUSED_AFTER_S)
+            text = "too many requests that take long wait already: ask for less, or come again later"
+        else:
+            self.apart.num_inside += 1
+            try:
+                if await self.apart.answer(scope, body, receive, send):
+                    return
+            finally:
+                self.apart.num_inside -= 1
+            text = "what answers requests that take long has just ended, and starts again: come again later"
+        await answer(503, text, headers={"Retry-After": "10"})(scope, receive, send)
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C does not reach processes that are started within, from their first moment on."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # else it would be started within, and let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _packed(parts: Mapping[str, Any], body: bytes) -> bytes:
+    """What one process sends the other: JSON, with bytes as Latin-1, and a body as it is."""
+    text = json.dumps(parts, default=lambda one: {_BYTES: one.decode("latin-1")}).encode()
+    return _LENGTHS.pack(len(text), len(body)) + text + body
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes] | None:
+    """What the other process has sent next; None at the end."""
+    try:
+        num_text, num_body = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
+        text, body = await reader.readexactly(num_text), await reader.readexactly(num_body)
+    except asyncio.IncompleteReadError:
+        return None
+    return json.loads(
+        text, object_hook=lambda one: one[_BYTES].encode("latin-1") if _BYTES in one else one
+    ), body
+
+
+# -- in the process ----------------------------------------------------------------------------------
+
+
+def _run(dataset: Dataset, create: Callable[[Dataset], ASGIApp], secret: bytes, tell: Connection) -> None:
+    """Answer until the server ends."""
+    if sys.platform != "win32":
+        os.nice(_NICE)
+    app = create(dataset)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if hmac.compare_digest(await reader.readexactly(len(secret)), secret):
+                await _answer(app, reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        tell.send(server.sockets[0].getsockname()[1])
+        parent = multiprocessing.parent_process()
+        while parent is not None and parent.is_alive():  # it may have been killed
+            await asyncio.sleep(1)
+
+    asyncio.run(run())
+
+
+async def _answer(app: ASGIApp, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    asked = await _read(reader)
+    if asked is None:
+        return
+    scope, body = asked
+    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    ended = asyncio.ensure_future(reader.read())
+
+    async def receive() -> Message:
+        if whole:
+            return whole.pop()
+        await asyncio.shield(ended)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        parts = {name: value for name, value in message.items() if name != "body"}
+        writer.write(_packed(parts, message.get("body", b"")))
+        await writer.drain()
+
+    try:
+        await app(scope, receive, send)
+    finally:
+        ended.cancel()
