@@ -14,6 +14,7 @@ from reben_cloud.errors import SourceError
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.scenes.class_table import load_class_table
+from reben_cloud.scenes.datastrips import merge_datastrips
 from reben_cloud.scenes.further import write_further
 from reben_cloud.scenes.inputs import open_product
 from reben_cloud.scenes.items.product import ItemProduct, products_of
@@ -203,9 +204,8 @@ def _options(
         workers=workers,
     )
     if (rtc := preparation.rtc_search()) is not None:
-        scenes = fetch_scenes(
-            [open_product(given) for given in products], rtc, preparation.folder / "S1", progress=progress
-        )
+        opened = merge_datastrips([open_product(given) for given in products])
+        scenes = fetch_scenes(opened, rtc, preparation.folder / "S1", progress=progress)
     if preparation.s1 and official is None and not scenes:
         # Without a scene at all, patches would be made as if none had been asked for.
         raise SourceError(
