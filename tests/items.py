@@ -73,6 +73,11 @@ def _item(
     }  # fmt: skip
 
 
+def _folder_of(safe: SafeProduct) -> str:
+    """Where the images of a product lie; two datastrips have one name."""
+    return safe.name if safe.datastrip is None else safe.path.stem
+
+
 @dataclass(slots=True)
 class Api:
     """The API: Items by collection, the folder of their images, and what it was asked."""
@@ -110,11 +115,10 @@ class Api:
     def _write_images(self, safe: SafeProduct, **options: Any) -> tuple[dict[str, str], dict[str, Any]]:
         """Band or mask -> path of its COG; and what the 10 m ones say of their shape."""
         hrefs = {}
-        folder = safe.name if safe.datastrip is None else f"{safe.name}_{safe.generation}"
         for band, path in {**safe.images, **safe.masks}.items():
             with rasterio.open(path) as file:
                 pixels, pixel_m = file.read(1), int(file.transform.a)
-            hrefs[band] = f"{folder}/{band}.tif"
+            hrefs[band] = f"{_folder_of(safe)}/{band}.tif"
             write_cog(
                 self.folder / hrefs[band], pixels, epsg=safe.epsg, left=safe.left, top=safe.top, pixel_m=pixel_m,
                 **options,
@@ -156,7 +160,7 @@ class Api:
         safe = open_safe(path)
         hrefs, place = self._write_images(safe, **options)
         assets = {band: {"href": href, "type": COG} | place for band, href in hrefs.items() if band != "CLD"}
-        document = f"{Path(hrefs['B02']).parent}/MTD_MSIL2A.xml"
+        document = f"{_folder_of(safe)}/MTD_MSIL2A.xml"
         (self.folder / document).write_bytes(safe.metadata[0].read_bytes())
         assets["product-metadata"] = {"href": document, "type": "application/xml", "roles": ["metadata"]}
         properties = {
@@ -166,9 +170,11 @@ class Api:
             "s2:processing_baseline": f"{safe.name[28:30]}.{safe.name[30:32]}",
             "s2:product_uri": f"{safe.name}_{safe.generation}.SAFE", "sat:relative_orbit": int(safe.name[34:37]),
             "s2:generation_time": "2024-01-01T00:00:00.000000Z",
-            "s2:datastrip_id": safe.datastrip
-            and f"{safe.name[:3]}_OPER_MSI_L2A_DS_2APS_{safe.generation}_S{safe.datastrip:%Y%m%dT%H%M%S}_N05.10",
         }  # fmt: skip
+        if safe.datastrip is not None:
+            properties["s2:datastrip_id"] = (
+                f"S2A_OPER_MSI_L2A_DS_ESRI_{safe.generation}_S{safe.datastrip:%Y%m%dT%H%M%S}_N05.10"
+            )
         name = f"{safe.name[:26]}_{safe.name[33:]}_{safe.generation}"
         return self.add(_item(name, "sentinel-2-l2a", degrees(safe.epsg, safe.bounds), properties, assets))
 

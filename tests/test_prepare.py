@@ -1013,7 +1013,7 @@ class InMemory:
         return {"etag": f"abc, masks {masks}"}
 
     def read_band(self, name, *, within=None):
-        return self.bands[name]
+        return self.bands[name].copy()
 
     def read_mask(self, name, *, within=None):
         return None

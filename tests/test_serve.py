@@ -167,6 +167,13 @@ def test_fields_hold_on_every_page(client):
     assert set(following["features"][0]) == set(page["features"][0])
 
 
+def test_queryables_say_the_type_of_all_but_shapes(client):
+    known = client.get("/queryables").json()["properties"]
+
+    assert {name for name, kind in known.items() if "type" not in kind} == {"geometry"}
+    assert known["reben:labels"]["items"]["type"] == known["reben:split"]["type"] == "string"
+
+
 def test_queryables_name_every_country_of_the_dataset(client, dataset):
     known = client.get("/queryables").json()["properties"]["reben:country"]["enum"]
 

@@ -73,7 +73,7 @@ class MergedProduct:
         return self.parts[0].top
 
     @property
-    def bounds(self) -> tuple[int, int, int, int]:
+    def bounds(self) -> Bounds:
         """West, south, east and north of the tile, metres."""
         return self.parts[0].bounds
 
@@ -101,30 +101,25 @@ class MergedProduct:
         }
 
     def read_band(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint16]:
-        """All pixels of a band that are needed: of the first datastrip that has one, 0 where none has.
+        """All pixels of a band: of the first datastrip that has one, 0 where none has.
 
         Raises:
             SourceError: If it cannot be read of one of them.
         """
+        pixel_m = BANDS[name].resolution_m
+        needed = window_of(
+            within or self.bounds, left=self.left, top=self.top, pixel_m=pixel_m, shape=self.shapes[pixel_m]
+        )
         first, *others = self.parts
         pixels = first.read_band(name, within=within)
-        needed = window_of(
-            within or self.bounds,
-            left=self.left,
-            top=self.top,
-            pixel_m=BANDS[name].resolution_m,
-            shape=pixels.shape,
-        )
         for part in others:
-            empty = pixels == 0
-            if empty[needed].any():
-                pixels = np.where(empty, part.read_band(name, within=within), pixels)
+            empty = pixels[needed] == 0
+            if empty.any():
+                np.copyto(pixels[needed], part.read_band(name, within=within)[needed], where=empty)
         return pixels
 
     def read_mask(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint8] | None:
-        """All pixels of a mask that are needed: of the first datastrip whose scene classification has one.
-
-        None if one of them lacks a mask.
+        """All pixels of a mask: of the first datastrip whose scene classification has one; None if one lacks a mask.
 
         Raises:
             SourceError: If it cannot be read of one of them.

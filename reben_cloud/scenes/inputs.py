@@ -63,14 +63,12 @@ def identify_inputs(
         v1: Folder of the v1 lists.
     """
     found: dict[str, str] = {}
-    opened = [open_product(given) for given in products]
+    opened = [open_product(path) for path in products]
     names = Counter(product.name for product in opened)
     for product in opened:
-        called = product.name
-        if names[product.name] > 1:  # files of two datastrips of one tile are called the same
-            called += (
-                f" of {product.where if product.datastrip is None else f'{product.datastrip:%Y%m%dT%H%M%S}'}"
-            )
+        # Files of two datastrips of one tile are called the same.
+        strip = "" if product.datastrip is None else f"{product.datastrip:%Y%m%dT%H%M%S}"
+        called = product.name if names[product.name] == 1 else f"{product.name} of {strip}"
         if not isinstance(product, SafeProduct):
             found |= {f"{called} {key}": state for key, state in product.inputs(masks=True).items()}
             continue

@@ -89,7 +89,7 @@ class Product(Protocol):
         ...
 
     def read_band(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint16]:
-        """All pixels of a band at its own resolution, reflectance x 10,000; 0 is nodata.
+        """All pixels of a band at its own resolution, reflectance x 10,000; 0 is nodata. The array is the caller's.
 
         Args:
             name: The band.

@@ -193,9 +193,9 @@ def read_datastrip(product: ET.Element, tile: Path, name: str) -> datetime | Non
 
 
 def datastrip_start(identifier: str) -> datetime | None:
-    """Start of the sensing of a datastrip, UTC, from its identifier; None of another text."""
+    """Start of the sensing of a datastrip, UTC; None of another text."""
     match = _DATASTRIP.search(identifier)
-    return grid.parse_time(match["start"]) if match else None
+    return None if match is None else grid.parse_time(match["start"])
 
 
 def read_offsets(product: ET.Element, name: str) -> dict[str, int]:

@@ -71,7 +71,7 @@ class Facts:
     time: datetime
     """Start of the acquisition, UTC."""
     datastrip: datetime | None
-    """Start of its datastrip, UTC; None if the Item names none."""
+    """Start of its datastrip, UTC; None if the Item does not name it."""
     hrefs: Mapping[str, str]
     """Band or mask -> URL of its COG."""
     shape: tuple[int, int]
@@ -105,7 +105,7 @@ def name_of(item: pystac.Item) -> grid.SafeName:
 
 
 def datastrip_of(item: pystac.Item) -> datetime | None:
-    """Start of the datastrip that the Item's pixels are of, UTC, from ``s2:datastrip_id``; None without one."""
+    """Start of the datastrip that an Item names (``s2:datastrip_id``), UTC; None if it names none."""
     return safe_metadata.datastrip_start(str(item.properties.get("s2:datastrip_id") or ""))
 
 

@@ -54,7 +54,7 @@ class ItemProduct:
     time: datetime
     """Start of the acquisition, UTC."""
     datastrip: datetime | None
-    """Start of its datastrip, UTC; None if the Item names none."""
+    """Start of its datastrip, UTC; None if the Item does not name it."""
     epsg: int
     """CRS of the tile."""
     left: int
@@ -181,7 +181,9 @@ class ItemProduct:
 
 
 def products_of(items: Sequence[pystac.Item], bands: Iterable[str], reading: Reading) -> list[ItemProduct]:
-    """The products behind some Items; of a datastrip that was processed several times, the latest.
+    """The products behind some Items; of one that was processed several times, the latest of each of its datastrips.
+
+    Of an acquisition only what is of its latest processing baseline is taken.
 
     Args:
         items: The Items.
@@ -192,17 +194,20 @@ def products_of(items: Sequence[pystac.Item], bands: Iterable[str], reading: Rea
         SourceError: If an Item lacks what is needed, or contradicts itself.
         StorageError: If a product's metadata cannot be read.
     """
-    latest: dict[tuple[str, str, str, str, datetime | None], pystac.Item] = {}
+    latest: dict[tuple[str, ...], dict[datetime | None, pystac.Item]] = {}
     for item in sorted(items, key=lambda item: (name_of(item).baseline, name_of(item).generation, item.id)):
-        name = name_of(item)
-        key = name.satellite, name.start, name.orbit, name.square, datastrip_of(item)
-        if key in latest:
-            logger.warning("Item %s: left out, the same was processed later (%s)", latest[key].id, item.id)
-        latest[key] = item
+        name, datastrip = name_of(item), datastrip_of(item)
+        strips = latest.setdefault((name.satellite, name.start, name.orbit, name.square), {})
+        for start, other in list(strips.items()):
+            if start == datastrip or name_of(other).baseline != name.baseline:
+                logger.warning("Item %s: left out, the same was processed later (%s)", other.id, item.id)
+                del strips[start]
+        strips[datastrip] = item
+    chosen = [item for strips in latest.values() for item in strips.values()]
     wanted = tuple(bands)
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = list(pool.map(lambda item: read_item(item, wanted, reading), latest.values()))
-    return [_product(item, facts, wanted, reading) for item, facts in zip(latest.values(), read, strict=True)]
+        read = list(pool.map(lambda item: read_item(item, wanted, reading), chosen))
+    return [_product(item, facts, wanted, reading) for item, facts in zip(chosen, read, strict=True)]
 
 
 def _product(item: pystac.Item, facts: Facts, bands: Sequence[str], reading: Reading) -> ItemProduct:

@@ -25,6 +25,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto
 table { border-collapse: collapse; font-size: 13px; margin: 0.5rem 0 }
 thead { border-bottom: 1px solid #222 } table { border-top: 2px solid #222; border-bottom: 2px solid #222 }
 th { text-align: left; font-weight: normal; padding: 2px 10px 2px 0 } thead th { font-weight: 600 }
+thead th.value { text-align: right; padding: 2px 10px }
 td { text-align: right; padding: 2px 10px; font-variant-numeric: tabular-nums } td.best { font-weight: 700 }
 .wide { overflow-x: auto } img { max-width: 100%; height: auto } .files { font-size: 13px; color: #666 }
 """
