@@ -37,6 +37,9 @@ CEPH_SCRIPT = REPOSITORY / "infra" / "s3" / "ceph-rgw.sh"
 # A background job of a shell starts with Ctrl-C ignored, and its children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Processes share the cores: PyTorch's threads that wait must not spin, which doubles the time of what they compute.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # timm, in this process and in those that tests start: see tests/support/sitecustomize.py.
 SUPPORT = REPOSITORY / "tests" / "support"
 runpy.run_path(str(SUPPORT / "sitecustomize.py"))

@@ -27,7 +27,7 @@ PRODUCT_XML = """<?xml version="1.0" encoding="UTF-8" standalone="no"?>
   <n1:General_Info>
     <Product_Info>
       <PRODUCT_START_TIME>{start}</PRODUCT_START_TIME>
-      <PRODUCT_URI>{name}_20240101T000000.SAFE</PRODUCT_URI>
+      <PRODUCT_URI>{name}_{generation}.SAFE</PRODUCT_URI>
       <PROCESSING_LEVEL>Level-2A</PROCESSING_LEVEL>
       <PROCESSING_BASELINE>{baseline}</PROCESSING_BASELINE>
       <Product_Organisation><Granule_List><Granule granuleIdentifier="{granule}">
@@ -53,6 +53,7 @@ TILE_XML = """<?xml version="1.0" encoding="UTF-8" standalone="no"?>
 <n1:Level-2A_Tile_ID xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/S2_PDI_Level-2A_Tile_Metadata.xsd">
   <n1:General_Info>
     <TILE_ID>S2A_OPER_MSI_L2A_TL_VGS4_20240101T000000_A010310_T{square}_N99.99</TILE_ID>
+    {datastrip}
     <SENSING_TIME>{sensed}</SENSING_TIME>
   </n1:General_Info>
   <n1:Geometric_Info><Tile_Geocoding metadataLevel="Brief">
@@ -96,15 +97,17 @@ def write_jp2(
 
 def make_safe(
     folder: Path, *, name: str = PRODUCT, side_m: int = 6600, checks: dict[str, str] | None = None,
-    offset: int = 0, pixels: Any = band_pixels, scl: Any = None, cld: Any = None,
+    offset: int = 0, pixels: Any = band_pixels, scl: Any = None, cld: Any = None, datastrip: str = "",
+    generation: str = "20240101T000000",
 ) -> Path:  # fmt: skip
     """A Level-2A product of `side_m` metres (a real one has 109,800), the north-west corner of its tile.
 
-    Scene classification and cloud probability, uint8 of 20 m pixels, are there if they are given.
+    Scene classification and cloud probability, uint8 of 20 m pixels, are there if they are given; so is the start of
+    its datastrip.
     """
     square, time = name[39:44], name[11:26]
     epsg, left, top = grid.tile_corner(square)
-    safe = folder / f"{name}_20240101T000000.SAFE"
+    safe = folder / f"{name}_{generation}.SAFE"
     granule = f"L2A_T{square}_A010310_{time}"
     listed = []
     for band in BANDS_S2:
@@ -126,6 +129,7 @@ def make_safe(
         PRODUCT_XML.format(
             start=start,
             name=name,
+            generation=generation,
             granule=granule,
             baseline=f"{name[28:30]}.{name[30:32]}",
             images="\n".join(f"<IMAGE_FILE>{image}</IMAGE_FILE>" for image in listed),
@@ -143,7 +147,14 @@ def make_safe(
         for r in (10, 20, 60)
     )
     (safe / "GRANULE" / granule / "MTD_TL.xml").write_text(
-        TILE_XML.format(epsg=epsg, sizes=sizes, square=square, sensed=start)
+        TILE_XML.format(
+            epsg=epsg,
+            sizes=sizes,
+            square=square,
+            sensed=start,
+            datastrip=datastrip
+            and f"<DATASTRIP_ID>S2A_OPER_MSI_L2A_DS_VGS4_{generation}_S{datastrip}_N99.99</DATASTRIP_ID>",
+        )
     )
     return safe
 

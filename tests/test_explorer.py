@@ -5,14 +5,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from urllib.parse import parse_qs, urlencode
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.official import describe
+from reben_cloud.bigearthnet.reben import REBEN
+from reben_cloud.build.publish import publish_metadata
+from reben_cloud.store import open_store
 from reben_cloud.views.land import land_json
+from tests.official import table_of
 from tests.roots import synthetic_root
 from tests.serving import browser, looking_at, serving, url  # noqa: F401
 
@@ -30,6 +37,19 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explorer") / "root"
     synthetic_root(folder, 150, num_products=5)
     return rc.open(folder)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A dataset with eleven flags, as a schema of one's own may have."""
+    table, rng = table_of(100), np.random.default_rng(1)
+    names = [f"odd_{number}" for number in range(9)]
+    for name in names:
+        table = table.append_column(name, pa.array(rng.random(len(table)) < 0.2))
+    schema = replace(REBEN, recommended_without=(*REBEN.recommended_without, *names))
+    store = open_store(tmp_path_factory.mktemp("odd"))
+    publish_metadata(describe(table), schema, store, given=table.column_names)
+    return rc.open(store.url)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +144,40 @@ def test_the_counts_are_the_searchs_and_the_filters_are_in_the_address(chromium,
         assert matched(page) == want
         assert page.input_value("#from") == "2017-07-01"
         assert page.is_checked(f"#labels >> text={label}")
+
+
+def test_more_flags_than_a_byte_has_bits_are_told_apart(chromium, odd):
+    flags = odd.schema.recommended_without
+    chosen = {"reben:odd_5": "true", "reben:odd_8": "false"}  # of number 7 and 10
+    with serving(odd) as url, looking_at(chromium, f"{url}#{urlencode(chosen)}") as page:
+        want = len(odd.search(cql2="odd_5 = true AND odd_8 = false"))
+        assert 0 < want == matched(page, want)
+        page.click("text=reset all")
+        assert page.locator("#flags select").count() == len(flags) == 11
+        for number, name in enumerate(flags):
+            select = page.locator("#flags select").nth(number)
+            for value in ("true", "false"):
+                select.select_option(value)
+                assert matched(page) == len(odd.search(cql2=f"{name} = {value}"))
+            select.select_option("")
+        page.check("#recommended")
+        assert 0 < matched(page) == len(odd.search(recommended=True)) < len(odd)
+
+
+def test_code_for_stac_takes_more_ids_than_an_address_holds(chromium, url, dataset):
+    ids = dataset.selection.patch_ids[:120]
+    with looking_at(chromium, f"{url}#{urlencode({'id': ids}, doseq=True)}") as page:
+        matched(page, len(ids))
+        page.click("[data-tab=stac]")
+        code = page.inner_text("#snippet")
+
+    found = {}
+    exec(
+        code.replace("import odc.stac, ", "import ").partition("\ncube")[0].replace("max_items=100", ""),
+        found,
+    )
+    assert len(code) > 5_000
+    assert {item.id for item in found["items"]} == set(ids)
 
 
 def test_the_page_works_below_a_prefix(chromium, dataset):

@@ -16,7 +16,7 @@ from reben_cloud.training.checkpoint import load_checkpoint
 from reben_cloud.training.checksums import SUMS
 from reben_cloud.training.config import load_recipe
 from reben_cloud.training.models import create_model, load_pretrained, save_model
-from reben_cloud.training.run import claim
+from reben_cloud.training.run import refuse_other_run
 from reben_cloud.training.train import train
 from tests.roots import synthetic_root
 
@@ -129,14 +129,15 @@ def test_a_damaged_checkpoint_ends_a_run_that_goes_on(run, dataset):
         train(CONFIG, dataset, run)
 
 
-def test_every_flip_in_a_runs_configuration_is_refused_or_without_meaning(run, dataset):
-    path = run / "config.json"
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+def test_every_flip_in_what_a_run_is_of_is_refused_or_without_meaning(run, dataset, name):
+    path = run / name
     whole = path.read_bytes()
     refused = 0
 
-    for at, data in flips(whole, "config.json", number=3 * FLIPS):
+    for at, data in flips(whole, name, number=3 * FLIPS):
         path.write_bytes(data)
-        said = refusal(claim, run, CONFIG, dataset.schema)
+        said = refusal(refuse_other_run, run, CONFIG, dataset)
         assert str(run) in said or json.loads(data) == json.loads(whole), f"byte {at}: {said}"
         refused += bool(said)
     assert refused > FLIPS

@@ -63,7 +63,13 @@ NOT_PATHS = {
         "forwarded_allow_ips",
         "s1_direction",
         "country_field",
+        "layer_resampling",
+        "layer_pixel",
     ),
+    # URLs of APIs, what they have, and where tokens are to be had.
+    *("stac", "collection", "stac_token", "s1_stac", "s1_collection"),
+    # A name and a path, which `layers.raster` takes by the one function.
+    "layer",
     # Names of programs.
     *("sen2cor", "gpt", "sarsen"),
 }

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,11 +18,14 @@ import torch
 from typer.testing import CliRunner
 
 import reben_cloud as rc
+from reben_cloud.bigearthnet.inputs import BandStatistics
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.cli import app
 from reben_cloud.errors import ConflictError, NotFiniteError
+from reben_cloud.layers import write_layer
 from reben_cloud.root.selection import Selection
+from reben_cloud.schema import TensorSpec
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.torch import ModelInput, StreamLoader
@@ -160,6 +165,14 @@ def test_masks_are_a_map_a_mosaic_and_geotiffs(synthetic, segmenter, tmp_path):
         assert file.transform.a == 10
         assert (file.read(1) == codes[truth[patch_id]]).all()
         left, top = file.bounds.left, file.bounds.top
+    # Beside it, what QGIS shows its codes with.
+    entries = ElementTree.parse(path.with_suffix(".qml")).findall(
+        "pipe/rasterrenderer/colorPalette/paletteEntry"
+    )
+    shown = {int(one.get("value")): (one.get("color"), one.get("label")) for one in entries}
+    every = zip(REBEN.classes.names, REBEN.classes.colors, REBEN.classes.codes, strict=True)
+    assert shown == {code: (color, name) for name, color, codes_ in every for code in codes_}
+    assert set(codes[truth[patch_id]].ravel().tolist()) <= shown.keys()
     product = covered.column("reben:product")[0].as_py()
     raster = ds.mosaic(product, bands=["mask"])[0]
     cut = raster.sel(x=slice(left, left + 1200), y=slice(top, top - 1200))
@@ -263,6 +276,37 @@ def test_another_prediction_is_not_gone_on_with(root, classifier, tmp_path):
         rc.predict(classifier, rc.open(root).search(limit=3), tmp_path / "layer")
     with pytest.raises(ConflictError, match="another prediction was begun there, with another batch_size"):
         rc.predict(classifier, sel, tmp_path / "begun.parquet", batch_size=2)
+
+
+def test_a_prediction_with_other_pixels_or_statistics_is_another_one(synthetic, tmp_path):
+    ds = rc.open(synthetic)
+    tensor = TensorSpec(name="dem", shape=(12, 12), dtype="float32", fill=-1.0, pixel_m=100.0)
+    first, other = (
+        write_layer(
+            tmp_path / f"dem{level}", ds, name="dem", tensors=tensor,
+            patches=[(one, np.full((12, 12), level, np.float32)) for one in ds.selection.patch_ids],
+        )
+        for level in (3, 4)
+    )  # fmt: skip
+    bands, mean = ("B04", "dem"), {"dem": BandStatistics(mean=3.0, std=1.0)}
+    spec = ModelSpec(architecture="test_byobnet", bands=bands, statistics=mean)
+    model = create_model(spec)
+    save_model(tmp_path / "model", model, spec)
+    save_model(
+        tmp_path / "shifted" / "model",
+        model,
+        replace(spec, statistics={"dem": BandStatistics(mean=4.0, std=1.0)}),
+    )
+
+    def ask(folder, layer, dest):
+        return rc.predict(folder, ds.with_layers(layer).search(limit=4), dest)
+
+    ask(tmp_path / "model", first, tmp_path / "file.parquet")
+    assert ask(tmp_path / "model", first, tmp_path / "file.parquet").num_predicted == 0
+    with pytest.raises(ConflictError, match="is there already, with another layers"):
+        ask(tmp_path / "model", other, tmp_path / "file.parquet")
+    with pytest.raises(ConflictError, match="is there already, with another statistics"):
+        ask(tmp_path / "shifted" / "model", first, tmp_path / "file.parquet")
 
 
 def test_an_output_that_is_not_finite_names_its_patch(root, tmp_path):

@@ -21,6 +21,7 @@ import rasterio
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio._env import get_gdal_config
 from rasterio.transform import from_origin
 
 import reben_cloud as rc
@@ -33,6 +34,7 @@ from reben_cloud.checks.verify import verify
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.formats.geotiff import encode_band
 from reben_cloud.scenes import prepare as prepare_module
+from reben_cloud.scenes.choice import SceneChoice
 from reben_cloud.scenes.class_table import load_class_table
 from reben_cloud.scenes.preparation import COUNTRY_DISTANCE_M
 from reben_cloud.scenes.prepare import (
@@ -49,8 +51,10 @@ from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.rules import Squares
 from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.sentinel1 import open_scenes
+from reben_cloud.scenes.split import BlockSplit
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
+from tests.commands import invoke as command
 from tests.conftest import wait_for
 from tests.scenes import PRODUCT as PRODUCT_OF_SCENES
 from tests.scenes import band_pixels, make_clc, make_landscape, make_safe
@@ -618,11 +622,11 @@ def test_the_summary_counts_in_singular_and_plural(patches, said):
 @settings(max_examples=50, deadline=None)
 def test_a_square_is_kept_or_left_out_for_one_cause(seed):
     rng = np.random.default_rng(seed)
-    masks = {name: rng.random((7, 5)) < 0.7 for name in ("filled", "in_v1", "labelled", "with_s1")}
+    masks = {name: rng.random((7, 5)) < 0.7 for name in ("inside", "filled", "in_v1", "labelled", "with_s1")}
 
     report = ProductReport.of("p", Squares(**masks))
 
-    causes = report.nodata + report.not_in_v1 + report.unlabelled + report.without_s1
+    causes = report.outside + report.nodata + report.not_in_v1 + report.unlabelled + report.without_s1
     assert causes + report.written == report.candidates == 35
     assert report.written == np.all(list(masks.values()), axis=0).sum()
 
@@ -788,6 +792,61 @@ def test_a_recipe_that_cannot_be_is_refused(inputs, options, message):
         bare(inputs, **options)
 
 
+def other_rules(inputs, tmp_path, name):
+    """Options that are the paper's but for one rule."""
+    countries = load_countries()
+    austria = countries.polygons["Austria"]
+    if name == "raster":
+        (tmp_path / "cover.tif").touch()
+    if name == "classes":
+        table = load_class_table("reben19")
+        return {"table": replace(table, classes=replace(table.classes, min_share=0.01))}
+    return {
+        "any country": lambda: {"countries": load_countries(names=None)},
+        "finer map": lambda: {
+            "countries": replace(countries, polygons=countries.polygons | {"Austria": austria.buffer(0.1)})
+        },
+        "limit of distance": lambda: {"countries": replace(countries, max_distance_m=50_000.0)},
+        "column": lambda: {"code_column": "code_12"},
+        "raster": lambda: {"land_cover": tmp_path / "cover.tif"},
+        "choice of scenes": lambda: {"s1_choice": SceneChoice(max_gap_days=1)},
+        "split": lambda: {"split": BlockSplit(side_m=4800)},
+        "bands": lambda: {"bands": ("B02", "B03")},
+        "patch size": lambda: {"patch_m": 600},
+        "name": lambda: {"name": "Mine"},
+        "without v1": lambda: {"v1": None},
+    }[name]()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "any country", "finer map", "limit of distance", "column", "raster", "classes", "choice of scenes", "split",
+        "bands", "patch size", "name", "without v1",
+    ],
+)  # fmt: skip
+def test_of_any_other_rule_than_the_papers_a_dataset_is_ones_own(inputs, recipe, tmp_path, name):
+    changed = replace(recipe, **other_rules(inputs, tmp_path, name))
+
+    assert recipe.is_official
+    assert not changed.is_official
+    assert changed.schema.name == ("Mine" if name == "name" else "Own BigEarthNet")
+
+
+def test_any_country_with_the_v1_lists_makes_a_root_of_ones_own(inputs, shared, tmp_path):
+    arguments = [
+        "--s2", inputs["safe"], "--clc", inputs["clc"], "--s1", inputs["scenes"], "--any-country",
+        "--v1", shared / "data" / "bigearthnet_pipeline", "--root", tmp_path / "root",
+    ]  # fmt: skip
+    done = command("prepare", *arguments)
+    assert done.exit_code == 0, done.exception
+
+    ds = rc.open(tmp_path / "root")
+    assert ds.schema.name == "Own BigEarthNet"
+    # What v1 says of its squares is kept.
+    assert all(ds.selection.columns(["reben:s2v1_name"])["reben:s2v1_name"].to_pylist())
+
+
 def test_missing_inputs_are_named(inputs, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such land-cover file"):
         CutOptions(land_cover=tmp_path / "none.gpkg", countries=load_countries())
@@ -934,7 +993,18 @@ class InMemory:
 
     def __init__(self, path):
         safe = open_safe(path)
-        for name in ("name", "square", "time", "epsg", "left", "top", "bounds", "shapes", "failed_checks"):
+        for name in (
+            "name",
+            "square",
+            "time",
+            "datastrip",
+            "epsg",
+            "left",
+            "top",
+            "bounds",
+            "shapes",
+            "failed_checks",
+        ):
             setattr(self, name, getattr(safe, name))
         self.where, self.is_checked = "memory://one", True
         self.bands = {name: safe.read_band(name) for name in BANDS if BANDS[name].sensor == "s2"}
@@ -942,11 +1012,33 @@ class InMemory:
     def inputs(self, *, masks):
         return {"etag": f"abc, masks {masks}"}
 
-    def read_band(self, name):
-        return self.bands[name]
+    def read_band(self, name, *, within=None):
+        return self.bands[name].copy()
 
-    def read_mask(self, name):
+    def read_mask(self, name, *, within=None):
         return None
+
+
+class Watched(InMemory):
+    """Keeps what GDAL may cache while a band is read."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.cached = []
+
+    def read_band(self, name, *, within=None):
+        self.cached.append(get_gdal_config("GDAL_CACHEMAX"))
+        return super().read_band(name)
+
+
+def test_gdal_caches_little_while_a_product_is_cut_and_as_before_after_it(inputs, tmp_path):
+    """By itself it takes a twentieth of the machine's memory."""
+    product, before = Watched(inputs["safe"]), get_gdal_config("GDAL_CACHEMAX")
+
+    prepare([product], tmp_path / "out", bare(inputs))
+
+    assert product.cached == [2**28] * 12
+    assert get_gdal_config("GDAL_CACHEMAX") == before != 2**28
 
 
 def test_a_product_of_another_form_gives_the_same(inputs, recipe, prepared, tmp_path):

@@ -456,7 +456,18 @@ def test_results_that_are_kept_have_a_limit(dataset, monkeypatch, query, num_row
     assert not kept._running
 
 
-def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset):
+def test_what_is_short_beside_all_patches_is_not_looked_at(dataset, monkeypatch):
+    monkeypatch.setattr(cost, "_near", None)
+    small = {"cql2": cql.parse("split = 'train'"), "bbox": [0, 0, 1, 1]}
+
+    assert 0 < expected_s(dataset, small) < cost.SHORT_S
+    monkeypatch.setattr(cost, "SHORT_S", 0.0)
+    with pytest.raises(TypeError):
+        expected_s(dataset, small)
+
+
+def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset, monkeypatch):
+    monkeypatch.setattr(cost, "SHORT_S", 0.0)
     from reben_cloud.search.arguments import parse_geometry
 
     few, many = ({"intersects": parse_geometry(ring(corners))} for corners in (10, 4_000))
@@ -477,6 +488,7 @@ def test_what_a_search_costs_grows_with_its_corners_and_operators(dataset):
 @pytest.mark.parametrize("op", ["and", "or"])
 def test_the_cost_of_many_shapes_is_known_without_a_look_at_each(dataset, monkeypatch, op):
     looks = []
+    monkeypatch.setattr(cost, "SHORT_S", 0.0)
     monkeypatch.setattr(cost, "in_box", lambda boxes, box: looks.append(box) or shapes.in_box(boxes, box))
     few, many = (
         cql.parse(

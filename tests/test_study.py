@@ -39,6 +39,7 @@ from reben_cloud.training.study.plan import distances_of, plan_study
 from reben_cloud.training.study.run import run_study, write_finished
 from reben_cloud.training.study.scores import Spread, differences, measures_of
 from reben_cloud.training.study.tables import shown, tables_of, to_csv, to_latex
+from reben_cloud.training.train import train
 from reben_cloud.training.truth import labels_of
 from tests.conftest import free_port, wait_for
 from tests.roots import synthetic_root
@@ -266,6 +267,13 @@ def test_means_and_deviations_are_over_seeds(dataset, results):
     name = list(country)[1]
     in_country = [found[f"S1-seed{seed}"]["by"]["country"][name]["macro"]["ap"] for seed in (1, 2)]
     assert float(country[name]) == pytest.approx(np.mean(in_country))
+    sizes = [found["S1-seed1"]["by"]["country"][one]["num_patches"] for one in tables["by_country"].columns]
+    heads = [f"{one} ({n})" for one, n in zip(tables["by_country"].columns, sizes, strict=True)]
+    assert list(tables["by_country"].heads) == heads
+    seasons = [one for one in ("spring", "summer", "fall", "winter") if one in tables["by_season"].columns]
+    assert list(tables["by_season"].columns) == seasons
+    assert len(seasons) > 2
+    assert tables["differences"].keys == ("axis", "variant", "beside")
     assert tables.keys() == {
         "scores",
         "per_class",
@@ -308,6 +316,10 @@ def test_latex_escapes_and_marks_the_best(dataset, results):
     assert r" $\pm$ " in best
     assert "& +0." in changes
     assert r"\textbf" not in changes
+    tied = replace(tables["scores"], rows=(*tables["scores"].rows, tables["scores"].rows[1]))
+    assert to_latex(tied).count(r"\textbf{") == 2 * best.count(r"\textbf{")
+    same = replace(tables["scores"], rows=(tables["scores"].rows[1],) * 2)
+    assert r"\textbf{" not in to_latex(same)
     head = replace(tables["scores"], keys=("a_b & 50 %",))
     assert r"a\_b \& 50 \%" in to_latex(head)
 
@@ -352,7 +364,7 @@ def test_patches_of_no_country_have_a_column_with_a_name(dataset, results):
 
     tables = {one.name: one for one in tables_of(study, found, distances_of(study, dataset))}
 
-    assert "Finland" not in tables["by_country"].heads
+    assert not any("Finland" in head for head in tables["by_country"].heads)
     assert to_csv(tables["by_country"]).startswith("bands,none,none_std,")
 
 
@@ -677,6 +689,7 @@ def test_the_study_of_labels_learns_and_is_tested_by_either(dataset, tmp_path):
     result = run_study(study, beside, tmp_path / "out", draws=0)
 
     assert result.num_finished == 4
+    assert len(list((tmp_path / "out").glob("runs/*/best"))) == 2
     found = {
         path.parent.name: json.loads(path.read_text())["result"]
         for path in (tmp_path / "out").glob(f"runs/*/{OUTCOME}")
@@ -695,5 +708,83 @@ def test_the_study_of_labels_learns_and_is_tested_by_either(dataset, tmp_path):
         for name in ("v2_labels-v2_labels-seed1", "v1_labels-v2_labels-seed1")
     ]
     assert losses[0] != losses[1]
+
+
+MEASURED_TWICE = """
+[recipe]
+architecture = "test_resnet"
+epochs = 1
+batch_size = 8
+bands = "S1"
+drop_path_rate = 0.0
+
+[axes.tested]
+all = {}
+summer = { test.season = "summer" }
+"""
+
+
+@pytest.mark.slow
+def test_runs_that_differ_in_their_test_alone_learn_once(dataset, tmp_path):
+    study = small_study(tmp_path, text=MEASURED_TWICE)
+    all_, summer = study.runs
+    place = tmp_path / "out"
+
+    result = run_study(study, dataset, place, draws=3)
+
+    assert (result.num_finished, result.failed) == (2, {})
+    assert [[run.name for run in runs] for runs in study.trainings()] == [[all_.name, summer.name]]
+    kept = {path.relative_to(place / "runs").as_posix() for path in place.glob("runs/*/*")}
+    assert {
+        f"{all_.name}/best",
+        f"{all_.name}/log.csv",
+        f"{summer.name}/report",
+        f"{summer.name}/outcome.json",
+    } <= kept
+    assert not {f"{summer.name}/{name}" for name in ("best", "last.pt", "log.csv")} & kept
+    outcome = json.loads((place / "runs" / summer.name / OUTCOME).read_text())
+    assert outcome["learned_by"] == all_.name
+    by_itself = train(summer.config, dataset, tmp_path / "alone", draws=3)
+    assert outcome["result"] == json.loads(json.dumps(by_itself))
+    assert "have one model: 1 were to be trained" in (place / "results" / "index.html").read_text()
+
+    # Gone on with, only what is missing is measured.
+    (place / "runs" / summer.name / OUTCOME).unlink()
+    before = (place / "runs" / all_.name / "last.pt").stat().st_mtime_ns
+    again = run_study(study, dataset, place, draws=3, on_step=pytest.fail)
+    assert (again.num_finished, again.num_skipped) == (2, 1)
+    assert json.loads((place / "runs" / summer.name / OUTCOME).read_text()) == outcome
+    assert (place / "runs" / all_.name / "last.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_where_learning_fails_those_that_measure_it_say_so(dataset, tmp_path):
+    study = small_study(tmp_path, "recipe.lr=1e30", text=MEASURED_TWICE)
+
+    failed = run_study(study, dataset, tmp_path / "out", draws=0).failed
+
+    assert "NotFiniteError" in failed["all-seed42"]
+    assert failed["summer-seed42"].endswith(
+        "there is no model to measure, as all-seed42 failed, which learns the same"
+    )
+
+
+def test_neighbours_and_what_decides_weights_are_not_shared(tmp_path):
+    study = small_study(tmp_path, text=MEASURED_TWICE + "[axes.rate]\na = {}\nb = {lr = 0.1}\n")
+    voting = small_study(tmp_path, "recipe.neighbours=5", text=MEASURED_TWICE)
+
+    assert [[run.name for run in runs] for runs in study.trainings()] == [
+        ["all-a-seed42", "summer-a-seed42"], ["all-b-seed42", "summer-b-seed42"],
+    ]  # fmt: skip
+    assert [len(runs) for runs in voting.trainings()] == [1, 1]
+
+
+def test_the_plan_tells_what_learns_nothing_itself(dataset, tmp_path):
+    plan = plan_study(small_study(tmp_path, text=MEASURED_TWICE), dataset)
+
+    first, second = plan.runs
+    assert (first.learned_by, second.learned_by) == ("", first.name)
+    assert (second.most_steps, second.steps_per_epoch, second.most_samples) == (0, 0, second.num_test)
+    assert f"measures the model of {first.name}" in plan.to_text().splitlines()[2]
     with compute_context() as compute:
         assert compute.world_size == 1

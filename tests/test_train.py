@@ -29,14 +29,15 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.stream import expected_delivery
+from reben_cloud.torch import MapTargets
 from reben_cloud.training.compute import compute_context
 from reben_cloud.training.config import load_recipe
 from reben_cloud.training.evaluate import evaluate, evaluate_folder
-from reben_cloud.training.feed import MapTargets
 from reben_cloud.training.learner import learning_rate
 from reben_cloud.training.metrics import label_metrics
 from reben_cloud.training.models import ARCHITECTURES, ModelSpec, create_model
 from reben_cloud.training.objective import Objective, keyed_random, positive_weights
+from reben_cloud.training.run import claim
 from reben_cloud.training.train import train
 from tests.commands import check_command
 from tests.conftest import free_port
@@ -90,6 +91,7 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
         "config.json",
+        "data.json",
         "last.pt",
         "log.csv",
         *(
@@ -161,6 +163,38 @@ def test_a_finished_run_is_not_run_again(finished, dataset):
 def test_a_folder_of_another_configuration_is_refused(finished, dataset):
     with pytest.raises(ConflictError, match=r"holds a run with lr=0\.001, not 0\.5"):
         train(recipe("modality_dropout=0.3", "lr=0.5"), dataset, finished[0])
+
+
+def labels_layer(folder, dataset, number):
+    """A layer of labels: the same class for every patch."""
+    lists = pa.array([[int(c == number) for c in range(19)]] * len(dataset), pa.list_(pa.uint8(), 19))
+    table = pa.table({"patch_id": dataset.selection.patch_ids, "labels": lists})
+    return rc.write_table(folder, dataset, name="v1", table=table)
+
+
+def test_a_run_is_not_gone_on_with_on_other_data(dataset, tmp_path):
+    config = recipe("labels=v1:labels")
+    first, other = (labels_layer(tmp_path / f"layer{number}", dataset, number) for number in (3, 4))
+    another = rc.write_table(
+        tmp_path / "more", dataset, name="more", table=pa.table({"patch_id": dataset.selection.patch_ids[:1], "y": [1]})
+    )  # fmt: skip
+    claim(tmp_path / "run", config, dataset)
+    with pytest.raises(ValueError, match="has no column 'v1:labels'"):
+        train(config, dataset, tmp_path / "run")
+    claim(tmp_path / "run", config, dataset.with_layers(first))
+
+    with pytest.raises(
+        ConflictError, match=r"holds a run with another layer v1 than .*layer4, which has other data"
+    ):
+        train(config, dataset.with_layers(other), tmp_path / "run")
+    build(make_plan(*open_source("synthetic:24"), open_store(tmp_path / "small")))
+    with pytest.raises(ConflictError, match=r"holds a run on the dataset [0-9a-f]{16}, and .*small is"):
+        train(config, rc.open(tmp_path / "small"), tmp_path / "run")
+
+    for same in (dataset.with_layers(first, another), dataset, dataset.with_layers(another, first)):
+        claim(tmp_path / "run", config, same)
+    with pytest.raises(ConflictError, match="another layer v1"):
+        claim(tmp_path / "run", config, dataset.with_layers(other))
 
 
 @pytest.mark.parametrize("base", ["resnet50", "knn"])

@@ -45,6 +45,9 @@ NAME_FIELDS = ("NAME_LONG", "NAME_EN", "NAME")
 _DEGREE_M = 110_000
 """Least length of a degree of latitude, metres, rounded down."""
 
+_SAME_BORDER_DEGREES = 0.02
+"""How far a border may be from that of the ten polygons to be the same."""
+
 _EDGE_DEGREES = 0.05
 """Longest piece of a border that is projected as a straight line; over it the two differ by a few metres."""
 
@@ -63,6 +66,20 @@ class Countries:
             raise ValueError(
                 f"the distance of a country must be in [0, 1,000,000] m, got {self.max_distance_m}"
             )
+
+    @property
+    def are_rebens(self) -> bool:
+        """Whether they give what the paper's do: its ten, in its order, as coarse as there, at any distance."""
+        ten = load_countries().polygons
+        return (
+            self.max_distance_m is None
+            and tuple(self.polygons) == tuple(ten)
+            # Copies of one map differ by its releases and by digits; of a finer map, coasts by tens of kilometres.
+            and all(
+                shapely.hausdorff_distance(polygon, ten[name]) < _SAME_BORDER_DEGREES
+                for name, polygon in self.polygons.items()
+            )
+        )
 
     def nearest(
         self, *, epsg: int, left: NDArray[np.int64], top: NDArray[np.int64], side_m: int

@@ -30,7 +30,7 @@ def patch_items(
     """Rows of ``patches.parquet`` as STAC Items, plain dictionaries.
 
     Args:
-        table: All columns of the rows.
+        table: All columns of the rows; without ``links`` the Items have none.
         url: Where the table lies; links and assets are then absolute.
         s3_location: `Store.s3_location`, when `url` is in a bucket; assets then say how to reach it.
         layers: Layers whose shards are assets of the patches that they have.
@@ -55,7 +55,7 @@ def patch_items(
             "geometry": {"type": "Polygon", "coordinates": [ring]},
             "bbox": [part["bbox"][side] for side in ("xmin", "ymin", "xmax", "ymax")],
             "properties": {names[name]: _plain(name, v) for name, v in values.items() if _is_said(v)},
-            "links": [_absolute(link, url) for link in part["links"]],
+            "links": [_absolute(link, url) for link in part.get(layout.LINKS) or ()],
             "assets": {name: _absolute(asset, url) for name, asset in assets.items()},
         }
         item["assets"] |= layer_assets(layers, item["properties"])

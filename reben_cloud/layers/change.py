@@ -51,7 +51,11 @@ def rebase_layer(
         ChecksumError: If the layer is damaged.
     """
     manifest, modality = layer.manifest, layer.modality
-    provenance = {**manifest.provenance, "rebased_from": manifest.fingerprint}
+    provenance = {
+        **manifest.provenance,
+        "rebased_from": manifest.fingerprint,
+        "rebased_layer": manifest.digest,
+    }
     if modality is None:
         return write_table(
             dest,

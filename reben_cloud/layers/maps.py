@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from reben_cloud.bigearthnet.reben import MAP, REBEN
 from reben_cloud.build import Progress, silent
@@ -22,8 +23,11 @@ from reben_cloud.root import layout
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.metadata import described_columns, described_metadata, patch_infos
+from reben_cloud.root.patch import PatchInfo
 from reben_cloud.root.source import AnySource, Source, StreamedSource
 from reben_cloud.sources.recognise import open_modality
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +84,7 @@ def write_map_layer(
         patches=work.of,
         title=title,
         is_map=True,
-        provenance={"maps": source.kind, **source.identity()},
+        provenance={"maps": source.kind, **(source.identity() or work.state())},
         storage_options=storage_options,
         scratch=scratch,
         progress=progress,
@@ -121,15 +125,31 @@ class _Maps:
         there = list(wanted) if names is None else pa.array(names, pa.string()).to_pylist()
         ours = sum(name in self._row_of for name in there)
         self._tell(ours, len(there) - ours)
-        both = pa.array(sorted(set(wanted).intersection(there)), pa.string())
+        for patch in self._mapped(
+            lambda info: source.read(info, [MAP.name]), set(wanted).intersection(there)
+        ):
+            yield patch.info.patch_id, patch.payloads[MAP.name]
+
+    def state(self) -> dict[str, str]:
+        """What tells maps that are files of their own from others: names, sizes and times of all; else nothing."""
+        source = self._source
+        if not isinstance(source, Source):
+            return {}
+        there = self._row_of.keys() & set(
+            pa.array(source.names().get(MAP.name) or [], pa.string()).to_pylist()
+        )
+        stamps = list(self._mapped(lambda info: source.stamp(info, [MAP.name]), there))
+        return {"state": xxhash.xxh3_64_hexdigest("\n".join(stamps).encode())} if any(stamps) else {}
+
+    def _mapped(self, ask: Callable[[PatchInfo], T], ids: Collection[str]) -> Iterator[T]:
+        """What is found for each of these patches, in the order of the root's table."""
         columns = self._ds.manifest.metadata_columns
         table = self._ds.selection.columns(described_columns(self._ds.patch_table.names, columns))
-        table = described_metadata(table.filter(pc.is_in(table.column(layout.ID), both)), columns)
+        wanted = pa.array(sorted(ids), pa.string())
+        table = described_metadata(table.filter(pc.is_in(table.column(layout.ID), wanted)), columns)
         with ThreadPoolExecutor(self._threads) as pool:
             for start in range(0, table.num_rows, _AT_ONCE):
-                infos = list(patch_infos(table.slice(start, _AT_ONCE)))
-                for patch in pool.map(lambda info: source.read(info, [MAP.name]), infos):
-                    yield patch.info.patch_id, patch.payloads[MAP.name]
+                yield from pool.map(ask, list(patch_infos(table.slice(start, _AT_ONCE))))
 
     def _tell(self, ours: int, others: int) -> None:
         where = self._source.describe()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def write_table(
         columns: The columns that are wanted, or column -> its name in the layer; all by default.
         title: What it is, for people.
         provenance: What it is made from, and how: plain JSON that ``layer.json`` keeps. Name, size and checksum of a
-            file are added to it.
+            file are added to it, and the digest of rows that are not of a file.
         allow_missing: How many different names may be no patch's before that is an error; their rows are left out.
         storage_options: Credentials and endpoint of `dest`.
         progress: Wraps the row groups as they are written.
@@ -93,6 +94,8 @@ def write_table(
             provenance={**source.identity, "key": keys.key, **(provenance or {})},
         )
         schema = work.schema  # refuses what a layer cannot hold before anything is written
+        if not source.identity:
+            work = replace(work, provenance={**work.provenance, "rows_sha256": work.digest()})
         done = publish.claim(store, work.beginning)
         if done is not None:
             if done.rows.schema.names != schema.names:

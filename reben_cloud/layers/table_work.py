@@ -6,6 +6,7 @@ what a loader wants at a time then stands together. Nothing but the names of pat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -31,6 +32,7 @@ from reben_cloud.layers.tabular import TableSource
 from reben_cloud.root import layers, layout
 from reben_cloud.root.arrow import ints_array, valid_of
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.root.digest import table_digest
 from reben_cloud.root.layer_manifest import PATCH_ID, Kind, LayerManifest
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.objects import WrittenObject
@@ -41,6 +43,9 @@ from reben_cloud.store import Store
 LEAST_ROWS, MOST_ROWS = 4_096, 8_192
 """Rows of a row group where a patch has several rows: it ends with the shard that makes it so large, and before the
 patch that would make it larger than the second."""
+
+_DIGESTED_ROWS = 1 << 15
+"""Rows whose digest is taken at a time; another number would be another digest."""
 
 MOST_BYTES = 32 << 20
 """Bytes of the vectors in a row group, which is read as a whole: at most so many, or those of one row."""
@@ -91,6 +96,14 @@ class TableWork:
                 "provenance": dict(self.provenance),
             }
         )
+
+    def digest(self) -> str:
+        """The sha256 of all that the rows become, hex: for a source whose name and state do not tell it from others."""
+        found = hashlib.sha256(self.keys.patches.astype("<i8").tobytes())
+        batches = self.source.batches(list(self.columns), batch_rows=_DIGESTED_ROWS)
+        for batch in _of_size(batches, _DIGESTED_ROWS):
+            found.update(table_digest(to_layer(batch, self.schema.remove(0))).encode())
+        return found.hexdigest()
 
     @cached_property
     def patches(self) -> pa.Table:
@@ -232,6 +245,19 @@ def cut_groups(counts: Ints, begins: NDArray[np.bool_]) -> list[int]:
             size = 0
         size += count
     return [*sizes, size] if size else sizes
+
+
+def _of_size(batches: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of so many, and a last one of the rest, however they come."""
+    waiting: list[pa.Table] = []
+    for batch in batches:
+        waiting.append(batch)
+        while sum(one.num_rows for one in waiting) >= num_rows:
+            whole = pa.concat_tables(waiting)
+            yield whole.slice(0, num_rows)
+            waiting = [whole.slice(num_rows)]
+    if any(one.num_rows for one in waiting):
+        yield pa.concat_tables(waiting)
 
 
 def _chained(first: pa.Table, others: Iterator[pa.Table]) -> Iterator[pa.Table]:

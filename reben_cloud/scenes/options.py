@@ -15,6 +15,7 @@ from reben_cloud.bigearthnet.country import Countries
 from reben_cloud.bigearthnet.own import ALL_BANDS, OWN_NAME, check_bands, largest_pixel, own_schema
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.bigearthnet.v1 import V1Patch, list_files, read_v1
+from reben_cloud.scenes.area import Degrees
 from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.class_table import REBEN19, ClassTable
 from reben_cloud.scenes.land_raster import files_reaching, raster_files
@@ -25,6 +26,9 @@ from reben_cloud.scenes.quality import FlagRule
 from reben_cloud.scenes.sentinel1 import Scene
 from reben_cloud.scenes.split import PaperSplit, SplitRule
 from reben_cloud.schema import Schema
+
+CODE_COLUMN = "code_18"
+"""Column of CORINE 2018 with the land-cover code; in the official file in capitals, which do not count."""
 
 SCENE_ROLE = "Sentinel-1"
 """What a scene is called in the inputs of a product."""
@@ -40,7 +44,7 @@ class CutOptions:
     """Name of the dataset; where empty, reBEN's of what is made by the paper's recipe."""
     table: ClassTable = REBEN19
     """Class of each land-cover code."""
-    code_column: str = "code_18"
+    code_column: str = CODE_COLUMN
     """Column of the vector file with the code."""
     countries: Countries
     """Polygons for the country column."""
@@ -56,6 +60,8 @@ class CutOptions:
     """Bands of Sentinel-2 that patches get; a zero pixel in another band rejects no patch."""
     patch_m: int = PATCH_M
     """Side of a patch, metres; a multiple of the largest pixel of `bands`, at most 109800."""
+    box: Degrees | None = None
+    """West, south, east and north in degrees: only squares that lie within are kept; None keeps all."""
     split: SplitRule = field(default_factory=PaperSplit)
     """Which split a patch belongs to."""
     flags: FlagRule = field(default_factory=FlagRule)
@@ -98,8 +104,22 @@ class CutOptions:
             known.classes,
             known.patch_m,
         )
-        is_papers = self.v1 is not None and not self.name and self.split == PaperSplit()
-        return known if is_papers and is_known else made
+        return known if self._has_papers_rules and is_known else made
+
+    @property
+    def _has_papers_rules(self) -> bool:
+        """Whether patches are chosen, mapped, paired and described as the paper's; of any rule else they are others."""
+        return (
+            self.v1 is not None
+            and not self.name
+            and self.table == REBEN19
+            and self.code_column.lower() == CODE_COLUMN
+            # CORINE's raster edition has other borders than the polygons that the maps are made of.
+            and not raster_files(self.land_cover)
+            and self.countries.are_rebens
+            and self.split == PaperSplit()
+            and (self.s1_choice == ALL_SCENES or not self.s1_scenes)
+        )
 
     @property
     def is_official(self) -> bool:
@@ -135,6 +155,8 @@ class CutOptions:
             found["flags"] = (
                 f"cloud or shadow from {self.flags.cloud_or_shadow:g}, snow from {self.flags.snow:g}"
             )
+        if self.box is not None:
+            found["box"] = ", ".join(f"{degrees:g}" for degrees in self.box)
         if self.name:
             found["name"] = self.name
         if {*self.bands} != {*ALL_BANDS}:

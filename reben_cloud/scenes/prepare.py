@@ -20,8 +20,10 @@ from pathlib import Path
 from reben_cloud.build import Executor, Progress, local, silent
 from reben_cloud.errors import ConflictError, SourceError
 from reben_cloud.files.paths import local_path
+from reben_cloud.layers.raster_files import import_rasterio
+from reben_cloud.scenes.datastrips import fewer_datastrips, merge_datastrips
 from reben_cloud.scenes.destination import build_root, claim_root, prepared_folder
-from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs
+from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs, open_product
 from reben_cloud.scenes.metadata import metadata_schema, patch_rows, write_metadata
 from reben_cloud.scenes.options import SCENE_ROLE, CutOptions
 from reben_cloud.scenes.product import Product
@@ -34,7 +36,6 @@ from reben_cloud.scenes.receipts import (
     receipt_path,
     summary,
 )
-from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.tile import Tile, cut_product
 
 __all__ = [
@@ -52,6 +53,9 @@ __all__ = [
     "write_metadata",
 ]
 
+_GDAL_CACHE_BYTES = 2**28
+"""Memory for pixels that GDAL keeps after they were read, of all threads together: a tile of 10 m pixels. Without a
+bound it keeps a twentieth of the machine's memory, of scenes that are read once."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +77,8 @@ def prepare(
     done writes the metadata.
 
     Args:
-        products: ``.SAFE`` folders, or products of another form; each acquisition once.
+        products: ``.SAFE`` folders, or products of another form; each acquisition once, or once for each of its
+            datastrips (`datastrips.merge_datastrips`).
         destination: Folder to write to; run again with the same inputs, it continues, and takes further products.
         options: How they are cut, and what goes into the patches.
         executor: Where products are cut, from `build.local` or `build.dask`; its workers need all paths in reach.
@@ -94,14 +99,7 @@ def prepare(
     if not 0 <= worker_index < workers_total:
         raise ValueError(f"worker_index must be in [0, {workers_total}), got {worker_index}")
     folder = local_path(destination, "the folder of the official layout")
-    opened: dict[str, Product] = {}
-    for given in products:
-        product = given if isinstance(given, Product) else open_safe(given)
-        if product.name in opened:
-            raise SourceError(
-                f"{product.name}: given twice, {opened[product.name].where} and {product.where}"
-            )
-        opened[product.name] = product
+    opened = {product.name: product for product in merge_datastrips(list(map(open_product, products)))}
     _check_options(folder, options)
     done = {name: _done(folder, product, options) for name, product in opened.items()}
     mine = sorted(opened)[worker_index::workers_total]
@@ -133,24 +131,26 @@ def _done(folder: Path, product: Product, options: CutOptions) -> ProductReport 
     path = receipt_path(folder, product.name)
     if not path.exists():
         return None
-    receipt = read_receipt(path)
-    now = options.inputs_of(product, options.read_v1(product))
-    # Scenes may be added with further products; what was made without them stays as it is.
-    later = [key for key in now if key.startswith(f"{SCENE_ROLE} ") and key not in receipt.inputs]
-    if later:
-        logger.warning(
-            "%s: was made before %s came, which reaches it too, and stays as it is; delete %s to make it again",
-            product.name,
-            " and ".join(key.removeprefix(f"{SCENE_ROLE} ") for key in later[:3]),
-            path,
-        )
-    changed = differences(receipt.inputs, {key: now[key] for key in now if key not in later})
-    if changed:
-        raise ConflictError(
-            f"{product.name}: is done already, from other inputs: {changed}; to make it again delete {path}, or "
-            "take an empty folder"
-        )
-    return receipt.report
+    receipt, v1 = read_receipt(path), options.read_v1(product)
+    told = ""
+    # Scenes and datastrips may be added with further products; what was made without them stays as it is.
+    for form, others in ((product, []), *fewer_datastrips(product)):
+        now = options.inputs_of(form, v1)
+        later = [key for key in now if key.startswith(f"{SCENE_ROLE} ") and key not in receipt.inputs]
+        changed = differences(receipt.inputs, {key: now[key] for key in now if key not in later})
+        if changed:
+            told = told or changed
+            continue
+        if came := [*others, *(key.removeprefix(f"{SCENE_ROLE} ") for key in later[:3])]:
+            logger.warning(
+                "%s: was made before %s came, which reaches it too, and stays as it is; delete %s to make it again",
+                product.name, " and ".join(came), path,
+            )  # fmt: skip
+        return receipt.report
+    raise ConflictError(
+        f"{product.name}: is done already, from other inputs: {told}; to make it again delete {path}, or "
+        "take an empty folder"
+    )
 
 
 def prepare_product(product: Product, folder: Path, options: CutOptions) -> ProductReport:
@@ -171,7 +171,8 @@ def prepare_product(product: Product, folder: Path, options: CutOptions) -> Prod
         report = ProductReport(product=product.name, failed_checks=product.failed_checks)
     else:
         tile = Tile(product=product, options=options)
-        cut = cut_product(tile, folder, v1)
+        with import_rasterio().Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
+            cut = cut_product(tile, folder, v1)
         rows = patch_rows(tile, cut, v1)
         report = ProductReport.of(product.name, cut.squares)
     changed = differences({**identity, **inputs}, {**options.identity(), **options.inputs_of(product, v1)})

@@ -11,8 +11,14 @@ from typing import Any
 from reben_cloud.bigearthnet.country import REBEN_COUNTRIES, load_countries
 from reben_cloud.build import Executor, Progress, local, published, silent
 from reben_cloud.errors import SourceError
+from reben_cloud.root.layers import Layer
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.scenes.class_table import load_class_table
+from reben_cloud.scenes.further import write_further
+from reben_cloud.scenes.inputs import open_product
+from reben_cloud.scenes.items.product import ItemProduct, products_of
+from reben_cloud.scenes.items.rtc import fetch_scenes
+from reben_cloud.scenes.items.search import find_items
 from reben_cloud.scenes.metadata import read_separations
 from reben_cloud.scenes.preparation import COUNTRY_DISTANCE_M, Preparation, given_of
 from reben_cloud.scenes.prepare import (
@@ -26,6 +32,7 @@ from reben_cloud.scenes.prepare import (
     prepare,
 )
 from reben_cloud.scenes.processors import run_sen2cor
+from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.separation import Separation, describe
 from reben_cloud.scenes.split import open_split
 from reben_cloud.scenes.unzip import unzip_products
@@ -50,6 +57,8 @@ class Prepared:
     """Whether the root was there before."""
     manifest: Manifest | None
     """The root's manifest."""
+    layers: Sequence[Layer] = ()
+    """The layers beside the root, of further rasters."""
 
     def to_text(self) -> str:
         """How far the splits are apart, and the line on the root, for people; empty without either."""
@@ -57,6 +66,11 @@ class Prepared:
         if self.root is not None and self.manifest is not None:
             there = f"published already: {self.manifest.num_patches:,} patches at {self.root}"
             lines.append(there if self.published_already else published(self.manifest, self.root))
+        for layer in self.layers:
+            said = layer.manifest
+            lines.append(
+                f"layer {said.name}: {said.coverage:,} of {said.num_patches:,} patches, in {layer.url}"
+            )
         return "\n".join(line for line in lines if line)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +85,8 @@ class Prepared:
             told["root"] = self.root
             told["published_already"] = self.published_already
             told["num_patches"] = self.manifest.num_patches
+            if self.layers:
+                told["layers"] = {layer.manifest.name: layer.url for layer in self.layers}
         return told
 
 
@@ -84,7 +100,7 @@ def run(
     progress: Progress = silent,
     on_prepared: Callable[[Sequence[ProductReport]], object] | None = None,
 ) -> Prepared:
-    """Make patches, maps, labels and metadata, and a root of them; run again with the same, it continues.
+    """Make patches, maps, labels and metadata, a root of them and its layers; run again with the same, it continues.
 
     Args:
         preparation: What is made from what.
@@ -103,31 +119,38 @@ def run(
         ConflictError: If the folder or the root was begun with something else.
         ValueError: If there is no such share, or none of this preparation.
     """
+    for raster in preparation.further:
+        raster.check(patch_m=preparation.patch_m)
+    items = _search(preparation, progress)
     products = find_products(preparation.s2)
     zips = [path for path in products if path.suffix == ".zip"]
     raw = [*preparation.l1c, *zips, *(path for path in preparation.s1 if path.suffix in _RAW_S1)]
-    if worker_index is not None and (preparation.root is not None or raw):
+    if worker_index is not None and (preparation.root is not None or raw or preparation.s1_stac is not None):
         raise ValueError(
-            "--worker-index goes with --out, Level-2A products and finished S1: what else there is to do "
-            "(unzipping, sen2cor, terrain correction, the build) is a command of its own, before or after"
+            "--worker-index goes with --out, Level-2A products and finished S1: what else there is to do (unzipping, "
+            "sen2cor, terrain correction, --s1-collection, the build) is a command of its own, before or after"
         )
     store, inputs = preparation.root, None
     url = None if store is None else store.url
     if store is not None:
-        files, given = given_of(preparation, products)
+        files, given = given_of(preparation, products, items)
         folders = [path for path in products if path not in zips]
-        inputs = identify_inputs(folders, {"--s2": zips, **files}, v1=preparation.v1)
+        inputs = identify_inputs([*folders, *items], {"--s2": zips, **files}, v1=preparation.v1)
         there = claim_root(store, given, inputs)
         if there is not None:
-            return Prepared(reports=(), out=preparation.out, root=url, published_already=True, manifest=there)
+            return Prepared(
+                reports=(), out=preparation.out, root=url, published_already=True, manifest=there,
+                layers=write_further(store, there, preparation.further, workers=workers, progress=progress),
+            )  # fmt: skip
     folder, place = preparation.folder, executor or local(workers)
     unpacked = folder / "unzipped"
     products = [path for path in products if path not in zips] + unzip_products(zips, unpacked)
     l1c = [unzip_products([path], unpacked)[0] if path.suffix == ".zip" else path for path in preparation.l1c]
     products += run_sen2cor(l1c, folder / "L2A", program=preparation.sen2cor, workers=workers)
-    options = _options(preparation, products, workers)
+    every: list[Path | Product] = [*products, *items]
+    options = _options(preparation, every, workers, progress)
     reports = prepare(
-        products,
+        every,
         folder,
         options,
         executor=place,
@@ -138,11 +161,12 @@ def run(
     if on_prepared is not None:
         on_prepared(reports)
     apart = read_separations(folder, options)
-    manifest = None
+    manifest, layers = None, list[Layer]()
     if store is not None:
         manifest = build_root(folder, store, inputs=inputs, executor=place, progress=progress)
         if preparation.out is None:
             shutil.rmtree(folder)
+        layers = write_further(store, manifest, preparation.further, workers=workers, progress=progress)
     return Prepared(
         reports=reports,
         separations=apart,
@@ -150,11 +174,22 @@ def run(
         root=url,
         published_already=False,
         manifest=manifest,
+        layers=layers,
     )
 
 
-def _options(preparation: Preparation, products: Sequence[Path], workers: int) -> CutOptions:
-    """What is made of each product; GRD products among the inputs become scenes here."""
+def _search(preparation: Preparation, progress: Progress) -> list[ItemProduct]:
+    """The products behind the Items that a search finds."""
+    if preparation.stac is None:
+        return []
+    items = find_items(preparation.stac, progress=progress)
+    return products_of(items, preparation.bands, preparation.reading_of(preparation.stac))
+
+
+def _options(
+    preparation: Preparation, products: Sequence[Path | Product], workers: int, progress: Progress
+) -> CutOptions:
+    """What is made of each product; GRD products and Items of Sentinel-1 become scenes here."""
     official, scenes = find_s1(
         preparation.s1,
         products,
@@ -167,6 +202,10 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         choice=preparation.s1_choice,
         workers=workers,
     )
+    if (rtc := preparation.rtc_search()) is not None:
+        scenes = fetch_scenes(
+            [open_product(given) for given in products], rtc, preparation.folder / "S1", progress=progress
+        )
     if preparation.s1 and official is None and not scenes:
         # Without a scene at all, patches would be made as if none had been asked for.
         raise SourceError(
@@ -191,6 +230,7 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         s1_choice=preparation.s1_choice,
         bands=tuple(preparation.bands),
         patch_m=preparation.patch_m,
+        box=preparation.box,
         split=open_split(preparation.split, block_m=preparation.block_m),
         flags=preparation.flags,
     )

@@ -19,14 +19,14 @@ from stac_fastapi.extensions.sort import SearchSortExtension
 from stac_fastapi.types.config import ApiSettings
 from stac_fastapi.types.search import APIRequest
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from reben_cloud import __version__
 from reben_cloud.bigearthnet.about import about
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.serve.answers import LastResort, add_error_answers
-from reben_cloud.serve.body_limit import BodyLimit, HeadAsGet
+from reben_cloud.serve.apart import Apart, Relay
+from reben_cloud.serve.body_limit import HeadAsGet
 from reben_cloud.serve.client import Client
 from reben_cloud.serve.compression import Compression
 from reben_cloud.serve.models import MAX_LIMIT, FilterBody, ItemsParameters, SearchBody, SearchParameters
@@ -56,8 +56,15 @@ _FILTER_CLASSES = [
 """What works of the filter extension and CQL2; functions of one's own do not."""
 
 
-def create_api(dataset: Dataset, nearest: Nearest, results: Results) -> FastAPI:
-    """The STAC API of a dataset, and beside it the Items nearest to one, where there are embeddings."""
+def create_api(dataset: Dataset, nearest: Nearest, results: Results, apart: Apart | None) -> FastAPI:
+    """The STAC API of a dataset, and beside it the Items nearest to one, where there are embeddings.
+
+    Args:
+        dataset: The dataset.
+        nearest: Finds the nearest.
+        results: Searches.
+        apart: Answers what is costly; None to do so here.
+    """
     facts = about(dataset.schema)
     filters = FilterExtension(
         client=Queryables(dataset=dataset), conformance_classes=[str(one) for one in _FILTER_CLASSES]
@@ -125,16 +132,10 @@ def create_api(dataset: Dataset, nearest: Nearest, results: Results) -> FastAPI:
         # The last one is the outermost.
         middlewares=[
             Middleware(Placed),
+            *([] if apart is None else [Middleware(Relay, apart=apart)]),
             Middleware(LastResort),
             Middleware(Compression),
             Middleware(HeadAsGet),
-            Middleware(BodyLimit),
-            Middleware(
-                CORSMiddleware,
-                allow_origins=["*"],
-                allow_methods=["GET", "HEAD", "POST"],
-                allow_headers=["*"],
-            ),
         ],
     )
     app: FastAPI = api.app

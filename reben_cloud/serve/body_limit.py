@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reben_cloud.serve.answers import REFUSED_AFTER_S, answer
+from reben_cloud.serve.apart import LARGE_BODY_BYTES
 from reben_cloud.serve.cost import MAX_CORNERS
 
 MAX_BODY_BYTES = 1_000_000
@@ -15,9 +16,6 @@ MAX_BODY_BYTES = 1_000_000
 
 MAX_BODY_S = 20.0
 """Longest that a client may take to send a request."""
-
-LARGE_BODY_BYTES = 20_000
-"""Bodies above this take milliseconds to understand, so who has one refused waits for a second before the next."""
 
 MAX_LISTS = MAX_CORNERS + 1_000
 """Most lists in a body, of which a corner is one; they are counted in no time, and reading them takes 2 µs each."""
@@ -58,6 +56,7 @@ class BodyLimit:
             return whole.pop() if whole else await receive()
 
         async def held_back(message: Message) -> None:
+            # Who has a large one refused waits for a second before the next.
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 await asyncio.sleep(REFUSED_AFTER_S)
             await send(message)

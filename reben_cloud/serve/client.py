@@ -201,6 +201,8 @@ class Client(BaseCoreClient):
         fields: Fields | None,
         body: Mapping[str, object] | None,
     ) -> Response:
+        if (limit or 10) > LARGE_PAGE:
+            self.results.costly()
         rows = await self.results.found(query, request.is_disconnected)
         start = position_of(token, len(rows))
         end = start + min(limit or 10, MAX_LIMIT)

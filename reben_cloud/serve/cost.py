@@ -19,6 +19,9 @@ from reben_cloud.search.shapes import SPATIAL, box_of, in_box
 MAX_CORNERS = 5_000
 """Most corners of all shapes of a search. Beside all patches so many take a minute of a core."""
 
+SHORT_S = 0.15
+"""A search that is expected to take longer than this has to wait for its turn among the long ones."""
+
 _PAIR_S = 20e-9
 """Seconds for a corner beside a square; measured with a polygon of teeth over all patches."""
 
@@ -67,6 +70,8 @@ def count_corners(node: object) -> int:
 def expected_s(dataset: Dataset, query: Mapping[str, Any]) -> float:
     """Seconds that a search is expected to take of one core.
 
+    What is short even beside all patches is not looked at more closely, which takes as long as a usual search.
+
     Args:
         dataset: What is searched.
         query: ``intersects`` as a shape, ``cql2`` as an expression; other conditions take next to nothing.
@@ -85,14 +90,17 @@ def expected_s(dataset: Dataset, query: Mapping[str, Any]) -> float:
             shapes += [shape_of(arg) for arg in node.get("args", ()) if not _is_property(arg)]
         elif op:
             row_s += _row_s(dataset, op, node.get("args", ()))
+    boxes_s = _BOX_ROW_S * len(dataset) * len(shapes)
+    corners = [int(shapely.get_num_coordinates(shape)) + 50 for shape in shapes]
+    if (beside_all_s := (row_s + _PAIR_S * sum(corners)) * len(dataset) + boxes_s) <= SHORT_S:
+        return beside_all_s
     num_rows = min([len(dataset), *(_near(dataset, box) for box in boxes[:_MAX_LOOKS])])
     are_few = len(boxes) + len(shapes) <= _MAX_LOOKS  # many are taken to be beside all that the boxes leave
     pairs = sum(
-        (int(shapely.get_num_coordinates(shape)) + 50)
-        * (min(num_rows, _near(dataset, box_of(shape))) if are_few else num_rows)
-        for shape in shapes
+        count * (min(num_rows, _near(dataset, box_of(shape))) if are_few else num_rows)
+        for count, shape in zip(corners, shapes, strict=True)
     )
-    return row_s * num_rows + _BOX_ROW_S * len(dataset) * len(shapes) + _PAIR_S * pairs
+    return row_s * num_rows + boxes_s + _PAIR_S * pairs
 
 
 def _row_s(dataset: Dataset, op: str, args: Sequence[object]) -> float:

@@ -218,8 +218,8 @@ def _footprints(dataset: Dataset, index: dict[str, Any]) -> bytes:
 
     West, south, east, north (int32, 1e-7 degrees), labels (as many uint32 columns as the classes need:
     bit i of column k is class 32 k + i), product (uint16), split, country (0 where the metadata have none, 255 for a
-    patch that is in none),
-    flags (uint8; bit i: column i of those that make a patch not recommended).
+    patch that is in none), flags (as many uint8 columns as they need: bit i of column k is flag 8 k + i of those that
+    make a patch not recommended).
     """
     has_countries = layout.COUNTRY in dataset.patch_table.names
     names = [layout.BBOX, layout.LABELS, layout.PRODUCT, layout.SPLIT, *[layout.COUNTRY] * has_countries]
@@ -235,11 +235,10 @@ def _footprints(dataset: Dataset, index: dict[str, Any]) -> bytes:
     country = np.zeros(len(table), np.uint8)
     if has_countries:
         country = _codes(table.column(layout.COUNTRY), index["countries"]).astype(np.uint8)
-    flagged = np.zeros(len(table), np.uint8)
-    for bit, name in enumerate(flags):
-        # Beyond eight the page needs to know only that there is one.
-        flagged |= table.column(name).to_numpy().astype(np.uint8) << min(bit, 7)
-    return b"".join(column.tobytes() for column in [*sides, *words, product, split, country, flagged])
+    flagged = np.zeros((-(-len(flags) // 8), len(table)), np.uint8)
+    for number, name in enumerate(flags):
+        flagged[number // 8] |= table.column(name).to_numpy().astype(np.uint8) << number % 8
+    return b"".join(column.tobytes() for column in [*sides, *words, product, split, country, *flagged])
 
 
 def _label_words(column: Any, names: Sequence[str]) -> NDArray[np.uint32]:

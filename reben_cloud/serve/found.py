@@ -64,6 +64,7 @@ def add_found(app: FastAPI, dataset: Dataset, results: Results) -> None:
 
     @app.post("/explore/found.{form}", include_in_schema=False)
     async def send_found(form: Literal["ids", "parquet"], request: Request) -> Response:
+        results.costly()
         bits = np.frombuffer(await request.body(), np.uint8)
         if len(bits) != -(-len(dataset) // 8):
             raise HTTPException(400, "the body must have one bit for each patch of the dataset")

@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.search.shapes import Between
+from reben_cloud.serve.apart import CostlyError
 
 Rows = NDArray[np.int64]
 """Row numbers, (n,)."""
 
 MAX_SEARCH_S = 20.0
 """Longest that a search may take, waiting included; then it is 503. All patches by a usual filter take 0.1 s."""
-
-SHORT_S = 0.15
-"""A search that is expected to take longer than this has to wait for its turn among the long ones."""
 
 _SHORT_CPU_S = 0.3
 """Seconds of a core after which a search that was taken for short is not."""
@@ -92,9 +90,14 @@ class Search:
 
 
 class Lanes:
-    """Threads for short searches, and one for long ones."""
+    """Threads for short searches, and one for long ones.
 
-    def __init__(self) -> None:
+    Args:
+        pass_on: Whether another process makes the long ones.
+    """
+
+    def __init__(self, *, pass_on: bool) -> None:
+        self._pass_on = pass_on
         self._short = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="search")
         # One, so that however many there are, all other cores are free for what is quickly done.
         self._long = ThreadPoolExecutor(1, thread_name_prefix="long search")
@@ -114,7 +117,10 @@ class Lanes:
 
         Raises:
             BusyError: If too many wait already.
+            CostlyError: If another process makes it.
         """
+        if search.is_long and self._pass_on:
+            raise CostlyError
         with self._lock:
             if self.num_long >= MAX_LONG if search.is_long else self.num_short >= MAX_SHORT:
                 self.num_refused += 1
@@ -139,8 +145,8 @@ class Lanes:
             search.is_long = True
             try:
                 self.start(search)
-            except BusyError as busy:
-                search.future.set_exception(busy)
+            except (BusyError, CostlyError) as refused:
+                search.future.set_exception(refused)
             return
         except BaseException as raised:  # noqa: BLE001 - whatever it is, it is for those who wait
             error = raised

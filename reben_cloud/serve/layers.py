@@ -47,6 +47,7 @@ def shown_columns(dataset: Dataset) -> list[str]:
     fields = [field for joined in dataset.patch_table.joined.values() for field in joined.fields]
     hidden = {field.name for field in fields if pa.types.is_nested(field.type)}
     hidden |= {layout.checksum_column(name) for name in dataset.layers}
+    hidden.add(layout.LINKS)  # a server has its own, and those of all patches are 50 MB
     return [name for name in dataset.patch_table.names if name not in hidden]
 
 

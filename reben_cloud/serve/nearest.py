@@ -10,6 +10,7 @@ from reben_cloud import errors
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.search import known_ids
 from reben_cloud.search.similar import Neighbours
+from reben_cloud.serve.results import Results
 
 
 class Nearest:
@@ -18,8 +19,8 @@ class Nearest:
     A coroutine, so that no thread waits for its turn.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, results: Results) -> None:
+        self.dataset, self._results = dataset, results
         self._looking = asyncio.Lock()
 
     async def to(self, patch_id: str, *, column: str | None, k: int) -> Neighbours:
@@ -28,7 +29,9 @@ class Nearest:
         Raises:
             NotFoundError: If there is no such patch, or it has no embedding.
             InvalidQueryParameter: If there is no such column, or several and none is named.
+            CostlyError: If another process does what is costly.
         """
+        self._results.costly()
         async with self._looking:
             return await asyncio.to_thread(self._look, patch_id, column, k)
 

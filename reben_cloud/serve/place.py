@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_PREFIX = "reben_cloud.prefix"
+PREFIX = "reben_cloud.prefix"
+"""Part of a scope of ASGI: the path of the server at the proxy."""
 
 
 class Place:
@@ -48,7 +49,7 @@ class Place:
                 **scope,
                 "path": _without(_without(scope["path"], mounted), self.inner),
                 "root_path": "",
-                _PREFIX: self.prefix or mounted,
+                PREFIX: self.prefix or mounted,
             }
             if self.scheme:
                 headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
@@ -64,7 +65,7 @@ class Placed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Puts the prefix before the path."""
-        if prefix := scope.get(_PREFIX):
+        if prefix := scope.get(PREFIX):
             scope = {**scope, "path": prefix + scope["path"], "root_path": prefix}
         await self.app(scope, receive, send)
 

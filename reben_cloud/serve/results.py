@@ -27,8 +27,9 @@ from reben_cloud.search import cql, find_rows, known_ids
 from reben_cloud.search.arguments import parse_geometry
 from reben_cloud.search.shapes import Between
 from reben_cloud.serve.answers import REFUSED_AFTER_S
-from reben_cloud.serve.cost import check_corners, expected_s
-from reben_cloud.serve.lanes import MAX_SEARCH_S, SHORT_S, BusyError, GivenUpError, Lanes, Rows, Search
+from reben_cloud.serve.apart import CostlyError
+from reben_cloud.serve.cost import SHORT_S, check_corners, expected_s
+from reben_cloud.serve.lanes import MAX_SEARCH_S, BusyError, GivenUpError, Lanes, Rows, Search
 from reben_cloud.serve.models import check_times
 
 _KEPT_BYTES = 1 << 25
@@ -45,11 +46,17 @@ _LOOK_S = 0.2
 
 
 class Results:
-    """Searches of a dataset; safe to use from many threads."""
+    """Searches of a dataset; safe to use from many threads.
 
-    def __init__(self, dataset: Dataset) -> None:
+    Args:
+        dataset: The dataset.
+        pass_on: Whether another process makes what is costly.
+    """
+
+    def __init__(self, dataset: Dataset, *, pass_on: bool = False) -> None:
         self.dataset = dataset
-        self.lanes = Lanes()
+        self._pass_on = pass_on
+        self.lanes = Lanes(pass_on=pass_on)
         """Where the searches run."""
         self._kept: OrderedDict[str, Rows] = OrderedDict()
         self._kept_bytes = 0
@@ -66,6 +73,7 @@ class Results:
         Raises:
             InvalidQueryParameter: If an option cannot be understood.
             HTTPException: 503 if it takes longer than `MAX_SEARCH_S`, or too many wait; 499 if the client is gone.
+            CostlyError: If it takes long, and another process makes what does.
         """
         try:
             with _refusing():
@@ -80,6 +88,15 @@ class Results:
             if error.status_code == 503:
                 await asyncio.sleep(REFUSED_AFTER_S)
             raise
+
+    def costly(self) -> None:
+        """To be called before what is costly is done.
+
+        Raises:
+            CostlyError: If another process does it.
+        """
+        if self._pass_on:
+            raise CostlyError
 
     def close(self) -> None:
         """Start no more searches, and let those that run end."""
@@ -120,7 +137,7 @@ class Results:
             search.future.add_done_callback(lambda _: self._keep(search))
             try:
                 self.lanes.start(search)
-            except BusyError as error:
+            except (BusyError, CostlyError) as error:
                 search.future.set_exception(error)  # for all who have joined it meanwhile
         return running
 

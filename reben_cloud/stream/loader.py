@@ -19,7 +19,7 @@ from reben_cloud.files.system import memory_bytes
 from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
 from reben_cloud.sampling import EpochOrder, Steps
-from reben_cloud.schema import SampleArray
+from reben_cloud.schema import SampleArray, Schema
 from reben_cloud.stream.bands import Narrowed, shown_of
 from reben_cloud.stream.delivered import Delivered
 from reben_cloud.stream.epoch import Entries, EpochSamples
@@ -29,7 +29,7 @@ from reben_cloud.stream.kept import keep_shards
 from reben_cloud.stream.mixed import open_reader_of, stored_of
 from reben_cloud.stream.pipeline import Pipeline
 from reben_cloud.stream.readers.base import Counters, Reader
-from reben_cloud.stream.select import Form
+from reben_cloud.stream.select import Form, StoredSelection
 from reben_cloud.stream.stats import StreamStats
 from reben_cloud.wording import size_text
 
@@ -193,21 +193,12 @@ class RawLoader:
         if shown is not None:
             self._reader = Narrowed(self._reader, stored.modalities, shown.modalities)
         self._threads = (fetch_threads, gather_threads)
-        pixels = {n: spec for m in self.schema.modalities for n, spec in samples_of(m, layout).items()}
         self._sample_bytes = sum(tensor.nbytes for m in self.schema.modalities for tensor in m.tensors)
         # Ranks must agree on shapes; one alone never needs more rows than there are samples.
         rows = batch_size if world_size > 1 else min(batch_size, self.num_samples)
+        specs, self._batch_bytes = _specs_of_batch(self.schema, stored, layout, rows)
         in_memory = gather_threads + 2
-        _check_memory(rows * sum(spec.nbytes for spec in pixels.values()), in_memory, batch_size)
-        if taken := pixels.keys() & {"labels", "index", "valid"}:
-            raise ValueError(
-                f"layout='records' gives a modality's payloads under its name, and {sorted(taken)[0]!r} is what every "
-                "batch holds; leave layout out"
-            )
-        self._batch_bytes = rows * sum(spec.nbytes for spec in pixels.values())
-        known, valid = stored.specs, SampleArray((), np.dtype(np.bool_))
-        each = {**pixels, "labels": known["labels"], "index": known["index"], "valid": valid, **known}
-        specs = {name: SampleArray((rows, *shape), dtype) for name, (shape, dtype) in each.items()}
+        _check_memory(self._batch_bytes, in_memory, batch_size)
         self._buffers = (
             buffers(specs) if buffers else LentBatches(functools.partial(_make_arrays, specs), keep=in_memory)
         )
@@ -422,6 +413,22 @@ def _say_shared(lanes: int, world_size: int, num_read: int) -> None:
 
 def _number(fingerprint: str) -> int:
     return int(fingerprint or "0", 16) % 2**63
+
+
+def _specs_of_batch(
+    schema: Schema, stored: StoredSelection, layout: Layout, rows: int
+) -> tuple[dict[str, SampleArray], int]:
+    """Shapes and dtypes of all that a batch of so many rows holds, and the bytes of its pixels."""
+    pixels = {n: spec for m in schema.modalities for n, spec in samples_of(m, layout).items()}
+    if taken := pixels.keys() & {"labels", "index", "valid"}:
+        raise ValueError(
+            f"layout='records' gives a modality's payloads under its name, and {sorted(taken)[0]!r} is what every "
+            "batch holds; leave layout out"
+        )
+    known, valid = stored.specs, SampleArray((), np.dtype(np.bool_))
+    each = {**pixels, "labels": known["labels"], "index": known["index"], "valid": valid, **known}
+    specs = {name: SampleArray((rows, *shape), dtype) for name, (shape, dtype) in each.items()}
+    return specs, rows * sum(spec.nbytes for spec in pixels.values())
 
 
 def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:

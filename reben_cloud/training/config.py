@@ -100,8 +100,9 @@ class TrainConfig:
     """
 
     architecture: str = "resnet50"
-    """Name of a timm model; for ``task = "map"`` of the encoder under a U-Net. Or ``package.module:function``, which
-    makes an encoder for the bands (`encoders.MakesEncoder`)."""
+    """Name of a timm model; for ``task = "map"`` of the encoder under a decoder. Or ``smp:DECODER:ENCODER``, a model of
+    maps by segmentation_models_pytorch (`smp.make_smp`), or ``package.module:function``, which makes an encoder for
+    the bands (`encoders.MakesEncoder`)."""
     bands: str = "S1_10m_20m"
     """A named band set (`bands.BAND_SETS`), or band names joined by commas; see `inputs.choose_bands`."""
     statistics: Mapping[str, BandStatistics] = field(default_factory=dict)

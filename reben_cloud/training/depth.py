@@ -32,7 +32,8 @@ def layers_of(model: nn.Module) -> list[list[str]]:
     groups: dict[object, list[str]] = {}
     if isinstance(model, Segmenter):
         for name in names:
-            parts = name.split(".")
+            whole = name.replace("encoder.model.", "encoder.", 1)  # timm's in segmentation_models_pytorch
+            parts = whole.split(".")
             groups.setdefault(parts[1] if parts[0] == "encoder" else "decoder", []).append(name)
     else:
         for number, group in sorted(group_parameters(model, model.group_matcher(coarse=False)).items()):  # type: ignore[operator]

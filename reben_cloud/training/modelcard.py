@@ -22,6 +22,7 @@ from reben_cloud.training.checksums import vouch_for_another
 from reben_cloud.training.config import TrainConfig
 from reben_cloud.training.metrics import TrainResult
 from reben_cloud.training.models import ModelSpec, write_json
+from reben_cloud.training.smp import is_smp, smp_version
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/mlm/v1.5.2/schema.json",
@@ -88,7 +89,7 @@ def model_card(spec: ModelSpec, metrics: TrainResult, config: TrainConfig, schem
             "---",
             "tags:",
             *(f"- {tag}" for tag in tags),
-            f"library_name: {'configilm' if spec.task == 'labels' else 'timm'}",
+            f"library_name: {_library(spec)}",
             "license: mit",
             "---",
             "",
@@ -127,6 +128,17 @@ def model_card(spec: ModelSpec, metrics: TrainResult, config: TrainConfig, schem
             *(_PUBLISHED_MODELS if schema.name == REBEN.name and spec.task == "labels" else ()),
         ]
     )
+
+
+def _library(spec: ModelSpec) -> str:
+    """What the model is made with, as the hub calls it."""
+    if is_smp(spec.architecture):
+        return "segmentation-models-pytorch"
+    return "configilm" if spec.task == "labels" else "timm"
+
+
+def _more_libraries(spec: ModelSpec) -> Json:
+    return {"segmentation_models_pytorch": smp_version()} if is_smp(spec.architecture) else {}
 
 
 def _delivery(metrics: TrainResult, config: TrainConfig) -> list[str]:
@@ -202,7 +214,7 @@ def model_item(
             "mlm:memory_size": weights.stat().st_size,
             "mlm:pretrained": bool(config.weights),
             "mlm:batch_size_suggestion": config.batch_size,
-            "mlm:hyperparameters": {**parts, "timm": timm.__version__},
+            "mlm:hyperparameters": {**parts, "timm": timm.__version__, **_more_libraries(spec)},
             "mlm:input": [_input(spec, schema)],
             "mlm:output": [_output(spec, tasks)],
             f"{layout.PREFIX}metrics": {

@@ -46,6 +46,7 @@ try:
 
     from reben_cloud.training.encoders import is_entry, make_encoded
     from reben_cloud.training.map_transformer import MapTransformer
+    from reben_cloud.training.smp import is_smp, make_smp
     from reben_cloud.training.unet import UNet
 except (ImportError, RuntimeError) as error:  # pragma: no cover - tested in a clean environment
     raise missing_extra("timm", "train", error) from error
@@ -84,7 +85,8 @@ class ModelSpec:
     """
 
     architecture: str
-    """Name of a timm model, or ``package.module:function`` (`encoders.MakesEncoder`)."""
+    """Name of a timm model, ``smp:DECODER:ENCODER`` (`smp.make_smp`) or ``package.module:function``
+    (`encoders.MakesEncoder`)."""
     bands: tuple[str, ...]
     """Bands in the order of the input's channels."""
     task: Task = "labels"
@@ -130,8 +132,16 @@ def create_model(spec: ModelSpec) -> nn.Module:
     the classes: (batch, num_classes) for labels, (batch, num_classes, image_px, image_px) for maps.
 
     Raises:
-        ValueError: If timm has no such model, or an entry point makes none.
+        MissingExtraError: If segmentation_models_pytorch is needed and not installed.
+        ValueError: If there is no such model, or an entry point makes none.
     """
+    if is_smp(spec.architecture):
+        if spec.task != "map" or spec.decoder != "unet":
+            what = "the task labels" if spec.task != "map" else f"decoder = {spec.decoder!r}"
+            raise ValueError(
+                f"architecture: {spec.architecture} makes maps (task = 'map') with a decoder of its own, not {what}"
+            )
+        return make_smp(spec.architecture, in_chans=len(spec.bands), num_classes=len(spec.classes))
     if is_entry(spec.architecture):
         if spec.task == "map":
             raise ValueError(

@@ -114,8 +114,7 @@ def embed(model: nn.Module, image: Tensor) -> Tensor:
     For timm's classifiers it is what goes into the last layer; for maps the mean over the coarsest features.
     """
     if isinstance(model, Segmenter):
-        features: Tensor = model.encoder(image)[-1]
-        return features.mean((-2, -1))
+        return model.coarsest(image).mean((-2, -1))
     found: Tensor = model.forward_head(model.forward_features(image), pre_logits=True)  # type: ignore[operator]
     return found.flatten(1)
 

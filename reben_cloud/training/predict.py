@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -193,17 +193,23 @@ def _plan(
     batch_size: int,
 ) -> Plan:
     ids = xxhash.xxh3_128_hexdigest("\n".join(patches.patch_ids).encode())
+    ds = patches.dataset
+    read = [name for name in input_modalities(spec, ds.schema) if name in ds.layers]
     return {
         "what": what,
         "model": Path(model).name,
         "architecture": spec.architecture,
         "weights_sha256": weights_digest(network),
         "bands": list(spec.bands),
+        "image_px": spec.image_px,
+        "statistics": {name: asdict(one) for name, one in sorted(spec.statistics.items())},
         "classes": list(spec.classes.names),
+        "codes": [codes[0] for codes in spec.classes.codes] if what == "mask" else [],
         "thresholds": list(spec.decision_thresholds) if what == "labels" else [],
         "precision": precision,
         "batch_size": batch_size,
-        "root": patches.dataset.manifest.fingerprint,
+        "root": ds.manifest.fingerprint,
+        "layers": {name: ds.layers[name].manifest.digest for name in read},
         "num_patches": len(patches),
         "patches_xxh3": ids,
     }

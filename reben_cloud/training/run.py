@@ -1,12 +1,13 @@
 """A run's folder: whose it is, where it is, its best weights.
 
-It holds ``config.json`` (resolved), ``last.pt`` (to go on), ``best/`` (the model, by its validation score),
-the log (`reben_cloud.training.log`), and at the end ``report/``.
+It holds ``config.json`` (resolved), ``data.json`` (which dataset and layers), ``last.pt`` (to go on), ``best/`` (the
+model, by its validation score), the log (`reben_cloud.training.log`), and at the end ``report/``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from reben_cloud.errors import ConflictError, NotFiniteError, missing_extra
 from reben_cloud.files.whole import write_whole
-from reben_cloud.schema import Schema
+from reben_cloud.root.dataset import Dataset
 from reben_cloud.stream import Delivered
 from reben_cloud.torch import StreamLoader
 from reben_cloud.training.checkpoint import load_checkpoint, save_checkpoint
@@ -30,6 +31,9 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
     raise missing_extra("torch", "train") from error
 
 logger = logging.getLogger(__name__)
+
+BEST = "best"
+"""Folder of the model with the best weights, in that of a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,39 +52,71 @@ class Progress:
     """Epoch -> samples that all processes delivered, and their digest (`stream.Delivered`)."""
 
 
-def refuse_other_run(folder: Path, config: TrainConfig, schema: Schema) -> None:
-    """See that a folder is of no other configuration; nothing is written.
+def refuse_other_run(folder: Path, config: TrainConfig, dataset: Dataset) -> None:
+    """See that a folder holds no other run; nothing is written.
 
     Raises:
-        ConflictError: If it holds a run of another configuration, or of one that cannot be read.
+        ConflictError: If it holds a run of another configuration, dataset or layer, or of one that cannot be read.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        return
-    try:
-        there = dataclasses.asdict(config_from(read_json(path), schema=schema))
-    except ValueError as error:
-        raise ConflictError(
-            f"{path}: not a configuration of this release, or damaged: {error}; put a copy of it back, or "
-            "choose another folder"
-        ) from error
-    wanted = dataclasses.asdict(config)
-    different = [name for name in wanted if there[name] != wanted[name]]
-    if different:
-        name = different[0]
-        raise ConflictError(
-            f"{folder} holds a run with {name}={there[name]!r}, not {wanted[name]!r}; "
-            "choose another folder, or delete this one"
-        )
+    path = folder / _CONFIG
+    if path.is_file():
+        try:
+            there = dataclasses.asdict(config_from(read_json(path), schema=dataset.schema))
+        except ValueError as error:
+            raise ConflictError(
+                f"{path}: not a configuration of this release, or damaged: {error}; put a copy of it back, or "
+                "choose another folder"
+            ) from error
+        wanted = dataclasses.asdict(config)
+        different = [name for name in wanted if there[name] != wanted[name]]
+        if different:
+            name = different[0]
+            raise ConflictError(
+                f"{folder} holds a run with {name}={there[name]!r}, not {wanted[name]!r}; {_WAY_OUT}"
+            )
+    _layers_with(folder, dataset)
 
 
-def claim(folder: Path, config: TrainConfig, schema: Schema) -> None:
+def claim(folder: Path, config: TrainConfig, dataset: Dataset) -> None:
     """Make a run's folder, unless it is there already. Raises as `refuse_other_run`."""
-    refuse_other_run(folder, config, schema)
-    path = folder / "config.json"
+    refuse_other_run(folder, config, dataset)
+    data = {"dataset": dataset.manifest.fingerprint, "layers": _layers_with(folder, dataset)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / _DATA, (json.dumps(data, indent=1) + "\n").encode())
+    if not (folder / _CONFIG).is_file():
+        write_whole(folder / _CONFIG, (config.to_json() + "\n").encode())
+
+
+_CONFIG, _DATA = "config.json", "data.json"
+_WAY_OUT = "choose another folder, or delete this one"
+
+
+def _layers_with(folder: Path, dataset: Dataset) -> dict[str, str]:
+    """Layer -> digest, of those that a run has had and of these, which must not be others of the same name.
+
+    A layer that comes or goes changes nothing that the configuration does not name; another one of the same name may.
+    """
+    fingerprint = dataset.manifest.fingerprint
+    layers = {name: layer.manifest.digest for name, layer in dataset.layers.items()}
+    path = folder / _DATA
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (config.to_json() + "\n").encode())
+        return layers
+    document = read_json(path)
+    try:
+        known, there = document["dataset"], dict(document["layers"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConflictError(f"{path} is damaged ({error!r}); put a copy of it back, or {_WAY_OUT}") from error
+    if known != fingerprint:
+        raise ConflictError(
+            f"{folder} holds a run on the dataset {known}, and {dataset.url} is {fingerprint}; {_WAY_OUT}"
+        )
+    for name, digest in layers.items():
+        if there.get(name, digest) != digest:
+            raise ConflictError(
+                f"{folder} holds a run with another layer {name} than {dataset.layers[name].url}, which has other "
+                f"data; go on with that one, {_WAY_OUT}"
+            )
+    return {**there, **layers}
 
 
 class Run:
@@ -100,7 +136,7 @@ class Run:
         self.progress = Progress()
         """Where the run is."""
         self._compute, self._learner, self._loader = compute, learner, loader
-        self.best = folder / "best"
+        self.best = folder / BEST
         """Folder of the best weights so far."""
         self._last = folder / "last.pt"
         if self._last.is_file():

@@ -94,7 +94,9 @@ def start_from(model: nn.Module, spec: ModelSpec, weights: Weights) -> list[str]
     own = model.state_dict()
     given = dict(weights.tensors)
     if isinstance(model, Segmenter) and not any(name.startswith(_ENCODER) for name in given):
-        given = {f"{_ENCODER}{name}": tensor for name, tensor in given.items()}
+        inside = f"{_ENCODER}model."  # timm's in segmentation_models_pytorch
+        before = inside if any(name.startswith(inside) for name in own) else _ENCODER
+        given = {f"{before}{name}": tensor for name, tensor in given.items()}
     decoder = {name for name in own if isinstance(model, Segmenter) and not name.startswith(_ENCODER)}
     head = set(head_names(model))
     # A classifier's weights have no decoder, a U-Net's have all of it.

@@ -22,11 +22,12 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
 from reben_cloud.torch import ReadOptions, StreamLoader
+from reben_cloud.torch.map_targets import map_array_of
 from reben_cloud.torch.model_input import finest_px
 from reben_cloud.training.compute import Compute, compute_context
 from reben_cloud.training.config import Subset, TrainConfig
 from reben_cloud.training.evaluate import Evaluation, evaluate, validation_loss
-from reben_cloud.training.feed import map_array_of, modalities_for
+from reben_cloud.training.feed import modalities_for
 from reben_cloud.training.finite import FiniteCheck
 from reben_cloud.training.groups import GROUPINGS
 from reben_cloud.training.learner import Learner
@@ -37,7 +38,7 @@ from reben_cloud.training.models import ModelSpec, create_model, load_pretrained
 from reben_cloud.training.neighbours import remember
 from reben_cloud.training.objective import Objective, positive_weights
 from reben_cloud.training.report import write_curves, write_report
-from reben_cloud.training.run import Run, claim, refuse_other_run
+from reben_cloud.training.run import BEST, Run, claim, refuse_other_run
 from reben_cloud.training.start import read_weights, start_from
 from reben_cloud.training.truth import labels_of
 
@@ -78,7 +79,7 @@ def train(
         what was not learned from or measured, and how much of it.
 
     Raises:
-        ConflictError: If the folder holds a run of another configuration.
+        ConflictError: If the folder holds a run of another configuration, dataset or layer.
         NotFoundError: If no patch is left to train on or to validate with.
         NotFiniteError: If an output, the loss or a weight is infinite or not a number; ``last.pt`` is from before.
         ValueError: If the batch size or the lanes cannot be split over the processes, or the dataset lacks
@@ -90,7 +91,7 @@ def train(
     config.check(schema)
     spec = model_spec(config, schema)
     with compute_context(config.precision) as compute:
-        refuse_other_run(folder, config, schema)
+        refuse_other_run(folder, config, dataset)
         train_on = _subset(dataset, config.train, "train")
         if compute.rank == 0:
             _tell_shared(train_on, dataset, config)
@@ -114,7 +115,7 @@ def train(
         learned = torch.from_numpy(labels_of(train_on, config.labels)) if config.labels else None
         objective = Objective(config, spec, schema, positive_weights(config, train_on), learned)
         learner = Learner(config, spec, objective, compute, num_steps=num_steps)
-        claim(folder, config, schema)  # not before: what is refused must not stand in the way of the next try
+        claim(folder, config, dataset)  # only now: what is refused leaves nothing that stands in the way
         run = Run(folder, compute, learner, loader)
         if config.weights and not run.progress.step:
             start_from(learner.model, spec, read_weights(config.weights))
@@ -209,6 +210,61 @@ def _tell_shared(train_on: Selection, dataset: Dataset, config: TrainConfig) -> 
             )
 
 
+NOT_LEARNED = "train patches of each epoch (other ones each time), which do not fill a batch"
+"""Key of what was left out in learning."""
+
+
+def measure_again(
+    config: TrainConfig,
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    *,
+    trained: str | os.PathLike[str],
+    result: TrainResult,
+    draws: int = 0,
+    **options: Unpack[ReadOptions],
+) -> TrainResult:
+    """Measure the best weights of a finished run on another test subset, or by other labels, and write the report.
+
+    Args:
+        config: Of the other run: that of the finished one but for `test` and `test_labels`.
+        dataset: As for `train`.
+        folder: Of the other run; its model and log are in `trained`.
+        trained: Folder of the finished run.
+        result: What `train` returned for that.
+        draws: As for `train`.
+        **options: As for `train`.
+
+    Returns:
+        What `train` would have returned for `config`.
+
+    Raises:
+        ConflictError: As `train`.
+        NotFoundError: If the model is gone.
+    """
+    folder = local_path(folder, "the folder of a run")
+    config = config.with_statistics(dataset.band_statistics, dataset.schema)
+    with compute_context(config.precision) as compute:
+        claim(folder, config, dataset)
+        model, spec = load_pretrained(local_path(trained, "the folder of a run") / BEST)
+        model.to(compute.device)
+        name, selection, evaluation = _test(config, dataset, compute, model, spec, draws, **options)
+        again: TrainResult = {
+            **evaluation.metrics,
+            "subset": name,
+            "best_epoch": result["best_epoch"],
+            "validation_score": result["validation_score"],
+            "left_out": {
+                **evaluation.metrics.get("left_out", {}),
+                NOT_LEARNED: result["left_out"][NOT_LEARNED],
+            },
+            "delivered": result["delivered"],
+        }
+        if compute.rank == 0:
+            write_report(folder / "report", again, evaluation, spec=spec, model=model, selection=selection)
+        return again
+
+
 def _measure_best(
     folder: Path,
     config: TrainConfig,
@@ -223,10 +279,7 @@ def _measure_best(
     model, spec = load_pretrained(run.best)
     model.to(compute.device)
     name, selection, evaluation = _test(config, dataset, compute, model, spec, draws, **options)
-    left_out = {
-        **evaluation.metrics.get("left_out", {}),
-        "train patches of each epoch (other ones each time), which do not fill a batch": dropped,
-    }
+    left_out = {**evaluation.metrics.get("left_out", {}), NOT_LEARNED: dropped}
     result: TrainResult = {
         **evaluation.metrics,
         "subset": name,
@@ -302,7 +355,7 @@ def _vote(
         voters, spec, validation, compute, batch_size=config.batch_size, labels=config.labels, **options
     )
     name, selection, evaluation = _test(config, dataset, compute, voters, spec, draws, **options)
-    claim(folder, config, dataset.schema)
+    claim(folder, config, dataset)
     result: TrainResult = {
         **evaluation.metrics,
         "subset": name,

@@ -13,12 +13,17 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
 
 
 class Segmenter(nn.Module):
-    """A model of maps: an encoder of timm's (``features_only``), a decoder, and a last layer for every pixel."""
+    """A model of maps: an encoder, such as timm's (``features_only``), a decoder, a last layer for every pixel."""
 
     encoder: nn.Module
     """Gives feature maps, from the finest to the coarsest."""
     head: nn.Module
     """From the decoder's features to logits."""
+
+    def coarsest(self, image: Tensor) -> Tensor:
+        """The encoder's coarsest features of float32 (batch, band, y, x): (batch, channel, y, x)."""
+        features: Tensor = self.encoder(image)[-1]
+        return features
 
 
 class UNet(Segmenter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_a_part_of_the_maps_covers_a_part_of_the_patches(root, hosted, form, tmp
     assert_same(whole, samples(there, modalities=["map"]))
     for batch in RawLoader(dataset.search(), modalities=["map"], batch_size=8):
         assert not batch["map"][~batch["map_present"]].any()
+
+
+def test_other_files_of_maps_are_another_layer(hosted, unpacked, tmp_path):
+    first = write(tmp_path, hosted, unpacked)
+    assert write(tmp_path, hosted, unpacked).manifest == first.manifest
+
+    some = min(unpacked.rglob("*.tif"))
+    os.utime(some, ns=(some.stat().st_atime_ns, some.stat().st_mtime_ns + 1))
+
+    with pytest.raises(ConflictError, match="another provenance"):
+        write(tmp_path, hosted, unpacked)
 
 
 def test_maps_of_other_patches_are_left_out_and_counted(packed, tmp_path, caplog):

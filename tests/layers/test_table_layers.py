@@ -297,12 +297,27 @@ def test_a_layer_that_is_there_is_left_as_it_is(ds, climate, tmp_path):
 
     assert again.manifest == first.manifest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")} == before
+    with pytest.raises(ConflictError, match="other columns"):
+        rc.write_table(tmp_path / "x", ds, name="x", table=tmp_path / "climate.csv", columns=["zone"])
     climate.assign(zone=1).to_csv(tmp_path / "climate.csv", index=False)
     with pytest.raises(ConflictError, match="another provenance"):
         rc.write_table(tmp_path / "x", ds, name="x", table=tmp_path / "climate.csv")
-    rc.write_table(tmp_path / "y", ds, name="y", table=climate)
-    with pytest.raises(ConflictError, match="other columns"):
-        rc.write_table(tmp_path / "y", ds, name="y", table=climate, columns=["zone"])
+
+
+@pytest.mark.parametrize("form", ["memory", "batches"])
+def test_other_rows_of_the_same_form_are_another_layer(ds, climate, tmp_path, form):
+    def write(frame, rows=7):
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        given = table if form == "memory" else iter(table.to_batches(rows))
+        return rc.write_table(tmp_path / "x", ds, name="x", table=given)
+
+    first = write(climate)
+    assert write(climate, rows=3).manifest == first.manifest
+    with pytest.raises(ConflictError, match="another provenance"):
+        write(climate.assign(zone=1))
+    swapped = climate.assign(patch_id=climate.patch_id.to_numpy()[::-1])
+    with pytest.raises(ConflictError, match="another provenance"):
+        write(swapped)
 
 
 def test_the_same_table_makes_the_same_bytes_through_files(ds, texts, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ function stac(found) {
   return [
     "import odc.stac, pystac_client", "",
     `api = pystac_client.Client.open(${JSON.stringify(home.href)})`,
-    `items = api.search(${search.join(", ")}, method="GET", max_items=100).items()`,
+    `items = api.search(${search.join(", ")}, max_items=100).items()`,
     bands.length ? `cube = odc.stac.load(items, bands=${JSON.stringify(bands)}, groupby="id")` : "print([item.id for item in items])",
   ].join("\n");
 }

@@ -30,7 +30,8 @@ function unpack(buffer, index) {
   const data = { n, west: take(Int32Array), south: take(Int32Array), east: take(Int32Array), north: take(Int32Array) };
   data.labels = Array.from({ length: Math.ceil(index.labels.length / 32) }, () => take(Uint32Array));
   data.product = take(Uint16Array);
-  for (const name of ["split", "country", "flags"]) data[name] = take(Uint8Array);
+  for (const name of ["split", "country"]) data[name] = take(Uint8Array);
+  data.flags = Array.from({ length: Math.ceil(index.flags.length / 8) }, () => take(Uint8Array));
   data.cx = new Float64Array(n);
   data.cy = new Float64Array(n);
   for (let i = 0; i < n; i++) {

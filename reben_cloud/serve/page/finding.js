@@ -60,19 +60,22 @@ function tellUnknown(bits) {
 
 const mask = (chosen) => [...chosen].reduce((bits, i) => bits | (1 << i), 0);
 
+// The same where there are more numbers than a column has bits: a mask for each column.
+const masks = (chosen, columns, size) => columns.map((_, k) => mask([...chosen].filter((i) => i >= size * k && i < size * (k + 1)).map((i) => i % size)));
+
 function compute() {
   const { index, data, hits } = app;
   const { n, west, south, east, north, labels, product, split, country, flags } = data;
   const box = filter.area && filter.area.map((v) => Math.round(v * 1e7));
-  const wanted = labels.map((_, word) => mask([...filter.labels].filter((i) => i >> 5 === word).map((i) => i & 31)));
+  const wanted = masks(filter.labels, labels, 32);
   const hasLabels = filter.allLabels
     ? (i) => wanted.every((bits, w) => (labels[w][i] & bits) === bits)
     : (i) => wanted.some((bits, w) => labels[w][i] & bits);
   const splits = mask(filter.splits), countries = filter.countries;
   const late = index.products.map((p) => ((filter.from && p.day < filter.from) || (filter.to && p.day > filter.to) || (filter.seasons.size && !filter.seasons.has(index.seasons.indexOf(p.season))) ? TIME : 0));
-  const set = mask(filter.flags.flatMap((value, bit) => (value === "true" ? [bit] : [])));
-  const unset = filter.recommended ? 255 : mask(filter.flags.flatMap((value, bit) => (value === "false" ? [bit] : [])));
-  const masks = Object.values(judged).map((state) => state.bits).filter(Boolean);
+  const flagged = (value) => masks(filter.flags.flatMap((one, i) => (one === value ? [i] : [])), flags, 8);
+  const set = flagged("true"), unset = filter.recommended ? flags.map(() => 255) : flagged("false");
+  const judgements = Object.values(judged).map((state) => state.bits).filter(Boolean);
   const counts = { labels: new Array(index.labels.length).fill(0), splits: new Array(index.splits.length).fill(0), countries: new Array(index.countries.length).fill(0), products: new Array(index.products.length).fill(0) };
   const found = new Int32Array(n);
   let matched = 0;
@@ -83,8 +86,8 @@ function compute() {
     if (filter.labels.size && !hasLabels(i)) fails |= LABELS;
     if (splits && !((splits >> split[i]) & 1)) fails |= SPLIT;
     if (countries.size && !countries.has(country[i])) fails |= COUNTRY;
-    if ((flags[i] & unset) || (flags[i] & set) !== set) fails |= QUALITY;
-    for (const bits of masks) if (!((bits[i >> 3] >> (i & 7)) & 1)) fails |= SERVER;
+    for (let k = 0; k < flags.length; k++) if ((flags[k][i] & unset[k]) || (flags[k][i] & set[k]) !== set[k]) fails |= QUALITY;
+    for (const bits of judgements) if (!((bits[i >> 3] >> (i & 7)) & 1)) fails |= SERVER;
     hits[i] = fails ? 0 : 1;
     if (!fails) { found[matched++] = i; index.products[product[i]].count++; }
     // A facet counts what its own choice would give, all other filters kept.

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import product
 from typing import Any
@@ -65,9 +65,24 @@ class Study:
         """The runs of one combination, one for each seed."""
         return [run for run in self.runs if run.variants == cell]
 
+    def trainings(self) -> list[tuple[Run, ...]]:
+        """The runs, those together that learn the same and are only tested otherwise: the first of them learns."""
+        groups: dict[str, list[Run]] = {}
+        for run in self.runs:
+            groups.setdefault(_learning(run), []).append(run)
+        return [tuple(runs) for runs in groups.values()]
+
     def to_plain(self) -> dict[str, Any]:
         """All that its results follow from: name of a run -> its configuration, as JSON has it."""
         return {run.name: json.loads(run.config.to_json()) for run in self.runs}
+
+
+def _learning(run: Run) -> str:
+    """Names what a run learns: the same name, the same weights."""
+    if run.config.neighbours:
+        return run.name  # keeps no model for another run to measure
+    default = TrainConfig()
+    return replace(run.config, test=default.test, test_labels=default.test_labels).to_json()
 
 
 def study_names() -> list[str]:

@@ -1,6 +1,7 @@
-"""One run of a study as a job: for this process, a local one, a Dask worker, or all that torchrun started.
+"""Runs of a study as a job: for this process, a local one, a Dask worker, or all that torchrun started.
 
-What a run found is in ``outcome.json`` of its folder, which is written last; a run that has one is not run again.
+Runs that learn the same are one job: the first learns, and its model is measured for each of them. What a run found
+is in ``outcome.json`` of its folder, which is written last; a run that has one is not run again.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from reben_cloud.errors import ChecksumError, missing_extra
+from reben_cloud.errors import ChecksumError, NotFoundError, missing_extra
 from reben_cloud.files.whole import Locked, locked, write_whole
 from reben_cloud.root.dataset import Dataset
-from reben_cloud.training.compute import compute_context
+from reben_cloud.training.compute import Compute, compute_context
 from reben_cloud.training.config import TrainConfig, config_from
 from reben_cloud.training.log import StepInfo
 from reben_cloud.training.metrics import TrainResult
-from reben_cloud.training.train import train
+from reben_cloud.training.train import measure_again, train
 
 try:
     import torch
@@ -41,17 +44,25 @@ _one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """A run, with all that another process needs to do it."""
+class JobRun:
+    """One run of a job."""
 
     name: str
-    """Name of the run."""
-    dataset: Dataset
-    """What it trains on; it pickles, and opens its store again where it arrives."""
+    """Its name."""
     folder: str
-    """Folder of the run, which every process that may do it reaches."""
+    """Its folder, which every process that may do it reaches."""
     config: str
     """Its configuration, JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Runs that learn the same, with all that another process needs to do them."""
+
+    runs: tuple[JobRun, ...]
+    """The first learns; the others measure its model."""
+    dataset: Dataset
+    """What it trains on; it pickles, and opens its store again where it arrives."""
     draws: int
     """Draws of squares for confidence intervals."""
     cache_dir: str | None
@@ -100,46 +111,76 @@ def read_outcome(folder: Path, name: str) -> Outcome | None:
         ) from error
 
 
-def do_job(job: Job, on_step: Callable[[StepInfo], None] | None = None) -> Outcome:
-    """Do a run, or go on with it; one that is finished is left as it is.
+def do_job(job: Job, on_step: Callable[[StepInfo], None] | None = None) -> list[Outcome]:
+    """Do runs, or go on with them; one that is finished is left as it is.
 
     A failure is an outcome, since the other runs of a study do not depend on it. Of several processes that torchrun
     started it is an error, which ends all of them.
     """
-    folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    for run in job.runs:
+        Path(run.folder).mkdir(parents=True, exist_ok=True)
     if job.threads:
         torch.set_num_threads(job.threads)
+    first, *others = job.runs
     with _one_at_a_time, compute_context() as compute, ExitStack() as held:
         if compute.rank == 0:
             # A process that was told to end may still be at it; its lock goes with it.
-            held.enter_context(locked(folder / LOCK, wait=True))
-        done = compute.once(lambda: read_outcome(folder, job.name))
-        if done is not None:
-            return done
-        try:
-            result = train(
-                _config_of(job),
-                job.dataset,
-                folder,
-                on_step=on_step,
-                draws=job.draws,
-                cache_dir=job.cache_dir,
-            )
-        except Exception as error:
-            if compute.world_size > 1:
-                raise
-            logger.warning("run %s failed: %s", job.name, error)
-            return Outcome(run=job.name, result=None, error=f"{type(error).__name__}: {error}")
-        if compute.rank == 0:
-            write_whole(folder / OUTCOME, json.dumps({"run": job.name, "result": result}, indent=1).encode())
-        return Outcome(run=job.name, result=result)
+            held.enter_context(locked(Path(first.folder) / LOCK, wait=True))
+        learned = _do(job, first, compute, partial(train, folder=first.folder, on_step=on_step))
+        outcomes = [learned]
+        for run in others:
+            measure = partial(_measured, learned, trained=first.folder, folder=run.folder)
+            outcomes.append(_do(job, run, compute, measure))
+    return outcomes
 
 
-def do_job_beside_others(job: Job) -> Outcome:
+class _Work(Protocol):
+    """Does a run."""
+
+    def __call__(
+        self, config: TrainConfig, dataset: Dataset, *, draws: int, cache_dir: str | None
+    ) -> TrainResult: ...
+
+
+def _do(job: Job, run: JobRun, compute: Compute, work: _Work) -> Outcome:
+    done = compute.once(lambda: read_outcome(Path(run.folder), run.name))
+    if done is not None:
+        return done
+    try:
+        config = config_from(json.loads(run.config), schema=job.dataset.schema)
+        result = work(config, job.dataset, draws=job.draws, cache_dir=job.cache_dir)
+    except Exception as error:
+        if compute.world_size > 1:
+            raise
+        logger.warning("run %s failed: %s", run.name, error)
+        return Outcome(run=run.name, result=None, error=f"{type(error).__name__}: {error}")
+    if compute.rank == 0:
+        outcome = {"run": run.name, "learned_by": job.runs[0].name, "result": result}
+        write_whole(Path(run.folder) / OUTCOME, json.dumps(outcome, indent=1).encode())
+    return Outcome(run=run.name, result=result)
+
+
+def _measured(
+    learned: Outcome,
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    trained: str,
+    folder: str,
+    draws: int,
+    cache_dir: str | None,
+) -> TrainResult:
+    if learned.result is None:
+        raise NotFoundError(f"there is no model to measure, as {learned.run} failed, which learns the same")
+    return measure_again(
+        config, dataset, folder, trained=trained, result=learned.result, draws=draws, cache_dir=cache_dir
+    )
+
+
+def do_job_beside_others(job: Job) -> list[Outcome]:
     """`do_job` in one of several processes of a machine: each takes a GPU of its own, as long as there are."""
     num_gpus = torch.cuda.device_count()
-    slots = Path(job.folder).parent / ".gpus"
+    slots = Path(job.runs[0].folder).parent / ".gpus"
     with free_slot(slots, num_gpus) if num_gpus > 1 else nullcontext(0) as slot:
         os.environ["LOCAL_RANK"] = str(slot)
         return do_job(job)
@@ -169,7 +210,3 @@ class free_slot:  # noqa: N801 - a context manager, used as a function
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
-
-
-def _config_of(job: Job) -> TrainConfig:
-    return config_from(json.loads(job.config), schema=job.dataset.schema)

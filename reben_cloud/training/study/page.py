@@ -25,6 +25,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto
 table { border-collapse: collapse; font-size: 13px; margin: 0.5rem 0 }
 thead { border-bottom: 1px solid #222 } table { border-top: 2px solid #222; border-bottom: 2px solid #222 }
 th { text-align: left; font-weight: normal; padding: 2px 10px 2px 0 } thead th { font-weight: 600 }
+thead th.value { text-align: right; padding: 2px 10px }
 td { text-align: right; padding: 2px 10px; font-variant-numeric: tabular-nums } td.best { font-weight: 700 }
 .wide { overflow-x: auto } img { max-width: 100%; height: auto } .files { font-size: 13px; color: #666 }
 """
@@ -69,6 +70,14 @@ def _scores_of(run: Path) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["validation_score"])) for row in rows]
 
 
+def _shared(study: Study) -> str:
+    """How many models the runs have, where that is not one each."""
+    num_models = len(study.trainings())
+    if num_models == len(study.runs):
+        return ""
+    return f" Runs that differ in nothing but what they are tested on have one model: {num_models} were to be trained."
+
+
 def _page(
     study: Study,
     results: Results,
@@ -83,7 +92,7 @@ def _page(
     parts.append(
         f"<p>{len(results)} of {len(study.runs)} runs, on {len(dataset):,} patches of {html.escape(dataset.url)} "
         f"(fingerprint {dataset.manifest.fingerprint}). The best weights of each run, by its validation patches, were "
-        "measured once on its test patches.</p>"
+        f"measured once on its test patches.{_shared(study)}</p>"
     )
     if missing:
         parts.append(f"<p><strong>Not finished:</strong> {html.escape(', '.join(missing))}</p>")

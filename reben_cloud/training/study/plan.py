@@ -45,6 +45,8 @@ class RunPlan:
     """Steps of all epochs, if validation stops none of them."""
     most_samples: int
     """Samples that go through the model then, validation after every epoch and the test among them."""
+    learned_by: str = ""
+    """The run whose model this one measures, as it would learn the same; empty where it learns itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,7 @@ class StudyPlan:
         width = max(len(run.name) for run in self.runs)
         lines = [
             f"  {run.name:<{width}}  train {run.num_train:>7,}  validation {run.num_validation:>7,}  "
-            f"test {run.num_test:>7,}  at most {run.most_steps:>9,} steps ({run.steps_per_epoch:,} per epoch)"
+            f"test {run.num_test:>7,}  {_work(run)}"
             for run in self.runs
         ]
         steps, samples = (
@@ -69,6 +71,12 @@ class StudyPlan:
         )
         total = f"{len(self.runs)} runs, at most {steps:,} steps, {samples:,} samples through a model"
         return "\n".join([f"{self.study}: {total}", *lines])
+
+
+def _work(run: RunPlan) -> str:
+    if run.learned_by:
+        return f"measures the model of {run.learned_by}"
+    return f"at most {run.most_steps:>9,} steps ({run.steps_per_epoch:,} per epoch)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +107,10 @@ def plan_study(study: Study, dataset: Dataset) -> StudyPlan:
     ):
         require_labels(dataset, labels)  # before a search for those that have them
     found = _Kept(dataset)
-    return StudyPlan(study=study.name, runs=tuple(found.plan(run) for run in study.runs))
+    first = {run.name: runs[0].name for runs in study.trainings() for run in runs[1:]}
+    return StudyPlan(
+        study=study.name, runs=tuple(found.plan(run, first.get(run.name, "")) for run in study.runs)
+    )
 
 
 def distances_of(study: Study, dataset: Dataset) -> list[Distances]:
@@ -129,7 +140,7 @@ class _Kept:
         self._dataset = dataset
         self._known: dict[tuple[str, ...], object] = {}
 
-    def plan(self, run: Run) -> RunPlan:
+    def plan(self, run: Run, learned_by: str) -> RunPlan:
         config = run.config
         train = self._required(run, "train", config.train)
         validation = self._required(run, "validation", config.validation)
@@ -149,7 +160,9 @@ class _Kept:
         num_test = len(test) or len(validation)
         # Those of neighbours learn nothing: all patches go through the model once.
         num_steps, most_samples = 0, len(train) + len(validation) + num_test
-        if not config.neighbours:
+        if learned_by:
+            most_samples = num_test
+        elif not config.neighbours:
             num_steps = self._steps(run, train)
             an_epoch = num_steps * config.batch_size + len(validation)
             most_samples = an_epoch * config.epochs + num_test
@@ -161,6 +174,7 @@ class _Kept:
             steps_per_epoch=num_steps,
             most_steps=num_steps * config.epochs,
             most_samples=most_samples,
+            learned_by=learned_by,
         )
 
     def _steps(self, run: Run, train: Selection) -> int:

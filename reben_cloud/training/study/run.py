@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from reben_cloud.training.compute import compute_context
 from reben_cloud.training.config import config_from
 from reben_cloud.training.log import StepInfo
 from reben_cloud.training.study.grid import Run, Study
-from reben_cloud.training.study.jobs import Job, Outcome, do_job, do_job_beside_others, read_outcome
+from reben_cloud.training.study.jobs import Job, JobRun, Outcome, do_job, do_job_beside_others, read_outcome
 from reben_cloud.training.study.page import write_results
 from reben_cloud.training.study.plan import plan_study
 
@@ -73,8 +73,8 @@ def run_study(
     """Run a study, or go on where that was interrupted, and write what it found.
 
     Each run has a folder of its own, ``runs/NAME``, and goes on bit for bit where it was; a finished one is left as it
-    is. Under torchrun all processes do one run after the other together; else each run is one process. A run that
-    fails does not stop the others.
+    is. Runs that differ in nothing but what they are tested on learn once. Under torchrun all processes do one run
+    after the other together; else each run is one process. A run that fails does not stop the others.
 
     Args:
         study: What to run.
@@ -104,13 +104,18 @@ def run_study(
         compute.once(partial(_claim, study, dataset, place, draws))
         outcomes = _outcomes(study, place)
         compute.wait()
-        todo = [run for run in study.runs if run.name not in outcomes]
-        jobs = [_job(run, dataset, place, draws, cache_dir, workers) for run in todo]
+        todo = {run.name for run in study.runs} - outcomes.keys()
+        jobs = [
+            _job(runs, dataset, place, draws, cache_dir, workers)
+            for runs in study.trainings()
+            if not todo.isdisjoint(run.name for run in runs)
+        ]
         if executor is None and workers == 1:
-            found: Iterator[Outcome] = (do_job(job, on_step) for job in jobs)
+            found: Iterator[list[Outcome]] = (do_job(job, on_step) for job in jobs)
         else:
             found = (executor or executors.local(workers))(do_job_beside_others, jobs)
-        for outcome in progress(found, len(jobs), study.name):
+        new = (outcome for outcomes_ in found for outcome in outcomes_ if outcome.run in todo)
+        for outcome in progress(new, len(todo), study.name):
             outcomes[outcome.run] = outcome
         return compute.once(partial(_result, study, dataset, place, outcomes, len(study.runs) - len(todo)))
 
@@ -159,7 +164,7 @@ def _result(
 
 
 def _job(
-    run: Run,
+    runs: Sequence[Run],
     dataset: Dataset,
     place: Path,
     draws: int,
@@ -167,10 +172,13 @@ def _job(
     workers: int,
 ) -> Job:
     return Job(
-        name=run.name,
+        runs=tuple(
+            JobRun(
+                name=run.name, folder=str((place / _RUNS / run.name).resolve()), config=run.config.to_json()
+            )
+            for run in runs
+        ),
         dataset=dataset,
-        folder=str((place / _RUNS / run.name).resolve()),
-        config=run.config.to_json(),
         draws=draws,
         cache_dir=None if cache_dir is None else os.fspath(cache_dir),
         threads=0 if workers == 1 else max(1, (os.cpu_count() or 1) // workers),
