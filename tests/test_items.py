@@ -119,30 +119,6 @@ def test_of_what_was_processed_twice_the_latest_is_taken(own, others, tmp_path):
     assert older not in said
 
 
-@pytest.mark.parametrize("box", [(), (-10, -10, 50, 10)], ids=["whole", "in a box"])
-def test_two_datastrips_of_a_tile_are_merged_as_from_safe(own, others, tmp_path, box):
-    def strip(number):
-        def pixels(band, shape):
-            mine = (np.arange(shape[0]) < shape[0] * 0.6) != bool(number)
-            return np.where(mine[:, None], 1 + number + np.indices(shape)[1] % 4_000, 0).astype(np.uint16)
-
-        return make_safe(
-            tmp_path / "safe", name=KENYA, side_m=2_460, pixels=pixels, datastrip=f"20240115T07434{number}",
-            generation=f"20240115T11111{number}", scl=np.full((123, 123), 4),
-        )  # fmt: skip
-
-    for number in (0, 1):
-        own.planetary(strip(number))
-    options = [*(["--bbox", *box] if box else []), *others]
-
-    safe = told("prepare", "--s2", tmp_path / "safe", *options, "--out", tmp_path / "usual")
-    items = prepare(own.url, *options, "--out", tmp_path / "out")
-
-    assert safe[0] == items[0] == 0, items
-    assert "4 patches of 1 product" in items[1]
-    assert contents(tmp_path / "out") == contents(tmp_path / "usual")
-
-
 # -- the offset of baseline 04.00 ----------------------------------------------------------------------
 
 

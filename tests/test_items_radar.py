@@ -231,6 +231,25 @@ def test_where_no_scene_may_be_taken_nothing_is_made_without(own, safe, others, 
     assert not (tmp_path / "out" / "BigEarthNet-S2").exists()
 
 
+def test_datastrips_of_one_tile_have_one_choice_of_scenes(own, others, tmp_path):
+    for number in (0, 1):
+        make_safe(
+            tmp_path / "safe", name=KENYA, side_m=1_260, datastrip=f"20240115T07434{number}",
+            generation=f"20240115T11111{number}",
+        )  # fmt: skip
+    own.rtc(NEAR, linear((500, 500), seed=1), epsg=EPSG, left=LEFT, top=TOP)
+
+    code, said, _ = told(
+        "prepare", "--s2", tmp_path / "safe", "--s1-stac", own.url, "--s1-collection", "sentinel-1-rtc",
+        "--s1-max-days", 3, *others, "--out", tmp_path / "out",
+    )  # fmt: skip
+
+    assert code == 0
+    assert "1 patch of 1 product" in said
+    assert own.count("GET /search?limit=100") == 1
+    assert len(list((tmp_path / "out" / "S1").rglob("*.tif"))) == 1
+
+
 def test_decibels_of_linear_power():
     power = np.array([1, 0.1, 100, 0, -3, NODATA, np.nan, 7], np.float32)
 

@@ -396,7 +396,7 @@ def test_the_page_shows_every_table_and_plot(dataset, results, tmp_path):
     written = {path.name for path in page.parent.iterdir()} - {"index.html"}
     assert written <= set(files)
     assert all((page.parent / one).is_file() for one in links.found)
-    assert "Is it &lt;quick&gt;?" in text
+    assert "Is it &lt;quick&gt;? See <code>scores</code>." in text
     assert "Not finished:</strong> S1-seed2" in text
     for path in page.parent.glob("*.png"):
         with Image.open(path) as image:

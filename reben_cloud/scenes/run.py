@@ -204,6 +204,7 @@ def _options(
         workers=workers,
     )
     if (rtc := preparation.rtc_search()) is not None:
+        # Datastrips of one tile have one name and time, and so one choice of scenes.
         opened = merge_datastrips([open_product(given) for given in products])
         scenes = fetch_scenes(opened, rtc, preparation.folder / "S1", progress=progress)
     if preparation.s1 and official is None and not scenes:
