@@ -587,6 +587,9 @@ def test_a_sample_is_drawn_with_the_names_of_its_labels(selection, bands):
     assert np.ptp(shown.get_array()) > 0.5
     assert shown.get_array().shape == ((120, 120, 3) if bands == "ALL" else (120, 120))
     assert dataset.plot(sample, show_titles=False).axes[0].get_title() == ""
+    probabilities = torch.linspace(0, 1, 19)  # of which nine are above a half
+    title = dataset.plot({**sample, "prediction": probabilities}).axes[0].get_title()
+    assert title.endswith("prediction: " + ", ".join(dataset.classes[10:]))
 
 
 def test_a_band_that_is_not_there_is_refused(selection):

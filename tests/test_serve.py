@@ -167,6 +167,23 @@ def test_fields_hold_on_every_page(client):
     assert set(following["features"][0]) == set(page["features"][0])
 
 
+def test_items_have_a_thumbnail(client):
+    (item,) = client.get("/search?limit=1").json()["features"]
+    asset = item["assets"]["thumbnail"]
+
+    assert asset["roles"] == ["thumbnail"]
+    picture = client.get(asset["href"])
+    assert picture.headers["content-type"] == asset["type"] == "image/png"
+    assert picture.content.startswith(b"\x89PNG")
+
+
+def test_queryables_say_the_type_of_all_but_shapes(client):
+    known = client.get("/queryables").json()["properties"]
+
+    assert {name for name, kind in known.items() if "type" not in kind} == {"geometry"}
+    assert known["reben:labels"]["items"]["type"] == known["reben:split"]["type"] == "string"
+
+
 def test_queryables_name_every_country_of_the_dataset(client, dataset):
     known = client.get("/queryables").json()["properties"]["reben:country"]["enum"]
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import multiprocessing
 import os
+import pickle
 import secrets
-import signal
 import struct
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,6 +39,7 @@ _START_S = 30.0
 """Longest that a request waits for the process to start; it reads the table of patches first."""
 
 _LOOK_S = 0.05
+_SECRET_BYTES = 32
 _LENGTHS = struct.Struct("<QQ")
 _BYTES = "bytes of Latin-1"
 
@@ -69,10 +67,9 @@ class Apart:
         self, dataset: Dataset, create: Callable[[Dataset], ASGIApp], *, keep: tuple[str, ...] = ()
     ) -> None:
         self._dataset, self._create, self._keep = dataset, create, keep
-        self._secret = secrets.token_bytes(32)
+        self._secret = secrets.token_bytes(_SECRET_BYTES)
         self._lock = threading.Lock()
-        self._process: BaseProcess | None = None
-        self._told: Connection | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
         self.num_inside = 0
         """Requests that it has."""
@@ -85,24 +82,31 @@ class Apart:
     def start(self) -> None:
         """Start the process, if it does not run; it answers some seconds later."""
         with self._lock:
-            if self._process is not None and self._process.is_alive():
-                return
-            context = multiprocessing.get_context("spawn")
-            self._port = None
-            self._told, tell = context.Pipe(duplex=False)
-            self._process = context.Process(
-                target=_run, args=(self._dataset, self._create, self._secret, tell), daemon=True
-            )
-            with _no_interrupts():  # which are for the server; it ends this process last
-                self._process.start()
-            tell.close()
+            if self._process is None or self._process.poll() is not None:
+                self._port = None
+                self._process = _started()
+                # In a thread: the process reads nothing before it has imported much.
+                threading.Thread(target=self._acquaint, args=(self._process,), daemon=True).start()
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
             if self._process is not None:
-                self._process.terminate()
-                self._process.join()
+                self._process.kill()
+                self._process.wait()
+
+    def _acquaint(self, process: subprocess.Popen[bytes]) -> None:
+        """Tell a process what it needs, and learn its port."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(OSError):  # it has ended
+            for one in (sys.path, (self._dataset, self._create, self._secret)):
+                process.stdin.write(pickle.dumps(one))
+            process.stdin.flush()
+        port = process.stdout.readline()
+        with self._lock:
+            if port and self._process is process:
+                self._port = int(port)
 
     async def answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
         """Let the process answer a request.
@@ -136,7 +140,7 @@ class Apart:
 
     async def ask(self, path: str) -> bytes:
         """What the process itself answers to GET; nothing while it starts."""
-        if self._heard() is None:
+        if self._port is None:
             return b""
         parts, hung_up = list[bytes](), asyncio.Event()
 
@@ -154,18 +158,11 @@ class Apart:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         self.start()
         async with asyncio.timeout(_START_S):  # its error is an OSError too
-            while (port := self._heard()) is None:
-                if self._process is None or not self._process.is_alive():
+            while (port := self._port) is None:
+                if self._process is None or self._process.poll() is not None:
                     raise ConnectionError("the process has ended")
                 await asyncio.sleep(_LOOK_S)
         return await asyncio.open_connection("127.0.0.1", port)
-
-    def _heard(self) -> int | None:
-        """The port, once the process has told it."""
-        with self._lock, suppress(EOFError):  # it ended before
-            if self._port is None and self._told is not None and self._told.poll():
-                self._port = self._told.recv()
-        return self._port
 
 
 class Relay:
@@ -202,22 +199,22 @@ class Relay:
                     return
             finally:
                 self.apart.num_inside -= 1
-            text = "what answers requests that take long has just ended, and starts again: come again later"
+            text = "what answers requests that take long is just starting: come again later"
         await answer(503, text, headers={"Retry-After": "10"})(scope, receive, send)
 
 
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C does not reach processes that are started within, from their first moment on."""
+def _started() -> subprocess.Popen[bytes]:
+    """A process that is told by its input what to answer; it ends with that, even if the server is killed."""
+    command = [sys.executable, "-c", "from reben_cloud.serve.apart import run; run()"]
+    # Not in the server's group: Ctrl-C is for the server, which ends this process last.
     if sys.platform == "win32":
-        yield
-        return
-    resource_tracker.ensure_running()  # else it would be started within, and let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            creationflags=subprocess.CREATE_NEW_PROCESS_GROUP,
+        )
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
 
 
 async def _hung_up(receive: Receive) -> None:
@@ -246,29 +243,36 @@ async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes] | 
 # -- in the process ----------------------------------------------------------------------------------
 
 
-def _run(dataset: Dataset, create: Callable[[Dataset], ASGIApp], secret: bytes, tell: Connection) -> None:
-    """Answer until the server ends."""
+def run() -> None:
+    """Answer until the server ends, which has started this process and tells it what it needs."""
     if sys.platform != "win32":
         os.nice(_NICE)
+    told = sys.stdin.buffer
+    sys.path[:] = pickle.load(told)  # noqa: S301 - from the server, as all of its input
+    dataset, create, secret = pickle.load(told)  # noqa: S301
     app = create(dataset)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if hmac.compare_digest(await reader.readexactly(len(secret)), secret):
+            if hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), secret):
                 await _answer(app, reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
 
-    async def run() -> None:
+    async def serve() -> None:
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        tell.send(server.sockets[0].getsockname()[1])
-        parent = multiprocessing.parent_process()
-        while parent is not None and parent.is_alive():  # it may have been killed
-            await asyncio.sleep(1)
+        sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")  # the server reads it
+        sys.stdout.flush()
+        await asyncio.Event().wait()
 
-    asyncio.run(run())
+    def end_with_the_server() -> None:
+        told.read()
+        os._exit(0)  # searches may go on; there is nothing to be put in order
+
+    threading.Thread(target=end_with_the_server, daemon=True).start()
+    asyncio.run(serve())
 
 
 async def _answer(app: ASGIApp, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

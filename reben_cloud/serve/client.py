@@ -29,6 +29,7 @@ from reben_cloud.serve.layers import list_layers, shown_columns
 from reben_cloud.serve.links import GEOJSON, Links, layer_urls, position_of, root_url
 from reben_cloud.serve.models import MAX_LIMIT
 from reben_cloud.serve.nearest import Nearest
+from reben_cloud.serve.pictures import thumbnail_of
 from reben_cloud.serve.results import Results
 from reben_cloud.serve.tiffs import PATH, images_of
 
@@ -61,9 +62,11 @@ class Client(BaseCoreClient):
     results: Results = attr.ib(kw_only=True)
     _large_page: asyncio.Semaphore = attr.ib(init=False, factory=lambda: asyncio.Semaphore(1))
     _images: Mapping[str, BandImage] = attr.ib(init=False)
+    _thumbnail: str | None = attr.ib(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._images = images_of(self.dataset)
+        self._thumbnail = thumbnail_of(self.dataset)
 
     def landing_page(self, **kwargs: Any) -> Any:
         """The API's entry, with the collection as a child."""
@@ -241,6 +244,13 @@ class Client(BaseCoreClient):
         for item in items:
             item["links"] = links.of_item(item["id"])
             add_band_images(item, self._images, f"{get_base_url(request)}{PATH}")
+            if self._thumbnail is not None:  # STAC Browser and others show it in lists
+                item["assets"]["thumbnail"] = {
+                    "href": f"{get_base_url(request)}explore/patches/{item['id']}/{self._thumbnail}.png",
+                    "type": "image/png",
+                    "title": "Thumbnail",
+                    "roles": ["thumbnail"],
+                }
         return items
 
     def _layers(self, request: Request) -> list[PlacedLayer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -19,7 +20,7 @@ PATH = "/_mgmt/metrics"
 def add_metrics(app: FastAPI, results: Results, apart: Apart | None) -> Counts:
     """Add ``/_mgmt/metrics``; what it tells of requests is what is counted in the value that is returned.
 
-    Searches, threads and memory are those of both processes.
+    Searches, threads, processor time and memory are those of both processes.
 
     ``/_mgmt/ping`` (alive) and ``/_mgmt/health`` (ready: the whole table has been read before the server listens)
     are stac-fastapi's.
@@ -35,6 +36,7 @@ def add_metrics(app: FastAPI, results: Results, apart: Apart | None) -> Counts:
             "searches_given_up_total": lanes.num_given_up,
             "searches_refused_total": lanes.num_refused,
             "threads": threading.active_count(),
+            "processor_seconds_total": time.process_time(),
             "resident_memory_bytes": _resident_bytes(),
         }
         if apart is not None:

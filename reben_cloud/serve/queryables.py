@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attr
@@ -59,12 +59,12 @@ def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
         "collection": {"title": "Collection", **_TEXT},
         layout.GEOMETRY: {"title": "Footprint", "$ref": "https://geojson.org/schema/Polygon.json"},
         layout.DATETIME: {"title": facts.title_of("datetime"), **_TIME},
-        "platform": {"title": facts.title_of("platform"), "enum": _distinct(dataset, "platform")},
+        "platform": {"title": facts.title_of("platform"), **_one_of(_distinct(dataset, "platform"))},
         "grid:code": {"title": "MGRS square", **_TEXT},
         "proj:code": {"title": "UTM zone", **_TEXT},
-        **of("labels", {"type": "array", "items": {"enum": list(facts.class_order or schema.classes.names)}}),
-        **of("split", {"enum": list(SPLITS)}),
-        **of("country", {"enum": dataset.countries}),
+        **of("labels", {"type": "array", "items": _one_of(facts.class_order or schema.classes.names)}),
+        **of("split", _one_of(SPLITS)),
+        **of("country", _one_of(dataset.countries)),
         **of("product", _TEXT),
         **of("s1_datetime", _TIME),
     }
@@ -80,6 +80,11 @@ def queryables(dataset: Dataset) -> dict[str, dict[str, Any]]:
                 known[field.name] = {"title": title, **kind}
                 layered.add(field.name)
     return {name: value for name, value in known.items() if name in table.names or name in layered}
+
+
+def _one_of(values: Sequence[str]) -> dict[str, Any]:
+    """JSON schema of a few strings. The type is said too: STAC Browser offers no filter without one."""
+    return {**_TEXT, "enum": list(values)}
 
 
 def _kind(dtype: pa.DataType) -> dict[str, Any] | None:

@@ -103,7 +103,8 @@ class ImageDataset(PatchDataset[Sample]):
         of the picture's own values.
 
         Args:
-            sample: A sample of this dataset; ``prediction``, of the form of ``label`` or ``mask``, is shown too.
+            sample: A sample of this dataset; ``prediction``, of the form of ``label`` or ``mask``, or probabilities
+                in [0, 1], is shown too.
             show_titles: Whether to name labels.
             suptitle: A title above these.
 
@@ -148,5 +149,5 @@ class ImageDataset(PatchDataset[Sample]):
 
     def _names(self, chosen: torch.Tensor) -> str:
         return ", ".join(
-            name for name, is_there in zip(self.classes, chosen.tolist(), strict=True) if is_there
+            name for name, value in zip(self.classes, chosen.tolist(), strict=True) if value > 0.5
         )

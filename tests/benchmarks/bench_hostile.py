@@ -5,7 +5,9 @@
 150 honest clients ask for a page of Items every 5 s, each by another box, time, filter or polygon. 50 hostile ones
 send one request after the other without a pause: polygons of thousands of corners, filters that fold the case of every
 id, the largest pages, shapes with too many corners, filters nested out of reason, bodies that trickle in; and they hang
-up early. Prints percentiles of both times, and the server's memory, threads and counts every quarter of the time.
+up early. Prints percentiles of both times, the processor time of clients and server, and every quarter of the time the
+memory, threads and counts of both the server's processes. The clients want the same cores, so how long they run is a
+part of what the honest ones wait.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ def clients(kind: str, url: str, seconds: float, count: int) -> None:
                 await asyncio.gather(*(ask(client, seed, end, taken, statuses) for seed in range(count)))
             else:
                 await asyncio.gather(*(attack(client, 1000 + seed, end, statuses) for seed in range(count)))
-        json.dump({"taken": taken, "statuses": statuses}, sys.stdout)
+        json.dump({"taken": taken, "statuses": statuses, "cpu_s": time.process_time()}, sys.stdout)
 
     asyncio.run(run())
 
@@ -159,7 +161,8 @@ def measure(url: str, seconds: float, num_honest: int, num_hostile: int) -> floa
         print(
             f"  {quarter * seconds / 4:4.0f} s: {float(numbers['reben_resident_memory_bytes']) / 1e6:.0f} MB, "
             f"{numbers['reben_threads']} threads, {numbers['reben_searches_given_up_total']} searches given up, "
-            f"{numbers['reben_searches_refused_total']} refused",
+            f"{numbers['reben_searches_refused_total']} refused, "
+            f"{numbers['reben_processor_seconds_total']} s of a core",
             flush=True,
         )
         if quarter < 4:
@@ -168,7 +171,10 @@ def measure(url: str, seconds: float, num_honest: int, num_hostile: int) -> floa
     taken = np.array(found[0]["taken"])
     p50, p99 = np.percentile(taken, [50, 99])
     for (kind, count), one in zip(kinds, found, strict=True):
-        print(f"  {count} {kind}: {sum(one['statuses'].values())} requests, by status {one['statuses']}")
+        print(
+            f"  {count} {kind}: {sum(one['statuses'].values())} requests, by status {one['statuses']}, "
+            f"{one['cpu_s']:.1f} s of a core"
+        )
     print(f"  honest: p50 {p50:.0f} ms, p99 {p99:.0f} ms, longest {taken.max():.0f} ms", flush=True)
     return float(p99)
 
