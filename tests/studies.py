@@ -8,7 +8,7 @@ from reben_cloud.training.study.grid import Study, load_study
 
 SMALL = """
 title = "Two sensors & two seeds"
-about = "Is it <quick>?"
+about = "Is it <quick>? See `scores`."
 seeds = [1, 2]
 
 [recipe]

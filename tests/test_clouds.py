@@ -79,3 +79,28 @@ def test_a_machine_without_an_account_of_its_own_is_told_what_to_set(url, way_ou
     assert isinstance(told, StorageError)
     assert f"cannot read {url}/y: no credentials are given" in str(told)
     assert way_out in str(told)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (
+            "<Error><Code>NoSuchBucket</Code><Message></Message><BucketName>b</BucketName></Error>",
+            ": NoSuchBucket",
+        ),
+        (
+            "<Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>",
+            ": SlowDown: Reduce your rate.",
+        ),
+        ("", ""),
+    ],
+)
+def test_of_a_document_that_tells_of_an_error_what_people_can_read_is_told(document, said):
+    text = (
+        f'Generic S3 error: status code: 418 I am a teapot: <?xml version="1.0" encoding="UTF-8"?>{document}'
+    )
+
+    told = str(meaning(GenericError(text), verb="read", name="s3://b/x", ways_out=ways_out("s3://b/x")))
+
+    assert f"status code: 418 I am a teapot{said}" in told
+    assert "<" not in told

@@ -23,6 +23,7 @@ from reben_cloud.scenes.receipts import receipt_path
 from reben_cloud.scenes.safe import open_safe
 from tests.commands import invoke as command
 from tests.conftest import wait_for
+from tests.items import serve_api
 from tests.scenes import PRODUCT, band_pixels, make_clc, make_safe
 
 SIDE_M = 3600
@@ -244,6 +245,27 @@ def test_the_command_makes_a_root_of_both(strips, options, tmp_path):
 
     assert done.exit_code == 0, done.exception
     assert "published 9 patches" in done.stdout
+
+
+@pytest.mark.slow
+def test_items_of_both_give_the_same_patches(merged, strips, options, tmp_path):
+    """What was processed again of one of them is left out, and so is what is of an older baseline."""
+    again = strip("20230101T000000", SECOND, south, tmp_path / "again")
+    older = strip("20240101T000500", FIRST, north, tmp_path / "older", name=PRODUCT.replace("N9999", "N0205"))
+    (tmp_path / "images").mkdir()
+    with serve_api(tmp_path / "images") as api:
+        for path in (*strips, again, older):
+            api.planetary(path)
+
+        done = command(
+            "prepare", "--stac", api.url, "--collection", "sentinel-2-l2a", "--clc", options.land_cover, "--out",
+            tmp_path / "out",
+        )  # fmt: skip
+
+    assert done.exit_code == 0, done.exception
+    assert f"{PRODUCT}: 9 of 9 squares written" in done.stdout
+    tiles = {name: data for name, data in files(tmp_path / "out").items() if name.suffix == ".tif"}
+    assert tiles == {name: data for name, data in files(merged[0]).items() if name.suffix == ".tif"}
 
 
 def test_sen2cor_makes_each_datastrip_in_a_folder_of_its_own(tmp_path):

@@ -202,3 +202,10 @@ def test_the_architecture_page_and_its_drawing_name_every_room():
 
     assert sorted(named) == sorted(rooms)
     assert sorted(drawn) == sorted(rooms)
+
+
+def test_the_code_of_the_start_page_fits_beside_its_menus():
+    """At 1280 pixels a line has room for 80 characters; the rest would have to be scrolled to."""
+    for _, line, text in blocks(DOCS / "index.md"):
+        for number, code in enumerate(text.splitlines()):
+            assert len(code) <= 80, f"docs/index.md, line {line + number + 1}: {len(code)} characters"

@@ -87,6 +87,29 @@ def test_heights_above_a_geoid_are_brought_to_the_ellipsoid(tmp_path, grid, dem,
     np.testing.assert_allclose(found, want, atol=1e-4)
 
 
+def test_a_margin_has_the_heights_that_there_are_and_else_those_of_the_edge(tmp_path):
+    """The model reaches 600 m beyond the tile, the margin twice as far."""
+    slope = np.broadcast_to(np.arange(120, dtype=np.float32), (120, 120))
+    dem, geoid = (
+        make_dem(tmp_path / "dem.tif", crs="EPSG:32633", heights=slope),
+        make_geoid(tmp_path / "g.gtx"),
+    )
+    alone = heights_of(tmp_path, dem, geoid=geoid)
+
+    made = tmp_path / "wide.tif"
+    resample_heights(dem, made, epsg=EPSG, bounds=BOUNDS, geoid=geoid, margin_m=1_200)
+
+    with rasterio.open(made) as file:
+        assert file.transform == from_origin(LEFT - 1_200, TOP + 1_200, 10, 10)
+        wide = file.read(1)
+    assert wide.shape == (480, 480)
+    np.testing.assert_array_equal(wide[120:-120, 120:-120], alone)
+    # 500 m to the west the slope goes on, by 1 m each 30 m; beyond 600 m it is as high as at the edge of the tile.
+    np.testing.assert_allclose(wide[240, 120] - wide[240, 70], 500 / 30, atol=1e-3)
+    assert (wide[240, :59] == wide[240, 120]).all()
+    np.testing.assert_array_equal(wide[:59, 120:-120], np.broadcast_to(alone[0], (59, 240)))
+
+
 def test_what_gdal_makes_of_the_same_grid_agrees(tmp_path):
     """A second independent way: the grid warped bilinearly onto the tile."""
     from rasterio.enums import Resampling

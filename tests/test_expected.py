@@ -257,7 +257,9 @@ def test_a_slow_store_is_named(root):
     stats = loader.stats()
     assert stats.limiting_stage == "store"
     assert "raise fetch_threads" in stats.advice
-    assert f"limit      store: {stats.advice}" in stats.to_text()
+    said = stats.to_text()
+    assert f"limit store: {stats.advice}" in " ".join(said.split())
+    assert max(map(len, said.splitlines()[1:])) <= 80
 
 
 @pytest.mark.s3

@@ -22,6 +22,7 @@ PACKAGES = {
     "NVIDIA DALI": "nvidia.dali",
     "JAX": "jax",
     "Grain": "grain",
+    "terratorch": "terratorch",
     "Ray Data": "ray",
 }
 RGB = ("B04", "B03", "B02")
@@ -188,3 +189,19 @@ def test_grain_shuffles_and_reads_batches(run, truth):
     assert seen != ids
     one = found["one_by_one"][0]
     np.testing.assert_array_equal(one["s2_10m"], truth[ids[one["index"]]][::-1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # other people's own
+def test_terratorch_trains_on_image_datasets(run, tmp_path):
+    found = run("terratorch", **{'"runs"': repr(str(tmp_path))})
+
+    metrics = found["trainer"].callback_metrics
+    assert 0 < float(metrics["train/loss"]) < 5
+    assert 0 <= float(metrics["val/Class_F1_Arable land"]) <= 1
+    sample = found["data"].val_dataset[0]
+    found["task"].eval()
+    logits = found["task"](sample["image"][None]).output[0].detach()
+    title = found["data"].val_dataset.plot({**sample, "prediction": logits.sigmoid()}).axes[0].get_title()
+    named = [name for name, logit in zip(found["classes"], logits.tolist(), strict=True) if logit > 0]
+    assert title.endswith("prediction: " + ", ".join(named))

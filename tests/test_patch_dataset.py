@@ -16,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reben_cloud as rc
+from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, ForkError, NotFoundError
 from reben_cloud.hosted.publish import index_hosted
+from reben_cloud.sources.recognise import open_source
+from reben_cloud.store import open_store
 from reben_cloud.stream import RawPatches
 from reben_cloud.stream.readers.shards import plan_ranges
 from tests.conftest import missing
@@ -527,6 +530,39 @@ def test_images_and_labels_are_those_of_the_loader(selection, bands, options):
     assert len(dataset) == len(selection)
 
 
+@pytest.mark.parametrize("size", [None, 60])
+def test_a_mask_has_the_numbers_of_the_classes(selection, size):
+    dataset = pickle.loads(pickle.dumps(ImageDataset(selection, bands=("B04", "VV"), size=size, mask=True)))
+    codes = RawPatches(selection, modalities=["map"]).take([4, 1])["map"]
+    number_of = {code: n for n, codes_ in enumerate(REBEN.classes.codes) for code in codes_}
+    expected = np.vectorize(lambda code: number_of.get(code, -1))(codes)[
+        :, :: 120 // (size or 120), :: 120 // (size or 120)
+    ]
+
+    (batch,) = DataLoader(dataset, batch_size=2, sampler=[4, 1])
+
+    assert batch["image"].shape == (2, 2, size or 120, size or 120)
+    np.testing.assert_array_equal(batch["mask"].numpy(), expected)
+    assert batch["mask"].dtype == torch.int64
+    figure = dataset.plot({**dataset[4], "prediction": torch.full_like(batch["mask"][0], -1)})
+    image, mask, prediction = figure.axes
+    assert [image.get_title()[:6], mask.get_title(), prediction.get_title()] == [
+        "label:",
+        "mask",
+        "prediction",
+    ]
+    first = bytes.fromhex(REBEN.classes.colors[expected[0, 0, 0]][1:])
+    assert tuple(mask.images[0].get_array()[0, 0]) == tuple(first)
+    assert not prediction.images[0].get_array().any()
+
+
+def test_a_dataset_without_a_map_has_no_mask(tmp_path):
+    build(make_plan(*open_source("synthetic:12"), open_store(tmp_path), modalities=("s2",)))
+
+    with pytest.raises(ValueError, match="has no map"):
+        ImageDataset(rc.open(tmp_path).search(), bands="RGB", mask=True)
+
+
 def test_transforms_get_whole_samples(selection):
     dataset = ImageDataset(
         selection, bands="RGB", transforms=lambda sample: {**sample, "mean": sample["image"].mean()}
@@ -551,6 +587,9 @@ def test_a_sample_is_drawn_with_the_names_of_its_labels(selection, bands):
     assert np.ptp(shown.get_array()) > 0.5
     assert shown.get_array().shape == ((120, 120, 3) if bands == "ALL" else (120, 120))
     assert dataset.plot(sample, show_titles=False).axes[0].get_title() == ""
+    probabilities = torch.linspace(0, 1, 19)  # of which nine are above a half
+    title = dataset.plot({**sample, "prediction": probabilities}).axes[0].get_title()
+    assert title.endswith("prediction: " + ", ".join(dataset.classes[10:]))
 
 
 def test_a_band_that_is_not_there_is_refused(selection):

@@ -66,6 +66,8 @@ NOT_PATHS = {
         "layer_resampling",
         "layer_pixel",
     ),
+    # URLs of APIs, what they have, and where tokens are to be had.
+    *("stac", "collection", "stac_token", "s1_stac", "s1_collection"),
     # A name and a path, which `layers.raster` takes by the one function.
     "layer",
     # Names of programs.

@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import replace
 from functools import partial
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -164,6 +165,14 @@ def test_masks_are_a_map_a_mosaic_and_geotiffs(synthetic, segmenter, tmp_path):
         assert file.transform.a == 10
         assert (file.read(1) == codes[truth[patch_id]]).all()
         left, top = file.bounds.left, file.bounds.top
+    # Beside it, what QGIS shows its codes with.
+    entries = ElementTree.parse(path.with_suffix(".qml")).findall(
+        "pipe/rasterrenderer/colorPalette/paletteEntry"
+    )
+    shown = {int(one.get("value")): (one.get("color"), one.get("label")) for one in entries}
+    every = zip(REBEN.classes.names, REBEN.classes.colors, REBEN.classes.codes, strict=True)
+    assert shown == {code: (color, name) for name, color, codes_ in every for code in codes_}
+    assert set(codes[truth[patch_id]].ravel().tolist()) <= shown.keys()
     product = covered.column("reben:product")[0].as_py()
     raster = ds.mosaic(product, bands=["mask"])[0]
     cut = raster.sel(x=slice(left, left + 1200), y=slice(top, top - 1200))

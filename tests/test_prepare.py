@@ -622,11 +622,11 @@ def test_the_summary_counts_in_singular_and_plural(patches, said):
 @settings(max_examples=50, deadline=None)
 def test_a_square_is_kept_or_left_out_for_one_cause(seed):
     rng = np.random.default_rng(seed)
-    masks = {name: rng.random((7, 5)) < 0.7 for name in ("filled", "in_v1", "labelled", "with_s1")}
+    masks = {name: rng.random((7, 5)) < 0.7 for name in ("inside", "filled", "in_v1", "labelled", "with_s1")}
 
     report = ProductReport.of("p", Squares(**masks))
 
-    causes = report.nodata + report.not_in_v1 + report.unlabelled + report.without_s1
+    causes = report.outside + report.nodata + report.not_in_v1 + report.unlabelled + report.without_s1
     assert causes + report.written == report.candidates == 35
     assert report.written == np.all(list(masks.values()), axis=0).sum()
 
@@ -1012,10 +1012,10 @@ class InMemory:
     def inputs(self, *, masks):
         return {"etag": f"abc, masks {masks}"}
 
-    def read_band(self, name):
-        return self.bands[name]
+    def read_band(self, name, *, within=None):
+        return self.bands[name].copy()
 
-    def read_mask(self, name):
+    def read_mask(self, name, *, within=None):
         return None
 
 
@@ -1026,7 +1026,7 @@ class Watched(InMemory):
         super().__init__(path)
         self.cached = []
 
-    def read_band(self, name):
+    def read_band(self, name, *, within=None):
         self.cached.append(get_gdal_config("GDAL_CACHEMAX"))
         return super().read_band(name)
 

@@ -1,4 +1,4 @@
-"""Runs of sen2cor, SNAP and sarsen, with stand-in programs: none is installed where the tests run.
+"""Runs of sen2cor, SNAP and sarsen, with stand-in programs; `sources/test_sarsen.py` runs sarsen itself.
 
 The stand-ins do what these programs do as far as `processors` relies on it: the options of the
 real ones, their insistence on empty folders, the names and places of what they write.
@@ -70,7 +70,7 @@ assert (command, option) == ("rtc", "--output-urlpath") and pathlib.Path(product
 with rasterio.open(dem) as file:
     heights, t, profile = file.read(1), file.transform, file.profile
 power = {"IW/VV": 0.0101, "IW/VH": 0.00101}[group] * (1 + heights)
-power[0, :] = np.nan  # beyond the swath
+power[:241] = np.nan  # beyond the swath: the margin of the heights, and a row of the tile
 # As sarsen does: on the grid of the elevations, rows from south to north, linear.
 south_up = rasterio.Affine(t.a, 0, t.c, 0, -t.e, t.f + t.e * heights.shape[0])
 profile.update(transform=south_up, dtype="float32")

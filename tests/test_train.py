@@ -29,10 +29,10 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.stream import expected_delivery
+from reben_cloud.torch import MapTargets
 from reben_cloud.training.compute import compute_context
 from reben_cloud.training.config import load_recipe
 from reben_cloud.training.evaluate import evaluate, evaluate_folder
-from reben_cloud.training.feed import MapTargets
 from reben_cloud.training.learner import learning_rate
 from reben_cloud.training.metrics import label_metrics
 from reben_cloud.training.models import ARCHITECTURES, ModelSpec, create_model

@@ -11,10 +11,10 @@ from reben_cloud.bigearthnet.inputs import BandStatistics, choose_bands, statist
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.errors import RebenError
 from reben_cloud.schema import ArraySpec, Classes, Modality, Schema, TensorSpec
-from reben_cloud.torch import ModelInput
+from reben_cloud.torch import MapTargets, ModelInput
 from reben_cloud.training.compute import compute_context
 from reben_cloud.training.config import config_from, load_recipe
-from reben_cloud.training.feed import MapTargets, modalities_for
+from reben_cloud.training.feed import modalities_for
 from reben_cloud.training.learner import Learner
 from reben_cloud.training.metrics import confusion_of, early_stopping_score, label_metrics, map_metrics
 from reben_cloud.training.modelcard import write_card

@@ -26,6 +26,11 @@ from reben_cloud.cli.progress import bar, ends_at_once
 
 
 def prepare(
+    dest: Annotated[
+        str | None,
+        typer.Argument(help="Short for --root.", show_default=False, parser=new_root),
+    ] = None,
+    *,
     land_cover: Annotated[
         Path,
         typer.Option(
@@ -58,12 +63,59 @@ def prepare(
         list[Path] | None,
         typer.Option(help="Level-1C .SAFE or zip, made Level-2A first; repeat.", parser=whole_path),
     ] = None,
+    stac: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of a STAC API with Level-2A as GeoTIFFs; goes with --collection.", show_default=False
+        ),
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="Collection of that API.", show_default=False)
+    ] = None,
+    bbox: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(
+            help="West, south, east, north in degrees: only patches that lie within, of all products.",
+            metavar="W S E N",
+            show_default=False,
+        ),
+    ] = None,
+    datetime: Annotated[
+        str | None, typer.Option(help="Time of the Items, or range A/B of dates.", show_default=False)
+    ] = None,
+    max_cloud: Annotated[
+        float | None, typer.Option(help="Most clouds of an Item, percent.", show_default=False)
+    ] = None,
+    max_items: Annotated[int, typer.Option(help="Most Items that a search may find.")] = 100,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for what was read of Items' images.", show_default=False, parser=whole_path
+        ),
+    ] = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
+    ] = None,
+    stac_token: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of tokens for images, with {collection}; the Planetary Computer's is known.",
+            show_default=False,
+        ),
+    ] = None,
     s1: Annotated[
         list[Path] | None,
         typer.Option(
             help="Official S1 patches, terrain-corrected dB scenes, or GRD products; repeat.",
             parser=whole_path,
         ),
+    ] = None,
+    s1_collection: Annotated[
+        str | None,
+        typer.Option(help="Collection of terrain-corrected scenes in linear power.", show_default=False),
+    ] = None,
+    s1_stac: Annotated[
+        str | None, typer.Option(help="API of that collection, unless it is --stac.", show_default=False)
     ] = None,
     s1_max_days: Annotated[
         float | None,
@@ -185,13 +237,36 @@ def prepare(
     from reben_cloud.bigearthnet.own import own_schema
     from reben_cloud.scenes.choice import Direction, SceneChoice
     from reben_cloud.scenes.further import parse_rasters
+    from reben_cloud.scenes.items.reading import Reading
+    from reben_cloud.scenes.items.search import StacSearch
     from reben_cloud.scenes.preparation import Preparation
     from reben_cloud.scenes.prepare import summary
     from reben_cloud.scenes.quality import FlagRule
     from reben_cloud.scenes.run import run
+    from reben_cloud.search.arguments import parse_box
     from reben_cloud.store import open_store
 
+    if dest is not None and root is not None:
+        raise typer.BadParameter("give the root once: DEST or --root", param_hint="DEST")
+    root = root or dest
     with usage():
+        box = None if bbox is None else parse_box(bbox)
+        products = scenes = None
+        if stac is not None and collection is not None:
+            products = StacSearch(
+                api=stac,
+                collection=collection,
+                box=box,
+                datetime=datetime,
+                max_cloud=max_cloud,
+                max_items=max_items,
+            )
+        elif any(given is not None for given in (stac, collection, datetime, max_cloud)):
+            raise ValueError("--stac and --collection go together; --datetime and --max-cloud with them")
+        if s1_collection is not None and (api := s1_stac or stac) is not None:
+            scenes = StacSearch(api=api, collection=s1_collection, max_items=max_items)
+        elif s1_collection is not None or s1_stac is not None:
+            raise ValueError("--s1-collection goes with an API: --s1-stac or --stac")
         choice = SceneChoice(
             max_gap_days=s1_max_days,
             direction=cast("Direction | None", s1_direction),
@@ -200,7 +275,8 @@ def prepare(
         preparation = Preparation(
             land_cover=land_cover, out=out,
             root=None if root is None else open_store(root, storage_options(endpoint_url)),
-            s2=s2 or (), l1c=l1c or (), s1=s1 or (), s1_choice=choice, v1=v1,
+            s2=s2 or (), l1c=l1c or (), stac=products, box=box, s1=s1 or (), s1_stac=scenes, s1_choice=choice, v1=v1,
+            reading=Reading(cache_dir=cache_dir, cache_bytes=cache_bytes, token_url=stac_token),
             countries=countries, any_country=any_country, country_field=country_field,
             country_distance_m=country_distance,
             classes=classes, code_column=code_column, name=name or "", bands=choose_bands(bands, schema=own_schema()),

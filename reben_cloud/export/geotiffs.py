@@ -14,6 +14,7 @@ from reben_cloud.export.copying import Progress
 from reben_cloud.export.filewise import EachPatch, FilesReport, export_files
 from reben_cloud.export.pixels import PatchPixels
 from reben_cloud.export.plan import modalities_of
+from reben_cloud.export.qgis_style import ENDING, Look, style_of
 from reben_cloud.formats.geotiff import DTYPES, encode_bands
 from reben_cloud.schema import Array, Classes, Schema, TensorSpec
 from reben_cloud.views.resize import nearest
@@ -49,7 +50,8 @@ def export_geotiff(
 
     A file declares the fill value of its tensors as nodata. Where they have several, it declares NaN, and
     pixels without data are that, if it is of floats; otherwise it declares none. A file of one map of classes
-    alone has their colours in a colour table, if the map is of uint8; a table of uint16 would take 400 KB.
+    alone has their colours in a colour table, if the map is of uint8. Where it has more bits a table would take 400 KB,
+    so a style for QGIS stands beside the file, ``NAME.qml``, which QGIS takes without being told.
 
     The rest is as with `export_png`. Needs the extra ``geo``.
 
@@ -96,6 +98,8 @@ class _File(NamedTuple):
     """What is declared; None where nothing is."""
     colors: Mapping[int, tuple[int, int, int]] | None = None
     """Code -> red, green and blue; None where there is no colour table."""
+    style: Mapping[int, Look] | None = None
+    """Code -> how QGIS shows it; None where there is no style beside the file."""
 
 
 class GeotiffMaker:
@@ -152,6 +156,11 @@ class GeotiffMaker:
                     if file.colors is None
                     else {"colors": {str(code): c for code, c in file.colors.items()}}
                 ),
+                **(
+                    {}
+                    if file.style is None
+                    else {"style": {str(code): list(look) for code, look in file.style.items()}}
+                ),
             }
             for file in self._files
         }
@@ -175,7 +184,12 @@ class GeotiffMaker:
                 left=patch.left,
                 top=patch.top,
             )
-        return {patch.path(file.ending): self._encode(file, patch) for file in self._files}
+        styles = {
+            patch.path(file.ending.removesuffix(".tif") + ENDING): style_of(file.style)
+            for file in self._files
+            if file.style is not None
+        }
+        return {patch.path(file.ending): self._encode(file, patch) for file in self._files} | styles
 
     def finish(self, partial: Path, progress: Progress) -> dict[str, Any]:  # noqa: ARG002
         """Nothing to write once."""
@@ -213,9 +227,14 @@ def _is_one_of(file: _File, coded: Collection[tuple[str, tuple[str, ...]]]) -> b
 
 
 def _in_colors(file: _File, classes: Classes) -> _File:
-    """A file of a map of classes, with their colours where a colour table can have them."""
-    if not classes.colors or file.dtype != np.uint8:
+    """A file of a map of classes, with their colours: in a colour table where that is small, else in a style."""
+    if not classes.colors:
         return file
+    if file.dtype != np.uint8:
+        every = zip(classes.names, classes.colors, classes.codes, strict=True)
+        return file._replace(
+            style={code: Look(color, name) for name, color, codes in every for code in codes}
+        )
     colors: dict[int, tuple[int, int, int]] = {}
     for codes, color in zip(classes.codes, classes.colors, strict=True):
         red, green, blue = bytes.fromhex(color[1:])

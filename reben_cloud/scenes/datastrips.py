@@ -17,7 +17,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.errors import SourceError
+from reben_cloud.scenes.area import Bounds, window_of
 from reben_cloud.scenes.product import Product
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ class MergedProduct:
         return self.parts[0].top
 
     @property
-    def bounds(self) -> tuple[int, int, int, int]:
+    def bounds(self) -> Bounds:
         """West, south, east and north of the tile, metres."""
         return self.parts[0].bounds
 
@@ -98,28 +100,32 @@ class MergedProduct:
             for key, state in part.inputs(masks=masks).items()
         }
 
-    def read_band(self, name: str) -> NDArray[np.uint16]:
+    def read_band(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint16]:
         """All pixels of a band: of the first datastrip that has one, 0 where none has.
 
         Raises:
             SourceError: If it cannot be read of one of them.
         """
+        pixel_m = BANDS[name].resolution_m
+        needed = window_of(
+            within or self.bounds, left=self.left, top=self.top, pixel_m=pixel_m, shape=self.shapes[pixel_m]
+        )
         first, *others = self.parts
-        pixels = first.read_band(name)
+        pixels = first.read_band(name, within=within)
         for part in others:
-            empty = pixels == 0
+            empty = pixels[needed] == 0
             if empty.any():
-                pixels = np.where(empty, part.read_band(name), pixels)
+                np.copyto(pixels[needed], part.read_band(name, within=within)[needed], where=empty)
         return pixels
 
-    def read_mask(self, name: str) -> NDArray[np.uint8] | None:
+    def read_mask(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint8] | None:
         """All pixels of a mask: of the first datastrip whose scene classification has one; None if one lacks a mask.
 
         Raises:
             SourceError: If it cannot be read of one of them.
         """
-        masks = [part.read_mask(name) for part in self.parts]
-        classes = masks if name == "SCL" else [part.read_mask("SCL") for part in self.parts]
+        masks = [part.read_mask(name, within=within) for part in self.parts]
+        classes = masks if name == "SCL" else [part.read_mask("SCL", within=within) for part in self.parts]
         merged, left = None, None
         for mask, of_part in zip(masks, classes, strict=True):
             if mask is None or of_part is None:

@@ -48,6 +48,7 @@ def resample_heights(
     bounds: tuple[int, int, int, int],
     datum: str | None = None,
     geoid: str | os.PathLike[str] | None = None,
+    margin_m: int = 0,
 ) -> None:
     """Write the heights above the ellipsoid on the 10 m grid of `bounds`, bilinear, as float32 GeoTIFF.
 
@@ -60,6 +61,8 @@ def resample_heights(
             error where it says something else.
         geoid: Grid of the geoid's height above the ellipsoid (GTX or GeoTIFF), which the heights are above;
             by default PROJ's for the datum, where it is installed.
+        margin_m: How far beyond `bounds` to write as well, a multiple of 10; what `dem` lacks there is as high as the
+            nearest edge of `bounds`.
 
     Raises:
         FileNotFoundError: If there is no such grid.
@@ -75,8 +78,10 @@ def resample_heights(
     except ImportError as error:
         raise missing_extra("rasterio", "geo") from error
     west, south, east, north = bounds
-    size = {"height": (north - south) // 10, "width": (east - west) // 10}
-    grid: dict[str, Any] = {"crs": f"EPSG:{epsg}", "transform": from_origin(west, north, 10, 10), **size}
+    margin = margin_m // 10
+    size = {"height": (north - south) // 10 + 2 * margin, "width": (east - west) // 10 + 2 * margin}
+    corner = from_origin(west - margin_m, north + margin_m, 10, 10)
+    grid: dict[str, Any] = {"crs": f"EPSG:{epsg}", "transform": corner, **size}
     try:
         # Files of GeoTIFF 1.0 hide their vertical CRS otherwise.
         with rasterio.Env(GTIFF_REPORT_COMPD_CS="YES"), rasterio.open(dem) as source:
@@ -89,9 +94,12 @@ def resample_heights(
             heights += source.offsets[0]
     except rasterio.errors.RasterioError as error:
         raise SourceError(f"{dem}: cannot be read ({str(error).splitlines()[0]})") from error
-    _check_heights(heights, f"{dem}", bounds, epsg)
+    within = heights[margin : heights.shape[0] - margin, margin : heights.shape[1] - margin]
+    _check_heights(within, f"{dem}", bounds, epsg)
+    if (lacking := np.isnan(heights)).any():
+        np.copyto(heights, np.pad(within, margin, "edge"), where=lacking)
     if geoid_grid is not None:
-        for rows, above in _undulation(geoid_grid, epsg, west, north, heights.shape):
+        for rows, above in _undulation(geoid_grid, epsg, bounds, margin):
             heights[rows] += above
     with (
         replacing(made) as new,
@@ -212,9 +220,13 @@ def _check_grid(grid: Path, datum: str | None) -> None:
 
 
 def _undulation(
-    grid: Path, epsg: int, west: int, north: int, shape: tuple[int, int]
+    grid: Path, epsg: int, bounds: tuple[int, int, int, int], margin: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Height of the geoid above the ellipsoid at the pixel centres, strip of rows by strip; metres, float32."""
+    """Height of the geoid above the ellipsoid at the pixel centres, strip of rows by strip; metres, float32.
+
+    In the margin, pixels on each side, it is that of the nearest pixel within the bounds, which the grid must cover.
+    """
+    west, south, east, north = bounds
     # Quotes, because a path may have spaces; PROJ knows no escape for these two.
     path = str(grid.absolute())
     if any(mark in path for mark in ',"'):
@@ -228,10 +240,11 @@ def _undulation(
     except pyproj.exceptions.ProjError as error:
         raise SourceError(f"{grid}: no geoid grid that PROJ reads ({error})") from error
     to_degrees = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
-    x = west + 5 + 10.0 * np.arange(shape[1])
-    for start in range(0, shape[0], _STRIP_PX):
-        rows = slice(start, min(start + _STRIP_PX, shape[0]))
-        y = north - 5 - 10.0 * np.arange(rows.start, rows.stop)
+    x = np.pad(np.arange(west + 5.0, east, 10), margin, "edge")
+    y_of = np.pad(np.arange(north - 5.0, south, -10), margin, "edge")
+    for start in range(0, len(y_of), _STRIP_PX):
+        rows = slice(start, min(start + _STRIP_PX, len(y_of)))
+        y = y_of[rows]
         longitude, latitude = to_degrees.transform(*np.meshgrid(x, y))
         above = shift.transform(longitude, latitude, np.zeros_like(longitude))[2]
         if not np.isfinite(above).all():

@@ -18,8 +18,9 @@ from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.grd import read_outline
 from reben_cloud.scenes.official_s1 import holds_patches
 from reben_cloud.scenes.processors import run_sarsen, run_snap
+from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.provenance import identify, identify_many
-from reben_cloud.scenes.safe import open_safe
+from reben_cloud.scenes.safe import SafeProduct, open_safe
 from reben_cloud.scenes.sentinel1 import Scene, open_scenes, scene_files
 
 
@@ -43,8 +44,13 @@ def find_products(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
+def open_product(given: str | os.PathLike[str] | Product) -> Product:
+    """A product of another form as it is, or that of a ``.SAFE`` folder. Raises as `safe.open_safe`."""
+    return given if isinstance(given, Product) else open_safe(given)
+
+
 def identify_inputs(
-    products: Sequence[str | os.PathLike[str]],
+    products: Sequence[str | os.PathLike[str] | Product],
     others: Mapping[str, Sequence[Path]],
     *,
     v1: Path | None = None,
@@ -52,17 +58,20 @@ def identify_inputs(
     """Identity of everything that a preparation is given, for `claim_root`.
 
     Args:
-        products: Level-2A ``.SAFE`` folders.
+        products: Level-2A ``.SAFE`` folders, or products of another form.
         others: What else: role -> files and folders.
         v1: Folder of the v1 lists.
     """
     found: dict[str, str] = {}
-    opened = [open_safe(path) for path in products]
+    opened = [open_product(path) for path in products]
     names = Counter(product.name for product in opened)
     for product in opened:
         # Files of two datastrips of one tile are called the same.
-        strip = product.generation if product.datastrip is None else f"{product.datastrip:%Y%m%dT%H%M%S}"
+        strip = "" if product.datastrip is None else f"{product.datastrip:%Y%m%dT%H%M%S}"
         called = product.name if names[product.name] == 1 else f"{product.name} of {strip}"
+        if not isinstance(product, SafeProduct):
+            found |= {f"{called} {key}": state for key, state in product.inputs(masks=True).items()}
+            continue
         found[f"{called} generation time"] = product.generation
         for file in (*product.files, *product.masks.values()):
             found |= identify(called, file)
@@ -79,7 +88,7 @@ def identify_inputs(
 
 def find_s1(
     paths: Sequence[str | os.PathLike[str]],
-    products: Sequence[str | os.PathLike[str]],
+    products: Sequence[str | os.PathLike[str] | Product],
     work: Path,
     *,
     gpt: str = "gpt",
@@ -132,7 +141,7 @@ def find_s1(
     files = [file for path in scenes for file in scene_files(path)] if choice.relative_orbit else scenes
     found = open_scenes([file for file in files if choice.takes_orbit(file.name)])
     raw = [path for path in raw if choice.takes_orbit(path.name)]
-    tiles = {(tile.epsg, tile.bounds) for tile in map(open_safe, products)} if raw else set()
+    tiles = {(tile.epsg, tile.bounds) for tile in map(open_product, products)} if raw else set()
     for epsg, group in sorted(_groups(tiles, by_tile=heights.is_file()).items()):
         near = [path for path in raw if _may_reach(path, group)]
         if not near:

@@ -15,6 +15,7 @@ from reben_cloud.bigearthnet.country import Countries
 from reben_cloud.bigearthnet.own import ALL_BANDS, OWN_NAME, check_bands, largest_pixel, own_schema
 from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.bigearthnet.v1 import V1Patch, list_files, read_v1
+from reben_cloud.scenes.area import Degrees
 from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.class_table import REBEN19, ClassTable
 from reben_cloud.scenes.land_raster import files_reaching, raster_files
@@ -59,6 +60,8 @@ class CutOptions:
     """Bands of Sentinel-2 that patches get; a zero pixel in another band rejects no patch."""
     patch_m: int = PATCH_M
     """Side of a patch, metres; a multiple of the largest pixel of `bands`, at most 109800."""
+    box: Degrees | None = None
+    """West, south, east and north in degrees: only squares that lie within are kept; None keeps all."""
     split: SplitRule = field(default_factory=PaperSplit)
     """Which split a patch belongs to."""
     flags: FlagRule = field(default_factory=FlagRule)
@@ -152,6 +155,8 @@ class CutOptions:
             found["flags"] = (
                 f"cloud or shadow from {self.flags.cloud_or_shadow:g}, snow from {self.flags.snow:g}"
             )
+        if self.box is not None:
+            found["box"] = ", ".join(f"{degrees:g}" for degrees in self.box)
         if self.name:
             found["name"] = self.name
         if {*self.bands} != {*ALL_BANDS}:

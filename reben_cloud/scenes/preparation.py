@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reben_cloud.bigearthnet.bands import PATCH_M
 from reben_cloud.bigearthnet.own import ALL_BANDS
+from reben_cloud.scenes.area import Degrees
 from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.further import FurtherRaster
+from reben_cloud.scenes.items.reading import Reading
+from reben_cloud.scenes.items.rtc import RtcSearch
+from reben_cloud.scenes.items.search import StacSearch
+from reben_cloud.scenes.items.signing import token_url_of
 from reben_cloud.scenes.land_raster import raster_files
 from reben_cloud.scenes.prepare import prepared_folder
+from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.quality import FlagRule
 from reben_cloud.scenes.split import open_split
 from reben_cloud.store import Store
@@ -24,7 +30,7 @@ COUNTRY_DISTANCE_M = 50_000
 class Preparation:
     """What patches are made from, by which rules and programs, and where they go.
 
-    At least one of `s2` and `l1c`, and of `out` and `root`, must be given.
+    At least one of `s2`, `l1c` and `stac`, and of `out` and `root`, must be given.
 
     Raises:
         ValueError: If they are not.
@@ -40,8 +46,16 @@ class Preparation:
     """Level-2A ``.SAFE`` folders or zips, or folders of them."""
     l1c: Sequence[Path] = ()
     """Level-1C ``.SAFE`` folders or zips, made Level-2A first."""
+    stac: StacSearch | None = None
+    """Products behind the Items of a STAC API; its box is `box`."""
+    box: Degrees | None = None
+    """West, south, east and north in degrees: only patches that lie within are made, of all products."""
+    reading: Reading = field(default_factory=Reading)
+    """How images of Items are read; `Reading.token_url` may have ``{collection}`` in it."""
     s1: Sequence[Path] = ()
     """Official S1 patches, terrain-corrected scenes in dB, or GRD products."""
+    s1_stac: StacSearch | None = None
+    """Terrain-corrected scenes in linear power behind the Items of a STAC API, instead of `s1`."""
     s1_choice: SceneChoice = ALL_SCENES
     """Which of the scenes may go with a product."""
     v1: Path | None = None
@@ -87,13 +101,32 @@ class Preparation:
     """Rasters that become array layers beside `root`. They are no part of it: some may be added when it is there."""
 
     def __post_init__(self) -> None:
-        if not (self.s2 or self.l1c):
-            raise ValueError("give products: --s2 or --l1c")
+        if not (self.s2 or self.l1c or self.stac):
+            raise ValueError("give products: --s2, --l1c, or --stac with --collection")
+        if self.s1_stac is not None and self.s1:
+            raise ValueError("give Sentinel-1 as --s1 or as --s1-collection, not both")
+        if self.s1_stac is not None:
+            self.rtc_search()
         if self.out is None and self.root is None:
             raise ValueError("say where to: --out FOLDER, --root ROOT, or both")
         if self.further and self.root is None:
             raise ValueError("layers stand beside a root: give --root with --layer")
         open_split(self.split, block_m=self.block_m)  # a wrong one is told before hours go into it
+
+    def reading_of(self, search: StacSearch) -> Reading:
+        """How the images of a collection are read: with the tokens that are for it, where they need any."""
+        token_url = self.reading.token_url or token_url_of(search.api, search.collection)
+        named = None if token_url is None else token_url.replace("{collection}", search.collection)
+        return replace(self.reading, token_url=named)
+
+    def rtc_search(self) -> RtcSearch | None:
+        """Where terrain-corrected scenes are searched for, if they are."""
+        if self.s1_stac is None:
+            return None
+        return RtcSearch(
+            stac=self.s1_stac, choice=self.s1_choice, box=self.box, patch_m=self.patch_m,
+            reading=self.reading_of(self.s1_stac),
+        )  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -105,7 +138,7 @@ class Preparation:
 
 
 def given_of(
-    preparation: Preparation, products: Sequence[Path]
+    preparation: Preparation, products: Sequence[Path], items: Sequence[Product] = ()
 ) -> tuple[dict[str, Sequence[Path]], dict[str, object]]:
     """The files among what was given, by role, and all that was given, by the name of the option.
 
@@ -147,6 +180,13 @@ def given_of(
             preparation.flags.cloud_or_shadow,
             preparation.flags.snow,
         )
+    if preparation.stac is not None:
+        options["--stac"] = preparation.stac
+        options["products"] = ", ".join(sorted(product.name for product in items))
+    if preparation.s1_stac is not None:
+        options["--s1-collection"] = preparation.s1_stac
+    if preparation.box is not None:
+        options["--bbox"] = " ".join(f"{degrees:g}" for degrees in preparation.box)
     if preparation.name:
         options["--name"] = preparation.name
     if {*preparation.bands} != {*ALL_BANDS}:

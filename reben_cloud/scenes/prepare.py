@@ -23,7 +23,7 @@ from reben_cloud.files.paths import local_path
 from reben_cloud.layers.raster_files import import_rasterio
 from reben_cloud.scenes.datastrips import fewer_datastrips, merge_datastrips
 from reben_cloud.scenes.destination import build_root, claim_root, prepared_folder
-from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs
+from reben_cloud.scenes.inputs import find_products, find_s1, identify_inputs, open_product
 from reben_cloud.scenes.metadata import metadata_schema, patch_rows, write_metadata
 from reben_cloud.scenes.options import SCENE_ROLE, CutOptions
 from reben_cloud.scenes.product import Product
@@ -36,7 +36,6 @@ from reben_cloud.scenes.receipts import (
     receipt_path,
     summary,
 )
-from reben_cloud.scenes.safe import open_safe
 from reben_cloud.scenes.tile import Tile, cut_product
 
 __all__ = [
@@ -100,8 +99,7 @@ def prepare(
     if not 0 <= worker_index < workers_total:
         raise ValueError(f"worker_index must be in [0, {workers_total}), got {worker_index}")
     folder = local_path(destination, "the folder of the official layout")
-    every = [given if isinstance(given, Product) else open_safe(given) for given in products]
-    opened = {product.name: product for product in merge_datastrips(every)}
+    opened = {product.name: product for product in merge_datastrips(list(map(open_product, products)))}
     _check_options(folder, options)
     done = {name: _done(folder, product, options) for name, product in opened.items()}
     mine = sorted(opened)[worker_index::workers_total]

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -26,6 +27,11 @@ from reben_cloud.scenes.grd import check_grd
 from reben_cloud.scenes.provenance import identify
 from reben_cloud.scenes.runs import Run, find_program
 from reben_cloud.scenes.sentinel1 import POLARIZATIONS
+
+_MARGIN_M = 2_400
+"""How far around a tile sarsen gets heights, whose pixels are then cut off. It adds up the areas that each cell of the
+radar image sees: those of a cell at the border lack what is beyond, where they come out up to 12 dB too bright, and
+slopes of 1,500 m are seen in cells that far away."""
 
 
 def run_sen2cor(
@@ -152,7 +158,7 @@ def run_sarsen(
 
     What comes out is gamma nought, flattened by the terrain; `run_snap` gives sigma nought. sarsen writes on
     the grid of its elevation model and takes its heights as above the ellipsoid, so the model is resampled to
-    10 m and brought there first.
+    10 m and brought there first, with a margin around the tile that is cut off again.
 
     Args:
         products: GRD ``.SAFE`` folders.
@@ -188,14 +194,18 @@ def run_sarsen(
     ]
     west, south, east, north = bounds
     place = f"{epsg}_{west}_{north}_{east - west}x{north - south}"
-    heights_from = {"datum of heights": str(dem_datum), **identify("elevation model", dem)}
+    heights_from = {
+        "datum of heights": str(dem_datum), "margin": f"{_MARGIN_M} m", **identify("elevation model", dem),
+    }  # fmt: skip
     if geoid is not None:
         heights_from |= identify("geoid grid", geoid)
     heights = folder / f"dem_{place}.tif"
     resampling = Run(folder=folder, name=heights.stem, pattern=heights.name, made_from=heights_from)
     if resampling.find_output() is None:
         resampling.record()
-        resample_heights(dem, heights, epsg=epsg, bounds=bounds, datum=dem_datum, geoid=geoid)
+        resample_heights(
+            dem, heights, epsg=epsg, bounds=bounds, datum=dem_datum, geoid=geoid, margin_m=_MARGIN_M
+        )
 
     def process(job: tuple[Path, str, str]) -> Path:
         path, scene, polarization = job
@@ -209,7 +219,7 @@ def run_sarsen(
                 tool, "rtc", str(path.absolute()), f"IW/{polarization}", str(heights.absolute()),
                 "--output-urlpath", str(scratch / made),
             ],
-            finish=_to_decibel,
+            finish=partial(_to_decibel, bounds=bounds),
         )  # fmt: skip
 
     with ThreadPoolExecutor(workers) as pool:
@@ -228,8 +238,8 @@ def _check_l1c(path: Path) -> str:
     return f"{name.satellite}_MSIL2A_{name.start}_N????_{name.orbit}_T{name.square}_*.SAFE"
 
 
-def _to_decibel(path: Path) -> None:
-    """Linear power to dB, in place; north up, while sarsen writes south up."""
+def _to_decibel(path: Path, *, bounds: tuple[int, int, int, int]) -> None:
+    """Linear power to dB, within the bounds, in place; north up, while sarsen writes south up."""
     import rasterio
 
     with rasterio.open(path) as file:
@@ -237,6 +247,10 @@ def _to_decibel(path: Path) -> None:
     if transform.e > 0:
         power = power[::-1]
         transform = transform @ transform.translation(0, power.shape[0]) @ transform.scale(1, -1)
+    west, south, east, north = bounds
+    top, left = round((transform.f - north) / 10), round((west - transform.c) / 10)
+    power = power[top : top + (north - south) // 10, left : left + (east - west) // 10]
+    transform = transform @ transform.translation(left, top)
     decibel = np.full(power.shape, np.nan, np.float32)
     np.log10(power, out=decibel, where=power > 0)
     with (

@@ -1,6 +1,6 @@
 """What the recipe asks of a Sentinel-2 Level-2A product, wherever its pixels are: the border of the inputs.
 
-`safe.SafeProduct` is one in a folder. Another form of product (cloud-optimised GeoTIFFs behind a STAC Item, say) is
+`safe.SafeProduct` is one in a folder, `items.product.ItemProduct` one behind a STAC Item. Another form of product is
 another class that has these; nothing else of `scenes` need know of it.
 """
 
@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from reben_cloud.scenes.area import Bounds
 
 
 @runtime_checkable
@@ -86,16 +88,24 @@ class Product(Protocol):
         """
         ...
 
-    def read_band(self, name: str) -> NDArray[np.uint16]:
-        """All pixels of a band at its own resolution, reflectance x 10,000; 0 is nodata.
+    def read_band(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint16]:
+        """All pixels of a band at its own resolution, reflectance x 10,000; 0 is nodata. The array is the caller's.
+
+        Args:
+            name: The band.
+            within: What is needed of it: pixels outside of this rectangle may be left 0.
 
         Raises:
             SourceError: If it cannot be read, or is not of this tile.
         """
         ...
 
-    def read_mask(self, name: str) -> NDArray[np.uint8] | None:
+    def read_mask(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint8] | None:
         """All 20 m pixels of ``SCL`` or ``CLD``, None if it has no such.
+
+        Args:
+            name: The mask.
+            within: As for `read_band`.
 
         Raises:
             SourceError: If it cannot be read, or is not of this tile.

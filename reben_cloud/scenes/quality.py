@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reben_cloud.scenes.area import Bounds
 from reben_cloud.scenes.product import Product
 
 MASK_M = 20
@@ -68,23 +69,26 @@ class Quality:
         return self.shares["snow_share"] >= rule.snow, hidden >= rule.cloud_or_shadow
 
 
-def measure_quality(product: Product, *, patch_m: int, shape: tuple[int, int]) -> Quality:
+def measure_quality(
+    product: Product, *, patch_m: int, shape: tuple[int, int], within: Bounds | None = None
+) -> Quality:
     """Measure the masks of a product.
 
     Args:
         product: Whose masks.
         patch_m: Side of a patch, metres, a multiple of 10.
         shape: Rows and columns of patches.
+        within: Where the patches are that matter; of others the shares may be wrong.
 
     Raises:
         SourceError: If a mask is damaged, or not of the tile.
     """
     shares: dict[str, NDArray[np.float32]] = {}
-    if (classes := product.read_mask("SCL")) is not None:
+    if (classes := product.read_mask("SCL", within=within)) is not None:
         for column, values in SHARES.items():
             counted = np.isin(classes, values)
             shares[column] = _means(counted, patch_m=patch_m, shape=shape)
-    if (probability := product.read_mask("CLD")) is not None:
+    if (probability := product.read_mask("CLD", within=within)) is not None:
         shares[CLOUD_PROBABILITY] = _means(probability, patch_m=patch_m, shape=shape) / np.float32(100)
     return Quality(shares=shares)
 

@@ -34,6 +34,8 @@ class ProductReport:
     """Quality checks that exclude the whole product."""
     candidates: int = 0
     """Whole squares of the tile."""
+    outside: int = 0
+    """Left out because they do not lie within the box that is wanted."""
     nodata: int = 0
     """Left out for a zero pixel in some band."""
     not_in_v1: int = 0
@@ -50,11 +52,13 @@ class ProductReport:
     @classmethod
     def of(cls, product: str, squares: Squares) -> ProductReport:
         """The report of a product that was cut; a square that is left out counts once, under its first cause."""
-        filled, in_v1, labelled = squares.filled, squares.in_v1, squares.labelled
+        inside, in_v1, labelled = squares.inside, squares.in_v1, squares.labelled
+        filled = inside & squares.filled
         return cls(
             product=product,
-            candidates=filled.size,
-            nodata=int((~filled).sum()),
+            candidates=inside.size,
+            outside=int((~inside).sum()),
+            nodata=int((inside & ~filled).sum()),
             not_in_v1=int((filled & ~in_v1).sum()),
             unlabelled=int((filled & in_v1 & ~labelled).sum()),
             without_s1=int((filled & in_v1 & labelled & ~squares.with_s1).sum()),
@@ -65,10 +69,12 @@ class ProductReport:
         before = "already there, " if self.already_there else ""
         if self.failed_checks:
             return f"{self.product}: {before}excluded, {', '.join(self.failed_checks)} not PASSED"
+        outside = f"{self.outside:,} outside of the box, " if self.outside else ""
         done = "squares" if self.already_there else "squares written"
         return (
-            f"{self.product}: {before}{self.written:,} of {self.candidates:,} {done}; left out: {self.nodata:,} with "
-            f"nodata, {self.not_in_v1:,} not in v1, {self.unlabelled:,} unlabelled, {self.without_s1:,} without S1"
+            f"{self.product}: {before}{self.written:,} of {self.candidates:,} {done}; left out: {outside}"
+            f"{self.nodata:,} with nodata, {self.not_in_v1:,} not in v1, "
+            f"{self.unlabelled:,} unlabelled, {self.without_s1:,} without S1"
         )
 
 

@@ -1,8 +1,8 @@
 """Which squares of a tile become patches, and their labels: pure functions of arrays.
 
-A square is kept if no band has a zero pixel in it, v1 has it (where v1's lists were given), less than a
-quarter of it has no class, one of its classes is a label, and a Sentinel-1 scene covers it (where there is
-Sentinel-1).
+A square is kept if it lies within the box that is wanted (where one was given), no band has a zero pixel in it, v1
+has it (where v1's lists were given), less than a quarter of it has no class, one of its classes is a label, and a
+Sentinel-1 scene covers it (where there is Sentinel-1).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ MAX_UNLABELLED = 0.25
 class Squares:
     """What is known of every whole square of a tile; bool (rows, columns) each."""
 
+    inside: NDArray[np.bool_]
+    """It lies within the box, or none was given; of the others nothing else is known."""
     filled: NDArray[np.bool_]
     """No band has a zero pixel, which means nodata."""
     in_v1: NDArray[np.bool_]
@@ -36,7 +38,7 @@ class Squares:
     @property
     def kept(self) -> NDArray[np.bool_]:
         """Squares that become patches."""
-        return self.filled & self.in_v1 & self.labelled & self.with_s1
+        return self.inside & self.filled & self.in_v1 & self.labelled & self.with_s1
 
 
 def mark(places: Iterable[tuple[int, int]], *, shape: tuple[int, int]) -> NDArray[np.bool_]:

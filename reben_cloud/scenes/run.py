@@ -14,7 +14,12 @@ from reben_cloud.errors import SourceError
 from reben_cloud.root.layers import Layer
 from reben_cloud.root.manifest import Manifest
 from reben_cloud.scenes.class_table import load_class_table
+from reben_cloud.scenes.datastrips import merge_datastrips
 from reben_cloud.scenes.further import write_further
+from reben_cloud.scenes.inputs import open_product
+from reben_cloud.scenes.items.product import ItemProduct, products_of
+from reben_cloud.scenes.items.rtc import fetch_scenes
+from reben_cloud.scenes.items.search import find_items
 from reben_cloud.scenes.metadata import read_separations
 from reben_cloud.scenes.preparation import COUNTRY_DISTANCE_M, Preparation, given_of
 from reben_cloud.scenes.prepare import (
@@ -28,6 +33,7 @@ from reben_cloud.scenes.prepare import (
     prepare,
 )
 from reben_cloud.scenes.processors import run_sen2cor
+from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.separation import Separation, describe
 from reben_cloud.scenes.split import open_split
 from reben_cloud.scenes.unzip import unzip_products
@@ -116,20 +122,21 @@ def run(
     """
     for raster in preparation.further:
         raster.check(patch_m=preparation.patch_m)
+    items = _search(preparation, progress)
     products = find_products(preparation.s2)
     zips = [path for path in products if path.suffix == ".zip"]
     raw = [*preparation.l1c, *zips, *(path for path in preparation.s1 if path.suffix in _RAW_S1)]
-    if worker_index is not None and (preparation.root is not None or raw):
+    if worker_index is not None and (preparation.root is not None or raw or preparation.s1_stac is not None):
         raise ValueError(
-            "--worker-index goes with --out, Level-2A products and finished S1: what else there is to do "
-            "(unzipping, sen2cor, terrain correction, the build) is a command of its own, before or after"
+            "--worker-index goes with --out, Level-2A products and finished S1: what else there is to do (unzipping, "
+            "sen2cor, terrain correction, --s1-collection, the build) is a command of its own, before or after"
         )
     store, inputs = preparation.root, None
     url = None if store is None else store.url
     if store is not None:
-        files, given = given_of(preparation, products)
+        files, given = given_of(preparation, products, items)
         folders = [path for path in products if path not in zips]
-        inputs = identify_inputs(folders, {"--s2": zips, **files}, v1=preparation.v1)
+        inputs = identify_inputs([*folders, *items], {"--s2": zips, **files}, v1=preparation.v1)
         there = claim_root(store, given, inputs)
         if there is not None:
             return Prepared(
@@ -141,9 +148,10 @@ def run(
     products = [path for path in products if path not in zips] + unzip_products(zips, unpacked)
     l1c = [unzip_products([path], unpacked)[0] if path.suffix == ".zip" else path for path in preparation.l1c]
     products += run_sen2cor(l1c, folder / "L2A", program=preparation.sen2cor, workers=workers)
-    options = _options(preparation, products, workers)
+    every: list[Path | Product] = [*products, *items]
+    options = _options(preparation, every, workers, progress)
     reports = prepare(
-        products,
+        every,
         folder,
         options,
         executor=place,
@@ -171,8 +179,18 @@ def run(
     )
 
 
-def _options(preparation: Preparation, products: Sequence[Path], workers: int) -> CutOptions:
-    """What is made of each product; GRD products among the inputs become scenes here."""
+def _search(preparation: Preparation, progress: Progress) -> list[ItemProduct]:
+    """The products behind the Items that a search finds."""
+    if preparation.stac is None:
+        return []
+    items = find_items(preparation.stac, progress=progress)
+    return products_of(items, preparation.bands, preparation.reading_of(preparation.stac))
+
+
+def _options(
+    preparation: Preparation, products: Sequence[Path | Product], workers: int, progress: Progress
+) -> CutOptions:
+    """What is made of each product; GRD products and Items of Sentinel-1 become scenes here."""
     official, scenes = find_s1(
         preparation.s1,
         products,
@@ -185,6 +203,10 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         choice=preparation.s1_choice,
         workers=workers,
     )
+    if (rtc := preparation.rtc_search()) is not None:
+        # Datastrips of one tile have one name and time, and so one choice of scenes.
+        opened = merge_datastrips([open_product(given) for given in products])
+        scenes = fetch_scenes(opened, rtc, preparation.folder / "S1", progress=progress)
     if preparation.s1 and official is None and not scenes:
         # Without a scene at all, patches would be made as if none had been asked for.
         raise SourceError(
@@ -209,6 +231,7 @@ def _options(preparation: Preparation, products: Sequence[Path], workers: int) -
         s1_choice=preparation.s1_choice,
         bands=tuple(preparation.bands),
         patch_m=preparation.patch_m,
+        box=preparation.box,
         split=open_split(preparation.split, block_m=preparation.block_m),
         flags=preparation.flags,
     )

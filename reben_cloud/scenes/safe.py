@@ -19,6 +19,7 @@ from reben_cloud.bigearthnet.bands import BANDS
 from reben_cloud.errors import SourceError
 from reben_cloud.files.paths import local_path
 from reben_cloud.scenes import safe_metadata
+from reben_cloud.scenes.area import Bounds
 from reben_cloud.scenes.jp2 import read_image
 from reben_cloud.scenes.provenance import identify
 
@@ -88,8 +89,8 @@ class SafeProduct:
         """All files that patches are made from."""
         return (*self.metadata, *self.images.values())
 
-    def read_band(self, name: str) -> NDArray[np.uint16]:
-        """All pixels of a band, raw digital numbers with the product's offset applied.
+    def read_band(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint16]:  # noqa: ARG002
+        """All pixels of a band, raw digital numbers with the product's offset applied; an image is decoded as a whole.
 
         Where an offset applies, valid pixels stay above 0, which means nodata.
 
@@ -111,18 +112,14 @@ class SafeProduct:
                 f"{path.name}: every pixel is 0, which means nodata; band {name} is empty, fetch the product again or "
                 "leave it out"
             )
-        offset = self.offsets.get(name, 0)
-        if offset:
-            valid = pixels != 0
-            shifted = np.clip(pixels.astype(np.int32) + offset, 1, 65_535)
-            pixels = np.where(valid, shifted, 0).astype(np.uint16)
-        return pixels
+        return shifted(pixels, self.offsets.get(name, 0))
 
-    def read_mask(self, name: str) -> NDArray[np.uint8] | None:
+    def read_mask(self, name: str, *, within: Bounds | None = None) -> NDArray[np.uint8] | None:  # noqa: ARG002
         """All pixels of a mask, None if the product has no such.
 
         Args:
             name: ``SCL`` or ``CLD``.
+            within: As for `read_band`.
 
         Returns:
             uint8 (height, width) of 20 m pixels.
@@ -138,6 +135,14 @@ class SafeProduct:
             checksum=self.checksums.get(path), dtype="uint8",
         )  # fmt: skip
         return pixels
+
+
+def shifted(pixels: NDArray[np.uint16], offset: int) -> NDArray[np.uint16]:
+    """Digital numbers with an offset added: valid ones stay above 0, which is nodata and stays so."""
+    if not offset:
+        return pixels
+    moved = np.clip(pixels.astype(np.int32) + offset, 1, 65_535)
+    return np.where(pixels != 0, moved, 0).astype(np.uint16)
 
 
 def open_safe(path: str | os.PathLike[str]) -> SafeProduct:

@@ -185,12 +185,17 @@ def read_datastrip(product: ET.Element, tile: Path, name: str) -> datetime | Non
     identifiers = [(entry.text or "").strip() for entry in _all(parse_xml(tile), "DATASTRIP_ID")]
     for element in product.iter():
         identifiers += [value for key, value in element.attrib.items() if key == "datastripIdentifier"]
-    starts = {match["start"] for match in map(_DATASTRIP.search, identifiers) if match}
+    starts = {start for start in map(datastrip_start, identifiers) if start is not None}
     if len(starts) > 1:
-        raise SourceError(
-            f"{name}: names datastrips of {' and '.join(sorted(starts))}; are two products mixed?"
-        )
-    return grid.parse_time(starts.pop()) if starts else None
+        said = " and ".join(f"{start:%Y%m%dT%H%M%S}" for start in sorted(starts))
+        raise SourceError(f"{name}: names datastrips of {said}; are two products mixed?")
+    return starts.pop() if starts else None
+
+
+def datastrip_start(identifier: str) -> datetime | None:
+    """Start of the sensing of a datastrip, UTC; None of another text."""
+    match = _DATASTRIP.search(identifier)
+    return None if match is None else grid.parse_time(match["start"])
 
 
 def read_offsets(product: ET.Element, name: str) -> dict[str, int]:
@@ -284,6 +289,14 @@ def parse_xml(path: Path) -> ET.Element:
         return ET.parse(path).getroot()  # noqa: S314  expat since 2.4.1 bounds entity expansion itself
     except ET.ParseError as error:
         raise SourceError(f"{path}: damaged XML ({error}); fetch the product again") from error
+
+
+def parse_text(text: bytes, name: str) -> ET.Element:
+    """The root of a document that is not a file; `name` is what to call it. Raises as `parse_xml`."""
+    try:
+        return ET.fromstring(text)  # noqa: S314  as above
+    except ET.ParseError as error:
+        raise SourceError(f"{name}: damaged XML ({error})") from error
 
 
 def _local(element: ET.Element) -> str:

@@ -25,6 +25,7 @@ from reben_cloud.bigearthnet.own import ALL_BANDS
 from reben_cloud.bigearthnet.v1 import V1Patch
 from reben_cloud.files.whole import write_whole
 from reben_cloud.formats import geotiff
+from reben_cloud.scenes.area import Bounds, bounds_of, squares_within
 from reben_cloud.scenes.land_cover import PIXEL_M, rasterise, read_land_cover
 from reben_cloud.scenes.land_raster import raster_files, read_land_raster
 from reben_cloud.scenes.official_s1 import read_medians, v1_files
@@ -59,6 +60,22 @@ class Tile:
         rows, columns = self.product.shapes[PIXEL_M]
         side = self.side_px(PIXEL_M)
         return rows // side, columns // side
+
+    def within_box(self) -> NDArray[np.bool_]:
+        """The squares within the box that is wanted, (rows, columns); all where none is."""
+        if self.options.box is None:
+            return np.ones(self.shape, bool)
+        product = self.product
+        return squares_within(
+            self.options.box, epsg=product.epsg, left=product.left, top=product.top, patch_m=self.options.patch_m,
+            shape=self.shape,
+        )  # fmt: skip
+
+    def bounds_of(self, squares: NDArray[np.bool_]) -> Bounds | None:
+        """The rectangle around some squares; None if they are all."""
+        if squares.all():
+            return None
+        return bounds_of(squares, left=self.product.left, top=self.product.top, patch_m=self.options.patch_m)
 
     def side_px(self, pixel_m: int) -> int:
         """Pixels along the side of a patch."""
@@ -105,8 +122,10 @@ def cut_product(tile: Tile, folder: Path, v1: Mapping[tuple[int, int], V1Patch] 
     for kind in (geotiff.S2_FOLDER, geotiff.MAPS_FOLDER):
         shutil.rmtree(folder / kind / tile.product.name, ignore_errors=True)
     every = np.ones(tile.shape, bool)
+    inside = tile.within_box()
     in_v1 = every if v1 is None else mark(((y, x) for x, y in v1), shape=tile.shape)
-    labels, filled, begun = _write_s2(tile, folder, in_v1)
+    within = tile.bounds_of(inside)
+    labels, filled, begun = _write_s2(tile, folder, inside & in_v1, within)
     s1_names = {}
     if tile.options.s1_v1 is not None:
         assert v1 is not None
@@ -114,11 +133,11 @@ def cut_product(tile: Tile, folder: Path, v1: Mapping[tuple[int, int], V1Patch] 
     elif tile.options.s1_scenes:
         s1_names = dict(_cut_s1(tile, folder, begun & filled))
     with_s1 = mark(s1_names, shape=tile.shape) if tile.options.has_s1 else every
-    squares = Squares(filled=filled, in_v1=in_v1, labelled=labels.kept, with_s1=with_s1)
+    squares = Squares(inside=inside, filled=filled, in_v1=in_v1, labelled=labels.kept, with_s1=with_s1)
     _remove(tile, folder, begun & ~squares.kept)
     quality = Quality(shares={})
     if not tile.options.is_official:
-        quality = measure_quality(tile.product, patch_m=tile.options.patch_m, shape=tile.shape)
+        quality = measure_quality(tile.product, patch_m=tile.options.patch_m, shape=tile.shape, within=within)
         if not quality.shares:
             logger.warning(
                 "%s: no scene classification (SCL), so nothing is known of clouds and snow", tile.product.name
@@ -127,7 +146,7 @@ def cut_product(tile: Tile, folder: Path, v1: Mapping[tuple[int, int], V1Patch] 
 
 
 def _write_s2(
-    tile: Tile, folder: Path, in_v1: NDArray[np.bool_]
+    tile: Tile, folder: Path, wanted: NDArray[np.bool_], within: Bounds | None
 ) -> tuple[PatchLabels, NDArray[np.bool_], NDArray[np.bool_]]:
     """The bands and maps of all patches that may be kept, each band as soon as it is decoded.
 
@@ -135,20 +154,21 @@ def _write_s2(
         The labels; which patches have no zero pixel, and which were written in part at least, both (rows, columns).
     """
     decoders = ThreadPoolExecutor(_BANDS_AHEAD)
+    read = partial(tile.product.read_band, within=within)
     try:
         with ThreadPoolExecutor(_WRITERS) as writers:
             bands = [name for name in ALL_BANDS if name in tile.options.bands]
-            ahead = deque(decoders.submit(tile.product.read_band, name) for name in bands[:_BANDS_AHEAD])
+            ahead = deque(decoders.submit(read, name) for name in bands[:_BANDS_AHEAD])
             codes = _reference_map(tile)
             classes = tile.options.table.classes
             labels = label_patches(codes, patch_px=tile.side_px(PIXEL_M), classes=classes)
-            begun = in_v1 & labels.kept
+            begun = wanted & labels.kept
             filled = np.ones(tile.shape, bool)
             rows = range(tile.shape[0])
             for number, name in enumerate(bands):
                 pixels = ahead.popleft().result()
                 for later in bands[number + _BANDS_AHEAD : number + _BANDS_AHEAD + 1]:
-                    ahead.append(decoders.submit(tile.product.read_band, later))
+                    ahead.append(decoders.submit(read, later))
                 side_px = tile.side_px(BANDS[name].resolution_m)
                 filled &= without_nodata(pixels, side_px=side_px, shape=tile.shape)
                 if number == 0:

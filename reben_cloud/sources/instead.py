@@ -84,9 +84,8 @@ def _remote(store: Store) -> str:
         return f"holds {survey.describe(held)}: {_build(store.url)}"
     if not files and not names:
         parent, name = store.parent()
-        return (
-            f"has nothing in it, so no dataset is published there{_similar(name, _listed(parent))}; {_CHECK}"
-        )
+        near = _similar(name, _listed(parent)) or f"; {_CHECK}"
+        return f"has nothing in it, so no dataset is published there{near}"
     return f"{_NOTHING}, but {_some(files + [f'{name}/' for name in names])}; {_CHECK}"
 
 
@@ -119,7 +118,7 @@ def _source(path: Path, parts: list[survey.Part]) -> str:
     beside = {part.modality for part in survey.beside(path) if part.form == parts[0].form} - held
     # One of the official folders alone is rarely what is meant to be built.
     source = path.parent if beside and len(held) == 1 else path
-    return f"holds the official {kind} ({modalities}), of which a root is made first: {_build(source)}"
+    return f"holds the official {kind} ({modalities}): {_build(source)}"
 
 
 def _build(source: str | Path) -> str:
@@ -130,7 +129,7 @@ def _file(path: Path) -> str:
     if path.name in (layout.MANIFEST, layout.PATCHES, "data.mdb"):
         return f"is one file of a dataset: name its folder, {path.parent}"
     if (part := survey.archive(path.name, os.fspath(path))) is not None and part.form == "archive":
-        return f"is an archive, of which a root is made first: {_build(path.parent)}"
+        return f"is an archive: {_build(path.parent)}"
     if path.suffix in (".parquet", ".csv"):
         return (
             "is a table and not a dataset; a table about patches is opened beside a root (--layer; layers=[...] in "

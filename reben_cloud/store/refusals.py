@@ -176,4 +176,12 @@ def _first_line(text: str) -> str:
     """One line of an obstore error, which ends with a debug dump of many lines."""
     line = text.split("\n\nDebug source:", 1)[0].splitlines()
     # Of a document that begins there, the first line says nothing if it is its declaration alone.
-    return re.sub(r": <\?xml[^>]*\?>\s*$", "", line[0]).strip() if line else "unknown error"
+    if not line:
+        return "unknown error"
+    return re.sub(r": (?:<\?xml[^>]*\?>\s*(?:<Error>.*)?|<Error>.*)$", _said, line[0]).strip()
+
+
+def _said(document: re.Match[str]) -> str:
+    """What people can read of the document that tells of an error."""
+    code, message = (re.search(rf"<{tag}>([^<]+)</{tag}>", document[0]) for tag in ("Code", "Message"))
+    return "".join(f": {found[1].strip()}" for found in (code, message) if found)

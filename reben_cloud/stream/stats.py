@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reben_cloud.stream.delivered import Delivered
-from reben_cloud.wording import size_text
+from reben_cloud.wording import counted, size_text, wrapped
 
 Stage = Literal["store", "checks", "gather", "consumer"]
 """What may keep an epoch from being faster: reading, comparing checksums, copying into batches, taking the batches."""
@@ -115,14 +115,13 @@ class StreamStats:
 
     def to_text(self) -> str:
         """A few lines for people."""
-        return "\n".join(
-            [
-                f"{self.samples:,} samples in {self.batches:,} batches, {self.elapsed_s:.2f} s: {self.to_line()}",
-                f"  read       {size_text(self.bytes_read)} in {self.requests:,} requests",
-                f"  delivered  {size_text(self.bytes_delivered)} of pixels",
-                f"  cache      {self.cache_hits:,} hits",
-                f"  limit      {self.limiting_stage}: {self.advice}",
-                f"  digest     {self.delivered.digest} of {self.delivered.num_samples:,} samples of epoch "
-                f"{self.delivered.epoch}",
-            ]
+        done = self.delivered
+        rows = (
+            ("read", f"{size_text(self.bytes_read)} in {counted(self.requests, 'request')}"),
+            ("delivered", f"{size_text(self.bytes_delivered)} of pixels"),
+            ("cache", counted(self.cache_hits, "hit")),
+            ("limit", f"{self.limiting_stage}: {self.advice}"),
+            ("digest", f"{done.digest} of {counted(done.num_samples, 'sample')} of epoch {done.epoch}"),
         )
+        of = f"{counted(self.samples, 'sample')} in {counted(self.batches, 'batch', 'batches')}"
+        return "\n".join([f"{of}, {self.elapsed_s:.2f} s: {self.to_line()}", *wrapped(rows)])

@@ -18,6 +18,7 @@ from reben_cloud.stream import Expected, Form, Layout, RawLoader, StreamStats, m
 from reben_cloud.stream.gather import Arrays
 from reben_cloud.torch.device import OnDevice, Transform
 from reben_cloud.torch.image_dataset import ImageDataset
+from reben_cloud.torch.map_targets import MapTargets
 from reben_cloud.torch.model_input import ModelInput
 from reben_cloud.torch.patch_dataset import PatchDataset
 from reben_cloud.torch.pinned import PinnedBatches
@@ -33,6 +34,7 @@ except ImportError as error:  # pragma: no cover - the message is tested in a cl
 __all__ = [
     "Batch",
     "ImageDataset",
+    "MapTargets",
     "ModelInput",
     "OrderOptions",
     "PatchDataset",

@@ -15,9 +15,10 @@ from reben_cloud.errors import missing_extra
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
 from reben_cloud.torch import Batch, ReadOptions, StreamLoader
+from reben_cloud.torch.map_targets import MapTargets, map_array_of
 from reben_cloud.training.bootstrap import intervals, squares_of
 from reben_cloud.training.compute import Compute, Precision, compute_context
-from reben_cloud.training.feed import MapTargets, map_array_of, modalities_for, model_input
+from reben_cloud.training.feed import modalities_for, model_input
 from reben_cloud.training.finite import FiniteCheck
 from reben_cloud.training.groups import GROUPINGS, Groups, group_numbers
 from reben_cloud.training.metrics import Metrics, confusion_of, label_metrics, map_metrics

@@ -12,8 +12,9 @@ from reben_cloud.errors import missing_extra
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
 from reben_cloud.torch import Batch
+from reben_cloud.torch.map_targets import MapTargets, map_array_of
 from reben_cloud.training.config import TrainConfig
-from reben_cloud.training.feed import MapTargets, map_array_of, model_input
+from reben_cloud.training.feed import model_input
 from reben_cloud.training.models import ModelSpec
 from reben_cloud.training.truth import labels_of
 

@@ -18,8 +18,9 @@ from reben_cloud.files.whole import replacing
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Classes, Schema
 from reben_cloud.torch import Batch, ModelInput, StreamLoader
+from reben_cloud.torch.map_targets import MapTargets, map_array_of
 from reben_cloud.training.evaluate import Evaluation
-from reben_cloud.training.feed import MapTargets, map_array_of, modalities_for, model_input
+from reben_cloud.training.feed import modalities_for, model_input
 from reben_cloud.training.metrics import Metrics
 from reben_cloud.training.models import ModelSpec, write_json
 from reben_cloud.training.plots import (

@@ -22,11 +22,12 @@ from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import Schema
 from reben_cloud.torch import ReadOptions, StreamLoader
+from reben_cloud.torch.map_targets import map_array_of
 from reben_cloud.torch.model_input import finest_px
 from reben_cloud.training.compute import Compute, compute_context
 from reben_cloud.training.config import Subset, TrainConfig
 from reben_cloud.training.evaluate import Evaluation, evaluate, validation_loss
-from reben_cloud.training.feed import map_array_of, modalities_for
+from reben_cloud.training.feed import modalities_for
 from reben_cloud.training.finite import FiniteCheck
 from reben_cloud.training.groups import GROUPINGS
 from reben_cloud.training.learner import Learner

@@ -79,13 +79,11 @@ def test_official_folders_archives_and_scenes_have_their_next_command(tmp_path):
         parents=True
     )
 
-    assert f"GeoTIFFs (s2), of which a root is made first: `reben-cloud build {tmp_path}/tree ROOT`" in told(
-        tmp_path / "tree"
-    )
+    assert f"GeoTIFFs (s2): `reben-cloud build {tmp_path}/tree ROOT`" in told(tmp_path / "tree")
     other = tmp_path / "tree" / "Reference_Maps" / patch
     other.mkdir(parents=True)
     (other / f"{patch}_reference_map.tif").touch()
-    assert f"GeoTIFFs (s2), of which a root is made first: `reben-cloud build {tmp_path}/tree ROOT`" in told(
+    assert f"GeoTIFFs (s2): `reben-cloud build {tmp_path}/tree ROOT`" in told(
         tmp_path / "tree" / "BigEarthNet-S2"
     )
     assert f"`reben-cloud build {tmp_path}/packed ROOT`" in told(tmp_path / "packed")

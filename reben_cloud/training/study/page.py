@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -25,7 +26,9 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto
 table { border-collapse: collapse; font-size: 13px; margin: 0.5rem 0 }
 thead { border-bottom: 1px solid #222 } table { border-top: 2px solid #222; border-bottom: 2px solid #222 }
 th { text-align: left; font-weight: normal; padding: 2px 10px 2px 0 } thead th { font-weight: 600 }
-td { text-align: right; padding: 2px 10px; font-variant-numeric: tabular-nums } td.best { font-weight: 700 }
+thead th.value { text-align: right; padding: 2px 10px }
+td { text-align: right; white-space: nowrap; padding: 2px 10px; font-variant-numeric: tabular-nums }
+td.best { font-weight: 700 }
 .wide { overflow-x: auto } img { max-width: 100%; height: auto } .files { font-size: 13px; color: #666 }
 """
 
@@ -69,6 +72,11 @@ def _scores_of(run: Path) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["validation_score"])) for row in rows]
 
 
+def _prose(text: str) -> str:
+    """Text in which names stand between backticks."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
 def _shared(study: Study) -> str:
     """How many models the runs have, where that is not one each."""
     num_models = len(study.trainings())
@@ -87,7 +95,7 @@ def _page(
 ) -> str:
     missing = [run.name for run in study.runs if run.name not in results]
     parts = [f"<h1>{html.escape(study.title)}</h1>"]
-    parts += [f"<p>{html.escape(text)}</p>" for text in study.about.split("\n\n") if text]
+    parts += [f"<p>{_prose(text)}</p>" for text in study.about.split("\n\n") if text]
     parts.append(
         f"<p>{len(results)} of {len(study.runs)} runs, on {len(dataset):,} patches of {html.escape(dataset.url)} "
         f"(fingerprint {dataset.manifest.fingerprint}). The best weights of each run, by its validation patches, were "

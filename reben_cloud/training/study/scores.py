@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from reben_cloud.search.arguments import SEASONS
 from reben_cloud.training.metrics import Metrics, TrainResult
 from reben_cloud.training.study.grid import Study
 
 Results = Mapping[str, TrainResult]
 """Name of a run -> what it found, of those that are finished."""
+
+_SEASONS = tuple(SEASONS)
 
 Cell = tuple[str, ...]
 """A combination of variants."""
@@ -105,8 +108,15 @@ def of_group(grouping: str, group: str, measure: Measure) -> Callable[[Metrics],
 
 
 def groups_of(results: Results, grouping: str) -> list[str]:
-    """The groups that any run was measured on."""
-    return sorted({group for one in results.values() for group in one.get("by", {}).get(grouping, {})})
+    """The groups that any run was measured on: by name, seasons as the year has them."""
+    found = {group for one in results.values() for group in one.get("by", {}).get(grouping, {})}
+    return sorted(found, key=lambda group: (_SEASONS.index(group) if group in _SEASONS else -1, group))
+
+
+def sizes_of(results: Results, grouping: str, group: str) -> set[int]:
+    """How many patches of a group runs were measured on; several numbers where they have other test patches."""
+    groups = (one.get("by", {}).get(grouping, {}) for one in results.values())
+    return {one[group]["num_patches"] for one in groups if group in one}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,7 @@ from reben_cloud.training.study.scores import (
     of_class,
     of_group,
     results_of,
+    sizes_of,
     spread,
 )
 
@@ -74,7 +75,7 @@ def _scores(study: Study, results: Results, measures: Sequence[Measure]) -> Tabl
         rows.append((*cell, *(spread(runs, one.of) for one in measures), len(runs)))
     return Table(
         name="scores",
-        title=f"Scores, mean and standard deviation over {_seeds(study)}",
+        title=f"Scores, mean and standard deviation{_seeds(study)}" if len(study.seeds) > 1 else "Scores",
         keys=tuple(study.axes),
         heads=(*(one.name for one in measures), "seeds"),
         columns=(*(one.column for one in measures), "num_seeds"),
@@ -90,7 +91,7 @@ def _per_class(study: Study, results: Results, measure: Measure) -> Table:
     heads = tuple(" ".join(cell) or measure.name for cell in study.cells)
     return Table(
         name="per_class",
-        title=f"{measure.name.removesuffix(' macro')} of each class, over {_seeds(study)}",
+        title=f"{measure.name.removesuffix(' macro')} of each class{_seeds(study)}",
         keys=("class",),
         heads=heads,
         columns=heads,
@@ -108,26 +109,32 @@ def _by(study: Study, results: Results, measure: Measure, grouping: str) -> Tabl
     for cell in study.cells:
         runs = results_of(study, results, cell)
         rows.append((*cell, *(spread(runs, of_group(grouping, one, measure)) for one in groups)))
+    names = tuple(one or "none" for one in groups)  # beyond the distance of any country there is none
+    sizes = [sizes_of(results, grouping, one) for one in groups]
     return Table(
         name=f"by_{grouping}",
-        title=f"{measure.name} of the test patches of each {grouping}, over {_seeds(study)}",
+        title=f"{measure.name} of the test patches of each {grouping} (and how many){_seeds(study)}",
         keys=tuple(study.axes),
-        heads=tuple(one or "none" for one in groups),  # beyond the distance of any country there is none
-        columns=tuple(one or "none" for one in groups),
+        heads=tuple(
+            f"{name} ({min(size):,})" if len(size) == 1 else name
+            for name, size in zip(names, sizes, strict=True)
+        ),
+        columns=names,
         rows=tuple(rows),
         holds="scores",
     )
 
 
 def _differences(study: Study, results: Results, measures: Sequence[Measure]) -> Table:
+    several = len(study.axes) > 1
     return Table(
         name="differences",
         title="What a variant changes beside the first one of its axis, seed by seed",
-        keys=("axis", "variant", "beside", "with"),
+        keys=("axis", "variant", "beside", *(["with"] if several else [])),
         heads=tuple(one.name for one in measures),
         columns=tuple(one.column for one in measures),
         rows=tuple(
-            (one.axis, one.variant, one.first, " ".join(one.others), *one.changes)
+            (one.axis, one.variant, one.first, *([" ".join(one.others)] if several else []), *one.changes)
             for one in differences(study, results, measures)
         ),
         holds="differences",
@@ -223,7 +230,7 @@ def _interval(result: TrainResult, measure: Measure) -> tuple[Value, Value]:
 
 
 def _seeds(study: Study) -> str:
-    return f"{len(study.seeds)} seeds" if len(study.seeds) > 1 else "one seed"
+    return f", over {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
 
 
 # -- forms ---------------------------------------------------------------------------------------------
@@ -286,7 +293,7 @@ def to_latex(table: Table) -> str:
             cells = [_tex(str(one)) if m or not n or keys == 1 else "" for m, one in enumerate(row[:keys])]
             for column, value in enumerate(row[keys:]):
                 text = _tex_value(value, table.holds == "differences")
-                cells.append(rf"\textbf{{{text}}}" if text and best.get(column) == at else text)
+                cells.append(rf"\textbf{{{text}}}" if text and at in best.get(column, ()) else text)
             lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -299,14 +306,15 @@ def _tex_value(value: Value, is_signed: bool) -> str:
     return shown(value, is_signed).replace("−", "$-$").replace(" ± ", r" $\pm$ ").replace("–", "--")
 
 
-def _best(table: Table) -> dict[int, int]:
-    """Column -> the row with the largest mean, for columns of means; none where there is one row."""
+def _best(table: Table) -> dict[int, set[int]]:
+    """Column -> the rows with the largest mean, for columns of means; none where all have the same."""
     best = {}
     for column in range(len(table.heads)) if len(table.rows) > 1 and table.holds == "scores" else ():
         values = [row[len(table.keys) + column] for row in table.rows]
         means = {n: one.mean for n, one in enumerate(values) if isinstance(one, Spread) and one.values}
-        if means:
-            best[column] = max(means, key=lambda n: means[n])
+        largest = {n for n, mean in means.items() if mean == max(means.values())}
+        if len(largest) < len(means):
+            best[column] = largest
     return best
 
 
@@ -330,12 +338,13 @@ def to_html(table: Table) -> str:
     """A table as a piece of a page."""
     best = _best(table)
     keys = len(table.keys)
-    head = "".join(f"<th>{html.escape(one)}</th>" for one in (*table.keys, *table.heads))
+    head = "".join(f"<th>{html.escape(one)}</th>" for one in table.keys)
+    head += "".join(f'<th class="value">{html.escape(one)}</th>' for one in table.heads)
     rows = []
     for at, row in enumerate(table.rows):
         cells = [f"<th>{html.escape(str(one))}</th>" for one in row[:keys]]
         for column, value in enumerate(row[keys:]):
-            marked = ' class="best"' if best.get(column) == at else ""
+            marked = ' class="best"' if at in best.get(column, ()) else ""
             text = html.escape(shown(value, table.holds == "differences"))
             cells.append(f"<td{marked}>{text}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
