@@ -35,7 +35,7 @@ MAX_APART = 64
 _NICE = 10
 """How much the process gives way: where both are busy it gets a tenth of what the server gets."""
 
-_START_S = 30.0
+_START_S = 60.0
 """Longest that a request waits for the process to start; it reads the table of patches first."""
 
 _LOOK_S = 0.05
