@@ -103,8 +103,8 @@ class ImageDataset(PatchDataset[Sample]):
         of the picture's own values.
 
         Args:
-            sample: A sample of this dataset; ``prediction``, of the form of ``label`` or ``mask`` or probabilities in [0, 1],
-                is shown too.
+            sample: A sample of this dataset; ``prediction``, of the form of ``label`` or ``mask`` or probabilities in
+                [0, 1], is shown too.
             show_titles: Whether to name labels.
             suptitle: A title above these.
 
