@@ -36,8 +36,6 @@ def run() -> None:
     """Answer until the server ends, which has started this process and tells it what it needs."""
     # The server's to obey, which finishes what was begun: systemd tells all processes of a service to end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform != "win32":
-        os.nice(_NICE)
     said = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what else is printed is for people
     told = sys.stdin.buffer
@@ -49,6 +47,8 @@ def run() -> None:
 
     threading.Thread(target=end_with_the_server, daemon=True).start()
     app = create(dataset)
+    if sys.platform != "win32":
+        os.nice(_NICE)  # only now: with a tenth of a busy processor it would take a minute to start
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
