@@ -226,6 +226,11 @@ def change(item, **properties):
     item["properties"] |= {name.replace("__", ":"): value for name, value in properties.items()}
 
 
+def swap(item, one, other):
+    assets = item["assets"]
+    assets[one]["href"], assets[other]["href"] = assets[other]["href"], assets[one]["href"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -253,6 +258,26 @@ def change(item, **properties):
             lambda item: change(item, proj__epsg=32736),
             r"its CRS \(proj:code\) is 32736, tile T37MBU lies in",
             id="CRS",
+        ),
+        pytest.param(
+            lambda item: change(item, datetime="2024-01-16T07:43:00Z"),
+            r"its datetime is 2024-01-16T07:43:00\+00:00, its product's name says 20240115T\d{6}",
+            id="time",
+        ),
+        pytest.param(
+            lambda item: swap(item, "red", "blue"),
+            r"asset blue is B04\.tif, must be an image of B02",
+            id="swapped",
+        ),
+        pytest.param(
+            lambda item: swap(item, "nir08", "rededge1"),
+            r"asset rededge1 is B8A\.tif, must be an image of B05",
+            id="swapped at 20 m",
+        ),
+        pytest.param(
+            lambda item: item["assets"]["red"].update(href="T37MBU_20240110T074231_B04_10m.tif"),
+            r"asset red is T37MBU_20240110T074231_B04_10m.tif, must be an image of B04 .*at 20240115T",
+            id="image of another time",
         ),
         pytest.param(
             lambda item: change(item, s2__processing_baseline="02.09"),

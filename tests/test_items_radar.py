@@ -303,3 +303,35 @@ def test_the_rectangle_around_squares_and_its_window():
         slice(0, 3), slice(1, 3),
     )  # fmt: skip
     assert bounds_of(np.zeros((2, 2), bool), left=5, top=7, patch_m=10) == (5, 7, 5, 7)
+
+
+def test_scenes_that_come_later_are_found_by_the_same_command(own, safe, others, tmp_path):
+    own.rtc(NEAR, linear((966, 966), seed=1), epsg=EPSG, left=LEFT, top=TOP)
+    scenes = own.items.pop("sentinel-1-rtc")
+    own.items["sentinel-1-rtc"] = []
+    command = [
+        "prepare", "--s2", safe, "--s1-stac", own.url, "--s1-collection", "sentinel-1-rtc", "--s1-max-days", 3,
+        "--bands", "B09", *others, "--out", tmp_path / "out",
+    ]  # fmt: skip
+    assert "finds nothing" in told(*command)[2]
+    own.items["sentinel-1-rtc"] = scenes
+
+    code, _, said = told(*command)
+
+    assert code == 0, said
+    assert {path.name[:32] for path in (tmp_path / "out" / "BigEarthNet-S1").iterdir()} == {NEAR[:32]}
+
+
+def test_what_lies_beyond_the_swath_may_be_any_negative_number(own, safe, others, tmp_path):
+    power = linear((966, 966), seed=1)
+    for pixels in power.values():
+        pixels[:, 300:] = -9999  # which the file does not call nodata
+    own.rtc(NEAR, power, epsg=EPSG, left=LEFT, top=TOP)
+
+    code, _, said = told(
+        "prepare", "--s2", safe, "--s1-stac", own.url, "--s1-collection", "sentinel-1-rtc", "--s1-max-days", 3,
+        "--bands", "B09", *others, "--out", tmp_path / "out",
+    )  # fmt: skip
+
+    assert code == 0, said
+    assert list((tmp_path / "out" / "BigEarthNet-S1").iterdir())

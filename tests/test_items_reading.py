@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,14 +13,19 @@ import time
 import numpy as np
 import pytest
 import rasterio
+from rasterio.transform import from_origin
 
 from reben_cloud.errors import SourceError
+from reben_cloud.scenes.items.cog import Cog
+from reben_cloud.scenes.items.reading import Reading, RemoteFile, Span
 from reben_cloud.scenes.items.signing import signed, token_url_of
 from reben_cloud.scenes.receipts import list_receipts, read_receipt
 from reben_cloud.store import Budget
+from reben_cloud.stream.cache import ShardCache
 from tests.commands import invoke
 from tests.faultproxy import FaultProxy, RandomRule
 from tests.item_products import abroad, api, contents, images, others, own, prepare, usual  # noqa: F401
+from tests.items import _Handler
 from tests.scenes import CHILE, KENYA, make_safe
 
 
@@ -224,3 +230,77 @@ def test_after_a_kill_it_goes_on_and_fetches_little_again(api, others, usual, tm
     assert "written now: 64 patches of 1 product; already there: 64 patches of 1 product" in said
     assert api.sent_bytes < killed / 5
     assert api.count(f"/{KENYA}/B02.tif") == api.count(f"GET /{CHILE}/B02.tif") == 0
+
+
+@pytest.mark.parametrize("bound", [None, 10_000], ids=["all", "bounded"])
+def test_a_piece_that_another_process_removes_is_fetched_again(own, tmp_path, monkeypatch, bound):
+    (own.folder / "B02.tif").write_bytes(bytes(range(200)))
+    reading = Reading(cache_dir=tmp_path / "cache", cache_bytes=bound)
+    file = RemoteFile(f"{own.url}/B02.tif", reading)
+    assert bytes(file.read(Span(10, 5))) == bytes(range(10, 15))
+    find = ShardCache.find
+
+    def removed(self, name, checksum):
+        found = find(self, name, checksum)
+        if found is not None:
+            found.unlink()  # as another process does that makes room
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardCache, "find", removed)
+        assert bytes(file.read(Span(10, 5))) == bytes(range(10, 15))
+    assert bytes(file.read(Span(10, 5))) == bytes(range(10, 15))
+
+
+def test_objects_that_their_query_tells_apart_are_kept_apart(own, tmp_path, monkeypatch):
+    for name in ("B02", "B03"):
+        (own.folder / name).write_bytes(name.encode() * 9)
+        os.utime(own.folder / name, (1, 1))  # one ETag
+    send = _Handler.send_file
+    monkeypatch.setattr(
+        _Handler, "send_file", lambda self, file: send(self, own.folder / self.path.rpartition("=")[2])
+    )
+    (own.folder / "get").write_bytes(b"")
+    reading = Reading(cache_dir=tmp_path / "cache")
+
+    found = [
+        bytes(RemoteFile(f"{own.url}/get?file={name}", reading).read(Span(0, 3))) for name in ("B02", "B03")
+    ]
+
+    assert found == [b"B02", b"B03"]
+
+
+def test_of_a_server_that_does_not_tell_versions_nothing_is_kept(own, tmp_path, monkeypatch):
+    begin = _Handler.begin
+
+    def without_etag(self, status, body, headers=None):
+        begin(self, status, body, {name: value for name, value in (headers or {}).items() if name != "ETag"})
+
+    monkeypatch.setattr(_Handler, "begin", without_etag)
+    found = []
+    for text in (b"one", b"two"):
+        (own.folder / "B02.tif").write_bytes(text)
+        file = RemoteFile(f"{own.url}/B02.tif", Reading(cache_dir=tmp_path / "cache"))
+        found.append(bytes(file.read(Span(0, 3))))
+
+    assert found == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("kind", ["Area", "Point"])
+def test_an_image_whose_coordinates_are_of_centres_lies_where_gdal_has_it(tmp_path, kind):
+    path = tmp_path / "a.tif"
+    with rasterio.open(
+        path,
+        "w",
+        height=4,
+        width=5,
+        count=1,
+        dtype="float32",
+        crs="EPSG:32737",
+        transform=from_origin(300, 900, 10, 10),
+    ) as file:
+        file.update_tags(AREA_OR_POINT=kind)
+
+    place = Cog(str(path), Reading()).grid
+
+    assert (place.left, place.top, place.pixel) == (300, 900, (10, 10))

@@ -15,6 +15,7 @@ from reben_cloud.scenes.items.reading import Reading
 from reben_cloud.scenes.items.search import StacSearch, find_items
 from tests.commands import invoke, told
 from tests.item_products import abroad, others, own, prepare, tiny, tiny_images  # noqa: F401
+from tests.items import CONFORMS, Api
 from tests.roots import synthetic_root
 from tests.scenes import KENYA, make_safe
 from tests.serving import serving
@@ -187,3 +188,49 @@ def test_an_api_need_not_say_how_many_there_are(tiny, monkeypatch):
     assert [item.id[:9] for item in find_items(search)] == ["S2A_37MBU", "S2B_19HCC"]
     with pytest.raises(SourceError, match="more than 1 Items, at most 1 are taken"):
         find_items(replace(search, max_items=1))
+
+
+def with_links(monkeypatch, change):
+    """Answers to searches with a change: (page, number of its first Item) -> None."""
+    answer = Api._search
+
+    def changed(self, query, base):
+        page = answer(self, query, base)
+        change(page, int(query.get("token", ["0"])[0]))
+        return page
+
+    monkeypatch.setattr(Api, "_search", changed)
+
+
+def to_itself(page, first):
+    for link in page["links"]:
+        link["href"] = link["href"].replace("token=1", "token=0")
+
+
+@pytest.mark.parametrize("options", [{}, {"max_cloud": 1.0}], ids=["all", "too cloudy"])
+def test_pages_that_do_not_end_are_told(tiny, monkeypatch, options):
+    monkeypatch.setattr(tiny, "conforms", CONFORMS)  # clouds are not filtered by the API
+    monkeypatch.setattr(tiny, "page", 1)
+    with_links(monkeypatch, to_itself)
+    search = StacSearch(api=tiny.url, collection="sentinel-2-l2a", **options)
+
+    with pytest.raises(SourceError, match="after 1 Items another page says the same again"):
+        find_items(search)
+
+
+def test_an_item_that_two_pages_have_is_found_once(tiny, monkeypatch):
+    with_links(monkeypatch, lambda page, first: page["features"].extend(page["features"][:1]))
+
+    found = find_items(StacSearch(api=tiny.url, collection="sentinel-2-l2a", max_items=2))
+
+    assert [item.id[:9] for item in found] == ["S2A_37MBU", "S2B_19HCC"]
+
+
+def test_pages_that_end_too_early_are_told(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(tiny, "page", 1)
+    with_links(monkeypatch, lambda page, first: page["links"].clear())
+
+    (item,) = find_items(StacSearch(api=tiny.url, collection="sentinel-2-l2a"))
+
+    assert item.id.startswith("S2A_37MBU")
+    assert "the API counts 2 Items and gives 1" in caplog.text

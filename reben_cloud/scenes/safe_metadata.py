@@ -25,15 +25,16 @@ QUALITY_CHECKS = ("GEOMETRIC_QUALITY", "GENERAL_QUALITY", "RADIOMETRIC_QUALITY",
 _QUANTIFICATION = 10_000
 """Digital numbers per reflectance, which patches are raw counts of."""
 
-_LONGEST_DATATAKE = timedelta(hours=1)
-"""A tile is sensed within its datatake, which begins at the time in the name; real ones take half of it."""
-
 # The metadata numbers the bands by wavelength, B10 included (PSD, physical bands).
 _BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 
-_IMAGE = re.compile(
+IMAGE = re.compile(
     rf"(?:L2A_)?T(?P<square>\w{{5}})_(?P<time>{grid.TIME_PATTERN})_(?P<band>B\w{{2}})_(?P<resolution>\d{{2}})m"
 )
+"""Name of the file of a band, without its suffix."""
+
+LONGEST_DATATAKE = timedelta(hours=1)
+"""A tile is sensed within its datatake, which begins at the time in the name; real ones take half of it."""
 
 
 def read_name(product: ET.Element, main: Path) -> grid.SafeName:
@@ -164,7 +165,7 @@ def check_tile(path: Path, name: str, square: str, begin: datetime) -> None:
                 f"{name}: its {path.name} is of T{found[1]}, not T{square}; are two products mixed?"
             )
     for entry in _all(root, "SENSING_TIME"):
-        if abs(_parse_time(entry.text or "") - begin) > _LONGEST_DATATAKE:
+        if abs(_parse_time(entry.text or "") - begin) > LONGEST_DATATAKE:
             raise SourceError(
                 f"{name}: its {path.name} was sensed at {entry.text}, the product starts at {begin.isoformat()}; are "
                 "two products mixed?"
@@ -215,7 +216,7 @@ def find_images(product: ET.Element, folder: Path, name: grid.SafeName, granule:
     images: dict[str, Path] = {}
     for entry in _all(product, "IMAGE_FILE"):
         image = (entry.text or "").strip()
-        match = _IMAGE.fullmatch(image.rpartition("/")[2])
+        match = IMAGE.fullmatch(image.rpartition("/")[2])
         if match is None:
             continue  # SCL, AOT, WVP, TCI
         if (match["square"], match["time"]) != (name.square, name.start):

@@ -166,6 +166,8 @@ def _grid(tags: dict[str, Any], shape: tuple[int, int], url: str) -> Grid:
     if scale is None or tie is None or len(tie) < 6:
         raise SourceError(f"{url}: does not say where its pixels lie (ModelPixelScale, ModelTiepoint)")
     column, row, _, x, y, _ = tie[:6]
+    if tags.get("GTRasterTypeGeoKey") == _PIXEL_IS_POINT:  # the place is that of a pixel's centre
+        column, row = column + 0.5, row + 0.5
     code = tags.get("ProjectedCSTypeGeoKey")
     return Grid(
         epsg=None if code is None or int(code) == _USER_DEFINED else int(code),
@@ -175,6 +177,9 @@ def _grid(tags: dict[str, Any], shape: tuple[int, int], url: str) -> Grid:
         shape=(int(shape[0]), int(shape[1])),
     )
 
+
+_PIXEL_IS_POINT = 2
+"""GeoTIFF's code of rasters whose coordinates are those of centres."""
 
 _USER_DEFINED = 32_767
 """GeoTIFF's code of a CRS that is written out."""

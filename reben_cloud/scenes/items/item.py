@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 import pystac
 
@@ -48,6 +49,9 @@ _ASSETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Band or mask -> what its asset is called by Earth Search and by the Planetary Computer."""
+
+_BAND = re.compile(r"(?:^|_)(B\d[\dA]|SCL)(?=[_.]|$)")
+"""What the name of a file says of the band in it."""
 
 _METADATA = ("product_metadata", "product-metadata")
 """Assets with ``MTD_MSIL2A.xml``, at Earth Search (Collection 1) and at the Planetary Computer."""
@@ -123,7 +127,8 @@ def read_item(item: pystac.Item, bands: Iterable[str], reading: Reading) -> Fact
     """
     safe = name_of(item)
     _check_square(item, safe.square)
-    hrefs = _hrefs(item)
+    _check_time(item, safe)
+    hrefs = _hrefs(item, safe)
     lacking = [band for band in bands if band not in hrefs]
     if lacking:
         raise SourceError(
@@ -144,7 +149,7 @@ def read_item(item: pystac.Item, bands: Iterable[str], reading: Reading) -> Fact
     )
 
 
-def _hrefs(item: pystac.Item) -> dict[str, str]:
+def _hrefs(item: pystac.Item, safe: grid.SafeName) -> dict[str, str]:
     """Band or mask -> URL, of those assets that are GeoTIFFs."""
     found = {}
     for band, names in _ASSETS.items():
@@ -159,8 +164,23 @@ def _hrefs(item: pystac.Item) -> dict[str, str]:
                     "ones (--collection)"
                 )
             found[band] = _href(item, name)
+            _check_image(item, name, found[band], band, safe)
             break
     return found
+
+
+def _check_image(item: pystac.Item, asset: str, href: str, band: str, safe: grid.SafeName) -> None:
+    """That the file is of this band, square and time, as far as its name says: its pixels cannot tell."""
+    file = urlsplit(href).path.rpartition("/")[2]
+    named = _BAND.findall(file)
+    whole = safe_metadata.IMAGE.match(file)
+    if (named and band not in named) or (
+        whole is not None and (whole["square"], whole["time"]) != (safe.square, safe.start)
+    ):
+        raise SourceError(
+            f"Item {item.id}: asset {asset} is {file}, must be an image of {band} of T{safe.square} at {safe.start}; "
+            "are assets, or two products, mixed?"
+        )
 
 
 def _href(item: pystac.Item, name: str) -> str:
@@ -210,11 +230,24 @@ def _start(item: pystac.Item, safe: grid.SafeName) -> datetime:
     """
     named = grid.parse_time(safe.start)
     for time in (item.datetime, item.common_metadata.start_datetime):
-        if time is not None:
-            aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-            if abs((aware - named).total_seconds()) < 1:
-                return aware
+        if time is not None and abs((_utc(time) - named).total_seconds()) < 1:
+            return _utc(time)
     return named
+
+
+def _utc(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _check_time(item: pystac.Item, safe: grid.SafeName) -> None:
+    """That the Item is of its product's datatake."""
+    time = item.datetime
+    if time is None or abs(_utc(time) - grid.parse_time(safe.start)) <= safe_metadata.LONGEST_DATATAKE:
+        return
+    raise SourceError(
+        f"Item {item.id}: its datetime is {_utc(time).isoformat()}, its product's name says {safe.start}; are two "
+        "products mixed?"
+    )
 
 
 def _metadata(item: pystac.Item, safe: grid.SafeName, reading: Reading) -> tuple[ET.Element, Path] | None:

@@ -1,7 +1,8 @@
 """Bytes of remote images: signed if they must be, asked for with retries, and kept in a folder for the next time.
 
 What is kept are pieces of an object, named by its URL, its version and their place; an object that was written again
-has another version, and its pieces are fetched anew. The retries are the store's.
+has another version, and its pieces are fetched anew. Of an object whose server tells neither ETag nor time nothing is
+kept. The retries are the store's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from reben_cloud.errors import SourceError, StorageError
 from reben_cloud.scenes.items.signing import signed
 from reben_cloud.store import Store, open_store, public_url
 from reben_cloud.store.address import is_http, parent
+from reben_cloud.store.answers import dated_version
 from reben_cloud.stream.cache import ShardCache
 
 _CHECKSUM_BYTES = 8
@@ -80,6 +82,8 @@ class RemoteFile:
             self.size, self.version = store.stat(path)
         except StorageError as error:
             raise self._told(error) from error
+        if self.version == dated_version(self.size, None):
+            self._cache = None  # by its size alone one cannot tell whether it was written again
 
     def read(self, span: Span) -> memoryview:
         """One piece, shorter where the object ends. Raises StorageError."""
@@ -149,7 +153,10 @@ class RemoteFile:
         file = self._cache.find(_NAME, self._key(span))
         if file is None:
             return None
-        data = file.read_bytes()
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            return None  # another process made room meanwhile
         piece = memoryview(data)[: span.length]
         whole = len(data) == span.length + _CHECKSUM_BYTES
         if whole and xxhash.xxh3_64_digest(piece) == data[span.length :]:
@@ -165,7 +172,8 @@ class RemoteFile:
         return piece
 
     def _key(self, span: Span) -> int:
-        return xxhash.xxh3_64_intdigest(f"{self.url}\n{self.version}\n{span.start}\n{span.length}".encode())
+        # With the query that the Item gives, which may say which object is meant; a token is added to it later.
+        return xxhash.xxh3_64_intdigest(f"{self._href}\n{self.version}\n{span.start}\n{span.length}".encode())
 
 
 _NAME = "piece"

@@ -45,6 +45,9 @@ _MARGIN_PX = 4
 _ROWS = 1_024
 """Rows that are read and converted at a time: 90 MB of a tile's width."""
 
+_LOWEST_DB = -100
+"""No surface returns less: a number below it is no decibels, but what some put where there are no data."""
+
 _DONE = "scenes.json"
 """File that says which scenes a product got; written last."""
 
@@ -163,7 +166,8 @@ def _scenes_of(product: Product, search: RtcSearch, work: Path) -> list[Scene]:
             wanted[piece.y, piece.x] = False
     if not scenes:
         logger.warning("%s: no Sentinel-1 scene (%s), so it gives no patch", product.name, asked)
-    elif wanted.any():
+        return []  # and nothing is done: there may be some when it is run again
+    if wanted.any():
         logger.warning("%s: %d squares are covered by no scene (%s)", product.name, wanted.sum(), asked)
     write_whole(done, json.dumps([scene.files[0].name for scene in scenes]).encode())
     return scenes
@@ -236,7 +240,7 @@ def _write_scene(item: pystac.Item, path: Path, epsg: int, bounds: Bounds, readi
             for first in range(rows.start, rows.stop, _ROWS):
                 power = image.read(slice(first, min(first + _ROWS, rows.stop)), columns)
                 num_positive += int(np.count_nonzero(power > 0))
-                num_negative += int(np.count_nonzero((power < 0) & (power != image.nodata)))
+                num_negative += int(np.count_nonzero((power < 0) & (power > _LOWEST_DB)))
                 strip = decibels(power, image.nodata)
                 file.write(strip, band, window=Window(0, first - rows.start, strip.shape[1], strip.shape[0]))
         if num_negative > num_positive:

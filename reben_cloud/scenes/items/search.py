@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ _ATTEMPTS = 6
 """Of each request; the pauses between them double from half a second on."""
 
 _WAY_OUT = "check the URL (--stac), the network and the proxy variables"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +121,9 @@ def find_items(
                 f"{search}: {count} Items, at most {search.max_items:,} are taken; narrow the search (--bbox, "
                 "--datetime, --max-cloud) or raise --max-items"
             )
+        if matched is not None and len(items) < matched:
+            # No error: some APIs estimate how many there are.
+            logger.warning("%s: the API counts %d Items and gives %d", search, matched, len(items))
         if not items and not may_be_none:
             raise NotFoundError(f"{search}: finds nothing; {_why(client, search)}")
         return items
@@ -178,9 +184,19 @@ def _found(client: Client, search: StacSearch, **more: Any) -> Any:
 
 
 def _items(client: Client, search: StacSearch) -> Iterator[pystac.Item]:
-    for item in _found(client, search).items():
-        if search.max_cloud is None or cloud_cover(item) <= search.max_cloud:
-            yield item
+    """Each Item once, whatever the pages repeat."""
+    seen: set[str] = set()
+    for page in _found(client, search).pages():
+        new = [item for item in page if item.id not in seen]
+        if not new:
+            raise SourceError(
+                f"{search}: after {len(seen):,} Items another page says the same again, so the API's pages do not "
+                "end; narrow the search (--bbox, --datetime) until it fits one page"
+            )
+        for item in new:
+            if item.id not in seen and (search.max_cloud is None or cloud_cover(item) <= search.max_cloud):
+                yield item
+            seen.add(item.id)
 
 
 def _matched(client: Client, search: StacSearch) -> int | None:
