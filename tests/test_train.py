@@ -197,12 +197,21 @@ def test_a_run_is_not_gone_on_with_on_other_data(dataset, tmp_path):
         claim(tmp_path / "run", config, dataset.with_layers(other))
 
 
-@pytest.mark.parametrize("base", ["resnet50", "knn"])
-def test_a_run_that_is_refused_leaves_nothing_that_refuses_the_next_try(base, dataset, tmp_path):
-    nobody = "train.country=Atlantis" if base == "knn" else "batch_size=1000"
-
-    with pytest.raises((NotFoundError, ValueError)):
-        train(recipe(nobody, base=base), dataset, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("base", "change", "message"),
+    [
+        pytest.param("resnet50", "batch_size=1000", "batch", id="too large a batch"),
+        pytest.param("knn", "train.country=Atlantis", "Atlantis", id="nobody votes"),
+        pytest.param("resnet50", "weights=none.pt", "none.pt", id="no weights"),
+        pytest.param("resnet50", "test_labels=v1:labels", "no column 'v1:labels'", id="no labels to test by"),
+        pytest.param("knn", "test_labels=v1:labels", "no column 'v1:labels'", id="no labels for a vote"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_nothing_that_refuses_the_next_try(
+    base, change, message, dataset, tmp_path
+):
+    with pytest.raises((NotFoundError, ValueError), match=message):
+        train(recipe(change, base=base), dataset, tmp_path / "run")
 
     assert not (tmp_path / "run").exists()
 

@@ -87,7 +87,7 @@ def claim(folder: Path, config: TrainConfig, dataset: Dataset) -> None:
         write_whole(folder / _CONFIG, (config.to_json() + "\n").encode())
 
 
-_CONFIG, _DATA = "config.json", "data.json"
+_CONFIG, _DATA, _LAST = "config.json", "data.json", "last.pt"
 _WAY_OUT = "choose another folder, or delete this one"
 
 
@@ -119,6 +119,11 @@ def _layers_with(folder: Path, dataset: Dataset) -> dict[str, str]:
     return {**there, **layers}
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a run's folder has a state to go on from."""
+    return (folder / _LAST).is_file()
+
+
 class Run:
     """What a run's folder keeps, read when it is there already.
 
@@ -138,8 +143,8 @@ class Run:
         self._compute, self._learner, self._loader = compute, learner, loader
         self.best = folder / BEST
         """Folder of the best weights so far."""
-        self._last = folder / "last.pt"
-        if self._last.is_file():
+        self._last = folder / _LAST
+        if is_begun(folder):
             state = load_checkpoint(self._last, compute.device)
             learner.load_state_dict(state)
             loader.load_state_dict(state["loader"])

@@ -38,7 +38,7 @@ from reben_cloud.training.models import ModelSpec, create_model, load_pretrained
 from reben_cloud.training.neighbours import remember
 from reben_cloud.training.objective import Objective, positive_weights
 from reben_cloud.training.report import write_curves, write_report
-from reben_cloud.training.run import BEST, Run, claim, refuse_other_run
+from reben_cloud.training.run import BEST, Run, claim, is_begun, refuse_other_run
 from reben_cloud.training.start import read_weights, start_from
 from reben_cloud.training.truth import labels_of
 
@@ -95,6 +95,7 @@ def train(
         train_on = _subset(dataset, config.train, "train")
         if compute.rank == 0:
             _tell_shared(train_on, dataset, config)
+        _require_labels(dataset, config)
         if config.neighbours:
             return _vote(folder, config, dataset, train_on, compute, draws, **options)
         if config.balanced:
@@ -115,10 +116,10 @@ def train(
         learned = torch.from_numpy(labels_of(train_on, config.labels)) if config.labels else None
         objective = Objective(config, spec, schema, positive_weights(config, train_on), learned)
         learner = Learner(config, spec, objective, compute, num_steps=num_steps)
+        if config.weights and not is_begun(folder):
+            start_from(learner.model, spec, read_weights(config.weights))
         claim(folder, config, dataset)  # only now: what is refused leaves nothing that stands in the way
         run = Run(folder, compute, learner, loader)
-        if config.weights and not run.progress.step:
-            start_from(learner.model, spec, read_weights(config.weights))
         finite = FiniteCheck(train_on, compute, "training")
         begin = run.progress.step
         with RunLog(folder, config, compute, step=begin, num_steps=num_steps, hook=on_log) as log:
@@ -208,6 +209,13 @@ def _tell_shared(train_on: Selection, dataset: Dataset, config: TrainConfig) -> 
                 name,
                 name,
             )
+
+
+def _require_labels(dataset: Dataset, config: TrainConfig) -> None:
+    """Refuse labels of layers that patches to be measured lack, which else would show once all is learned."""
+    for subset, labels in ((config.validation, config.labels), (config.test, config.test_labels)):
+        if labels:
+            labels_of(dataset.select(subset), labels)
 
 
 NOT_LEARNED = "train patches of each epoch (other ones each time), which do not fill a batch"
