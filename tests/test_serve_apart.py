@@ -17,7 +17,6 @@ import pytest
 import reben_cloud as rc
 from reben_cloud.serve import apart, create_app, create_costly_app
 from reben_cloud.serve.apart import Apart
-from reben_cloud.serve.place import PREFIX
 from tests.roots import synthetic_root
 from tests.serving import serving
 
@@ -46,7 +45,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def process(dataset):
-    started = Apart(dataset, create_costly_app, keep=(PREFIX,))
+    started = Apart(dataset, create_costly_app)
     started.start()
     yield started
     started.close()
@@ -211,6 +210,60 @@ def test_searches_threads_and_memory_are_counted_in_both(url, alone):
     assert both["reben_resident_memory_bytes"] > one["reben_resident_memory_bytes"] + 50e6
     assert both["reben_threads"] > one["reben_threads"]
     assert both["reben_processor_seconds_total"] > one["reben_processor_seconds_total"] + 1
+
+
+def test_numbers_of_the_server_do_not_wait_for_the_process(url, process, stopped):
+    stopped()
+
+    assert numbers(url)["reben_threads"] > 0
+
+
+def test_requests_that_were_begun_are_finished_although_both_are_told_to_end(dataset):
+    command = [sys.executable, "-m", "reben_cloud.cli", "serve", dataset.url, "--port", "0"]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert server.stderr is not None
+        url = server.stderr.readline().split()[0]
+        httpx.post(f"{url}search", json=LARGE_PAGE, timeout=60)
+        (child,) = children(server.pid)
+        os.kill(child, signal.SIGSTOP)
+        asked = pool.submit(httpx.post, f"{url}search", json=LARGE_PAGE, timeout=60)
+        time.sleep(0.5)
+
+        os.kill(child, signal.SIGTERM)  # as systemd does
+        os.kill(server.pid, signal.SIGTERM)
+        os.kill(child, signal.SIGCONT)
+
+        assert asked.result().json()["numberReturned"] == 150
+    wait_until_gone(lambda: os.kill(child, 0))
+
+
+def test_the_folder_that_the_server_was_started_in_is_none_of_modules(dataset, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "secrets.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(here)
+
+    assert first_answer(dataset).json()["numberReturned"] == 150
+
+
+def test_what_is_printed_when_every_python_starts_is_no_port(dataset, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print(80, flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    assert first_answer(dataset).json()["numberReturned"] == 150
+
+
+def first_answer(dataset):
+    """What a process that has just been started answers to a large page."""
+    started = Apart(dataset, create_costly_app)
+    try:
+        with serving(dataset, apart=started) as url:
+            return httpx.post(f"{url}/search", json=LARGE_PAGE, timeout=60)
+    finally:
+        started.close()
 
 
 def test_the_process_ends_with_the_server_even_if_that_is_killed(dataset):

@@ -90,6 +90,12 @@ def test_a_folder_is_read_again_and_maps_have_the_size_of_the_image(installed, a
     assert list(head_names(model)) == [name for name in model.state_dict() if name.startswith("head.")] != []
 
 
+def test_images_of_less_than_half_a_stride_have_maps_too(installed):
+    model = create_model(spec_of("smp:FPN:tu-test_resnet", image_px=10)).eval()
+
+    assert model(torch.randn(2, 3, 10, 10)).shape == (2, 19, 10, 10)
+
+
 @pytest.mark.parametrize(
     ("encoder", "timm_name"), [("resnet18", "resnet18"), ("tu-test_resnet", "test_resnet")]
 )

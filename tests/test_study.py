@@ -31,6 +31,7 @@ from reben_cloud.training.config import load_recipe
 from reben_cloud.training.groups import GROUPINGS, group_numbers
 from reben_cloud.training.metrics import label_metrics
 from reben_cloud.training.models import ARCHITECTURES
+from reben_cloud.training.study.forms import shown, to_csv, to_latex
 from reben_cloud.training.study.grid import load_study, study_names
 from reben_cloud.training.study.jobs import LOCK, OUTCOME, free_slot
 from reben_cloud.training.study.page import write_results
@@ -38,7 +39,7 @@ from reben_cloud.training.study.pictures import distance_plot
 from reben_cloud.training.study.plan import distances_of, plan_study
 from reben_cloud.training.study.run import run_study, write_finished
 from reben_cloud.training.study.scores import Spread, differences, measures_of
-from reben_cloud.training.study.tables import shown, tables_of, to_csv, to_latex
+from reben_cloud.training.study.tables import tables_of
 from reben_cloud.training.train import train
 from reben_cloud.training.truth import labels_of
 from tests.conftest import free_port, wait_for
@@ -316,10 +317,12 @@ def test_latex_escapes_and_marks_the_best(dataset, results):
     assert r" $\pm$ " in best
     assert "& +0." in changes
     assert r"\textbf" not in changes
-    tied = replace(tables["scores"], rows=(*tables["scores"].rows, tables["scores"].rows[1]))
+    first, second = tables["scores"].rows
+    tied = replace(tables["scores"], rows=(first, second, second), tests=("x",) * 3)
     assert to_latex(tied).count(r"\textbf{") == 2 * best.count(r"\textbf{")
-    same = replace(tables["scores"], rows=(tables["scores"].rows[1],) * 2)
-    assert r"\textbf{" not in to_latex(same)
+    assert r"\textbf{" not in to_latex(replace(tables["scores"], rows=(second, second)))
+    # A score on other patches, or by other labels, is no better or worse one.
+    assert r"\textbf{" not in to_latex(replace(tables["scores"], tests=("x", "y")))
     head = replace(tables["scores"], keys=("a_b & 50 %",))
     assert r"a\_b \& 50 \%" in to_latex(head)
 

@@ -67,7 +67,7 @@ def identify_inputs(
     names = Counter(product.name for product in opened)
     for product in opened:
         # Files of two datastrips of one tile are called the same.
-        strip = "" if product.datastrip is None else f"{product.datastrip:%Y%m%dT%H%M%S}"
+        strip = product.where if product.datastrip is None else f"{product.datastrip:%Y%m%dT%H%M%S}"
         called = product.name if names[product.name] == 1 else f"{product.name} of {strip}"
         if not isinstance(product, SafeProduct):
             found |= {f"{called} {key}": state for key, state in product.inputs(masks=True).items()}

@@ -122,9 +122,8 @@ def serve(
         from reben_cloud.serve.apart import Apart
     except ImportError as error:
         raise missing_extra("stac-fastapi", "stac") from error
-    from reben_cloud.serve.place import PREFIX
 
-    apart = Apart(dataset, create_costly_app, keep=(PREFIX,))
+    apart = Apart(dataset, create_costly_app)
     app = create_app(dataset, public_url=public_url, root_path=root_path, apart=apart)
     from reben_cloud.serve.running import run_server
 

@@ -135,5 +135,8 @@ class SmpSegmenter(Segmenter):
         return features
 
     def _padded(self, image: Tensor) -> Tensor:
-        below, right = (-size % self._stride for size in image.shape[-2:])
-        return functional.pad(image, (0, right, 0, below), mode="reflect") if below or right else image
+        height, width = image.shape[-2:]
+        below, right = -height % self._stride, -width % self._stride
+        # Half a stride and less is too small to be mirrored: there the last pixels go on.
+        mode = "reflect" if below < height and right < width else "replicate"
+        return functional.pad(image, (0, right, 0, below), mode=mode) if below or right else image

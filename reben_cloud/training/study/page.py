@@ -10,11 +10,12 @@ from pathlib import Path
 
 from reben_cloud.files.whole import replacing, write_whole
 from reben_cloud.root.dataset import Dataset
+from reben_cloud.training.study.forms import to_csv, to_html, to_latex
 from reben_cloud.training.study.grid import Study
 from reben_cloud.training.study.pictures import distance_plot, heat_map, score_bars, validation_curves
 from reben_cloud.training.study.plan import distances_of
 from reben_cloud.training.study.scores import Results, measures_of
-from reben_cloud.training.study.tables import Table, tables_of, to_csv, to_html, to_latex
+from reben_cloud.training.study.tables import Table, tables_of
 
 PAGE = "index.html"
 """Name of the page."""
