@@ -13,6 +13,9 @@ import rasterio
 import reben_cloud as rc
 from reben_cloud import grid
 from reben_cloud.errors import SourceError
+from reben_cloud.scenes.items.product import products_of
+from reben_cloud.scenes.items.reading import Reading
+from reben_cloud.scenes.items.search import StacSearch, find_items
 from tests.commands import invoke, told
 from tests.item_products import abroad, api, contents, images, others, own, prepare, usual  # noqa: F401
 from tests.items import CONFORMS, degrees
@@ -117,6 +120,29 @@ def test_of_what_was_processed_twice_the_latest_is_taken(own, others, tmp_path):
     assert code == 0
     assert KENYA in said
     assert older not in said
+
+
+def test_what_is_left_out_of_an_acquisition_is_told_by_its_cause(own, tmp_path, caplog):
+    first, second = "20240115T074230", "20240115T074300"
+    for name, datastrip, generation in (
+        (KENYA.replace("N0510", "N0301"), first, "20240101T000000"),
+        (KENYA.replace("N0510", "N0500"), second, "20240102T000000"),
+        (KENYA, first, "20240103T000000"),
+        (KENYA, first, "20240104T000000"),
+    ):
+        own.planetary(
+            make_safe(tmp_path, name=name, side_m=1_260, datastrip=datastrip, generation=generation)
+        )
+
+    (product,) = products_of(
+        find_items(StacSearch(api=own.url, collection="sentinel-2-l2a")), ["B02"], Reading()
+    )
+
+    assert (product.name, product.generation) == (KENYA, "20240104T000000")
+    told = [message for message in caplog.messages if "left out" in message]
+    assert ["the same was processed later" in message for message in told] == [True, False, True]
+    assert "a part of the tile: of baseline 0510 there is another datastrip alone" in told[1]
+    assert "20240102T000000" in told[1]
 
 
 # -- the offset of baseline 04.00 ----------------------------------------------------------------------
