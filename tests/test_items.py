@@ -334,6 +334,11 @@ def swap(item, one, other):
             id="another shape",
         ),
         pytest.param(
+            lambda item: item["assets"]["blue"]["raster:bands"][0].update(scale=0.00002),
+            "asset coastal: its scale is 2e-05, only 0.0001 is supported",
+            id="scale",
+        ),
+        pytest.param(
             lambda item: item["assets"]["green"].update(href="../nothing.tif"),
             "nothing.tif: no such object",
             id="image",
@@ -355,6 +360,15 @@ def test_an_item_that_lacks_or_contradicts_something_is_named(small, others, tmp
         raise result.exception
     if "nothing" not in said:
         assert "Item S2A_37MBU_20240115_0_L2A" in str(result.exception)
+
+
+def test_an_image_whose_nodata_is_not_0_is_refused(own, others, tmp_path):
+    own.earth_search(make_safe(tmp_path / "small", name=KENYA, side_m=1_260), nodata=65_535)
+
+    code, _, said = prepare(own.url, *others, "--out", tmp_path / "out")
+
+    assert code == 1
+    assert "its nodata value is 65535, only 0 is supported" in said
 
 
 def test_an_image_of_another_tile_is_refused(small, others, tmp_path):

@@ -164,9 +164,21 @@ def _hrefs(item: pystac.Item, safe: grid.SafeName) -> dict[str, str]:
                     "ones (--collection)"
                 )
             found[band] = _href(item, name)
+            if band in S2_BANDS:
+                _check_scale(item, name)
             _check_image(item, name, found[band], band, safe)
             break
     return found
+
+
+def _check_scale(item: pystac.Item, asset: str) -> None:
+    """That digital numbers are reflectance x 10,000, where the asset says what they are."""
+    for said in item.assets[asset].extra_fields.get("raster:bands") or ():
+        scale = said.get("scale", 1) if isinstance(said, dict) else 1
+        if scale not in (1, 0.0001):
+            raise SourceError(
+                f"Item {item.id}, asset {asset}: its scale is {scale}, only 0.0001 is supported"
+            )
 
 
 def _check_image(item: pystac.Item, asset: str, href: str, band: str, safe: grid.SafeName) -> None:
@@ -174,9 +186,8 @@ def _check_image(item: pystac.Item, asset: str, href: str, band: str, safe: grid
     file = urlsplit(href).path.rpartition("/")[2]
     named = _BAND.findall(file)
     whole = safe_metadata.IMAGE.match(file)
-    if (named and band not in named) or (
-        whole is not None and (whole["square"], whole["time"]) != (safe.square, safe.start)
-    ):
+    other = whole is not None and (whole["square"], whole["time"]) != (safe.square, safe.start)
+    if other or (named and band not in named):
         raise SourceError(
             f"Item {item.id}: asset {asset} is {file}, must be an image of {band} of T{safe.square} at {safe.start}; "
             "are assets, or two products, mixed?"

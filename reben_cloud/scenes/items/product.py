@@ -137,6 +137,10 @@ class ItemProduct:
             return np.zeros(shape, dtype)
         image = Cog(self.hrefs[name], self.reading)
         self._check_place(name, image, pixel_m, dtype)
+        if name in BANDS and image.nodata not in (None, 0):
+            raise SourceError(
+                f"{self._called(name)}: its nodata value is {image.nodata:g}, only 0 is supported"
+            )
         rows, columns = window_of(
             within or self.bounds, left=self.left, top=self.top, pixel_m=pixel_m, shape=shape
         )
