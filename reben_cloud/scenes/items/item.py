@@ -214,10 +214,9 @@ def _check_square(item: pystac.Item, square: str) -> None:
     for name, value in said.items():
         if value is not None and str(value).removeprefix("T").zfill(5) != square:
             raise SourceError(f"Item {item.id}: its {name} is {value}, its product is of T{square}")
-    epsg = item.properties.get("proj:epsg") or str(item.properties.get("proj:code") or "").removeprefix(
-        "EPSG:"
-    )
-    if epsg and str(epsg) != str(corner[0]):
+    crs = item.properties.get("proj:epsg") or item.properties.get("proj:code") or ""
+    epsg = str(crs).removeprefix("EPSG:")
+    if epsg not in ("", str(corner[0])):
         raise SourceError(
             f"Item {item.id}: its CRS (proj:code) is {epsg}, tile T{square} lies in EPSG:{corner[0]}"
         )
