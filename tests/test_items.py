@@ -13,6 +13,9 @@ import rasterio
 import reben_cloud as rc
 from reben_cloud import grid
 from reben_cloud.errors import SourceError
+from reben_cloud.scenes.items.product import products_of
+from reben_cloud.scenes.items.reading import Reading
+from reben_cloud.scenes.items.search import StacSearch, find_items
 from tests.commands import invoke, told
 from tests.item_products import abroad, api, contents, images, others, own, prepare, usual  # noqa: F401
 from tests.items import CONFORMS, degrees
@@ -117,6 +120,29 @@ def test_of_what_was_processed_twice_the_latest_is_taken(own, others, tmp_path):
     assert code == 0
     assert KENYA in said
     assert older not in said
+
+
+def test_what_is_left_out_of_an_acquisition_is_told_by_its_cause(own, tmp_path, caplog):
+    first, second = "20240115T074230", "20240115T074300"
+    for name, datastrip, generation in (
+        (KENYA.replace("N0510", "N0301"), first, "20240101T000000"),
+        (KENYA.replace("N0510", "N0500"), second, "20240102T000000"),
+        (KENYA, first, "20240103T000000"),
+        (KENYA, first, "20240104T000000"),
+    ):
+        own.planetary(
+            make_safe(tmp_path, name=name, side_m=1_260, datastrip=datastrip, generation=generation)
+        )
+
+    (product,) = products_of(
+        find_items(StacSearch(api=own.url, collection="sentinel-2-l2a")), ["B02"], Reading()
+    )
+
+    assert (product.name, product.generation) == (KENYA, "20240104T000000")
+    told = [message for message in caplog.messages if "left out" in message]
+    assert ["the same was processed later" in message for message in told] == [True, False, True]
+    assert "a part of the tile: of baseline 0510 there is another datastrip alone" in told[1]
+    assert "20240102T000000" in told[1]
 
 
 # -- the offset of baseline 04.00 ----------------------------------------------------------------------
@@ -308,6 +334,11 @@ def swap(item, one, other):
             id="another shape",
         ),
         pytest.param(
+            lambda item: item["assets"]["blue"]["raster:bands"][0].update(scale=0.00002),
+            "asset coastal: its scale is 2e-05, only 0.0001 is supported",
+            id="scale",
+        ),
+        pytest.param(
             lambda item: item["assets"]["green"].update(href="../nothing.tif"),
             "nothing.tif: no such object",
             id="image",
@@ -329,6 +360,15 @@ def test_an_item_that_lacks_or_contradicts_something_is_named(small, others, tmp
         raise result.exception
     if "nothing" not in said:
         assert "Item S2A_37MBU_20240115_0_L2A" in str(result.exception)
+
+
+def test_an_image_whose_nodata_is_not_0_is_refused(own, others, tmp_path):
+    own.earth_search(make_safe(tmp_path / "small", name=KENYA, side_m=1_260), nodata=65_535)
+
+    code, _, said = prepare(own.url, *others, "--out", tmp_path / "out")
+
+    assert code == 1
+    assert "its nodata value is 65535, only 0 is supported" in said
 
 
 def test_an_image_of_another_tile_is_refused(small, others, tmp_path):

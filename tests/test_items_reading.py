@@ -304,3 +304,25 @@ def test_an_image_whose_coordinates_are_of_centres_lies_where_gdal_has_it(tmp_pa
     place = Cog(str(path), Reading()).grid
 
     assert (place.left, place.top, place.pixel) == (300, 900, (10, 10))
+
+
+@pytest.mark.parametrize("nbytes", [100, 4_000], ids=["small", "large"])
+def test_processes_that_share_a_folder_stay_below_its_bound_and_look_at_it_seldom(
+    tmp_path, monkeypatch, nbytes
+):
+    bound, budget = 100_000, Budget(seconds=1)
+    caches = [ShardCache(tmp_path, bound) for _ in range(8)]
+    looks, scan = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looks.append(path) or scan(path))
+    largest = 0
+
+    for number in range(2_000 if nbytes == 100 else 100):
+        # The first ones look while there is room, and write when others have filled it.
+        cache = caches[number % 8 if number < 8 or number % 50 > 40 else 0]
+        cache.add("piece", number, nbytes, lambda _: memoryview(bytes(nbytes)), budget)
+        if number % 19 == 0 or nbytes > 100:
+            largest = max(largest, sum(file.stat().st_size for file in tmp_path.iterdir()))
+
+    assert bound * 0.9 < largest <= bound
+    assert len(looks) < (500 if nbytes == 100 else 101)
+    assert caches[0].find("piece", number) is not None

@@ -143,6 +143,16 @@ def test_what_is_not_an_api_is_told(tiny, others, tmp_path, monkeypatch, url, sa
             id="cache",
         ),
         pytest.param(
+            ["--s2", ".", "--cache-dir", "c"],
+            "--stac-token go with Items: --stac or --s1-collection",
+            id="cache of nothing",
+        ),
+        pytest.param(
+            ["--s2", ".", "--layer", "dem=x.tif", "--layer-pixel", "dem=ten"],
+            "--layer-pixel is NAME=METRES, got 'dem=ten'",
+            id="pixel of a layer",
+        ),
+        pytest.param(
             ["--s2", ".", "--s1-collection", "c"],
             "goes with an API: --s1-stac or --stac",
             id="no API of radar",

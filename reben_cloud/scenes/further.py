@@ -77,10 +77,17 @@ def parse_rasters(
             name=name,
             raster=raster,
             resampling=ways.get(name, "bilinear"),
-            pixel_m=float(sizes.get(name, PIXEL_M)),
+            pixel_m=_metres(name, sizes.get(name, str(PIXEL_M))),
         )
         for name, raster in rasters.items()
     )
+
+
+def _metres(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--layer-pixel is NAME=METRES, got {f'{name}={text}'!r}") from None
 
 
 def layer_url(root: Store, name: str) -> str:

@@ -107,6 +107,10 @@ class Preparation:
             raise ValueError("give Sentinel-1 as --s1 or as --s1-collection, not both")
         if self.s1_stac is not None:
             self.rtc_search()
+        if self.stac is None and self.s1_stac is None and self.reading != Reading():
+            raise ValueError(
+                "--cache-dir, --cache-bytes and --stac-token go with Items: --stac or --s1-collection"
+            )
         if self.out is None and self.root is None:
             raise ValueError("say where to: --out FOLDER, --root ROOT, or both")
         if self.further and self.root is None:

@@ -20,6 +20,12 @@ from reben_cloud.store import Budget, Tries
 _PART = ".part"
 _POLL_S = 0.02
 
+_SPARE = 20
+"""One in so many bytes of the bound is left free where files are small."""
+
+_SHARERS = 8
+"""Processes that may share a folder without going beyond its bound for a while."""
+
 
 class ShardCache:
     """Whole shards on a local disk.
@@ -36,6 +42,7 @@ class ShardCache:
         """Where the files lie."""
         self.budget_bytes = budget_bytes
         """Most bytes kept, or None."""
+        self._room = 0  # bytes that may be written before the folder is looked at again
         require_locks("a shard cache (cache_dir)")
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in self.folder.glob(f"*{_PART}"):
@@ -107,9 +114,18 @@ class ShardCache:
             ) from error
 
     def _make_room(self, nbytes: int) -> None:
-        """Delete the files used longest ago. A mapped file lives on until it is unmapped."""
+        """Delete the files used longest ago. A mapped file lives on until it is unmapped.
+
+        To list ten thousands of small files takes longer than to fetch one. So where files are small, a part of the
+        bound is left free, and each process may write its share of that part before it looks again.
+        """
         if self.budget_bytes is None:
             return
+        if nbytes <= self._room:
+            self._room -= nbytes
+            return
+        spare = self.budget_bytes // _SPARE
+        self._room = spare // _SHARERS if nbytes <= spare // _SHARERS else 0
         found = []
         for entry in os.scandir(self.folder):
             if entry.name.endswith(_PART):
@@ -117,7 +133,7 @@ class ShardCache:
             with suppress(FileNotFoundError):  # another process made room at the same time
                 status = entry.stat()
                 found.append((status.st_mtime_ns, status.st_size, entry.path))
-        excess = sum(size for _, size, _ in found) + nbytes - self.budget_bytes
+        excess = sum(size for _, size, _ in found) + nbytes - self.budget_bytes + (spare if self._room else 0)
         for _, size, path in sorted(found):
             if excess <= 0:
                 break

@@ -164,9 +164,21 @@ def _hrefs(item: pystac.Item, safe: grid.SafeName) -> dict[str, str]:
                     "ones (--collection)"
                 )
             found[band] = _href(item, name)
+            if band in S2_BANDS:
+                _check_scale(item, name)
             _check_image(item, name, found[band], band, safe)
             break
     return found
+
+
+def _check_scale(item: pystac.Item, asset: str) -> None:
+    """That digital numbers are reflectance x 10,000, where the asset says what they are."""
+    for said in item.assets[asset].extra_fields.get("raster:bands") or ():
+        scale = said.get("scale", 1) if isinstance(said, dict) else 1
+        if scale not in (1, 0.0001):
+            raise SourceError(
+                f"Item {item.id}, asset {asset}: its scale is {scale}, only 0.0001 is supported"
+            )
 
 
 def _check_image(item: pystac.Item, asset: str, href: str, band: str, safe: grid.SafeName) -> None:
@@ -174,9 +186,8 @@ def _check_image(item: pystac.Item, asset: str, href: str, band: str, safe: grid
     file = urlsplit(href).path.rpartition("/")[2]
     named = _BAND.findall(file)
     whole = safe_metadata.IMAGE.match(file)
-    if (named and band not in named) or (
-        whole is not None and (whole["square"], whole["time"]) != (safe.square, safe.start)
-    ):
+    other = whole is not None and (whole["square"], whole["time"]) != (safe.square, safe.start)
+    if other or (named and band not in named):
         raise SourceError(
             f"Item {item.id}: asset {asset} is {file}, must be an image of {band} of T{safe.square} at {safe.start}; "
             "are assets, or two products, mixed?"
@@ -203,10 +214,9 @@ def _check_square(item: pystac.Item, square: str) -> None:
     for name, value in said.items():
         if value is not None and str(value).removeprefix("T").zfill(5) != square:
             raise SourceError(f"Item {item.id}: its {name} is {value}, its product is of T{square}")
-    epsg = item.properties.get("proj:epsg") or str(item.properties.get("proj:code") or "").removeprefix(
-        "EPSG:"
-    )
-    if epsg and str(epsg) != str(corner[0]):
+    crs = item.properties.get("proj:epsg") or item.properties.get("proj:code") or ""
+    epsg = str(crs).removeprefix("EPSG:")
+    if epsg not in ("", str(corner[0])):
         raise SourceError(
             f"Item {item.id}: its CRS (proj:code) is {epsg}, tile T{square} lies in EPSG:{corner[0]}"
         )

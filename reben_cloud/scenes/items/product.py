@@ -137,6 +137,10 @@ class ItemProduct:
             return np.zeros(shape, dtype)
         image = Cog(self.hrefs[name], self.reading)
         self._check_place(name, image, pixel_m, dtype)
+        if name in BANDS and image.nodata not in (None, 0):
+            raise SourceError(
+                f"{self._called(name)}: its nodata value is {image.nodata:g}, only 0 is supported"
+            )
         rows, columns = window_of(
             within or self.bounds, left=self.left, top=self.top, pixel_m=pixel_m, shape=shape
         )
@@ -194,20 +198,31 @@ def products_of(items: Sequence[pystac.Item], bands: Iterable[str], reading: Rea
         SourceError: If an Item lacks what is needed, or contradicts itself.
         StorageError: If a product's metadata cannot be read.
     """
-    latest: dict[tuple[str, ...], dict[datetime | None, pystac.Item]] = {}
+    acquisitions: dict[tuple[str, ...], list[pystac.Item]] = {}
     for item in sorted(items, key=lambda item: (name_of(item).baseline, name_of(item).generation, item.id)):
-        name, datastrip = name_of(item), datastrip_of(item)
-        strips = latest.setdefault((name.satellite, name.start, name.orbit, name.square), {})
-        for start, other in list(strips.items()):
-            if start == datastrip or name_of(other).baseline != name.baseline:
-                logger.warning("Item %s: left out, the same was processed later (%s)", other.id, item.id)
-                del strips[start]
-        strips[datastrip] = item
-    chosen = [item for strips in latest.values() for item in strips.values()]
+        name = name_of(item)
+        acquisitions.setdefault((name.satellite, name.start, name.orbit, name.square), []).append(item)
+    chosen = [item for group in acquisitions.values() for item in _latest(group)]
     wanted = tuple(bands)
     with ThreadPoolExecutor(_THREADS) as pool:
         read = list(pool.map(lambda item: read_item(item, wanted, reading), chosen))
     return [_product(item, facts, wanted, reading) for item, facts in zip(chosen, read, strict=True)]
+
+
+def _latest(items: Sequence[pystac.Item]) -> list[pystac.Item]:
+    """Of the Items of one acquisition, from the earliest on, those to take: one of each datastrip."""
+    baseline = name_of(items[-1]).baseline
+    taken = {datastrip_of(item): item for item in items if name_of(item).baseline == baseline}
+    for item in items:
+        instead = taken.get(datastrip_of(item))
+        if instead is None:
+            logger.warning(
+                "Item %s: left out, and with it a part of the tile: of baseline %s there is another datastrip alone",
+                item.id, baseline,
+            )  # fmt: skip
+        elif instead is not item:
+            logger.warning("Item %s: left out, the same was processed later (%s)", item.id, instead.id)
+    return list(taken.values())
 
 
 def _product(item: pystac.Item, facts: Facts, bands: Sequence[str], reading: Reading) -> ItemProduct:
