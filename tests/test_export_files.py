@@ -276,7 +276,7 @@ def test_a_file_per_array_is_what_rasterio_reads(built, tmp_path, cog):
 
     report = selection.export_geotiff(tmp_path / "out", cog=cog)
 
-    assert report.num_files == 5 * 6
+    assert report.num_files == 6 * 6  # five arrays, and beside the map a style for QGIS
     for patch_id, tensors in tensors_of(built, selection).items():
         for modality in REBEN.modalities:
             for array in modality.arrays:
