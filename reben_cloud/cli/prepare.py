@@ -24,6 +24,14 @@ from reben_cloud.cli.options import (
 from reben_cloud.cli.output import show_json
 from reben_cloud.cli.progress import bar, ends_at_once
 
+_STAC = "From a STAC API"
+_S1 = "Sentinel-1"
+_PATCHES = "What patches are"
+_COUNTRIES = "Countries"
+_PROGRAMS = "Programs, and elevations for GRD products"
+_FURTHER = "Further rasters"
+"""Headings of options."""
+
 
 def prepare(
     dest: Annotated[
@@ -66,11 +74,13 @@ def prepare(
     stac: Annotated[
         str | None,
         typer.Option(
-            help="URL of a STAC API with Level-2A as GeoTIFFs; goes with --collection.", show_default=False
+            help="URL of a STAC API with Level-2A as GeoTIFFs; goes with --collection.",
+            show_default=False,
+            rich_help_panel=_STAC,
         ),
     ] = None,
     collection: Annotated[
-        str | None, typer.Option(help="Collection of that API.", show_default=False)
+        str | None, typer.Option(help="Collection of that API.", show_default=False, rich_help_panel=_STAC)
     ] = None,
     bbox: Annotated[
         tuple[float, float, float, float] | None,
@@ -78,29 +88,40 @@ def prepare(
             help="West, south, east, north in degrees: only patches that lie within, of all products.",
             metavar="W S E N",
             show_default=False,
+            rich_help_panel=_PATCHES,
         ),
     ] = None,
     datetime: Annotated[
-        str | None, typer.Option(help="Time of the Items, or range A/B of dates.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Time of the Items, or range A/B of dates.", show_default=False, rich_help_panel=_STAC
+        ),
     ] = None,
     max_cloud: Annotated[
-        float | None, typer.Option(help="Most clouds of an Item, percent.", show_default=False)
+        float | None,
+        typer.Option(help="Most clouds of an Item, percent.", show_default=False, rich_help_panel=_STAC),
     ] = None,
-    max_items: Annotated[int, typer.Option(help="Most Items that a search may find.")] = 100,
+    max_items: Annotated[
+        int, typer.Option(help="Most Items that a search may find.", rich_help_panel=_STAC)
+    ] = 100,
     cache_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for what was read of Items' images.", show_default=False, parser=whole_path
+            help="Folder for what was read of Items' images.",
+            show_default=False,
+            parser=whole_path,
+            rich_help_panel=_STAC,
         ),
     ] = None,
     cache_bytes: Annotated[
-        int | None, typer.Option(help="Most bytes in that folder.", show_default=False)
+        int | None, typer.Option(help="Most bytes in that folder.", show_default=False, rich_help_panel=_STAC)
     ] = None,
     stac_token: Annotated[
         str | None,
         typer.Option(
             help="URL of tokens for images, with {collection}; the Planetary Computer's is known.",
             show_default=False,
+            rich_help_panel=_STAC,
         ),
     ] = None,
     s1: Annotated[
@@ -108,37 +129,60 @@ def prepare(
         typer.Option(
             help="Official S1 patches, terrain-corrected dB scenes, or GRD products; repeat.",
             parser=whole_path,
+            rich_help_panel=_S1,
         ),
     ] = None,
     s1_collection: Annotated[
         str | None,
-        typer.Option(help="Collection of terrain-corrected scenes in linear power.", show_default=False),
+        typer.Option(
+            help="Collection of terrain-corrected scenes in linear power.",
+            show_default=False,
+            rich_help_panel=_S1,
+        ),
     ] = None,
     s1_stac: Annotated[
-        str | None, typer.Option(help="API of that collection, unless it is --stac.", show_default=False)
+        str | None,
+        typer.Option(
+            help="API of that collection, unless it is --stac.", show_default=False, rich_help_panel=_S1
+        ),
     ] = None,
     s1_max_days: Annotated[
         float | None,
-        typer.Option(help="Greatest gap between the acquisitions of a pair, days.", show_default=False),
+        typer.Option(
+            help="Greatest gap between the acquisitions of a pair, days.",
+            show_default=False,
+            rich_help_panel=_S1,
+        ),
     ] = None,
     s1_direction: Annotated[
-        str | None, typer.Option(help="Only ascending, or descending, scenes.", show_default=False)
+        str | None,
+        typer.Option(help="Only ascending, or descending, scenes.", show_default=False, rich_help_panel=_S1),
     ] = None,
     s1_orbit: Annotated[
-        int | None, typer.Option(help="Only scenes of this relative orbit.", show_default=False)
+        int | None,
+        typer.Option(help="Only scenes of this relative orbit.", show_default=False, rich_help_panel=_S1),
     ] = None,
     v1: Annotated[
         Path | None,
         typer.Option(help="Folder of the v1 lists; keeps only squares of v1.", parser=whole_path),
     ] = None,
     countries: Annotated[
-        Path | None, typer.Option(help="Natural Earth file of any level; the ten by default.", parser=path)
+        Path | None,
+        typer.Option(
+            help="Natural Earth file of any level; the ten by default.",
+            parser=path,
+            rich_help_panel=_COUNTRIES,
+        ),
     ] = None,
-    any_country: Annotated[bool, typer.Option(help="All countries of the file, not the ten.")] = False,
+    any_country: Annotated[
+        bool, typer.Option(help="All countries of the file, not the ten.", rich_help_panel=_COUNTRIES)
+    ] = False,
     country_field: Annotated[
         str | None,
         typer.Option(
-            help="Attribute of the file with the name; NAME_LONG, NAME_EN or NAME.", show_default=False
+            help="Attribute of the file with the name; NAME_LONG, NAME_EN or NAME.",
+            show_default=False,
+            rich_help_panel=_COUNTRIES,
         ),
     ] = None,
     country_distance: Annotated[
@@ -146,6 +190,7 @@ def prepare(
         typer.Option(
             help="Metres to the nearest country beyond which a patch has none; 50000, with --v1 any.",
             show_default=False,
+            rich_help_panel=_COUNTRIES,
         ),
     ] = None,
     classes: Annotated[
@@ -153,41 +198,76 @@ def prepare(
         typer.Option(
             help="reben19, clc44, clc_level1, worldcover2021, lcfm, or a TOML of classes.",
             parser=name_or_path,
+            rich_help_panel=_PATCHES,
         ),
     ] = "reben19",
-    code_column: Annotated[str, typer.Option(help="Column with the land-cover code.")] = "code_18",
+    code_column: Annotated[
+        str, typer.Option(help="Column with the land-cover code.", rich_help_panel=_PATCHES)
+    ] = "code_18",
     name: Annotated[
-        str | None, typer.Option(help="Name of the dataset, unless it is reBEN.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Name of the dataset, unless it is reBEN.", show_default=False, rich_help_panel=_PATCHES
+        ),
     ] = None,
     bands: Annotated[
         str,
-        typer.Option(help="Bands of Sentinel-2: S2 (all), 10m, 10m_20m, or names with commas between them."),
+        typer.Option(
+            help="Bands of Sentinel-2: S2 (all), 10m, 10m_20m, or names with commas between them.",
+            rich_help_panel=_PATCHES,
+        ),
     ] = "S2",
     patch_size: Annotated[
-        int, typer.Option(help="Side of a patch, metres, a multiple of the largest pixel of the bands.")
+        int,
+        typer.Option(
+            help="Side of a patch, metres, a multiple of the largest pixel of the bands.",
+            rich_help_panel=_PATCHES,
+        ),
     ] = 1200,
     split_rule: Annotated[
         str,
         typer.Option(
-            help="paper, blocks (of --block-size), or a table with patch_id and split.", parser=name_or_path
+            help="paper, blocks (of --block-size), or a table with patch_id and split.",
+            parser=name_or_path,
+            rich_help_panel=_PATCHES,
         ),
     ] = "paper",
     block_size: Annotated[
-        int | None, typer.Option(help="Side of a block of --split-rule blocks, metres.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Side of a block of --split-rule blocks, metres.",
+            show_default=False,
+            rich_help_panel=_PATCHES,
+        ),
     ] = None,
     flag_cloud: Annotated[
-        float, typer.Option(help="Share of cloud and shadow from which on a patch is flagged, without --v1.")
+        float,
+        typer.Option(
+            help="Share of cloud and shadow from which on a patch is flagged, without --v1.",
+            rich_help_panel=_PATCHES,
+        ),
     ] = 0.2,
-    flag_snow: Annotated[float, typer.Option(help="The same of snow and ice.")] = 0.2,
-    sen2cor: Annotated[str, typer.Option(help="L2A_Process of sen2cor 2.11.")] = "L2A_Process",
-    gpt: Annotated[str, typer.Option(help="gpt of ESA SNAP, for GRD products.")] = "gpt",
+    flag_snow: Annotated[
+        float, typer.Option(help="The same of snow and ice.", rich_help_panel=_PATCHES)
+    ] = 0.2,
+    sen2cor: Annotated[
+        str, typer.Option(help="L2A_Process of sen2cor 2.11.", rich_help_panel=_PROGRAMS)
+    ] = "L2A_Process",
+    gpt: Annotated[
+        str, typer.Option(help="gpt of ESA SNAP, for GRD products.", rich_help_panel=_PROGRAMS)
+    ] = "gpt",
     sarsen: Annotated[
-        str, typer.Option(help="sarsen's command, for GRD products where --dem is a file.")
+        str,
+        typer.Option(
+            help="sarsen's command, for GRD products where --dem is a file.", rich_help_panel=_PROGRAMS
+        ),
     ] = "sarsen",
     dem: Annotated[
         str,
         typer.Option(
-            help="SNAP's name of an elevation model, or a file of elevations for sarsen.", parser=name_or_path
+            help="SNAP's name of an elevation model, or a file of elevations for sarsen.",
+            parser=name_or_path,
+            rich_help_panel=_PROGRAMS,
         ),
     ] = "SRTM 1Sec HGT",
     dem_datum: Annotated[
@@ -195,6 +275,7 @@ def prepare(
         typer.Option(
             help="What the heights of that file are above, where it does not say: ellipsoid, EGM96, EGM2008.",
             show_default=False,
+            rich_help_panel=_PROGRAMS,
         ),
     ] = None,
     geoid: Annotated[
@@ -203,6 +284,7 @@ def prepare(
             help="Geoid grid (GTX, GeoTIFF) that they are above; PROJ's by default.",
             parser=whole_path,
             show_default=False,
+            rich_help_panel=_PROGRAMS,
         ),
     ] = None,
     layer: Annotated[
@@ -211,6 +293,7 @@ def prepare(
             metavar="NAME=RASTER",
             help="A further raster (heights, another sensor), as an array layer in ROOT.layers/NAME; repeat.",
             show_default=False,
+            rich_help_panel=_FURTHER,
         ),
     ] = None,
     layer_resampling: Annotated[
@@ -219,11 +302,17 @@ def prepare(
             metavar="NAME=WAY",
             help="How one gets its pixels, as of `layer raster`; bilinear by default.",
             show_default=False,
+            rich_help_panel=_FURTHER,
         ),
     ] = None,
     layer_pixel: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=METRES", help="Side of its pixels; 10 by default.", show_default=False),
+        typer.Option(
+            metavar="NAME=METRES",
+            help="Side of its pixels; 10 by default.",
+            show_default=False,
+            rich_help_panel=_FURTHER,
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Products at a time, up to 2 GB each.")] = 1,
     dask: DaskOption = None,
