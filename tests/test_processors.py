@@ -20,15 +20,16 @@ from rasterio.transform import from_origin
 
 from reben_cloud import grid
 from reben_cloud.errors import ConflictError, NotFoundError, SourceError
-from reben_cloud.scenes import inputs
+from reben_cloud.scenes import inputs, sarsen
 from reben_cloud.scenes.choice import SceneChoice
 from reben_cloud.scenes.grd import read_outline
 from reben_cloud.scenes.pairing import pair
 from reben_cloud.scenes.preparation import Preparation
 from reben_cloud.scenes.prepare import find_s1
-from reben_cloud.scenes.processors import run_sarsen, run_sen2cor, run_snap
+from reben_cloud.scenes.processors import run_sen2cor, run_snap
 from reben_cloud.scenes.run import run
 from reben_cloud.scenes.safe import open_safe
+from reben_cloud.scenes.sarsen import run_sarsen
 from tests.scenes import PRODUCT, make_safe
 
 L1C = "S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_20170613T101608"
@@ -250,6 +251,45 @@ def test_sarsen_makes_scenes_in_decibels_on_the_grid_of_the_tile(tmp_path, progr
     heights = (45 + 5 + 10 * np.arange(120, 240)) / 30
     np.testing.assert_allclose(pieces[1, 1][0][7], 10 * np.log10(0.0101 * (1 + heights)), rtol=1e-5)
     np.testing.assert_allclose(pieces[1, 1][1][7], 10 * np.log10(0.00101 * (1 + heights)), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_sarsen_makes_a_tile_in_blocks_and_goes_on_after_the_last(tmp_path, program, monkeypatch):
+    grd, whole = make_grd(tmp_path), make_heights(tmp_path / "dem.tif", side_m=2400)
+    epsg, left, top = grid.tile_corner(PRODUCT[39:44])
+    code = SARSEN.replace("power[:241] = np.nan", "pass")
+    failing = (
+        code
+        + "\nif (pathlib.Path(product).parent / 'runs').read_text().count(group) == 3: sys.exit('no more')"
+    )
+    options = {
+        "epsg": epsg,
+        "bounds": (left, top - 2400, left + 2400, top),
+        "dem": whole,
+        "dem_datum": "ellipsoid",
+    }
+    once = run_sarsen([grd], tmp_path / "once", program=program("sarsen", code), **options)
+    (tmp_path / "runs").unlink()
+    monkeypatch.setattr(sarsen, "_BLOCK_M", 1200)
+
+    with pytest.raises(
+        SourceError, match=r"5C6D_32633_\w+_VV_300000_\d+: sarsen ended .* last words: 'no more'"
+    ):
+        run_sarsen([grd], tmp_path / "blocks", program=program("sarsen", failing), **options)
+    (tmp_path / "runs").unlink()
+    made = run_sarsen([grd], tmp_path / "blocks", program=program("sarsen", code), **options)
+
+    assert [path.name for path in made] == [path.name for path in once]
+    assert (tmp_path / "runs").read_text().split() == ["IW/VV"] * 2 + ["IW/VH"] * 2
+    assert sorted(path.name for path in (tmp_path / "blocks").glob(".*")) == []
+    for path, other in zip(made, once, strict=True):
+        with rasterio.open(path) as file, rasterio.open(other) as whole_file:
+            assert (file.bounds, file.crs, file.shape) == (
+                whole_file.bounds,
+                whole_file.crs,
+                whole_file.shape,
+            )
+            np.testing.assert_array_equal(file.read(1), whole_file.read(1))
 
 
 def test_elevations_that_do_not_fit_are_named(tmp_path, program):

@@ -17,10 +17,11 @@ from reben_cloud.files.paths import local_path
 from reben_cloud.scenes.choice import ALL_SCENES, SceneChoice
 from reben_cloud.scenes.grd import read_outline
 from reben_cloud.scenes.official_s1 import holds_patches
-from reben_cloud.scenes.processors import run_sarsen, run_snap
+from reben_cloud.scenes.processors import run_snap
 from reben_cloud.scenes.product import Product
 from reben_cloud.scenes.provenance import identify, identify_many
 from reben_cloud.scenes.safe import SafeProduct, open_safe
+from reben_cloud.scenes.sarsen import run_sarsen
 from reben_cloud.scenes.sentinel1 import Scene, open_scenes, scene_files
 
 

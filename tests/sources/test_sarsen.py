@@ -49,10 +49,10 @@ def land(level):
 
 
 @pytest.fixture(scope="module")
-def pieces(sarsen, tmp_path_factory):
-    """(y, x) -> the pixels that patches get of it."""
+def inputs(tmp_path_factory):
+    """Folder of a GRD product, heights and a tile."""
     folder = tmp_path_factory.mktemp("sarsen")
-    grd = make_grd(
+    make_grd(
         folder, name=NAME, time=datetime(2017, 6, 13, 16, 50, 43, 500_000), epsg=EPSG,
         centre=(LEFT + SIDE_M / 2, TOP - SIDE_M / 2), height_m=HEIGHT_M, size=900,
         beta={name: land(level) for name, level in BETA.items()},
@@ -62,10 +62,20 @@ def pieces(sarsen, tmp_path_factory):
         transform=from_origin(LEFT - 300, TOP + 300, 30, 30),
     ) as file:  # fmt: skip
         file.write(np.full((120, 120), HEIGHT_M, np.float32), 1)
-    safe = make_safe(folder, side_m=SIDE_M)
+    make_safe(folder, side_m=SIDE_M)
+    return folder
 
+
+def pieces_of(folder, out, program):
+    """(y, x) -> the pixels that patches get of it."""
+    safe = next(folder.glob("S2*.SAFE"))
     _, scenes = find_s1(
-        [grd], [safe], folder / "S1", sarsen=sarsen, dem=str(folder / "dem.tif"), dem_datum="ellipsoid"
+        [folder / NAME],
+        [safe],
+        folder / out,
+        sarsen=program,
+        dem=str(folder / "dem.tif"),
+        dem_datum="ellipsoid",
     )
 
     assert [scene.time for scene in scenes] == [datetime(2017, 6, 13, 16, 50, 43, tzinfo=UTC)]
@@ -73,6 +83,11 @@ def pieces(sarsen, tmp_path_factory):
         scenes, time=scenes[0].time, epsg=EPSG, left=LEFT, top=TOP, patch_px=120, wanted=np.ones((2, 2), bool)
     )
     return {(piece.y, piece.x): piece.pixels for piece in found}
+
+
+@pytest.fixture(scope="module")
+def pieces(inputs, sarsen):
+    return pieces_of(inputs, "S1", sarsen)
 
 
 @pytest.mark.slow
@@ -106,3 +121,14 @@ def test_values_are_gamma_nought_in_decibels(pieces, number, name):
     assert values.dtype == np.float32
     assert np.median(values) == pytest.approx(expected, abs=0.2)
     assert np.abs(values - expected).max() < 1
+
+
+@pytest.mark.slow
+def test_a_tile_in_blocks_is_the_tile(pieces, inputs, sarsen, monkeypatch):
+    monkeypatch.setattr("reben_cloud.scenes.sarsen._BLOCK_M", SIDE_M // 2)
+
+    in_blocks = pieces_of(inputs, "blocks", sarsen)
+
+    assert in_blocks.keys() == pieces.keys()
+    for place, pixels in pieces.items():
+        np.testing.assert_allclose(in_blocks[place], pixels, atol=0.01)  # dB
