@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 from typer.testing import CliRunner
 
 import reben_cloud as rc
@@ -24,6 +24,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from tests import official
+from tests.clusters import local_cluster
 from tests.conftest import wait_for
 
 OPTIONS = PlacementOptions(shard_samples=16)
@@ -54,9 +55,7 @@ def here(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
-    ) as cluster:
+    with local_cluster(2) as cluster:
         yield cluster.scheduler_address
 
 

@@ -54,6 +54,7 @@ from reben_cloud.scenes.sentinel1 import open_scenes
 from reben_cloud.scenes.split import BlockSplit
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
+from tests.clusters import local_cluster
 from tests.commands import invoke as command
 from tests.conftest import wait_for
 from tests.scenes import PRODUCT as PRODUCT_OF_SCENES
@@ -333,12 +334,8 @@ def test_two_processes_give_what_one_gives(inputs, several, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:distributed.*")
 def test_a_dask_cluster_gives_what_one_process_gives(inputs, several, tmp_path):
-    from distributed import LocalCluster
-
     products, reports, files = several
-    with LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None, host="127.0.0.1"
-    ) as cluster:
+    with local_cluster(1, threads=2) as cluster:
         told = prepare(products, tmp_path, bare(inputs), executor=dask(cluster.scheduler_address))
 
     assert told == reports

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from distributed import LocalCluster
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -42,6 +41,7 @@ from reben_cloud.training.study.scores import Spread, differences, measures_of
 from reben_cloud.training.study.tables import tables_of
 from reben_cloud.training.train import train
 from reben_cloud.training.truth import labels_of
+from tests.clusters import local_cluster
 from tests.conftest import free_port, wait_for
 from tests.roots import synthetic_root
 from tests.studies import SMALL, small_study, study_file
@@ -538,9 +538,7 @@ def test_killed_and_started_again_it_ends_with_the_same_scores(finished, root, t
 @pytest.mark.filterwarnings("ignore:.*Sending large graph.*:UserWarning")
 def test_a_dask_cluster_finds_the_same(finished, dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None, host="127.0.0.1"
-    ) as cluster:
+    with local_cluster(1, threads=2) as cluster:
         result = run_study(
             finished[0], dataset, tmp_path / "out", executor=build.dask(cluster.scheduler_address)
         )
