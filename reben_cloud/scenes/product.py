@@ -7,6 +7,7 @@ another class that has these; nothing else of `scenes` need know of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.scenes.area import Bounds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductFacts:
+    """What is known of one product before any pixel is read; what its forms have in common."""
+
+    name: str
+    """Product name without generation time and suffix: what patch ids begin with."""
+    generation: str
+    """When it was processed, as its full name ends: one acquisition may be processed again."""
+    square: str
+    """MGRS square, e.g. ``33UUP``."""
+    time: datetime
+    """Start of the acquisition, UTC."""
+    datastrip: datetime | None
+    """Start of its datastrip, UTC; None if it is not named."""
+    epsg: int
+    """CRS of the tile."""
+    left: int
+    """West edge of the tile, metres."""
+    top: int
+    """North edge of the tile, metres."""
+    shapes: Mapping[int, tuple[int, int]]
+    """Resolution in metres -> height and width of the tile in pixels."""
+    offsets: Mapping[str, int]
+    """Band -> digital number to add; empty where there is none, or it is in the pixels already."""
+    failed_checks: tuple[str, ...]
+    """Quality checks that are present and not PASSED; any excludes the product."""
+
+    @property
+    def bounds(self) -> Bounds:
+        """West, south, east and north of the tile, metres."""
+        ((pixel_m, (rows, columns)), *_) = self.shapes.items()
+        return self.left, self.top - rows * pixel_m, self.left + columns * pixel_m, self.top
 
 
 @runtime_checkable

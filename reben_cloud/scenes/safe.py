@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,51 +20,24 @@ from reben_cloud.files.paths import local_path
 from reben_cloud.scenes import safe_metadata
 from reben_cloud.scenes.area import Bounds
 from reben_cloud.scenes.jp2 import read_image
+from reben_cloud.scenes.product import ProductFacts
 from reben_cloud.scenes.provenance import identify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SafeProduct:
+class SafeProduct(ProductFacts):
     """One Level-2A product; its pixels stay in their files until they are read."""
 
     path: Path
     """The ``.SAFE`` folder."""
-    name: str
-    """Product name without generation time and suffix: what patch ids begin with."""
-    generation: str
-    """When it was processed, as its full name ends: one acquisition may be processed again."""
-    square: str
-    """MGRS square, e.g. ``33UUP``."""
-    time: datetime
-    """Start of the acquisition, UTC."""
-    datastrip: datetime | None
-    """Start of its datastrip, UTC; None if it names none."""
-    epsg: int
-    """CRS of the tile."""
-    left: int
-    """West edge of the tile, metres."""
-    top: int
-    """North edge of the tile, metres."""
-    shapes: Mapping[int, tuple[int, int]]
-    """Resolution in metres -> height and width of the tile in pixels."""
     images: Mapping[str, Path]
     """Band -> JP2 file, at its native resolution."""
     masks: Mapping[str, Path]
     """``SCL`` (scene classification) and ``CLD`` (cloud probability) -> JP2 file at 20 m, of those that there are."""
-    offsets: Mapping[str, int]
-    """Band -> digital number to add; empty for products that carry none."""
     metadata: tuple[Path, ...]
     """Files that all this was read from."""
     checksums: Mapping[Path, tuple[str, str]]
     """File -> algorithm and hexadecimal digest, from ``manifest.safe``; empty without one."""
-    failed_checks: tuple[str, ...]
-    """Quality checks that are present and not PASSED; any excludes the product."""
-
-    @property
-    def bounds(self) -> tuple[int, int, int, int]:
-        """West, south, east and north of the tile, metres."""
-        ((pixel_m, (rows, columns)), *_) = self.shapes.items()
-        return self.left, self.top - rows * pixel_m, self.left + columns * pixel_m, self.top
 
     @property
     def where(self) -> str:

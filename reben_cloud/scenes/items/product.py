@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from reben_cloud.scenes.area import Bounds, window_of
 from reben_cloud.scenes.items.cog import Cog, Grid
 from reben_cloud.scenes.items.item import OFFSET_APPLIED, Facts, datastrip_of, name_of, read_item
 from reben_cloud.scenes.items.reading import Reading
+from reben_cloud.scenes.product import ProductFacts
 from reben_cloud.scenes.quality import MASK_M
 from reben_cloud.scenes.safe import shifted
 from reben_cloud.store import public_url
@@ -40,43 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ItemProduct:
+class ItemProduct(ProductFacts):
     """One Level-2A product whose images lie at URLs; see `scenes.product.Product`."""
 
     item: str
     """Id of its Item."""
-    name: str
-    """Product name without generation time and suffix: what patch ids begin with."""
-    generation: str
-    """When it was processed."""
-    square: str
-    """MGRS square, e.g. ``33UUP``."""
-    time: datetime
-    """Start of the acquisition, UTC."""
-    datastrip: datetime | None
-    """Start of its datastrip, UTC; None if the Item does not name it."""
-    epsg: int
-    """CRS of the tile."""
-    left: int
-    """West edge of the tile, metres."""
-    top: int
-    """North edge of the tile, metres."""
-    shapes: Mapping[int, tuple[int, int]]
-    """Resolution in metres -> height and width of the tile in pixels."""
     hrefs: Mapping[str, str]
     """Band, ``SCL`` or ``CLD`` -> URL of its COG."""
-    offsets: Mapping[str, int]
-    """Band -> digital number to add; empty where none is, or it is in the pixels already."""
-    failed_checks: tuple[str, ...]
-    """Quality checks that exclude the product."""
     reading: Reading
     """How its images are read."""
-
-    @property
-    def bounds(self) -> Bounds:
-        """West, south, east and north of the tile, metres."""
-        rows, columns = self.shapes[10]
-        return self.left, self.top - 10 * rows, self.left + 10 * columns, self.top
 
     @property
     def where(self) -> str:
