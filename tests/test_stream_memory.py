@@ -337,7 +337,8 @@ def flip(path):
         data[start + end - 1] ^= 1
     with open(path, "r+b") as file:  # which is never shorter meanwhile
         file.write(data)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        file.flush()  # its times by the open file: a loader that notices may take away the name at once
+        os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def swap(path):
