@@ -18,7 +18,7 @@ from reben_cloud.training.depth import freeze, layers_of, parameter_groups
 from reben_cloud.training.learner import Learner
 from reben_cloud.training.models import ModelSpec, create_model, load_pretrained, save_model
 from reben_cloud.training.objective import Objective
-from reben_cloud.training.start import head_names, read_weights, start_from
+from reben_cloud.training.start import Weights, head_names, read_weights, start_from
 from reben_cloud.training.train import model_spec, train
 from tests.test_training_schema import FIELDS, batch_of, recipe
 
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_said(folder, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_byobnet", "test_vit", "test_convnext"])
 def test_layers_hold_every_weight_once_and_the_head_is_the_last(architecture):
-    model = model_of(ModelSpec(architecture=architecture, bands=SPEC.bands))
+    model = model_of(ModelSpec(architecture=architecture, bands=SPEC.bands, image_px=128))
 
     layers = layers_of(model)
 
@@ -190,3 +190,84 @@ def test_a_run_begins_with_weights_and_tells_its_log_to_a_hook(folder, tmp_path)
     assert {"validation_loss", "validation_score"} <= rows[-1].keys()
     assert (tmp_path / "run" / "log.csv").read_text().count("\n") == len(rows) + 1
     assert list((tmp_path / "run").glob("events.*"))
+
+
+@pytest.mark.parametrize("architecture", ["test_convnext", "mobilevit_xxs", "test_vit", "densenet121"])
+def test_a_unet_begins_with_a_classifier_that_timm_takes_apart_or_wraps(architecture):
+    spec = ModelSpec(architecture=architecture, bands=SPEC.bands, image_px=128)
+    classifier, unet_spec = model_of(spec), replace(spec, task="map")
+    unet = model_of(unet_spec, seed=1)
+    weights = Weights(
+        source="there", tensors=classifier.state_dict(), bands=spec.bands, classes=spec.classes.names
+    )
+
+    left = start_from(unet, unet_spec, weights)
+
+    assert left
+    assert not any(name.startswith("encoder.") for name in left)
+    theirs = [tensor for tensor in classifier.state_dict().values() if tensor.ndim > 1]
+    for name, tensor in unet.encoder.state_dict().items():
+        if tensor.ndim > 1:
+            assert any(torch.equal(tensor, one) for one in theirs), name
+
+
+@pytest.mark.parametrize("task", ["labels", "map"])
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [
+        pytest.param("resnet18", "resnet34", id="layers"),
+        pytest.param("resnet10t", "seresnet18", id="other-parts"),
+        pytest.param("convnext_atto", "convnext_femto", id="other-widths"),
+    ],
+)
+def test_a_larger_model_is_not_cut_short(task, smaller, larger):
+    theirs = ModelSpec(architecture=larger, bands=SPEC.bands)
+    tensors = model_of(theirs).state_dict()
+    spec = replace(theirs, architecture=smaller, task=task)
+    weights = Weights(source="there", tensors=tensors, bands=spec.bands, classes=spec.classes.names)
+
+    with pytest.raises(ValueError, match=f"those of there do not fit {smaller}"):
+        start_from(model_of(spec), spec, weights)
+
+
+def test_a_deeper_convnext_is_not_cut_short():
+    spec = ModelSpec(architecture="test_convnext", bands=SPEC.bands, task="map")
+    tensors = dict(model_of(replace(spec, task="labels")).state_dict())
+    block = {name: tensor for name, tensor in tensors.items() if name.startswith("stages.2.blocks.0.")}
+    tensors |= {name.replace("blocks.0", "blocks.9"): tensor for name, tensor in block.items()}
+    weights = Weights(source="there", tensors=tensors, bands=spec.bands, classes=None)
+
+    with pytest.raises(ValueError, match=r"they have encoder\.stages_2\.blocks\.9\..* it lacks"):
+        start_from(model_of(spec), spec, weights)
+
+
+@pytest.mark.parametrize(
+    "before", ["module.", "_orig_mod.", "module._orig_mod.", "model._orig_mod.", "model.vision_encoder."]
+)
+def test_names_of_wrapped_models_are_read(folder, tmp_path, before):
+    state = load_pretrained(folder)[0].state_dict()
+    torch.save({"state_dict": {before + name: tensor for name, tensor in state.items()}}, tmp_path / "a.ckpt")
+
+    found = read_weights(str(tmp_path / "a.ckpt")).tensors
+
+    assert found.keys() == state.keys()
+
+
+def test_pixels_of_a_map_weigh_alike_in_whichever_part_of_a_step_they_are():
+    same = [
+        "task=map", "architecture=test_convnext", "decoder=transformer", "flips=false", "drop_rate=0.0",
+        "drop_path_rate=0.0",
+    ]  # fmt: skip
+    batch = batch_of(6)
+    batch["cover"][:3] = -1  # the first part has hardly a pixel that counts
+    batch["cover"][0, 0, 0] = 10
+    found = []
+    for parts in (1, 2):
+        with compute_context() as compute:
+            learner = learner_of(recipe(*same, f"accumulate={parts}"), compute)
+            step = learner.step(batch, number=5, epoch=0)
+            found.append((step.loss, learner.model.state_dict()))
+    (loss, whole), (other_loss, other) = found
+    torch.testing.assert_close(loss, other_loss)
+    for name in whole:
+        torch.testing.assert_close(whole[name], other[name], rtol=1e-3, atol=1e-4)

@@ -577,8 +577,11 @@ def test_a_run_that_fails_does_not_stop_the_others(root, dataset, tmp_path):
     assert (said["num_finished"], said["num_runs"]) == (1, 4)
     assert list(said["failed"]) == ["1e+30-conv-seed1", "1e+30-vit-seed1", "0.001-vit-seed1"]
     assert "NotFiniteError" in said["failed"]["1e+30-conv-seed1"]
-    # timm's own: its patches of 16 px do not fit 120.
-    assert "AssertionError" in said["failed"]["0.001-vit-seed1"]
+    # Its patches of 16 px do not fit 120.
+    assert (
+        "ValueError: architecture: test_vit does not take images of 120 x 120 pixels"
+        in said["failed"]["0.001-vit-seed1"]
+    )
     assert "1 of 4 runs are finished, 1 of them before" in again.stdout
     assert "Not finished" in (tmp_path / "out" / "results" / "index.html").read_text()
     table = list(csv.DictReader(io.StringIO(scores(tmp_path / "out"))))

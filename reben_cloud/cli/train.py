@@ -93,7 +93,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for metrics.json and plots.", show_default=False, parser=path),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Patches a step, over all processes.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Patches a step, over all processes.")] = 256,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
     bands: BandsOption = None,
     draws: DrawsOption = 1000,
@@ -113,6 +113,11 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on what a search finds (of the test split by default), each patch once."""
+    if choose_thresholds and (report is not None or at_half):
+        raise typer.BadParameter(
+            f"--choose-thresholds measures nothing, so it takes no {'--at-half' if at_half else '--report'}; choose "
+            "first, then evaluate"
+        )
     query, said = _with_split(query, "validation" if choose_thresholds else "test")
     selection = select(root, query, endpoint_url, layer)
     if said and is_first_rank():
@@ -122,7 +127,7 @@ def evaluate(
     if choose_thresholds:
         chosen = measure.choose_thresholds(
             checkpoint, selection, per=choose_thresholds, precision=precision, batch_size=batch_size,
-            cache_dir=cache_dir,
+            bands=bands, cache_dir=cache_dir,
         )  # fmt: skip
         if is_first_rank():
             names = selection.dataset.schema.classes.names
@@ -194,7 +199,7 @@ def predict(
         Path | None,
         typer.Option(help="Folder for masks as GeoTIFFs too.", show_default=False, parser=path),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Patches a step of each process.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Patches a step of each process.")] = 256,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
     layer: LayerOption = None,
     cache_dir: CacheDirOption = None,

@@ -79,11 +79,16 @@ class Compute:
             batch_size: Patches a step over all processes.
             shuffle: As for `StreamLoader`.
             **options: For `StreamLoader`.
+
+        Raises:
+            ValueError: If the batch size is not at least 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         return StreamLoader(
             selection,
             modalities=modalities,
-            batch_size=max(1, math.ceil(batch_size / self.world_size)),
+            batch_size=math.ceil(batch_size / self.world_size),
             shuffle=shuffle,
             rank=self.rank,
             world_size=self.world_size,

@@ -85,6 +85,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_NUMBERS = ("lr", "weight_decay", "clip_norm")
+_MOST = float(np.finfo(np.float32).max)
+
 _RECOMMENDED = (
     'true, or "any" for the patches with snow, cloud or shadow too (which false used to mean here; '
     "in a search it means only those, and nothing is trained on these alone)"
@@ -193,6 +196,10 @@ class TrainConfig:
     """Form of the log."""
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            require(
+                name, getattr(self, name), abs(getattr(self, name)) <= _MOST, "a number that float32 holds"
+            )
         for name in (
             *("epochs", "patience", "batch_size", "accumulate"),
             *("checkpoint_steps", "log_steps", "lanes"),
@@ -203,11 +210,18 @@ class TrainConfig:
         for name in ("drop_rate", "drop_path_rate", "label_smoothing", "modality_dropout"):
             require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         require("balanced", self.balanced, 0 <= self.balanced <= 1, "in [0, 1]")
+        require("seed", self.seed, self.seed < 2**64, "below 2**64")
+        fits = self.accumulate <= self.batch_size
+        require("accumulate", self.accumulate, fits, f"at most batch_size, {self.batch_size}")
         require("lr", self.lr, self.lr > 0, "above 0")
         require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
         require("neighbours", self.neighbours, self.neighbours >= 0, "not negative")
         require("neighbours", self.neighbours, self.task == "labels" or not self.neighbours, "0 for maps")
         require("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
+        is_unet = self.decoder == "unet"
+        require(
+            "decoder", self.decoder, self.task == "map" or is_unet, "left out for labels, which have none"
+        )
         is_count = not isinstance(self.freeze, str) and self.freeze >= 0
         require("freeze", self.freeze, self.freeze == "backbone" or is_count, "'backbone', or not negative")
         require(

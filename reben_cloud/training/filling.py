@@ -38,14 +38,14 @@ def read_toml(name: str | os.PathLike[str], ours: Traversable, what: str) -> dic
     """
     given, known = os.fspath(name), toml_names(ours)
     if given in known:
-        text = ours.joinpath(f"{given}.toml").read_text()
+        data = ours.joinpath(f"{given}.toml").read_bytes()
     elif (path := local_path(given, f"a {what}")).is_file():
-        text = path.read_text()
+        data = path.read_bytes()
     else:
         raise FileNotFoundError(f"no {what} {given!r}: neither a TOML file nor one of {', '.join(known)}")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{given} is not valid TOML: {error}") from error
 
 

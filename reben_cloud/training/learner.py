@@ -113,10 +113,11 @@ class Learner:
     def _gradient(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss of a batch, whose gradient is added to the weights'."""
         parts = self._config.accumulate
+        counted = self._counted(target)
         if parts == 1:
             with self._compute.autocast():
                 logits = self._forward(image)
-            loss = self._objective.loss(logits.float(), target)
+            loss = self._objective.loss(logits.float(), target, counted)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             return logits, loss
         said: list[Tensor] = []
@@ -124,11 +125,22 @@ class Learner:
         for some, theirs in zip(image.chunk(parts), target.chunk(parts), strict=True):
             with self._compute.autocast():
                 logits = self._forward(some)
-            share = self._objective.loss(logits.float(), theirs) * (len(some) / len(image))
+            share = self._objective.loss(logits.float(), theirs, counted)
+            if counted is None:
+                share = share * (len(some) / len(image))
             self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             said.append(logits.detach())
             total += share.detach()
         return torch.cat(said), total
+
+    def _counted(self, target: Tensor) -> Tensor | None:
+        """Pixels of a step that have a class, per process: a pixel weighs the same whoever has it, and in any part."""
+        counted = self._objective.counted(target)
+        if counted is None:
+            return None
+        counted = counted.float()
+        self._compute.add_up(counted)
+        return counted / self._compute.world_size
 
     @property
     def measured(self) -> nn.Module:

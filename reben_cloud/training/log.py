@@ -53,7 +53,7 @@ class RunLog:
         folder: Of the run.
         config: Form of the log, and the size of a batch.
         compute: Where it runs.
-        step: Steps done so far.
+        begin: Where it goes on.
         num_steps: Steps of all epochs.
         hook: Called with each row: ``step`` and what is known of it by name, such as ``loss``.
     """
@@ -75,32 +75,32 @@ class RunLog:
         config: TrainConfig,
         compute: Compute,
         *,
-        step: int,
+        begin: Progress,
         num_steps: int,
         hook: Hook | None = None,
     ) -> None:
         self._compute, self._config, self._num_steps = compute, config, num_steps
-        self._last = (step, 0.0, 0.0)
+        self._last = (begin.step, 0.0, 0.0)
         self._file = self._board = None
         self._hook = hook if compute.rank == 0 else None
         if compute.rank == 0 and config.logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder), purge_step=step + 1)
+            self._board = SummaryWriter(str(folder), purge_step=begin.step + 1)
         if compute.rank == 0:
             path = folder / "log.csv"
-            self._keep_until(path, step)
+            self._keep_until(path, begin)
             self._file = path.open("a", newline="")
             self._writer = csv.DictWriter(self._file, self.FIELDS)
 
-    def _keep_until(self, path: Path, step: int) -> None:
+    def _keep_until(self, path: Path, begin: Progress) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.FIELDS)
         writer.writeheader()
         if path.is_file():
             try:
                 with path.open(newline="") as file:
-                    writer.writerows(row for row in csv.DictReader(file) if int(row["step"]) <= step)
+                    writer.writerows(row for row in csv.DictReader(file) if _is_before(row, begin))
             except (csv.Error, KeyError, ValueError) as error:
                 raise ChecksumError(
                     f"{path} is damaged ({error}); move it away: the run goes on and begins another"
@@ -138,9 +138,9 @@ class RunLog:
         return info
 
     def epoch(self, progress: Progress, score: float, loss: float | None) -> None:
-        """Log what validation says of the epoch that has just ended; its loss where there is one."""
+        """Log what validation says of the epoch of `progress`; its loss where there is one."""
         known = {} if loss is None else {"validation_loss": loss}
-        self._write({"step": progress.step, "epoch": progress.epoch - 1, **known, "validation_score": score})
+        self._write({"step": progress.step, "epoch": progress.epoch, **known, "validation_score": score})
 
     def _write(self, values: Mapping[str, float]) -> None:
         if self._file:
@@ -152,3 +152,9 @@ class RunLog:
             for name, value in values.items():
                 if name != "step":
                     self._board.add_scalar(name, value, values["step"])
+
+
+def _is_before(row: Mapping[str, str], begin: Progress) -> bool:
+    """Whether a row of the log is of what a run that goes on does not do again."""
+    of_validation = bool(row["validation_score"])
+    return int(row["step"]) <= begin.step and not (of_validation and int(row["epoch"]) >= begin.epoch)

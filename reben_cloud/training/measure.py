@@ -75,6 +75,7 @@ def choose_thresholds(
     beta: float = 1.0,
     precision: Precision = "fp32",
     batch_size: int = 256,
+    bands: str | Sequence[str] | None = None,
     **options: Unpack[ReadOptions],
 ) -> tuple[float, ...]:
     """Choose the probabilities above which a model says that a class is there, and keep them in its folder.
@@ -85,9 +86,10 @@ def choose_thresholds(
         checkpoint: Folder of a model, written by this package.
         validation: What chooses.
         per: ``class``: each class has its best F-beta; ``global``: one threshold, best over all decisions (micro).
-        beta: How many times as much recall counts as precision.
+        beta: How many times as much recall counts as precision, above 0.
         precision: Of the forward pass.
         batch_size: Patches in a step, over all processes.
+        bands: As for `measure`.
         **options: For `StreamLoader`.
 
     Returns:
@@ -100,7 +102,14 @@ def choose_thresholds(
     folder = local_path(checkpoint, "the folder of a model")
     check_owned(folder)
     _, spec, found = evaluate_folder(
-        folder, validation, precision=precision, batch_size=batch_size, by=(), at_half=True, **options
+        folder,
+        validation,
+        precision=precision,
+        batch_size=batch_size,
+        by=(),
+        bands=bands,
+        at_half=True,
+        **options,
     )
     if found.probabilities is None or found.labels is None:
         raise ValueError(f"{folder}: a model of maps takes the likeliest class, and has no thresholds")

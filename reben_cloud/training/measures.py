@@ -73,10 +73,16 @@ class Ranking:
         return float((gained * (before + self.hits) / 2).sum() / pairs)
 
     def best_threshold(self, *, beta: float = 1.0) -> float:
-        """The threshold above which F-beta is best, between two probabilities; one half without a positive."""
-        if not self.num_positives:
+        """The threshold above which F-beta is best, between two probabilities.
+
+        One half without a positive, and where all probabilities are 0.
+        """
+        # What is 0 is above no threshold, so it can never be let through.
+        num_above = int((self.values > 0).sum())
+        if not self.num_positives or not num_above:
             return 0.5
-        scores = (1 + beta**2) * self.hits / (self.taken + beta**2 * self.num_positives)
+        hits, taken = self.hits[:num_above], self.taken[:num_above]
+        scores = (1 + beta**2) * hits / (taken + beta**2 * self.num_positives)
         best = int(scores.argmax())
         below = self.values[best + 1] if best + 1 < len(self.values) else 0.0
         middle = (self.values[best] + below) / 2

@@ -42,7 +42,7 @@ try:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
-    from torch import nn
+    from torch import Tensor, nn
 
     from reben_cloud.training.encoders import is_entry, make_encoded
     from reben_cloud.training.map_transformer import MapTransformer
@@ -73,6 +73,9 @@ Task = Literal["labels", "map"]
 Decoder = Literal["unet", "transformer"]
 
 _PREFIX = "model.vision_encoder."
+_WRAPPERS = (_PREFIX, "module.", "model.", "_orig_mod.")
+"""What names of tensors begin with in the models published, of several processes, of Lightning, and compiled."""
+
 _PUBLISHED_BANDS = {"s1": "S1", "s2": "10m_20m", "all": "S1_10m_20m"}
 
 
@@ -135,6 +138,36 @@ def create_model(spec: ModelSpec) -> nn.Module:
         MissingExtraError: If segmentation_models_pytorch is needed and not installed.
         ValueError: If there is no such model, or an entry point makes none.
     """
+    model = _made(spec)
+    if is_entry(spec.architecture):
+        return model  # tried where it was made
+    # An architecture may only work with images of some sizes, which shows when it is asked.
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            found = model.eval()(torch.zeros(1, len(spec.bands), spec.image_px, spec.image_px))
+    except _MAKING as error:
+        raise ValueError(
+            f"architecture: {spec.architecture} does not take images of {spec.image_px} x {spec.image_px} pixels "
+            f"({spec.task}): {_in_a_line(error)}"
+        ) from error
+    model.train(was_training)
+    pixels = (spec.image_px, spec.image_px) if spec.task == "map" else ()
+    if not isinstance(found, Tensor) or found.shape != (1, len(spec.classes), *pixels):
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"architecture: {spec.architecture} gives {what} for an image, which are no logits")
+    return model
+
+
+_MAKING = (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, LookupError, ArithmeticError)
+"""What libraries of models raise where they cannot make or use one."""
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _made(spec: ModelSpec) -> nn.Module:
     if is_smp(spec.architecture):
         if spec.task != "map" or spec.decoder != "unet":
             what = "the task labels" if spec.task != "map" else f"decoder = {spec.decoder!r}"
@@ -158,14 +191,16 @@ def create_model(spec: ModelSpec) -> nn.Module:
         "in_chans": len(spec.bands),
         "drop_rate": spec.drop_rate,
         "drop_path_rate": spec.drop_path_rate,
+        "img_size": spec.image_px,
     }
     if spec.task == "map":
         encoder = _create(spec.architecture, {**options, "features_only": True})
         over = MapTransformer if spec.decoder == "transformer" else UNet
         return over(encoder, num_classes=len(spec.classes))
-    return _create(
-        spec.architecture, {**options, "num_classes": len(spec.classes), "img_size": spec.image_px}
-    )
+    return _create(spec.architecture, {**options, "num_classes": len(spec.classes)})
+
+
+_MAY_LACK = {"drop_rate", "drop_path_rate", "img_size"}
 
 
 def _create(architecture: str, options: dict[str, Any]) -> nn.Module:
@@ -178,11 +213,14 @@ def _create(architecture: str, options: dict[str, Any]) -> nn.Module:
     while True:
         try:
             model = timm.create_model(architecture, pretrained=False, **options)
-        except TypeError as error:
-            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if refused is None or refused[1] not in options:
-                raise
-            options = {name: value for name, value in options.items() if name != refused[1]}
+        except _MAKING as error:
+            refused = {name for name in _MAY_LACK & options.keys() if f"'{name}'" in str(error)}
+            if not isinstance(error, TypeError) or "unexpected keyword" not in str(error) or not refused:
+                kind = "feature maps" if "features_only" in options else "a classifier"
+                raise ValueError(
+                    f"architecture: timm cannot make {kind} of {architecture}: {_in_a_line(error)}"
+                ) from error
+            options = {name: value for name, value in options.items() if name not in refused}
         else:
             assert isinstance(model, nn.Module)
             return model
@@ -287,7 +325,7 @@ def load_pretrained(
     Args:
         source: A folder that `save_model` or the original class wrote, or a name such as
             ``BIFOLD-BigEarthNetv2-0/resnet50-s2-v0.2.0`` (downloaded once, then cached).
-        bands: Order of the input's channels; by default what the folder or the name tells. The two
+        bands: Order of the input's channels, where the folder does not tell; by default what it or the name tells. The two
             generations differ: v0.1.1 has VH before VV and B8A last (`bands.BAND_SETS_V011`).
 
     Returns:
@@ -296,7 +334,8 @@ def load_pretrained(
     Raises:
         ChecksumError: If a file is not the one that was written.
         NotFoundError: If files are missing.
-        ValueError: If the bands are not known, or the weights do not fit the configuration.
+        ValueError: If the bands are not known or not those that the folder tells, or the weights do not fit the
+            configuration.
     """
     folder = local_path(source, "the folder of a model")
     if not folder.is_dir():
@@ -321,7 +360,9 @@ def load_pretrained(
 
 def strip_prefix(name: str) -> str:
     """The name that timm has for a tensor of a published model, of one of ours, or of a wrapped one."""
-    return name.removeprefix(_PREFIX).removeprefix("module.").removeprefix("model.")
+    while (wrapper := next((one for one in _WRAPPERS if name.startswith(one)), None)) is not None:
+        name = name.removeprefix(wrapper)
+    return name
 
 
 def _download(name: str) -> Path:
@@ -347,9 +388,16 @@ def _read_spec(folder: Path, name: str, bands: tuple[str, ...] | None) -> ModelS
         raise NotFoundError(f"{folder} has neither {FACTS} nor {CONFIG}, so no model is there")
     config = read_json(config_path)
     config = config.get("config", config)
+    lacking = [key for key in ("timm_model_name", "channels") if key not in config]
+    if lacking:
+        raise ValueError(
+            f"{config_path} has no {lacking[0]}, so it is not of a model of reBEN's: of another one give a file of its "
+            "weights, or timm:TAG"
+        )
     spec = ModelSpec(
         architecture=config["timm_model_name"],
         bands=bands or published_bands(name),
+        image_px=config.get("image_size") or PATCH_M // 10,
         drop_rate=config.get("drop_rate") or 0.0,
         drop_path_rate=config.get("drop_path_rate") or 0.0,
     )
@@ -368,11 +416,16 @@ def _spec_of_facts(facts: dict[str, Any], path: Path, bands: tuple[str, ...] | N
     if facts["version"] == 1:
         # Its classes could only be reBEN's.
         facts = {**facts, "classes": dataclasses.asdict(REBEN.classes), "statistics": {}}
+    if bands is not None and bands != tuple(facts["bands"]):
+        raise ValueError(
+            f"{path}: the model takes the bands {','.join(facts['bands'])} in this order, not {','.join(bands)}; leave "
+            "bands out, which are for models whose files do not tell"
+        )
     fields = {one.name: facts[one.name] for one in dataclasses.fields(ModelSpec) if one.name in facts}
     return ModelSpec(
         **{
             **fields,
-            "bands": bands or tuple(facts["bands"]),
+            "bands": tuple(facts["bands"]),
             "classes": Classes(**facts["classes"]),
             "thresholds": tuple(facts.get("thresholds", ())),
             "statistics": {name: BandStatistics(**one) for name, one in facts["statistics"].items()},

@@ -102,16 +102,28 @@ class Objective(nn.Module):
             image = image.masked_fill(lost.view(-1, 1, 1, 1) & self.get_buffer(f"_of_{name}"), 0.0)
         return image
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of a batch, a scalar."""
+    def counted(self, target: Tensor) -> Tensor | None:
+        """How many pixels of a target have a class, an int64 scalar; None for labels, which all count."""
+        return None if self._maps is None else (target != MapTargets.IGNORED).sum()
+
+    def loss(self, logits: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Mean loss of a batch, a scalar.
+
+        Args:
+            logits: Of the model.
+            target: As `prepare` gives it.
+            counted: Number of pixels to divide by, where the batch is a part of a step whose pixels are to weigh alike
+                in whichever part they are; by default those of the batch. Nothing for labels.
+        """
         smoothing = self._config.label_smoothing
         if self._maps is not None:
             # The sum over the pixels that count, by their number: cross_entropy's own mean is NaN if none does.
-            counted = (target != MapTargets.IGNORED).sum().clamp(min=1)
+            found = self.counted(target) if counted is None else counted
+            assert found is not None
             total = functional.cross_entropy(
                 logits, target, ignore_index=MapTargets.IGNORED, label_smoothing=smoothing, reduction="sum"
             )
-            return total / counted
+            return total / found.clamp(min=1)
         smoothed = target * (1 - smoothing) + smoothing / 2
         weights: Tensor | None = self._weights  # type: ignore[assignment]
         return functional.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)

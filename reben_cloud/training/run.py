@@ -7,14 +7,17 @@ model, by its validation score), the log (`reben_cloud.training.log`), and at th
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from reben_cloud.errors import ConflictError, NotFiniteError, missing_extra
-from reben_cloud.files.whole import write_whole
+from reben_cloud.errors import ConflictError, NotFiniteError, StorageError, missing_extra
+from reben_cloud.files.whole import Locked, locked, write_whole
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.stream import Delivered
 from reben_cloud.torch import StreamLoader
@@ -87,7 +90,37 @@ def claim(folder: Path, config: TrainConfig, dataset: Dataset) -> None:
         write_whole(folder / _CONFIG, (config.to_json() + "\n").encode())
 
 
-_CONFIG, _DATA, _LAST = "config.json", "data.json", "last.pt"
+@contextmanager
+def held(folder: Path, compute: Compute) -> Iterator[None]:
+    """Keep other processes from going on with a run while this one does, where the disk of its folder has locks.
+
+    All processes of the group must call it.
+
+    Raises:
+        ConflictError: If another process is at it.
+    """
+    with ExitStack() as stack:
+        compute.once(partial(_lock, stack, folder))
+        yield
+
+
+def _lock(stack: ExitStack, folder: Path) -> None:
+    try:
+        stack.enter_context(locked(folder / _LOCK))
+    except Locked as error:
+        raise ConflictError(
+            f"{folder}: another process trains there; wait until it has ended, or choose another folder"
+        ) from error
+    except StorageError as error:  # no locks on this system
+        logger.info("%s", error)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.info("%s has no locks: nothing keeps two processes from one run there", folder)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_CONFIG, _DATA, _LAST, _LOCK = "config.json", "data.json", "last.pt", ".run.lock"
 _WAY_OUT = "choose another folder, or delete this one"
 
 

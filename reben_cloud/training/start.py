@@ -2,7 +2,8 @@
 
 Two rules. *Bands*: the first convolution takes the filters of a band that both models have, and for every other band
 the mean over all filters of the other model. *Classes*: the last layer is taken if both models have the same classes in
-the same order, and is left as it was made otherwise. All else must fit, tensor by tensor.
+the same order, and is left as it was made otherwise. All else must fit, tensor by tensor, with none over: a deeper
+model of the same family has all that a smaller one has, and would else be cut short without a word.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,9 @@ _RGB = ("B04", "B03", "B02")
 """What weights for three channels of which nothing is known are taken to be of: red, green and blue."""
 
 _ENCODER = "encoder."
+_INSIDE = ("model.", "body.", "")
+"""What stands before the names of an encoder's own tensors: timm's wrappers of some models, or nothing."""
+
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -60,7 +64,8 @@ def read_weights(source: str) -> Weights:
 
     Args:
         source: The folder of a model; ``owner/name`` on the Hugging Face hub; ``timm:TAG``; or a file of safetensors or
-            of a state dict, whose names may begin with ``model.`` or ``model.vision_encoder.``.
+            of a state dict, whose names may begin as wrappers of models have them: ``module.``, ``model.``,
+            ``_orig_mod.``, ``model.vision_encoder.``.
 
     Raises:
         ChecksumError: If a file is damaged, or not of tensors.
@@ -94,9 +99,7 @@ def start_from(model: nn.Module, spec: ModelSpec, weights: Weights) -> list[str]
     own = model.state_dict()
     given = dict(weights.tensors)
     if isinstance(model, Segmenter) and not any(name.startswith(_ENCODER) for name in given):
-        inside = f"{_ENCODER}model."  # timm's in segmentation_models_pytorch
-        before = inside if any(name.startswith(inside) for name in own) else _ENCODER
-        given = {f"{before}{name}": tensor for name, tensor in given.items()}
+        given = _as_encoder(given, own)
     decoder = {name for name in own if isinstance(model, Segmenter) and not name.startswith(_ENCODER)}
     head = set(head_names(model))
     # A classifier's weights have no decoder, a U-Net's have all of it.
@@ -120,10 +123,53 @@ def start_from(model: nn.Module, spec: ModelSpec, weights: Weights) -> list[str]
             shapes = f"{name} is {tuple(theirs.shape)} there, and {tuple(tensor.shape)} here"
             raise ValueError(_misfit(weights, spec, shapes))
         found[name] = theirs
+    over = _left_over(given, own, head)
+    if over:
+        larger = f"they have {over[0]} and {len(over) - 1:,} more such tensors, which it lacks: they are of another model"
+        raise ValueError(_misfit(weights, spec, larger))
     model.load_state_dict(found, strict=False)
     left = [name for name in own if name not in found]
     logger.info("weights of %s: %d tensors taken, %d left as made", weights.source, len(found), len(left))
     return left
+
+
+def _as_encoder(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A classifier's tensors by the names that they have in an encoder of feature maps.
+
+    timm wraps some models, and takes others apart: ``stages.0.conv`` is ``stages_0.conv`` there.
+    """
+
+    def renamed(before: str) -> dict[str, Tensor]:
+        parts = {_top(name, before) for name in own if name.startswith(before)}
+        flat = {name: name.replace(".", "_", 1) for name in given}
+        return {
+            before + (flat[name] if _top(flat[name]) in parts and _top(name) not in parts else name): tensor
+            for name, tensor in given.items()
+        }
+
+    ways = [renamed(_ENCODER + inside) for inside in _INSIDE]
+    return max(ways, key=lambda one: len(one.keys() & own.keys()))
+
+
+def _left_over(given: Mapping[str, Tensor], own: Mapping[str, Tensor], head: Collection[str]) -> list[str]:
+    """Tensors of parts that both have, which are not in the model's; another head or decoder is no such part."""
+
+    def part(name: str) -> str:
+        inside = next((i for i in _INSIDE if name.startswith(_ENCODER + i)), None)
+        before = "" if inside is None else _ENCODER + inside
+        return before + _top(name, before)
+
+    parts = {part(name) for name in own} - {part(name) for name in head}
+    # Whole numbers are counters and tables that follow from the sizes; older releases keep some more of them.
+    return [
+        name
+        for name, tensor in given.items()
+        if name not in own and part(name) in parts and tensor.is_floating_point()
+    ]
+
+
+def _top(name: str, before: str = "") -> str:
+    return name.removeprefix(before).partition(".")[0]
 
 
 def head_names(model: nn.Module) -> Iterator[str]:

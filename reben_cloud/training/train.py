@@ -26,6 +26,7 @@ from reben_cloud.torch.map_targets import map_array_of
 from reben_cloud.torch.model_input import finest_px
 from reben_cloud.training.compute import Compute, compute_context
 from reben_cloud.training.config import Subset, TrainConfig
+from reben_cloud.training.encoders import is_entry
 from reben_cloud.training.evaluate import Evaluation, evaluate, validation_loss
 from reben_cloud.training.feed import modalities_for
 from reben_cloud.training.finite import FiniteCheck
@@ -38,7 +39,7 @@ from reben_cloud.training.models import ModelSpec, create_model, load_pretrained
 from reben_cloud.training.neighbours import remember
 from reben_cloud.training.objective import Objective, positive_weights
 from reben_cloud.training.report import write_curves, write_report
-from reben_cloud.training.run import BEST, Run, claim, is_begun, refuse_other_run
+from reben_cloud.training.run import BEST, Run, claim, held, is_begun, refuse_other_run
 from reben_cloud.training.start import read_weights, start_from
 from reben_cloud.training.truth import labels_of
 
@@ -79,7 +80,8 @@ def train(
         what was not learned from or measured, and how much of it.
 
     Raises:
-        ConflictError: If the folder holds a run of another configuration, dataset or layer.
+        ConflictError: If the folder holds a run of another configuration, dataset or layer, or another process trains
+            there.
         NotFoundError: If no patch is left to train on or to validate with.
         NotFiniteError: If an output, the loss or a weight is infinite or not a number; ``last.pt`` is from before.
         ValueError: If the batch size or the lanes cannot be split over the processes, or the dataset lacks
@@ -95,6 +97,7 @@ def train(
         train_on = _subset(dataset, config.train, "train")
         if compute.rank == 0:
             _tell_shared(train_on, dataset, config)
+            _tell_random(config)
         _require_labels(dataset, config)
         if config.neighbours:
             return _vote(folder, config, dataset, train_on, compute, draws, **options)
@@ -119,29 +122,30 @@ def train(
         if config.weights and not is_begun(folder):
             start_from(learner.model, spec, read_weights(config.weights))
         claim(folder, config, dataset)  # only now: what is refused leaves nothing that stands in the way
-        run = Run(folder, compute, learner, loader)
-        finite = FiniteCheck(train_on, compute, "training")
-        begin = run.progress.step
-        with RunLog(folder, config, compute, step=begin, num_steps=num_steps, hook=on_log) as log:
-            while not run.is_finished(config):
-                _learn_epoch(
-                    config, learner, loader, run, finite, log, on_step if compute.rank == 0 else None
-                )
-                scores = evaluate(
-                    learner.measured,
-                    spec,
-                    validation,
-                    compute,
-                    batch_size=config.batch_size,
-                    labels=config.labels,
-                    **options,
-                )
-                score = early_stopping_score(scores.metrics)
-                run.end_epoch(score)
-                log.epoch(run.progress, score, validation_loss(scores))
-        compute.wait()  # the first process has written the weights
-        dropped = loader.num_samples - len(loader) * config.batch_size
-        return _measure_best(folder, config, dataset, compute, run, dropped, draws, **options)
+        with held(folder, compute):
+            run = Run(folder, compute, learner, loader)
+            finite = FiniteCheck(train_on, compute, "training")
+            with RunLog(folder, config, compute, begin=run.progress, num_steps=num_steps, hook=on_log) as log:
+                while not run.is_finished(config):
+                    _learn_epoch(
+                        config, learner, loader, run, finite, log, on_step if compute.rank == 0 else None
+                    )
+                    scores = evaluate(
+                        learner.measured,
+                        spec,
+                        validation,
+                        compute,
+                        batch_size=config.batch_size,
+                        labels=config.labels,
+                        **options,
+                    )
+                    score = early_stopping_score(scores.metrics)
+                    # Before the state that says so: killed in between, the run logs it again, and not never.
+                    log.epoch(run.progress, score, validation_loss(scores))
+                    run.end_epoch(score)
+            compute.wait()  # the first process has written the weights
+            dropped = loader.num_samples - len(loader) * config.batch_size
+            return _measure_best(folder, config, dataset, compute, run, dropped, draws, **options)
 
 
 def model_spec(config: TrainConfig, schema: Schema) -> ModelSpec:
@@ -209,6 +213,24 @@ def _tell_shared(train_on: Selection, dataset: Dataset, config: TrainConfig) -> 
                 name,
                 name,
             )
+
+
+def _tell_random(config: TrainConfig) -> None:
+    """Warn of a recipe that is about another model's weights, and names none: it would learn from noise."""
+    keys = {
+        "neighbours": config.neighbours > 0,
+        "freeze": bool(config.freeze),
+        "layer_decay": config.layer_decay < 1,
+    }
+    key = next((name for name, is_given in keys.items() if is_given), None)
+    # An encoder of others may bring weights of its own.
+    if key is not None and not config.weights and not is_entry(config.architecture):
+        logger.warning(
+            "%s is for weights that were learned before, and those of %s begin at random here; name some: "
+            "--set weights=FOLDER, owner/name, timm:TAG or a file",
+            key,
+            config.architecture,
+        )
 
 
 def _require_labels(dataset: Dataset, config: TrainConfig) -> None:

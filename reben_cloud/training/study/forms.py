@@ -49,6 +49,11 @@ _TEX: Mapping[str, str] = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    # Of these, the fonts that LaTeX begins with have other signs.
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
 }
 
 

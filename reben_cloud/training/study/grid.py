@@ -25,6 +25,8 @@ STUDIES = files("reben_cloud.training").joinpath("studies")
 
 _KEYS = ("title", "about", "base", "seeds", "recipe", "axes")
 _SEED = "seed"
+_LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems take 255."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +122,19 @@ def load_study(
                 "recipe stand in [recipe] or [axes]"
             )
     seeds = values.get("seeds", [TrainConfig().seed])
-    if not isinstance(seeds, list) or not seeds or len(set(seeds)) < len(seeds):
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or not all(type(seed) is int for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
         raise ValueError(f"{name}: seeds must be a list of different whole numbers, got {seeds!r}")
     axes = {
         axis: _variants(f"{name}: axes.{axis}", axis, given) for axis, given in _table(name, values, "axes")
     }
     base = values.get("base", "")
+    if not isinstance(base, str):
+        raise ValueError(f"{name}: base must be the name of a recipe or the path of one, got {base!r}")
     common = read_toml(base, RECIPES, "recipe") if base else {}
     common = _merged(common, dict(_table(name, values, "recipe")))
     runs = [
@@ -156,6 +165,10 @@ def _variants(key: str, axis: str, given: Any) -> dict[str, Mapping[str, Any]]:
     if axis == _SEED:
         raise ValueError(f"{key}: seeds are no axis; give seeds = [...], over which means are taken")
     if isinstance(given, list):  # values of the key that the axis is called by
+        names = [str(value) for value in given]
+        twice = next((one for number, one in enumerate(names) if one in names[:number]), None)
+        if twice is not None:
+            raise ValueError(f"{key} has {twice} twice; each value is a variant of its own")
         given = {str(value): {axis: value} for value in given}
     if (
         not isinstance(given, Mapping)
@@ -217,6 +230,11 @@ def _refuse_twins(name: str, runs: Sequence[Run]) -> None:
             raise ValueError(
                 f"{name}: {' '.join(other.variants)} and {' '.join(run.variants)} would have the folder {run.name}; "
                 "give a variant another name"
+            )
+        if len(run.name.encode()) > _LONGEST_NAME:
+            raise ValueError(
+                f"{name}: the folder of a run would have a name of {len(run.name.encode())} bytes, {run.name[:40]}...; "
+                f"give its variants shorter names ({_LONGEST_NAME} bytes together), as a table on its axis"
             )
         other = by_config.setdefault(run.config.to_json(), run)
         if other is not run:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reben_cloud.build import Executor, Progress, executors, silent
-from reben_cloud.errors import ConflictError
+from reben_cloud.errors import ConflictError, NotFoundError
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import write_whole
 from reben_cloud.root.dataset import Dataset
@@ -133,8 +133,13 @@ def write_finished(
 
     Raises:
         ConflictError: As `run_study`.
+        NotFoundError: If the folder holds no study.
     """
     place = local_path(folder, "the folder of a study")
+    if not (place / _FILE).is_file():
+        raise NotFoundError(
+            f"{place} holds no study, so no run is finished there; name its folder, or run it"
+        )
     _claim(study, dataset, place, draws)
     outcomes = _outcomes(study, place)
     return _result(study, dataset, place, outcomes, len(outcomes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from reben_cloud.training.groups import GROUPINGS
@@ -186,8 +187,8 @@ _SAME_PLACE_M = 1.0
 
 
 def _quantiles(one: Distances) -> tuple[float, float, float]:
-    ordered = sorted(one.metres.tolist())
-    return ordered[len(ordered) // 2], ordered[0], ordered[-1]
+    metres = one.metres.tolist()
+    return median(metres), min(metres), max(metres)
 
 
 def cells_text(study: Study, one: Distances) -> str:
