@@ -366,3 +366,14 @@ def test_groups_are_the_country_the_season_and_the_split():
     assert group_numbers(rows, "season")[1].tolist() == [0, 1, 0]
     with pytest.raises(ValueError, match="by must be one of country, season, split, got 'tile'"):
         group_numbers(rows, "tile")
+
+
+def test_a_threshold_is_never_chosen_for_what_it_cannot_let_through():
+    """Nothing is below 0, so a probability of 0 is above no threshold."""
+    probabilities = np.array([[0.9], [0.3], [0.0], [0.0], [0.0]], np.float32)
+    labels = np.array([[True], [False], [True], [True], [True]])
+
+    (cut,) = best_thresholds(probabilities, labels)
+
+    assert 0.3 <= cut < 0.9
+    assert best_thresholds(probabilities[2:], labels[2:]) == (0.5,)

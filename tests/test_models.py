@@ -117,6 +117,9 @@ def test_what_is_no_model_is_refused_with_the_reason(tmp_path):
         load_pretrained(tmp_path)
     with pytest.raises(NotFoundError, match="no such folder, and not a name on the Hugging Face hub"):
         load_pretrained(tmp_path / "nowhere" / "at" / "all")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 768}))
+    with pytest.raises(ValueError, match="has no timm_model_name, so it is not of a model of reBEN's"):
+        load_pretrained(tmp_path, bands=BAND_SETS["S1"])
     (tmp_path / "config.json").write_text(json.dumps(ilm_configuration(SMALL)))
     with pytest.raises(ValueError, match="tell the order of the bands"):
         load_pretrained(tmp_path)
@@ -260,3 +263,23 @@ def test_models_load_beside_a_torchvision_whose_operators_do_not():
     )
 
     assert result.stdout == "torchvision\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "message"),
+    [
+        pytest.param("test_vit", "labels", "does not take images of 120 x 120", id="patches"),
+        pytest.param("levit_128s", "labels", "does not take images of 120 x 120", id="tables"),
+        pytest.param("hrnet_w18_small", "map", "does not take images of 120 x 120", id="strides"),
+        pytest.param("swin_tiny_patch4_window7_224", "map", "does not take images of 120 x 120", id="axes"),
+    ],
+)
+def test_what_cannot_take_the_images_is_told_when_it_is_made(architecture, task, message):
+    spec = ModelSpec(architecture=architecture, bands=BAND_SETS["RGB"], task=task)
+    with pytest.raises(ValueError, match=f"architecture: {architecture} {message}"):
+        create_model(spec)
+
+
+def test_transformers_make_maps_of_the_images_of_the_dataset():
+    spec = ModelSpec(architecture="vit_tiny_patch16_224", bands=BAND_SETS["RGB"], task="map")
+    assert create_model(spec)(image_for(spec)).shape == (len(image_for(spec)), 19, 120, 120)

@@ -30,6 +30,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.torch import ModelInput, StreamLoader
 from reben_cloud.training import parts
+from reben_cloud.training.evaluate import evaluate_folder
 from reben_cloud.training.models import ModelSpec, create_model, load_pretrained, save_model
 from reben_cloud.training.outputs import embed
 from tests.conftest import free_port
@@ -276,6 +277,54 @@ def test_another_prediction_is_not_gone_on_with(root, classifier, tmp_path):
         rc.predict(classifier, rc.open(root).search(limit=3), tmp_path / "layer")
     with pytest.raises(ConflictError, match="another prediction was begun there, with another batch_size"):
         rc.predict(classifier, sel, tmp_path / "begun.parquet", batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("dest", "error", "message"),
+    [
+        pytest.param("layers/pred", ConflictError, "is inside the dataset .* a place of its own", id="layer"),
+        pytest.param("pred.parquet", ConflictError, "is inside the dataset", id="file"),
+    ],
+)
+def test_nothing_is_written_into_the_root(synthetic, tmp_path, dest, error, message):
+    folder = saved(tmp_path / "model")
+    with pytest.raises(error, match=message):
+        rc.predict(folder, rc.open(synthetic).search(limit=2), f"{synthetic}/{dest}")
+
+
+def test_a_finished_layer_of_another_name_and_a_file_of_another_kind_are_refused(root, classifier, tmp_path):
+    sel = rc.open(root).search(limit=3)
+    rc.predict(classifier, sel, tmp_path / "layer")
+
+    with pytest.raises(ConflictError, match="is there already, as the layer pred"):
+        rc.predict(classifier, sel, tmp_path / "layer", name="other")
+    for name in ("a.csv", "a.PARQUET"):
+        with pytest.raises(ValueError, match=r"a file of predictions is a \.parquet file"):
+            rc.predict(classifier, sel, tmp_path / name)
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_options_that_contradict_are_refused(synthetic, tmp_path):
+    folder = str(saved(tmp_path / "model"))
+    (tmp_path / "file").write_text("mine")
+    ask = partial(CliRunner().invoke, app)
+    evaluating = ["evaluate", folder, "--root", synthetic]
+
+    half = ask([*evaluating, "--choose-thresholds", "class", "--at-half"])
+    shares = ask(["predict", folder, synthetic, str(tmp_path / "layer"), "--workers-total", "4"])
+    bands = ask([*evaluating, "--bands", "VV,B04,B03,B02"])
+    file = ask([*evaluating, "--report", str(tmp_path / "file")])
+
+    assert (half.exit_code, shares.exit_code) == (2, 2)
+    assert "--choose-thresholds measures nothing, so it takes no --at-half" in half.stderr
+    assert "--workers-total without --worker-index" in shares.stderr
+    assert not (tmp_path / "layer").exists()
+    assert isinstance(bands.exception, ValueError)
+    assert "takes the bands B04,B03,B02,VV in this order, not VV,B04,B03,B02" in str(bands.exception)
+    assert isinstance(file.exception, ConflictError)
+    assert "a report is a folder, and a file is there" in str(file.exception)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        evaluate_folder(folder, rc.open(synthetic).search(limit=2), batch_size=0)
 
 
 def test_a_prediction_with_other_pixels_or_statistics_is_another_one(synthetic, tmp_path):

@@ -79,6 +79,13 @@ def test_one_line_trains_here_and_tests_there():
         pytest.param("drop_rate=1.0", r"drop_rate must be in \[0, 1\)", id="share"),
         pytest.param("bands=B99", "'B99' is neither a band set", id="band"),
         pytest.param("lr", "write key=value", id="no value"),
+        pytest.param("lr=inf", "lr must be a number that float32 holds, got inf", id="infinite"),
+        pytest.param("weight_decay=1e300", "weight_decay must be a number that float32 holds", id="huge"),
+        pytest.param("seed=18446744073709551616", r"seed must be below 2\*\*64", id="a seed too large"),
+        pytest.param(
+            "accumulate=513", "accumulate must be at most batch_size, 512", id="more parts than patches"
+        ),
+        pytest.param("decoder=transformer", "decoder must be left out for labels", id="a decoder of labels"),
         pytest.param("architecture.of=1", "architecture is not a table, but 'resnet50'", id="no table"),
     ],
 )

@@ -35,7 +35,7 @@ from reben_cloud.training.study.grid import load_study, study_names
 from reben_cloud.training.study.jobs import LOCK, OUTCOME, free_slot
 from reben_cloud.training.study.page import write_results
 from reben_cloud.training.study.pictures import distance_plot
-from reben_cloud.training.study.plan import distances_of, plan_study
+from reben_cloud.training.study.plan import Distances, distances_of, plan_study
 from reben_cloud.training.study.run import run_study, write_finished
 from reben_cloud.training.study.scores import Spread, differences, measures_of
 from reben_cloud.training.study.tables import tables_of
@@ -115,11 +115,40 @@ def test_tables_of_a_recipe_are_merged_key_by_key(tmp_path):
         pytest.param("[axes.x]\na = {}\nb = {}", "a-seed42 and b-seed42 are the same recipe", id="twins"),
         pytest.param('[axes.x]\n"a b" = {}\n"A?b" = {lr = 0.1}', "would have the folder A_b-seed42", id="one folder"),
         pytest.param("recipe = 3", r"recipe is a table such as \[recipe\]", id="no table"),
+        pytest.param("seeds = [[3]]", r"different whole numbers, got \[\[3\]\]", id="a list as a seed"),
+        pytest.param("seeds = [3.5]", "different whole numbers", id="a seed that is no whole number"),
+        pytest.param("base = 5", "base must be the name of a recipe or the path of one, got 5", id="no base"),
+        pytest.param("[axes]\nlr = [0.1, 0.10]", "axes.lr has 0.1 twice", id="a value twice"),
+        pytest.param(f"[axes.x]\n{'long' * 60} = {{lr = 0.1}}", "a name of 247 bytes, longlong", id="a long name"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_study_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         small_study(tmp_path, text=text)
+
+
+def test_a_study_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "odd.toml").write_bytes(b'title = "\xff"')
+    with pytest.raises(ValueError, match=r"odd\.toml is not valid TOML: 'utf-8' codec"):
+        load_study(tmp_path / "odd.toml")
+
+
+def test_tables_of_a_folder_without_a_study_are_refused(dataset, tmp_path):
+    with pytest.raises(NotFoundError, match="out holds no study, so no run is finished there"):
+        write_finished(small_study(tmp_path), dataset, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_the_median_of_distances_is_that_of_numpy(results, number):
+    study, found = results
+    metres = np.arange(number, dtype=float) ** 2
+    distances = [Distances(cells=tuple(study.cells), metres=metres)]
+
+    table = next(one for one in tables_of(study, found, distances) if one.name == "distances")
+
+    row = dict(zip((*table.keys, *table.columns), table.rows[0], strict=True))
+    assert row["median_m"] == round(float(np.median(metres)))
 
 
 def test_an_unknown_study_is_refused_with_those_there_are():
@@ -323,8 +352,8 @@ def test_latex_escapes_and_marks_the_best(dataset, results):
     assert r"\textbf{" not in to_latex(replace(tables["scores"], rows=(second, second)))
     # A score on other patches, or by other labels, is no better or worse one.
     assert r"\textbf{" not in to_latex(replace(tables["scores"], tests=("x", "y")))
-    head = replace(tables["scores"], keys=("a_b & 50 %",))
-    assert r"a\_b \& 50 \%" in to_latex(head)
+    head = replace(tables["scores"], keys=('a_b & < 50 % "x"',))
+    assert r"a\_b \& \textless{} 50 \% ''x''" in to_latex(head)
 
 
 @pytest.mark.parametrize(
@@ -578,10 +607,7 @@ def test_a_run_that_fails_does_not_stop_the_others(root, dataset, tmp_path):
     assert list(said["failed"]) == ["1e+30-conv-seed1", "1e+30-vit-seed1", "0.001-vit-seed1"]
     assert "NotFiniteError" in said["failed"]["1e+30-conv-seed1"]
     # Its patches of 16 px do not fit 120.
-    assert (
-        "ValueError: architecture: test_vit does not take images of 120 x 120 pixels"
-        in said["failed"]["0.001-vit-seed1"]
-    )
+    assert "test_vit does not take images of 120 x 120 pixels" in said["failed"]["0.001-vit-seed1"]
     assert "1 of 4 runs are finished, 1 of them before" in again.stdout
     assert "Not finished" in (tmp_path / "out" / "results" / "index.html").read_text()
     table = list(csv.DictReader(io.StringIO(scores(tmp_path / "out"))))

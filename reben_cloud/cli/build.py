@@ -19,6 +19,7 @@ from reben_cloud.cli.options import (
     RootArgument,
     WorkerIndexOption,
     WorkersTotalOption,
+    check_share,
     executor,
     exported_files,
     find_layer,
@@ -83,6 +84,7 @@ def build(
     from reben_cloud.hosted.opened import open_if_hosted
     from reben_cloud.root.placement import PlacementOptions
 
+    check_share(worker_index, workers_total)
     if query and len(source) > 1:
         raise typer.BadParameter(
             "a part that a search finds is built from one root; several sources are built whole"

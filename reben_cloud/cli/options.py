@@ -153,6 +153,21 @@ WorkerIndexOption = Annotated[
 WorkersTotalOption = Annotated[int, typer.Option(help="Number of shares.")]
 
 
+def check_share(worker_index: int | None, workers_total: int) -> None:
+    """Refuse a number of shares without the one to do, and one that is none of them.
+
+    Raises:
+        BadParameter: If they do not fit.
+    """
+    if worker_index is None:
+        if workers_total != 1:
+            raise typer.BadParameter(
+                "--workers-total without --worker-index: say which share to do, from 0, or leave both out to do all"
+            )
+    elif not 0 <= worker_index < workers_total:
+        raise typer.BadParameter(f"--worker-index counts from 0 to {workers_total - 1} (--workers-total)")
+
+
 def storage_options(endpoint_url: str | None) -> dict[str, Any]:
     """Storage options of the command line; the rest comes from the ``AWS_*`` variables."""
     return {"endpoint_url": endpoint_url} if endpoint_url else {}

@@ -13,6 +13,7 @@ from reben_cloud.cli.options import (
     JsonOption,
     WorkerIndexOption,
     WorkersTotalOption,
+    check_share,
     executor,
     name_or_path,
     new_root,
@@ -337,6 +338,7 @@ def prepare(
 
     if dest is not None and root is not None:
         raise typer.BadParameter("give the root once: DEST or --root", param_hint="DEST")
+    check_share(worker_index, workers_total)
     root = root or dest
     with usage():
         box = None if bbox is None else parse_box(bbox)

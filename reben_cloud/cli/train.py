@@ -19,6 +19,7 @@ from reben_cloud.cli.options import (
     RootOption,
     WorkerIndexOption,
     WorkersTotalOption,
+    check_share,
     name_or_path,
     new_root,
     open_root,
@@ -211,8 +212,7 @@ def predict(
     """Write what a model says of all that a search finds as a layer, or go on where that was interrupted."""
     if geotiff is not None and what != "mask":
         raise typer.BadParameter(f"--geotiff is for --what mask; {what} are no images")
-    if worker_index is not None and not 0 <= worker_index < workers_total:
-        raise typer.BadParameter(f"--worker-index counts from 0 to {workers_total - 1} (--workers-total)")
+    check_share(worker_index, workers_total)
     selection = select(root, query, endpoint_url, layer)
     from reben_cloud.training.predict import predict as run  # takes seconds; a typo above is told at once
 

@@ -15,6 +15,7 @@ from reben_cloud.formats import parquet, vectors
 from reben_cloud.formats.parquet import Seal
 from reben_cloud.root import layout
 from reben_cloud.root.commit import begin, check_presence, commit
+from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.digest import sealed
 from reben_cloud.root.layer_manifest import LayerManifest
 from reben_cloud.root.layers import Layer, read_layer_manifest
@@ -78,16 +79,31 @@ def plan_of(beginning: Mapping[str, object]) -> bytes:
     return json.dumps(sealed(beginning), indent=2).encode()
 
 
-def claim(store: Store, beginning: Mapping[str, object]) -> Layer | None:
+def check_place(store: Store, ds: Dataset) -> None:
+    """Refuse a place inside the root that something is for.
+
+    Raises:
+        ConflictError: If it is there.
+    """
+    if f"{store.url}/".startswith(f"{ds.url.rstrip('/')}/"):
+        raise ConflictError(
+            f"{store.url} is inside the dataset {ds.url}, which never changes, and of which `verify` would say that it "
+            "holds what is not part of it; name a place of its own, beside it"
+        )
+
+
+def claim(store: Store, ds: Dataset, beginning: Mapping[str, object]) -> Layer | None:
     """Make a place this layer's, or find that it is; the layer if it is finished already.
 
     Args:
         store: Where the layer is to be.
+        ds: What it is for.
         beginning: What ``layer.json`` will say, as far as it is known before anything is read.
 
     Raises:
-        ConflictError: If something else is published or being made there.
+        ConflictError: If something else is published or being made there, or it is inside the dataset.
     """
+    check_place(store, ds)
     there = read_layer_manifest(store)
     if there is not None:
         if all(there[key] == value for key, value in beginning.items()):

@@ -96,7 +96,7 @@ def write_table(
         schema = work.schema  # refuses what a layer cannot hold before anything is written
         if not source.identity:
             work = replace(work, provenance={**work.provenance, "rows_sha256": work.digest()})
-        done = publish.claim(store, work.beginning)
+        done = publish.claim(store, ds, work.beginning)
         if done is not None:
             if done.rows.schema.names != schema.names:
                 raise ConflictError(

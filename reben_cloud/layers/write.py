@@ -88,7 +88,7 @@ def write_layer(
         provenance=dict(provenance or {}),
         scratch=Path(scratch) if scratch is not None else private_scratch(),
     )
-    done = publish.claim(work.store, work.beginning)
+    done = publish.claim(work.store, ds, work.beginning)
     if done is not None:
         return done
     with Lease(work.store, f"{publish.JOURNAL}/lease.json") as held:

@@ -15,7 +15,7 @@ from reben_cloud.training.compute import Precision
 from reben_cloud.training.evaluate import Evaluation, evaluate_folder
 from reben_cloud.training.measures import Per, best_thresholds
 from reben_cloud.training.models import check_owned, save_facts
-from reben_cloud.training.report import write_report
+from reben_cloud.training.report import make_folder, write_report
 
 if TYPE_CHECKING:
     from reben_cloud.root.selection import Selection
@@ -49,9 +49,12 @@ def measure(
         **options: For `StreamLoader`, such as ``cache_dir``.
 
     Raises:
+        ConflictError: If `report` is a file.
         NotFoundError: If the selection is empty, or there is no such model.
         NotFiniteError: If an output is infinite or not a number.
     """
+    if report and os.environ.get("RANK", "0") == "0":
+        make_folder(report)  # before the work, which may take hours
     model, spec, found = evaluate_folder(
         checkpoint,
         selection,

@@ -325,8 +325,8 @@ def load_pretrained(
     Args:
         source: A folder that `save_model` or the original class wrote, or a name such as
             ``BIFOLD-BigEarthNetv2-0/resnet50-s2-v0.2.0`` (downloaded once, then cached).
-        bands: Order of the input's channels, where the folder does not tell; by default what it or the name tells. The two
-            generations differ: v0.1.1 has VH before VV and B8A last (`bands.BAND_SETS_V011`).
+        bands: Order of the input's channels, where the folder does not tell; by default what it or the name tells.
+            The two generations differ: v0.1.1 has VH before VV and B8A last (`bands.BAND_SETS_V011`).
 
     Returns:
         The model in evaluation mode, and its facts.
@@ -383,6 +383,9 @@ def _read_spec(folder: Path, name: str, bands: tuple[str, ...] | None) -> ModelS
     own = folder / FACTS
     if own.is_file():
         return _spec_of_facts(read_json(own), own, bands)
+    inside = next((path.parent for path in sorted(folder.glob(f"*/{FACTS}"))), None)
+    if inside is not None:  # a run's folder, say
+        raise NotFoundError(f"{folder} is not the folder of a model itself, but has one in it: {inside}")
     config_path = folder / CONFIG
     if not config_path.is_file():
         raise NotFoundError(f"{folder} has neither {FACTS} nor {CONFIG}, so no model is there")
@@ -391,8 +394,8 @@ def _read_spec(folder: Path, name: str, bands: tuple[str, ...] | None) -> ModelS
     lacking = [key for key in ("timm_model_name", "channels") if key not in config]
     if lacking:
         raise ValueError(
-            f"{config_path} has no {lacking[0]}, so it is not of a model of reBEN's: of another one give a file of its "
-            "weights, or timm:TAG"
+            f"{config_path} has no {lacking[0]}, so it is not of a model of reBEN's; to begin with the weights of "
+            "another one, give a file of them, or timm:TAG"
         )
     spec = ModelSpec(
         architecture=config["timm_model_name"],

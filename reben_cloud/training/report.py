@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reben_cloud.bigearthnet.reben import REBEN
-from reben_cloud.errors import missing_extra
+from reben_cloud.errors import ConflictError, missing_extra
 from reben_cloud.files.paths import local_path
 from reben_cloud.files.whole import replacing
 from reben_cloud.root.selection import Selection
@@ -78,8 +78,7 @@ def write_report(
         model: The model, for the examples.
         selection: What it was evaluated on.
     """
-    folder = local_path(folder, "the folder of a report")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     write_json(folder / "metrics.json", {**metrics})
     figures = {"per_class": per_class_bars(evaluation.metrics, spec.classes)}
     if evaluation.confusion is not None:
@@ -90,6 +89,22 @@ def write_report(
     figures["examples"] = example_patches(model, spec, selection, labels=evaluation.labels)
     for name, figure in figures.items():
         _save(figure, folder / f"{name}.png")
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make the folder of a report, unless it is there.
+
+    Raises:
+        ConflictError: If something else is.
+    """
+    path = local_path(folder, "the folder of a report")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConflictError(
+            f"{path}: a report is a folder, and a file is there; name another place"
+        ) from error
+    return path
 
 
 def write_curves(folder: Path, log: Path) -> None:

@@ -61,6 +61,9 @@ def refuse_other_run(folder: Path, config: TrainConfig, dataset: Dataset) -> Non
     Raises:
         ConflictError: If it holds a run of another configuration, dataset or layer, or of one that cannot be read.
     """
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise ConflictError(f"{folder}: a run has a folder, and {nearest} is a file; choose another place")
     path = folder / _CONFIG
     if path.is_file():
         try:
@@ -71,12 +74,9 @@ def refuse_other_run(folder: Path, config: TrainConfig, dataset: Dataset) -> Non
                 "choose another folder"
             ) from error
         wanted = dataclasses.asdict(config)
-        different = [name for name in wanted if there[name] != wanted[name]]
-        if different:
-            name = different[0]
-            raise ConflictError(
-                f"{folder} holds a run with {name}={there[name]!r}, not {wanted[name]!r}; {_WAY_OUT}"
-            )
+        if there != wanted:
+            name, one, other = _difference(there, wanted)
+            raise ConflictError(f"{folder} holds a run with {name}={one!r}, not {other!r}; {_WAY_OUT}")
     _layers_with(folder, dataset)
 
 
@@ -150,6 +150,17 @@ def _layers_with(folder: Path, dataset: Dataset) -> dict[str, str]:
                 f"data; go on with that one, {_WAY_OUT}"
             )
     return {**there, **layers}
+
+
+def _difference(there: Mapping[str, object], wanted: Mapping[str, object]) -> tuple[str, object, object]:
+    """The first key whose values differ, as a recipe writes it, and both values; None where it is not given."""
+    keys = (key for key in {**wanted, **there} if there.get(key) != wanted.get(key))
+    name = next(keys)
+    one, other = there.get(name), wanted.get(name)
+    if isinstance(one, dict) and isinstance(other, dict):
+        inner, one, other = _difference(one, other)
+        name = f"{name}.{inner}"
+    return name, one, other
 
 
 def is_begun(folder: Path) -> bool:

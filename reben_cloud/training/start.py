@@ -125,8 +125,8 @@ def start_from(model: nn.Module, spec: ModelSpec, weights: Weights) -> list[str]
         found[name] = theirs
     over = _left_over(given, own, head)
     if over:
-        larger = f"they have {over[0]} and {len(over) - 1:,} more such tensors, which it lacks: they are of another model"
-        raise ValueError(_misfit(weights, spec, larger))
+        why = f"they have {over[0]} and {len(over) - 1:,} more such tensors, which it lacks: it is another model"
+        raise ValueError(_misfit(weights, spec, why))
     model.load_state_dict(found, strict=False)
     left = [name for name in own if name not in found]
     logger.info("weights of %s: %d tensors taken, %d left as made", weights.source, len(found), len(left))

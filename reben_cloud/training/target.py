@@ -20,7 +20,7 @@ from reben_cloud.errors import ConflictError
 from reben_cloud.formats import parquet
 from reben_cloud.layers import write_layer, write_table
 from reben_cloud.layers.describe import check_name
-from reben_cloud.layers.publish import JOURNAL
+from reben_cloud.layers.publish import JOURNAL, check_place
 from reben_cloud.opening import open_layer
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.layer_manifest import PATCH_ID
@@ -37,6 +37,8 @@ PLAN_KEY = "prediction"
 """Key of the plan in a parquet file's metadata, and in a layer's provenance."""
 
 _PARQUET = ".parquet"
+_OTHER_FILES = (".csv", ".tsv", ".json", ".arrow", ".feather", ".npy", ".tif", ".tiff")
+"""Endings of files that somebody would like who does not want a layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,13 @@ class Target:
     ) -> Target:
         """The place that is named, as far as it can be one: all that can be refused is refused before the work."""
         store = open_store(dest, storage_options)
-        if os.fspath(dest).endswith(_PARQUET):
+        check_place(store, ds)
+        suffix = Path(store.url).suffix
+        if suffix.lower() in _OTHER_FILES or (suffix.lower() == _PARQUET and suffix != _PARQUET):
+            raise ValueError(
+                f"{dest}: a file of predictions is a {_PARQUET} file; anything else is a layer's folder"
+            )
+        if suffix == _PARQUET:
             if what == "mask":
                 raise ValueError(
                     f"{dest}: masks are images, and become a layer: name a folder or prefix for it (of which GeoTIFFs "
@@ -96,6 +104,8 @@ class Target:
                 return False
             found = read_plan(self._file_metadata().get(PLAN_KEY.encode(), b""))
         elif (manifest := read_layer_manifest(self.store)) is not None:
+            if manifest.name != self.name:
+                raise ConflictError(f"{self.url} is there already, as the layer {manifest.name}; {way_out}")
             found = dict(manifest.provenance.get(PLAN_KEY, {}))
         else:
             foreign = [path for path, _ in self.store.list() if not path.startswith(f"{JOURNAL}/")]

@@ -16,7 +16,7 @@ from typing import Unpack
 import numpy as np
 
 from reben_cloud.bigearthnet.inputs import choose_bands
-from reben_cloud.errors import missing_extra
+from reben_cloud.errors import NotFoundError, missing_extra
 from reben_cloud.files.paths import local_path
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.root.selection import Selection
@@ -82,7 +82,7 @@ def train(
     Raises:
         ConflictError: If the folder holds a run of another configuration, dataset or layer, or another process trains
             there.
-        NotFoundError: If no patch is left to train on or to validate with.
+        NotFoundError: If no patch is left to train on or to validate with, or there are fewer than a batch.
         NotFiniteError: If an output, the loss or a weight is infinite or not a number; ``last.pt`` is from before.
         ValueError: If the batch size or the lanes cannot be split over the processes, or the dataset lacks
             what the recipe asks for.
@@ -103,6 +103,11 @@ def train(
             return _vote(folder, config, dataset, train_on, compute, draws, **options)
         if config.balanced:
             train_on = train_on.balanced(config.balanced)
+        elif len(train_on) < config.batch_size:
+            raise NotFoundError(
+                f"batch_size is {config.batch_size}, and there are {len(train_on):,} patches to train on: not one "
+                f"step; take a smaller one, such as --set batch_size={max(1, len(train_on) // 8)}"
+            )
         loader = StreamLoader(
             train_on,
             modalities=modalities_for(spec, schema),
