@@ -85,7 +85,7 @@ def check_place(store: Store, ds: Dataset) -> None:
     Raises:
         ConflictError: If it is there.
     """
-    if f"{store.url}/".startswith(f"{ds.url.rstrip('/')}/"):
+    if store.url.startswith(f"{ds.url.rstrip('/')}/"):
         raise ConflictError(
             f"{store.url} is inside the dataset {ds.url}, which never changes, and of which `verify` would say that it "
             "holds what is not part of it; name a place of its own, beside it"
