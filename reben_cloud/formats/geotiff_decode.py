@@ -220,9 +220,10 @@ def _check_nodata(text: bytes, pixels: bytes | memoryview, tensor: Place, name: 
     values = np.frombuffer(pixels, tensor.dtype)
     is_none = np.isnan(values) if math.isnan(value) else values == value
     if value and is_none.any():
+        pixels_are = counted(int(is_none.sum()), "pixel is", "pixels are")
         raise InvalidPatchError(
-            f"{name}: {counted(int(is_none.sum()), 'pixel is', 'pixels are')} {value:g}, which it says stands for nodata; a patch has a "
-            "value everywhere: leave it out of the source"
+            f"{name}: {pixels_are} {value:g}, which it says stands for nodata; a patch has a value everywhere: leave "
+            "it out of the source"
         )
 
 
