@@ -62,6 +62,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_of_other_pixels_is_not_complete_already(before, after, tmp_path, kind):
     KINDS[kind](before.selection, tmp_path / "export")
@@ -78,6 +79,7 @@ def test_an_export_of_other_pixels_is_not_complete_already(before, after, tmp_pa
     assert not KINDS[kind](after.selection, tmp_path / "export").changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unfinished_export_of_other_pixels_is_not_gone_on_with(before, after, tmp_path, kind):
     def stopped(items, _total, _what):
