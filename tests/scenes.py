@@ -133,7 +133,10 @@ def make_safe(
             granule=granule,
             baseline=f"{name[28:30]}.{name[30:32]}",
             images="\n".join(f"<IMAGE_FILE>{image}</IMAGE_FILE>" for image in listed),
-            offsets=f"<BOA_ADD_OFFSET_VALUES_LIST>{offsets}</BOA_ADD_OFFSET_VALUES_LIST>" if offset else "",
+            # Products from baseline 04.00 on always say it.
+            offsets=f"<BOA_ADD_OFFSET_VALUES_LIST>{offsets}</BOA_ADD_OFFSET_VALUES_LIST>"
+            if offset or "0400" <= name[28:32] < "9999"
+            else "",
             checks="\n".join(
                 f'<quality_check checkType="{k}">{v}</quality_check>'
                 for k, v in (PASSED | (checks or {})).items()

@@ -235,7 +235,17 @@ def recompressed_cut(files):
     return zstandard.ZstdCompressor().compress(truncated(raw))
 
 
+def one_behind_the_other(zeros):
+    """Two sound archives, as `cat` puts them together."""
+    files = s2_members(2)
+    return official.pack(files[:12]) + zstandard.compress(bytes(zeros)) + official.pack(files[12:])
+
+
 BROKEN = [
+    pytest.param(
+        lambda: one_behind_the_other(0), r"goes on behind its end, .*_B8A.tif; .*cat", id="two archives"
+    ),
+    pytest.param(lambda: one_behind_the_other(5 << 20), "goes on behind its end", id="two far apart"),
     pytest.param(
         lambda: b"PK\x03\x04 a zip file", "not zstd or gzip, or damaged; compare its md5", id="not zstd"
     ),
@@ -291,6 +301,20 @@ BROKEN = [
         lambda: official.pack(with_pixels(float_tiff)), r"_B01.tif: must be uint16 .* got float32", id="dtype"
     ),
 ]
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_frames_of_zstd_that_hold_nothing_are_passed_over(tmp_path, at):
+    # pzstd begins with one, of a few bytes that tell sizes.
+    packed, nothing = official.pack(s2_members(2)), b"\x50\x2a\x4d\x18\x04\0\0\0size"
+    plain = archive(tmp_path, packed)
+    expected = list(plain.iter_payloads("s2", wanted=lambda _: True))
+    other = tmp_path / "other"
+    other.mkdir()
+
+    found = archive(other, nothing + packed if at == "start" else packed + nothing)
+
+    assert list(found.iter_payloads("s2", wanted=lambda _: True)) == expected
 
 
 @pytest.mark.parametrize(("make", "message"), BROKEN)

@@ -372,3 +372,30 @@ def test_an_export_takes_its_dataset_as_an_option(root, tmp_path):
     alone = run("export", root)
     assert alone.exit_code == 2
     assert "name the new folder too" in alone.output
+
+
+@pytest.mark.slow
+def test_a_closed_standard_output_is_said(root):
+    command = f"{sys.executable} -m reben_cloud.cli search {root} --limit 1 >&-"
+
+    done = subprocess.run(["/bin/sh", "-c", command], stderr=subprocess.PIPE, text=True)
+
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("reben-cloud: standard output is closed; send it to a file")
+
+
+@pytest.mark.slow
+def test_a_system_that_lets_no_thread_start_is_said(root):
+    # What threads are started with says so, as under a limit of processes, which root does not have.
+    code = (
+        "import sys, threading\n"
+        'def refuse(*_, **__): raise RuntimeError("can\'t start new thread")\n'
+        "threading._start_new_thread = threading._start_joinable_thread = refuse\n"
+        f"sys.argv = ['reben-cloud', 'stream', {str(root)!r}]\n"
+        "from reben_cloud.cli import main; main()"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "can't start new thread: this machine or container allows no more threads" in done.stderr

@@ -23,13 +23,15 @@ from reben_cloud.formats.zarr import INDEX_BYTES
 from reben_cloud.root import patches_file
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.manifest import Manifest
+from reben_cloud.root.patch import Patch
 from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import check_places
 from reben_cloud.sources.recognise import open_source
-from reben_cloud.sources.synthetic import synthetic_metadata
+from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from tests.official import table_of
 from tests.roots import synthetic_root
 
 NUM_PATCHES = 40
@@ -355,6 +357,55 @@ def test_a_zarr_shard_that_is_cut_short_is_named(root, view):
 
     with pytest.raises(ChecksumError, match=rf"{re.escape(zarr.name)}/s2_10m/c/0/0/0/0: .* is cut off"):
         read()
+
+
+class _Turned(SyntheticSource):
+    """Patches whose B02 is turned round."""
+
+    def read(self, info, modalities):
+        payloads = dict(super().read(info, modalities).payloads)
+        if "s2" in payloads:
+            tensors = REBEN.modality("s2").decode(payloads["s2"])
+            payloads["s2"] = REBEN.modality("s2").encode({**tensors, "B02": tensors["B02"][::-1, ::-1]})
+        return Patch(info=info, payloads=payloads)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """A root of the same patches as `built`, with other pixels: both are sound."""
+    folder = tmp_path_factory.mktemp("turned") / "root"
+    build(make_plan(_Turned(NUM_PATCHES), table_of(NUM_PATCHES), open_store(folder)))
+    return folder
+
+
+def test_the_zarr_shards_of_two_roots_of_the_same_patches_differ_in_size(built, turned):
+    # Which is why the size of a shard tells them apart where it is not read whole.
+    for file in (built / "zarr").rglob("s2_10m/c/*/*/*/*"):
+        other = turned / file.relative_to(built)
+        assert file.stat().st_size != other.stat().st_size
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_sound_zarr_shard_of_another_root_is_refused(root, turned, view):
+    dataset, patch_id, zarr = a_patch(root)
+    read = views_of(dataset, patch_id)[view]
+    place = Path("zarr", zarr.name, "s2_10m/c/0/0/0/0")
+    shutil.copy(turned / place, root / place)
+
+    with pytest.raises(ChecksumError, match=re.escape(str(place))):
+        read()
+
+
+@pytest.mark.parametrize("at_once", [1, NUM_PATCHES], ids=["chunk by chunk", "whole"])
+def test_sound_zarr_shards_of_another_root_are_not_streamed(root, turned, at_once, monkeypatch):
+    if at_once == 1:
+        monkeypatch.setattr("reben_cloud.stream.readers.zarr.REQUEST_BYTES", 1)
+    shutil.rmtree(root / "zarr")
+    shutil.copytree(turned / "zarr", root / "zarr")
+    loader = RawLoader(rc.open(root).search(), batch_size=at_once, form="zarr")
+
+    with pytest.raises(ChecksumError, match="s2_10m/c/0/0/0/0"):
+        next(iter(loader))
 
 
 def test_a_mosaic_without_its_zarr_shard_is_an_error(root):

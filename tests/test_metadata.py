@@ -50,6 +50,25 @@ def first_changed(name, value):
     return replaced(name, [value, *values[1:]])
 
 
+def turned(name):
+    """A column in another order than the others."""
+    values = ROWS.column(name).to_pylist()
+    return replaced(name, [*values[1:], values[0]])
+
+
+def of_another_day(name):
+    value = ROWS.column(name)[0].as_py()
+    return first_changed(name, value.replace(value[11:19], "20180101"))
+
+
+def on_another_day():
+    """All rows, and one of the same place on another day, with the S1 name of the first."""
+    day = ROWS.column("patch_id")[0].as_py()[11:19]
+    first = ROWS.slice(0, 1).to_pylist()[0]
+    again = first | {name: first[name].replace(day, "20180101") for name in ("patch_id", "s2v1_name")}
+    return pa.concat_tables([ROWS, pa.Table.from_pylist([again], schema=ROWS.schema)])
+
+
 def test_rows_of_several_files_come_sorted_and_without_foreign_columns(written):
     a = written(ROWS.slice(100).append_column("__index_level_0__", pa.array(range(100))), "a.parquet")
     b = written(ROWS.slice(0, 100), "b.parquet")
@@ -78,8 +97,26 @@ def test_rows_of_several_files_come_sorted_and_without_foreign_columns(written):
         pytest.param(pa.concat_tables([ROWS, ROWS.slice(3, 1)]), "comes 2 times", id="twice"),
         pytest.param(
             first_changed("s1_name", ROWS.column("s1_name")[1].as_py()),
-            "this s1_name comes 2 times",
+            "has the s1_name .*, which is of another place or day, as 1 of 200 rows",
             id="pair",
+        ),
+        pytest.param(
+            turned("s1_name"), "another place or day, as 200 of 200 rows .*join it by", id="S1 rows"
+        ),
+        pytest.param(turned("s2v1_name"), "has the s2v1_name .* as 200 of 200 rows", id="v1 rows"),
+        pytest.param(of_another_day("s2v1_name"), "has the s2v1_name .* as 1 of 200 rows", id="v1 day"),
+        pytest.param(on_another_day(), "this s1_name comes 2 times", id="S1 twice"),
+        pytest.param(
+            first_changed("country", "Austria "), "unknown country 'Austria '; .*'Austria'", id="space"
+        ),
+        pytest.param(first_changed("country", "austria"), "unknown country 'austria'", id="case"),
+        pytest.param(first_changed("labels", []), "no label, as 1 of 200 rows", id="no label"),
+        pytest.param(
+            first_changed("labels", ["Pastures"] * 2), "a label twice, as 1 of 200", id="label twice"
+        ),
+        pytest.param(first_changed("labels", ["Pastures", None]), "unknown label None", id="null label"),
+        pytest.param(
+            ROWS.append_column("split", ROWS.column("split")), "two columns 'split'", id="column twice"
         ),
         pytest.param(
             ROWS.set_column(6, "contains_seasonal_snow", pa.array(["x"] * 200)), "not official", id="type"

@@ -717,6 +717,7 @@ def encode_patch(patch_id, pixels):
         pytest.param(-19.0, -12.0, False, r"VV is not above VH \(medians -19.0 and -12.0 dB\)", id="swapped"),
         pytest.param(-12.0, np.nan, False, r"VH.tif: holds values that are not numbers", id="not finite"),
         pytest.param(-12.0, -19.0, True, "its upper left corner is", id="of another place"),
+        pytest.param(0.08, 0.016, False, "above 0 dB, which no land returns; it is linear power", id="power"),
         pytest.param(-1200.0, -1900.0, False, r"outside \[-60, 30\] dB", id="other scale"),
     ],
 )

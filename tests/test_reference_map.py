@@ -204,17 +204,63 @@ def test_multipolygons_are_split_and_far_ones_left_out(tmp_path):
     assert shapely.equals_exact(found.polygons[0].normalize(), near.normalize(), 1e-3)
 
 
-def test_a_feature_of_the_same_id_is_skipped(tmp_path):
-    box = shapely.box(LEFT, TOP - 500, LEFT + 500, TOP)
+def write_features(path, boxes, codes, ids, *, layer="clc", **options):
     pyogrio.raw.write(
-        tmp_path / "clc.gpkg", shapely.to_wkb([box, box]),
-        [np.array(["211", "312"], object), np.array(["a", "a"], object)],
-        ["code_18", "id"], layer="clc", driver="GPKG", crs="EPSG:32633", geometry_type="Polygon",
+        path, shapely.to_wkb(boxes), [np.array(codes, object), np.array(ids)], ["code_18", "id"], layer=layer,
+        driver="GPKG", crs="EPSG:32633", geometry_type="Polygon", **options,
     )  # fmt: skip
+    return path
 
-    found = read(tmp_path / "clc.gpkg", epsg=32633, bounds=(LEFT, TOP - 1200, LEFT + 1200, TOP))
 
-    assert found.codes.tolist() == [211]
+WEST, EAST = (shapely.box(LEFT + x, TOP - 1200, LEFT + x + 600, TOP) for x in (0, 600))
+AROUND = {"epsg": 32633, "bounds": (LEFT, TOP - 1200, LEFT + 1200, TOP)}
+
+
+def test_a_feature_that_comes_again_changes_nothing(tmp_path):
+    once = write_features(tmp_path / "once.gpkg", [WEST], ["211"], ["a"])
+    twice = write_features(tmp_path / "twice.gpkg", [WEST, WEST], ["211", "211"], ["a", "a"])
+
+    maps = [rasterise(read(p, **AROUND), left=LEFT, top=TOP, shape=(120, 120)) for p in (once, twice)]
+
+    assert np.array_equal(*maps)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "codes", "ids"),
+    [
+        pytest.param([WEST, WEST], ["211", "312"], ["a", "a"], id="another code"),
+        pytest.param([WEST, EAST], ["211", "211"], ["a", "a"], id="another place"),
+        pytest.param([WEST, EAST], ["211", "312"], [7, 7], id="numbers, of a class"),
+    ],
+)
+def test_different_features_of_one_id_are_refused(tmp_path, boxes, codes, ids):
+    path = write_features(tmp_path / "clc.gpkg", boxes, codes, ids)
+
+    with pytest.raises(SourceError, match=rf"clc.gpkg: different features have the id '{ids[0]}'"):
+        read(path, **AROUND)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([None, None], object),
+        np.array(["", " "], object),
+        np.array([np.nan, np.nan]),
+    ],
+    ids=["null", "empty", "not a number"],
+)
+def test_features_without_an_id_all_count(tmp_path, ids):
+    path = write_features(tmp_path / "clc.gpkg", [WEST, EAST], ["211", "312"], ids)
+
+    assert read(path, **AROUND).codes.tolist() == [211, 312]
+
+
+def test_a_file_of_two_layers_of_land_cover_is_refused(tmp_path):
+    path = write_features(tmp_path / "clc.gpkg", [WEST], ["211"], ["a"], layer="mainland")
+    write_features(path, [EAST], ["312"], ["b"], layer="islands", append=True)
+
+    with pytest.raises(SourceError, match=r"2 layers have a column 'code_18': mainland, islands; .*ogr2ogr"):
+        read(path, **AROUND)
 
 
 BOW_TIE = shapely.Polygon([(LEFT, TOP), (LEFT + 900, TOP - 900), (LEFT + 900, TOP), (LEFT, TOP - 900)])

@@ -295,6 +295,61 @@ def test_pixels_that_contradict_the_metadata_stop_the_build(copy, tmp_path, patt
     assert not (tmp_path / "root" / "manifest.json").exists()
 
 
+def one_pixel(value):
+    def change(pixels):
+        pixels[3, 4] = value
+        return pixels
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "message"),
+    [
+        pytest.param("*_V?.tif", lambda db: 10 ** (db / 10), "all pixels of s1 are above 0 dB", id="power"),
+        pytest.param(
+            "*_V?.tif", lambda db: 10 ** (db / 20), "all pixels of s1 .* power or amplitude", id="amplitude"
+        ),
+        pytest.param(
+            "*_VV.tif", one_pixel(np.inf), "VV of {s1} has a pixel of inf, which is not", id="infinity"
+        ),
+        pytest.param("*_VH.tif", one_pixel(-np.inf), "VH of {s1} has a pixel of -inf", id="logarithm of 0"),
+        pytest.param("*_VH.tif", one_pixel(np.nan), "VH of {s1} has a pixel of nan", id="not a number"),
+        pytest.param("*_VH.tif", one_pixel(-9999), "VH of {s1} has a pixel of -9999", id="nodata"),
+        pytest.param("*_VV.tif", one_pixel(3e38), r"VV of {s1} has a pixel of 3e\+38", id="largest float"),
+    ],
+)
+def test_values_that_are_not_decibels_stop_the_build(copy, tmp_path, names, change, message):
+    row = pq.read_table(copy / "metadata.parquet").to_pylist()[0]
+    for path in copy.rglob(row["s1_name"] + names.removeprefix("*")):
+        with rasterio.open(path, "r+") as file:
+            file.write(change(file.read(1)).astype(np.float32), 1)
+    source, table = open_source(copy)
+
+    with pytest.raises(SourceError, match=f"{row['patch_id']}: {message.format(s1=row['s1_name'])}"):
+        build(make_plan(source, table, open_store(tmp_path / "root")))
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".TIF", ".TIFF"])
+def test_two_files_of_one_band_are_refused(copy, tmp_path, suffix):
+    band = next(copy.rglob("*_B04.tif"))
+    shutil.copy(band, band.with_suffix(suffix))
+    source, table = open_source(copy)
+
+    with pytest.raises(SourceError, match=rf"{band.parent}: has .*{band.stem}\.tif.* leave the right one"):
+        build(make_plan(source, table, open_store(tmp_path / "root")))
+
+
+def test_a_folder_in_place_of_a_band_is_named(copy, tmp_path):
+    band = next(copy.rglob("*_B04.tif"))
+    band.unlink()
+    band.mkdir()
+    source, table = open_source(copy)
+
+    with pytest.raises(SourceError, match=rf"{band.name}: cannot be read \(Is a directory\)"):
+        build(make_plan(source, table, open_store(tmp_path / "root")))
+
+
 def swap_polarizations(folder, s1_names):
     for name in s1_names:
         (vv,) = folder.rglob(f"{name}_VV.tif")

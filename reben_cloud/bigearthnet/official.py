@@ -64,8 +64,9 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        SourceError: If a column is missing or of another type, a value is null, a name is none of
-            reBEN's, or a patch or an S1 name comes twice.
+        SourceError: If a column is missing, there twice or of another type, a value is null, a name is none of
+            reBEN's, an S1 name or a name in v1 is of another place or day than its patch, a patch has no label or one
+            of them twice, or a patch or an S1 name comes twice.
     """
     tables = []
     for path in paths:
@@ -74,6 +75,8 @@ def read_official(paths: Sequence[str | os.PathLike[str]]) -> pa.Table:
             table = parquet.read_table(local_path(path, "a metadata file"), name=name)
         except ChecksumError as error:
             raise SourceError(f"{error}; load it again") from error
+        if twice := [column for column in OFFICIAL_SCHEMA.names if table.column_names.count(column) > 1]:
+            raise SourceError(f"{name}: has two columns {twice[0]!r}; leave out the wrong one")
         missing = [column for column in OFFICIAL_SCHEMA.names if column not in table.column_names]
         if missing:
             raise SourceError(
@@ -144,8 +147,58 @@ def _check_rows(table: pa.Table, name: str) -> None:
     try:
         labels.check_labels(pc.unique(pc.list_flatten(table.column("labels"))).to_pylist())
         check_names(pc.unique(table.column("split")).to_pylist(), SPLITS, "split")
+        check_names(pc.unique(table.column("country")).to_pylist(), COUNTRIES, "country")
     except ValueError as error:
         raise SourceError(f"{name}: {error}") from error
+    _check_label_lists(table, name)
+    _check_rows_of_names(table, name)
+
+
+def _check_label_lists(table: pa.Table, name: str) -> None:
+    """Refuse a patch without a label, and one with a label twice."""
+    given = pc.list_value_length(table.column("labels")).to_numpy()
+    different = labels.encode_many(table.column("labels")).sum(axis=1)
+    for wrong, what in ((given == 0, "no label"), (given > different, "a label twice")):
+        if wrong.any():
+            patch_id = table.column("patch_id")[int(np.flatnonzero(wrong)[0])]
+            raise SourceError(
+                f"{name}: {patch_id} has {what}, as {int(wrong.sum()):,} of {len(given):,} rows have; every patch of "
+                "the official files has 1 to 11 different ones: take these files, or correct the column"
+            )
+
+
+def _check_rows_of_names(table: pa.Table, name: str) -> None:
+    """Refuse S1 names and names in v1 that stand in the row of another patch: in an LMDB nothing else would tell.
+
+    They share the place with the id of their patch, and those of v1 its satellite and day, in all 549,488 official
+    rows; the time in a name of v1 is another one in a fifth of them.
+    """
+    ids = table.column("patch_id")
+    place = pc.replace_substring_regex(
+        pc.utf8_slice_codeunits(ids, 39), pattern=r"_0(\d)", replacement=r"_\1"
+    )
+    day = pc.binary_join_element_wise(
+        *(pc.utf8_slice_codeunits(ids, *ends) for ends in ((0, 19), (44, 50))), ""
+    )
+    expected = {
+        "s1_name": place,
+        "s2v1_name": pc.replace_substring_regex(day, pattern=r"_0(\d)", replacement=r"_\1"),
+    }
+    found = {
+        "s1_name": pc.utf8_slice_codeunits(table.column("s1_name"), 33),
+        # The time goes, whose hours may lack their zero: T95032.
+        "s2v1_name": pc.replace_substring_regex(table.column("s2v1_name"), pattern=r"T\d+_", replacement="_"),
+    }
+    for column in expected:
+        # Empty ones are of a dataset that was made without Sentinel-1 or v1.
+        wrong = pc.and_(pc.not_equal(found[column], expected[column]), pc.not_equal(table.column(column), ""))
+        if pc.any(wrong).as_py():
+            rows = table.filter(wrong)
+            raise SourceError(
+                f"{name}: {rows.column('patch_id')[0]} has the {column} {rows.column(column)[0]}, which is of another "
+                f"place or day, as {rows.num_rows:,} of {table.num_rows:,} rows have; the column is in another order "
+                "than the others: take the official file, or join it by patch_id again"
+            )
 
 
 EXTRA_METADATA = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"

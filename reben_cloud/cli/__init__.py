@@ -92,15 +92,30 @@ def main_options(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
 
 
+_NO_THREAD = "can't start new thread"
+
+
 def main() -> None:
     """Entry point of the command."""
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     try:
+        if sys.stdout is None:  # as after `>&-`: what a command has to say would go nowhere
+            raise OSError("standard output is closed; send it to a file or to /dev/null")
         app(standalone_mode=True)
     except (RebenError, OSError, MemoryError) as error:
         if verbose:
             raise
         typer.echo(f"reben-cloud: {error}", err=True)
+        sys.exit(1)
+    except RuntimeError as error:
+        # The one that Python has where the system lets no further thread start, as containers may.
+        if verbose or _NO_THREAD not in str(error):
+            raise
+        typer.echo(
+            f"reben-cloud: {error}: this machine or container allows no more threads or memory (ulimit -u, ulimit -v, "
+            "pids limit); raise that, or use fewer threads or workers",
+            err=True,
+        )
         sys.exit(1)
     except ValueError as error:  # an argument that the library refused
         if verbose:

@@ -195,7 +195,7 @@ def _export(
             nbytes=job.there.nbytes,
             changed=False,
         )
-    with partial_folder(job.path, job.identity) as partial, translated(job.path):
+    with partial_folder(job.path, job.making) as partial, translated(job.path):
         earlier = job.path if job.there is not None and kind == "lmdb" else None
         nbytes, num_fetched = _copy(
             job.chosen, job.modalities, partial, earlier, make_sink, threads, progress

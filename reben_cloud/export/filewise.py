@@ -148,7 +148,7 @@ def export_files(
     )
     if job.is_done and job.there is not None:
         return _report(job, job.there, num_made=0)
-    with partial_folder(job.path, job.identity) as partial, translated(job.path):
+    with partial_folder(job.path, job.making) as partial, translated(job.path):
         work = _Work(job, maker, partial, threads, progress or (lambda items, _total, _what: items))
         survey = work.survey()
         num_made = work.make_missing(survey)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,15 @@ from pathlib import Path
 
 from reben_cloud.errors import ConflictError, NotFoundError
 from reben_cloud.export.folder import find_damage, put_in_place, write_manifest, write_tables
-from reben_cloud.export.plan import existing, identity_of, layers_of, modalities_of, reconcile
+from reben_cloud.export.plan import (
+    existing,
+    identity_of,
+    layers_of,
+    modalities_of,
+    pixels_of,
+    pixels_there,
+    reconcile,
+)
 from reben_cloud.files.paths import local_path
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.selection import Selection
@@ -39,6 +48,8 @@ class Job:
     """What else the bytes depend on, as JSON has it."""
     identity: str
     """Names all of this: the same name, the same bytes."""
+    pixels: str
+    """Names the payloads that it is made of; empty where no checksums of them are known."""
     there: ExportManifest | None
     """What an earlier export in that folder says of itself."""
     is_done: bool
@@ -47,6 +58,11 @@ class Job:
     """Patches that an existing export lacked."""
     num_dropped: int
     """Patches that an existing export had, and has no longer."""
+
+    @property
+    def making(self) -> str:
+        """Names what is made and of what, as no unfinished folder of a root's other pixels must be gone on with."""
+        return hashlib.sha256(f"{self.identity} {self.pixels}".encode()).hexdigest()
 
     def finish(
         self, partial: Path, *, nbytes: int, more: Mapping[str, object] | None = None
@@ -102,7 +118,7 @@ def begin(
     Raises:
         NotFoundError: If nothing is selected, or nothing would be left.
         ValueError: If a modality is not there.
-        ConflictError: If `path` holds something else.
+        ConflictError: If `path` holds something else, or the same patches with other pixels.
     """
     path = Path(os.path.abspath(local_path(path, "the folder of an export", way_out=_WAY_OUT)))
     selection.require_patches("nothing to export")
@@ -122,6 +138,18 @@ def begin(
     is_same = there is not None and there.identity == identity
     if there is not None and not is_same and not (update or prune):
         raise ConflictError(_other(path, there, settings))
+    pixels = pixels_of(chosen, wanted)
+    is_remade = (
+        there is not None
+        and is_same
+        and damage is None
+        and _are_others(pixels, pixels_there(path, there, wanted))
+    )
+    if is_remade and not (update or prune):
+        raise ConflictError(
+            f"{path} is an export of the same patches with other pixels: {selection.dataset.url} was made again since, "
+            "or is a copy of another root; name another folder, or make it again with --update and --prune"
+        )
     if damage is not None:
         logger.warning("%s is damaged and made again: %s", path, damage)
     return Job(
@@ -131,11 +159,17 @@ def begin(
         kind=kind,
         settings=settings,
         identity=identity,
+        pixels=pixels,
         there=there,
-        is_done=is_same and damage is None,
+        is_done=is_same and damage is None and not is_remade,
         num_added=added,
         num_dropped=dropped,
     )
+
+
+def _are_others(pixels: str, theirs: str) -> bool:
+    """Whether two exports are known to be of other pixels."""
+    return bool(pixels and theirs) and pixels != theirs
 
 
 def _other(path: Path, there: ExportManifest, settings: Mapping[str, object]) -> str:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError, SourceError
 from reben_cloud.root import layout
-from reben_cloud.root.documents import read_patches
+from reben_cloud.root.documents import open_patches, read_patches
 from reben_cloud.root.exported import ExportedLayer, ExportManifest
 from reben_cloud.root.manifest import InvalidManifestError
 from reben_cloud.schema import Modality
@@ -176,6 +177,35 @@ def identity_of(
     digest = hashlib.sha256(json.dumps(named).encode())
     for number, part in enumerate(selection.table.parts(selection.rows, ["id"])):
         digest.update(("\n" * bool(number) + "\n".join(part.column("id").to_pylist())).encode())
+    return digest.hexdigest()
+
+
+def pixels_of(chosen: Selection, modalities: Sequence[str]) -> str:
+    """Names the payloads of some patches, hex; empty where no checksums of them are known.
+
+    A root that was made again, of the same metadata, has the fingerprint of the one before, and other pixels.
+    """
+    columns = [layout.checksum_column(name) for name in modalities]
+    if not {*columns} <= {*chosen.table.names}:
+        return ""
+    return _digest(chosen.table.parts(chosen.rows, columns))
+
+
+def pixels_there(path: Path, there: ExportManifest, modalities: Sequence[str]) -> str:
+    """The same of an export that is there and sound, which has these modalities."""
+    columns = [layout.checksum_column(name) for name in modalities]
+    store = open_store(path)
+    if not {*columns} <= {*open_patches(store, there).schema.names}:
+        return ""
+    return _digest([read_patches(store, there, columns)])
+
+
+def _digest(parts: Iterable[pa.Table]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        # Row by row, so that it does not depend on the parts.
+        columns = [pc.fill_null(column, 0).to_numpy() for column in part.columns]
+        digest.update(np.stack(columns, axis=1).tobytes())
     return digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from reben_cloud.errors import InvalidPatchError, SourceError, missing_extra
 from reben_cloud.schema import Place
+from reben_cloud.wording import counted
 
 Footprint = tuple[int, int, int, int, int]
 """(epsg, minx, miny, maxx, maxy), metres, as `grid.footprint` gives it."""
@@ -27,16 +28,18 @@ Footprint = tuple[int, int, int, int, int]
 # TIFF 6.0 tags, and those of OGC GeoTIFF 1.1.
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _FILL_ORDER, _STRIP_OFFSETS = 256, 257, 258, 259, 266, 273
 _ORIENTATION, _SAMPLES, _STRIP_BYTES, _PREDICTOR, _SAMPLE_FORMAT = 274, 277, 279, 317, 339
+_SUBFILE, _NODATA = 254, 42113  # the second is GDAL's: a number as text
+_IS_MASK = 4  # bit of the first
 _PIXEL_SCALE, _TIE_POINT, _TRANSFORMATION, _GEO_KEYS = 33550, 33922, 34264, 34735
 _GEO_TAGS = (_PIXEL_SCALE, _TIE_POINT, _TRANSFORMATION, _GEO_KEYS)
 _STRUCTURE_TAGS = (_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _FILL_ORDER, _STRIP_OFFSETS, _ORIENTATION, _SAMPLES)
-_TAGS = frozenset((*_STRUCTURE_TAGS, _STRIP_BYTES, _PREDICTOR, _SAMPLE_FORMAT, *_GEO_TAGS))
+_TAGS = frozenset((*_STRUCTURE_TAGS, _STRIP_BYTES, _PREDICTOR, _SAMPLE_FORMAT, _SUBFILE, _NODATA, *_GEO_TAGS))
 _MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC_CRS, _PROJECTED_CRS, _PROJECTION = 1024, 1025, 2048, 3072, 3074
 _PROJECTED, _PIXEL_IS_POINT, _USER_DEFINED, _WGS84 = 1, 2, 32767, 4326
 
 _UNCOMPRESSED, _DEFLATE = 1, 8  # Adobe's deflate (TIFF Technical Note 3), GDAL's
 
-_TYPE_CODES = {1: "B", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q"}
+_TYPE_CODES = {1: "B", 2: "B", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q"}
 _DTYPES: Mapping[tuple[int, int], np.dtype[Any]] = {(16, 1): np.dtype("<u2"), (32, 3): np.dtype("<f4")}
 
 
@@ -49,7 +52,9 @@ class _Directory:
     is_classic: bool
     """Not a BigTIFF."""
     end: int
-    """Of the directory itself, bytes from the start of the file."""
+    """Of the directory itself and the place of the next one, bytes from the start of the file."""
+    following: int
+    """Place of the next directory, of an overview or a mask; 0 without one."""
     values: Mapping[int, tuple[int | float, ...]]
     """Tag -> its values."""
     spans: Mapping[int, tuple[int, int]]
@@ -81,6 +86,8 @@ class _Place:
     """Of the transformation that may stand for both."""
     keys: tuple[int, int] | None
     """Begin and end of the geo keys, which name the CRS."""
+    nodata: tuple[int, int] | None
+    """Begin and end of the value that stands for no data, as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +135,9 @@ def read_pixels(data: bytes, tensor: Place, footprint: Footprint, *, name: str) 
 
     Raises:
         SourceError: If the file is not a TIFF, is truncated, is of another place, or does not say of which; whatever
-            form of TIFF it is.
-        InvalidPatchError: If its dtype or shape is not the band's.
+            form of TIFF it is. Also if it has a mask.
+        InvalidPatchError: If its dtype or shape is not the band's, or a pixel other than 0 is what the file calls
+            nodata.
     """
     layout = _layout(data, name)
     if layout.dtype is None:
@@ -146,6 +154,8 @@ def read_pixels(data: bytes, tensor: Place, footprint: Footprint, *, name: str) 
     else:
         pixels = memoryview(data)[layout.start : layout.start + layout.nbytes]
     _check_place(data, layout.place, tensor, footprint, name)
+    if layout.place.nodata is not None:
+        _check_nodata(data[slice(*layout.place.nodata)], pixels, tensor, name)
     return pixels
 
 
@@ -198,6 +208,25 @@ def _check_place(data: bytes, place: _Place, tensor: Place, footprint: Footprint
         raise SourceError(f"{name}: is in EPSG:{code}, the patch lies in EPSG:{epsg}")
 
 
+def _check_nodata(text: bytes, pixels: bytes | memoryview, tensor: Place, name: str) -> None:
+    """Refuse pixels that a file says are none, but for 0, which the official files declare and a build looks for."""
+    text = text.strip(b"\0 ")
+    if text in (b"", b"0"):
+        return
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise SourceError(f"{name}: says {text!r} of nodata, which is not a number") from error
+    values = np.frombuffer(pixels, tensor.dtype)
+    is_none = np.isnan(values) if math.isnan(value) else values == value
+    if value and is_none.any():
+        pixels_are = counted(int(is_none.sum()), "pixel is", "pixels are")
+        raise InvalidPatchError(
+            f"{name}: {pixels_are} {value:g}, which it says stands for nodata; a patch has a value everywhere: leave "
+            "it out of the source"
+        )
+
+
 def _affine(data: bytes, place: _Place) -> tuple[float, float, float, float] | None:
     """(left, top, width of a pixel, height of a pixel), metres; None when the file does not say."""
     if place.tie_at is not None and place.scale_at is not None:
@@ -247,13 +276,36 @@ def _parse(data: bytes, name: str) -> _Layout:
         )
     at = {tag: tags.spans[tag][0] if tag in tags.spans else None for tag in _GEO_TAGS}
     place = _Place(
-        tags.order, at[_PIXEL_SCALE], at[_TIE_POINT], at[_TRANSFORMATION], tags.spans.get(_GEO_KEYS)
+        tags.order,
+        at[_PIXEL_SCALE],
+        at[_TIE_POINT],
+        at[_TRANSFORMATION],
+        tags.spans.get(_GEO_KEYS),
+        tags.spans.get(_NODATA),
     )
+    if tags.following:
+        _refuse_mask(data, tags, name)
     layout = None
-    if tags.order == "<" and tags.is_classic:
+    if tags.order == "<" and tags.is_classic and not tags.following:
         with contextlib.suppress(KeyError):  # no strips (tiles), or none that we understand
             layout = _official(data, tags, place)
     return layout or _Layout(data, None, (0, 0), 0, 0, place)
+
+
+def _refuse_mask(data: bytes, tags: _Directory, name: str) -> None:
+    """Refuse a file in which a mask says that some pixels are none."""
+    seen = set[int]()
+    while tags.following and tags.following not in seen:
+        seen.add(tags.following)
+        try:
+            tags = _read_directory(data, at=tags.following)
+        except (struct.error, OverflowError) as error:
+            raise SourceError(f"{name}: a truncated TIFF, it ends at byte {len(data):,}") from error
+        if tags.number(_SUBFILE, 0) & _IS_MASK:
+            raise SourceError(
+                f"{name}: has a mask, which a patch cannot have: it has a value everywhere; leave it out of the "
+                "source, or if nothing is masked, the mask (gdal_translate -mask none)"
+            )
 
 
 def _official(data: bytes, tags: _Directory, place: _Place) -> _Layout | None:
@@ -292,13 +344,13 @@ def _deflated_layout(
     return _Deflated(data[: tags.end], dtype, shape, 0, 0, place, form, starts[0], sizes[0])
 
 
-def _read_directory(data: bytes) -> _Directory:
-    """The first image directory of a classic TIFF or BigTIFF; struct.error if it is cut short."""
+def _read_directory(data: bytes, *, at: int | None = None) -> _Directory:
+    """An image directory of a classic TIFF or BigTIFF, by default the first; struct.error if it is cut short."""
     order = "<" if data[:1] == b"I" else ">"
     is_classic = data[2:4] in (b"*\0", b"\0*")
     # Of a classic TIFF and a BigTIFF: the directory's place, the number of entries, an entry, the room in it.
     first, number, entry, room = (4, "I", "H", 4) if is_classic else (8, "Q", "Q", 8)
-    (start,) = struct.unpack_from(order + number, data, first)
+    (start,) = struct.unpack_from(order + number, data, first) if at is None else (at,)
     (count,) = struct.unpack_from(order + entry, data, start)
     start += struct.calcsize(order + entry)
     step = 4 + 2 * room
@@ -306,18 +358,20 @@ def _read_directory(data: bytes) -> _Directory:
     spans: dict[int, tuple[int, int]] = {}
     if start + step * count > len(data):
         raise struct.error("the directory is cut short")
-    for at in range(start, start + step * count, step):
-        tag, kind, length = struct.unpack_from(f"{order}HH{number}", data, at)
+    for place in range(start, start + step * count, step):
+        tag, kind, length = struct.unpack_from(f"{order}HH{number}", data, place)
         code = _TYPE_CODES.get(kind)
         if tag not in _TAGS or code is None or tag in values:
             continue
-        where = at + 4 + room
+        where = place + 4 + room
         nbytes = struct.calcsize(f"{order}{length}{code}")
         if nbytes > room:
             (where,) = struct.unpack_from(order + number, data, where)
         values[tag] = struct.unpack_from(f"{order}{length}{code}", data, where)
         spans[tag] = (where, where + nbytes)
-    return _Directory(order, is_classic, start + step * count, values, spans)
+    end = start + step * count
+    (following,) = struct.unpack_from(order + number, data, end)
+    return _Directory(order, is_classic, end + struct.calcsize(order + number), following, values, spans)
 
 
 def _inflate(data: bytes, layout: _Deflated, name: str) -> bytes:

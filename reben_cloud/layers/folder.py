@@ -51,8 +51,10 @@ class FolderSource:
     """NumPy dtype of all files, taken from the first one."""
     shape: tuple[int, int, int]
     """(band, y, x) of all files."""
+    bands: tuple[str, ...]
+    """Descriptions of the bands of all files, empty where a band has none."""
     nodata: float | None
-    """Value that stands for none, as the first file says."""
+    """Value that stands for none in all files."""
     num_unknown: int
     """Files with the suffix whose names are of no patch, such as those that only v1 has."""
     first_unknown: str | None
@@ -72,8 +74,8 @@ class FolderSource:
         """The pixels of the patch in `rows[position]`, (band, y, x).
 
         Raises:
-            SourceError: If the file cannot be read, or is of another place.
-            InvalidPatchError: If its dtype or shape is not that of the first file.
+            SourceError: If the file cannot be read, is of another place, or has a mask or scaled values.
+            InvalidPatchError: If its dtype, shape, bands or nodata value are not those of the first file.
         """
         rasterio = import_rasterio()
         path = self.path / self.files[position]
@@ -83,6 +85,12 @@ class FolderSource:
                     raise InvalidPatchError(
                         f"{path}: must be {self.dtype} of shape {self.shape} as {self.files[0]} is, got {found[0]} of "
                         f"shape {found[1]}"
+                    )
+                said = _said_of_values(path, file)
+                if said != (self.bands, repr(self.nodata)):
+                    raise InvalidPatchError(
+                        f"{path}: must have the bands {self.bands} and nodata {self.nodata} as {self.files[0]} has, "
+                        f"got {said[0]} and {said[1]}; write all files alike (gdal_translate -b, -a_nodata)"
                     )
                 _check_place(f"{path}", file, self.squares[int(self.rows[position])], self.squares.side_m)
                 return np.asarray(file.read())
@@ -138,11 +146,11 @@ def open_folder(
     rows = sorted(by_row)
     files = tuple(by_row[row] for row in rows)
     unknown = sorted(name for name, stem in stems.items() if stem.endswith(suffix) and name not in fitting)
-    dtype, shape, nodata = _first(folder / files[0])
+    dtype, shape, bands, nodata = _first(folder / files[0])
     return FolderSource(
         path=folder, key=key, suffix=suffix, rows=np.array(rows, np.int64), files=files, squares=squares, dtype=dtype,
-        shape=shape, nodata=nodata, num_unknown=len(unknown), first_unknown=unknown[0] if unknown else None,
-        num_left_out=num_others + len(stems) - len(files) - len(unknown),
+        shape=shape, bands=bands, nodata=nodata, num_unknown=len(unknown),
+        first_unknown=unknown[0] if unknown else None, num_left_out=num_others + len(stems) - len(files) - len(unknown),
     )  # fmt: skip
 
 
@@ -219,24 +227,45 @@ def _way(
     return way, files
 
 
-def _first(path: Path) -> tuple[str, tuple[int, int, int], float | None]:
-    """Dtype, shape and nodata value of the file that the others must be like."""
+def _first(path: Path) -> tuple[str, tuple[int, int, int], tuple[str, ...], float | None]:
+    """Dtype, shape, bands and nodata value of the file that the others must be like."""
     rasterio = import_rasterio()
     try:
         with rasterio.open(path) as file:
             dtype, shape = _form(file)
+            bands, _ = _said_of_values(path, file)
             nodata = file.nodata
     except rasterio.errors.RasterioError as error:
         raise unreadable(f"{path}", error) from error
     if shape[1] != shape[2]:
         raise SourceError(f"{path}: has {shape[1]} x {shape[2]} pixels, must be as many down as across")
-    return dtype, shape, nodata
+    return dtype, shape, bands, nodata
 
 
 def _form(file: Any) -> tuple[str, tuple[int, int, int]]:
     """Dtype and shape of an open raster."""
     dtypes = sorted(set(file.dtypes))
     return "/".join(dtypes), (file.count, file.height, file.width)
+
+
+def _said_of_values(path: Path, file: Any) -> tuple[tuple[str, ...], str]:
+    """Descriptions of the bands of an open raster, and its nodata value as `repr` has it, by which NaN equals NaN.
+
+    Raises:
+        SourceError: If it says more of its values than a layer carries: a scale, or a mask.
+    """
+    if any((scale, offset) != (1, 0) for scale, offset in zip(file.scales, file.offsets, strict=True)):
+        raise SourceError(
+            f"{path}: has a scale or an offset, which a layer does not carry; apply it first (gdal_translate -unscale "
+            "-ot Float32)"
+        )
+    flags = import_rasterio().enums.MaskFlags
+    if any(flags.per_dataset in said or flags.alpha in said for said in file.mask_flag_enums):
+        raise SourceError(
+            f"{path}: has a mask, which a layer does not carry; give what it hides a value of its own (gdal_translate "
+            "-a_nodata, gdalwarp -dstnodata)"
+        )
+    return tuple(text or "" for text in file.descriptions), repr(file.nodata)
 
 
 def _check_place(path: str, file: Any, square: Square, side_m: float) -> None:

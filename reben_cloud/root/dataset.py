@@ -19,7 +19,7 @@ from reben_cloud.root.documents import read_objects
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.layers import Layer, with_layers
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.root.objects import Objects
+from reben_cloud.root.objects import Objects, WrittenObject
 from reben_cloud.root.query import Balance, GeoInterface, Names, Query, Share, When
 from reben_cloud.root.selection import Selection
 from reben_cloud.root.summary import summary
@@ -324,10 +324,13 @@ class Dataset:
 
         return open_product(self, product)
 
-    def listed(self, prefix: str) -> dict[str, str]:
-        """Path below `prefix` of each object that the root lists there -> sha256."""
-        listed = self._objects.items()
-        return {path.removeprefix(prefix): o.sha256 for path, o in listed if path.startswith(prefix)}
+    def listed(self, prefix: str) -> dict[str, WrittenObject]:
+        """Path below `prefix` of each object that the root lists there -> what it lists."""
+        return {
+            path.removeprefix(prefix): self._objects[path]
+            for path in self._objects
+            if path.startswith(prefix)
+        }
 
     @cached_property
     def _objects(self) -> Objects:

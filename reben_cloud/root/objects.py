@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from reben_cloud.errors import ChecksumError, NotFoundError
+from reben_cloud.errors import ChecksumError, NotFoundError, StorageError, UnreachableError
 from reben_cloud.formats import parquet
 from reben_cloud.root import layout
 from reben_cloud.root.arrow import ints_array, valid_of, values_of
+from reben_cloud.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,22 @@ class WrittenObject:
         with file.open("rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
         return cls(path=path, nbytes=file.stat().st_size, sha256=sha256)
+
+    def require(self, data: bytes | memoryview, *, name: str) -> None:
+        """Refuse bytes that are not the object's, such as those of another root's object of that name.
+
+        Args:
+            data: All its bytes.
+            name: What to call it.
+
+        Raises:
+            ChecksumError: If they differ.
+        """
+        if len(data) != self.nbytes or hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ChecksumError(
+                f"{name} is not the object that was written, its sha256 differs; copy it again from where the root "
+                "was made"
+            )
 
 
 SCHEMA = pa.schema(
@@ -151,3 +168,23 @@ class Objects(Mapping[str, WrittenObject]):
             ChecksumError: If it cannot be read.
         """
         return cls(parquet.read_table(data, SCHEMA.names, name=where).cast(SCHEMA))
+
+
+def read_end(store: Store, path: str, length: int, *, nbytes: int) -> memoryview:
+    """The last bytes of an object of a known size; of one that is longer, some that are not its last.
+
+    Raises:
+        ChecksumError: If it is shorter.
+    """
+    try:
+        return store.get_range(path, max(0, nbytes - length), length)
+    except UnreachableError:
+        raise
+    except StorageError as error:  # of a range that begins behind the end, too
+        there = store.head(path)
+        if there == nbytes:
+            raise
+        raise ChecksumError(
+            f"{store.url}/{path}: has {there:,} bytes, must have {nbytes:,}; it is cut off, or that of another root: "
+            "copy it again from where the root was made"
+        ) from error

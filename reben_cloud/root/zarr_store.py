@@ -7,7 +7,6 @@ zarr-python takes a second to import.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import ObjectStore
 
-from reben_cloud.errors import ChecksumError
 from reben_cloud.formats import zarr
 from reben_cloud.root.documents import again
+from reben_cloud.root.objects import WrittenObject, read_end
 from reben_cloud.store import Store
 
 if TYPE_CHECKING:
@@ -27,25 +26,26 @@ if TYPE_CHECKING:
 class ListedStore(ObjectStore[Any]):
     """A product's Zarr store, read-only, in which every object is known.
 
-    Metadata and coordinates are compared with their sha256. The chunks of pixels, and the index of each Zarr shard,
-    have checksums of their own (CRC-32C): zarr-python compares them too, but could name no object. It lists with
-    obstore as its base does, which a consolidated store needs not.
+    Objects that are read whole are compared with their sha256. The chunks of pixels, and the index of each Zarr shard,
+    have checksums of their own (CRC-32C): zarr-python compares them too, but could name no object. They do not tell
+    a sound shard of another root, so the index is looked for where a shard of the listed size has it. It lists
+    with obstore as its base does, which a consolidated store needs not.
 
     Args:
         store: The product's store.
-        sums: Path of each of its objects -> sha256, hex.
+        listed: Path of each of its objects -> what the root lists of it.
         pixels: Names of the arrays whose chunks have checksums of their own.
     """
 
-    def __init__(self, store: Store, sums: Mapping[str, str], pixels: Collection[str]) -> None:
+    def __init__(self, store: Store, listed: Mapping[str, WrittenObject], pixels: Collection[str]) -> None:
         super().__init__(store.client, read_only=True)
         self._objects = store
-        self._sums = dict(sums)
+        self._listed = dict(listed)
         self._pixels = frozenset(pixels)
         self._indexes: dict[str, NDArray[Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._objects, self._sums, self._pixels)
+        return type(self), (self._objects, self._listed, self._pixels)
 
     def __str__(self) -> str:
         return self._objects.url
@@ -73,7 +73,7 @@ class ListedStore(ObjectStore[Any]):
             return found
 
         # Nothing else is the root's; zarr-python asks for chunks that have only their fill value.
-        return again(self._objects, key, attempt) if key in self._sums else None
+        return again(self._objects, key, attempt) if key in self._listed else None
 
     def _compare(self, key: str, span: ByteRequest | None, found: memoryview) -> None:
         """See that what was read of an object is what was written.
@@ -84,11 +84,8 @@ class ListedStore(ObjectStore[Any]):
         array, _, place = key.partition("/")
         if array in self._pixels and place.startswith("c/"):
             self._compare_chunks(key, span, found)
-        elif span is None and hashlib.sha256(found).hexdigest() != self._sums[key]:
-            raise ChecksumError(
-                f"{self._objects.url}/{key} is not the object that was written, its sha256 differs; copy it again from "
-                "where the root was made"
-            )
+        if span is None:
+            self._listed[key].require(found, name=f"{self._objects.url}/{key}")
 
     def _compare_chunks(self, key: str, span: ByteRequest | None, found: memoryview) -> None:
         name = f"{self._objects.url}/{key}"
@@ -99,9 +96,7 @@ class ListedStore(ObjectStore[Any]):
         elif isinstance(span, RangeByteRequest | OffsetByteRequest):
             # Its reader has just asked for the index, to know what to ask for.
             if key not in self._indexes:
-                self._indexes[key] = zarr.decode_index(
-                    self._objects.get_end(key, zarr.INDEX_BYTES), name=name
-                )
+                self._indexes[key] = zarr.decode_index(self._end(key, zarr.INDEX_BYTES), name=name)
             start = span.start if isinstance(span, RangeByteRequest) else span.offset
             zarr.check_chunks(found, start, self._indexes[key], name=name)
 
@@ -112,4 +107,8 @@ class ListedStore(ObjectStore[Any]):
             return self._objects.get_range(key, span.start, span.end - span.start)
         if isinstance(span, OffsetByteRequest):
             return self._objects.get(key)[span.offset :]
-        return self._objects.get_end(key, span.suffix)
+        return self._end(key, span.suffix)
+
+    def _end(self, key: str, length: int) -> memoryview:
+        """The last bytes of an object of the listed size; of one that has another size, something else."""
+        return read_end(self._objects, key, length, nbytes=self._listed[key].nbytes)

@@ -50,8 +50,7 @@ def read_land_cover(
 ) -> LandCover:
     """The polygons of a CORINE vector file that touch a rectangle, through the file's spatial index.
 
-    Multipolygons are split, then transformed vertex by vertex, without densification. A second
-    feature of the same ``id`` is skipped.
+    Multipolygons are split, then transformed vertex by vertex, without densification.
 
     Args:
         path: GeoPackage or any vector file that GDAL reads; official is U2018_CLC2018_V2020_20u1.gpkg.
@@ -62,8 +61,8 @@ def read_land_cover(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        SourceError: If it is not a vector file, has no such column or no CRS, or a feature has a code
-            outside the table or an invalid geometry.
+        SourceError: If it is not a vector file, has no such column or several layers with one, or no CRS, or a feature
+            has a code outside the table, the ``id`` of a different one, or an invalid geometry.
     """
     try:
         import pyogrio
@@ -85,8 +84,7 @@ def read_land_cover(
     polygons = shapely.from_wkb(geometry)
     codes = _parse_codes(fields["code"], table, name)
     if "id" in fields:
-        _, first = np.unique(fields["id"].astype(str), return_index=True)
-        polygons, codes = polygons[np.sort(first)], codes[np.sort(first)]
+        _refuse_same_ids(name, fields["id"], codes, geometry)
     valid = shapely.is_valid(polygons)
     if not valid.all():
         worst = polygons[~valid][0]
@@ -100,11 +98,29 @@ def read_land_cover(
     return LandCover(polygons=parts[near], codes=codes[owner[near]])
 
 
+def _refuse_same_ids(
+    name: str, ids: NDArray[np.object_], codes: NDArray[np.uint16], geometry: NDArray[np.object_]
+) -> None:
+    """Refuse an ``id`` that different features have: the paper's recipe takes the first, and would lose the others.
+
+    The same feature again changes nothing, and features without an id are what they are.
+    """
+    first: dict[str, tuple[int, bytes]] = {}
+    for one, code, shape in zip(ids.tolist(), codes.tolist(), geometry.tolist(), strict=True):
+        text = "" if one is None or one != one else str(one).strip()
+        if text and first.setdefault(text, (code, shape)) != (code, shape):
+            raise SourceError(
+                f"{name}: different features have the id {text!r}, of codes {first[text][0]} and {code}; is its column "
+                "id one that tells features apart? Leave it out (ogr2ogr -select), or remove the wrong features"
+            )
+
+
 def _find_layer(name: str, code_column: str) -> tuple[str, dict[str, str], str]:
     """The layer with the code column, its columns (actual name -> ``code`` or ``id``), its CRS."""
     import pyogrio
 
-    seen = []
+    seen: list[str] = []
+    found: list[tuple[str, dict[str, str], str]] = []
     for layer in pyogrio.list_layers(name)[:, 0].tolist():
         info = pyogrio.read_info(name, layer=layer)
         roles = {code_column.lower(): "code", "id": "id"}
@@ -114,8 +130,16 @@ def _find_layer(name: str, code_column: str) -> tuple[str, dict[str, str], str]:
                 raise SourceError(
                     f"{name}: layer {layer} has no CRS; CORINE 2018 is in EPSG:3035, set it with ogr2ogr -a_srs"
                 )
-            return layer, columns, str(info["crs"])
+            found.append((layer, columns, str(info["crs"])))
         seen += info["fields"].tolist()
+    if len(found) > 1:
+        raise SourceError(
+            f"{name}: {len(found)} layers have a column {code_column!r}: {', '.join(layer for layer, _, _ in found)}; "
+            "land cover is one layer: put those that are meant into a file of their own (ogr2ogr OUT.gpkg IN LAYER, "
+            "and -append for more)"
+        )
+    if found:
+        return found[0]
     raise SourceError(
         f"{name}: no layer has a column {code_column!r} with land-cover codes, it has "
         f"{', '.join(seen) or 'no columns'}; name the right one (--code-column)"

@@ -156,7 +156,7 @@ def open_safe(path: str | os.PathLike[str]) -> SafeProduct:
         shapes=shapes,
         images=safe_metadata.find_images(product, folder, name, tile.parent.name),
         masks=safe_metadata.find_masks(product, folder, tile),
-        offsets=safe_metadata.read_offsets(product, folder.name),
+        offsets=safe_metadata.read_offsets(product, folder.name, baseline=name.baseline),
         metadata=(main, tile, *([manifest] if manifest.exists() else [])),
         checksums=safe_metadata.read_checksums(folder),
         failed_checks=safe_metadata.read_failed_checks(product),

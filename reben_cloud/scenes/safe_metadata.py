@@ -199,13 +199,38 @@ def datastrip_start(identifier: str) -> datetime | None:
     return None if match is None else grid.parse_time(match["start"])
 
 
-def read_offsets(product: ET.Element, name: str) -> dict[str, int]:
-    """Band -> digital number to add; for all bands or, in early products, for none."""
+_FIRST_WITH_OFFSET, _OUTSIDE = "0400", "9999"
+# Processing baselines: from which on pixels carry an offset (Sentinel-2 Products Specification Document 14.8), and
+# that of what was made outside the ground segment, which may carry none.
+
+
+def has_offset(baseline: str) -> bool:
+    """Whether pixels of a processing baseline, four digits, always carry an offset."""
+    return _FIRST_WITH_OFFSET <= baseline < _OUTSIDE
+
+
+def read_offsets(product: ET.Element, name: str, *, baseline: str) -> dict[str, int]:
+    """Band -> digital number to add; for all bands or, in early products, for none.
+
+    Args:
+        product: The main metadata.
+        name: What to call the product in messages.
+        baseline: Its processing baseline, four digits.
+
+    Raises:
+        SourceError: If it is given for some bands, or for none in a baseline that has it always.
+    """
     offsets = {
         _BAND_IDS[int(entry.attrib["band_id"])]: int(entry.text or 0)
         for entry in _all(product, "BOA_ADD_OFFSET")
     }
     lacking = [band for band in S2_BANDS if offsets and band not in offsets]
+    if not offsets and has_offset(baseline):
+        raise SourceError(
+            f"{name}: its metadata have no BOA_ADD_OFFSET, which every product of baseline N{baseline} has (-1000): "
+            "without it pixels are 1000 too high, and if somebody has applied it already the name is wrong; fetch the "
+            "product again"
+        )
     if lacking:
         raise SourceError(f"{name}: BOA_ADD_OFFSET is given for some bands and not for {', '.join(lacking)}")
     return offsets

@@ -270,6 +270,11 @@ def check_backscatter(medians: Sequence[NDArray[np.float32]], *, name: str) -> N
             f"{name}: VV is not above VH (medians {vv:.1f} and {vh:.1f} dB), which no surface returns; they are "
             "swapped or the same: correct the descriptions of the bands, or the order of VV and VH in the name"
         )
+    if vh > 0:
+        raise SourceError(
+            f"{name}: medians of VV {vv:.3g} and VH {vh:.3g} are above 0 dB, which no land returns; it is linear "
+            "power, convert it to dB (10 log10)"
+        )
     low, high = _PLAUSIBLE_DB
     if not low <= vh <= vv <= high:
         raise SourceError(

@@ -155,8 +155,12 @@ def _iter_files(read: Read, where: str) -> Iterator[_File]:
         if header[257:262] != b"ustar":
             if not any(header):
                 # To its end: checksums of gzip and zstd stand behind the bytes that they are of.
-                while read(_SKIP_BYTES):
-                    pass
+                while rest := read(_SKIP_BYTES):
+                    if any(rest):
+                        raise SourceError(
+                            f"{where}: goes on behind its end, which comes after {last}; archives that were put one "
+                            "behind the other (cat) are read as the first alone: keep them apart, or unpack them"
+                        )
                 return
             raise SourceError(f"{where}: not a tar archive, or damaged after {last}")
         # Adler-32's lower half is one more than the sum of the bytes, and ten times quicker than `sum`.

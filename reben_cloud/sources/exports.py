@@ -1,7 +1,8 @@
 """The folder of an export as a source: it says itself what its patches have, whatever dataset it is of.
 
 Its ``patches.parquet`` has the metadata and the checksum of every payload. An LMDB export of the official
-data is also what rico-hdl makes, and is read as that (`sources.lmdb`), unless a layer is in it.
+data is also what rico-hdl makes, and is read as that (`sources.lmdb`), unless a layer is in it; its checksums are
+compared there too (`compare_exported`).
 
 An array layer that is there for every patch is a modality more. A root cannot say that patches lack something, and has
 no tables of others: other layers are left out, which has to be wanted.
@@ -86,17 +87,13 @@ class ExportSource:
             NotFoundError: If the patch is not there.
             ChecksumError: If a payload is not the one that was exported.
         """
-        index = _index(self.folder)
+        index = _index(self.folder, _version(self.folder))
         row = index.rows.get(info.patch_id)
         if row is None:
             raise NotFoundError(f"{self.folder} has no patch {info.patch_id}")
         wanted = [self.schema.modality(name) for name in modalities]
         found = self._records(info, wanted) if self.form == "lmdb" else self._parts(index, row)
-        for modality in wanted:
-            if xxhash.xxh3_64_intdigest(found[modality.name]) != index.sums[modality.name][row]:
-                raise ChecksumError(
-                    f"{self.folder}: the {modality.name} of {info.patch_id} is not what was exported; export again"
-                )
+        index.compare(self.folder, info.patch_id, found)
         return Patch(info=info, payloads={modality.name: found[modality.name] for modality in wanted})
 
     def _parts(self, index: _Index, row: int) -> Mapping[str, bytes]:
@@ -121,9 +118,46 @@ class _Index(NamedTuple):
     modalities: Sequence[Modality]
     step: int
 
+    def compare(self, folder: str, patch_id: str, payloads: Mapping[str, bytes]) -> None:
+        """Refuse payloads that are not those of the table; raises ChecksumError."""
+        for name, payload in payloads.items():
+            if xxhash.xxh3_64_intdigest(payload) != self.sums[name][self.rows[patch_id]]:
+                raise ChecksumError(
+                    f"{folder}: the {name} of {patch_id} is not what was exported; export again"
+                )
+
+
+def compare_exported(folder: str, patch_id: str, payloads: Mapping[str, bytes]) -> None:
+    """Compare payloads of an LMDB with what an export says of them, where an export has written the folder.
+
+    Args:
+        folder: Of the LMDB.
+        patch_id: Whose they are; a record that is not in the export's table is not compared.
+        payloads: Modality -> payload.
+
+    Raises:
+        ChecksumError: If one is not what was exported.
+        SourceError: If what the export says of itself is damaged.
+    """
+    version = _version(folder)
+    if version is None:
+        return
+    index = _index(folder, version)
+    known = {name: payload for name, payload in payloads.items() if name in index.sums}
+    if patch_id in index.rows:
+        index.compare(folder, patch_id, known)
+
+
+def _version(folder: str) -> str | None:
+    """The state of an export's manifest; None where there is none."""
+    try:
+        return file_version(Path(folder, layout.EXPORT_MANIFEST))
+    except FileNotFoundError:
+        return None
+
 
 @lru_cache(maxsize=2)
-def _index(folder: str) -> _Index:
+def _index(folder: str, _version: str | None) -> _Index:
     manifest = _manifest(folder)
     modalities = manifest.schema.modalities
     sums = [layout.checksum_column(modality.name) for modality in modalities]

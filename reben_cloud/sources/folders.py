@@ -104,13 +104,23 @@ class FolderSource:
         return {}
 
     def stamp(self, info: PatchInfo, modalities: Sequence[str]) -> str:
-        """Names, sizes and times of a patch's files."""
+        """Names, sizes and times of a patch's files.
+
+        Raises:
+            SourceError: If there is no folder of the patch, or two files are of one band (``.tif`` and ``.tiff``).
+        """
         digest = xxhash.xxh3_64()
         for modality in modalities:
             name = info.s1_name if modality == "s1" else info.patch_id
-            with os.scandir(self._folder(modality, name)) as entries:
+            folder = self._folder(modality, name)
+            with os.scandir(folder) as entries:
                 files = sorted(
                     (entry.name, entry.stat()) for entry in entries if entry.name.endswith(_SPELLED)
+                )
+            stems = [os.path.splitext(file)[0] for file, _ in files]
+            if twice := [a for (a, _), stem in zip(files, stems, strict=True) if stems.count(stem) > 1]:
+                raise SourceError(
+                    f"{folder}: has {' and '.join(twice[:2])}, and one file is taken of each band; leave the right one"
                 )
             for file, status in files:
                 digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -280,6 +290,8 @@ def _read_file(folder: str, tensor: str) -> tuple[str, bytes]:
             data = os.read(handle, _READ_BYTES)
             while len(data) % _READ_BYTES == 0 and (more := os.read(handle, _READ_BYTES)):
                 data += more
+        except OSError as error:  # of a folder, or a disk that fails; it does not say of which file
+            raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
         finally:
             os.close(handle)
         return path, data

@@ -15,6 +15,7 @@ from reben_cloud.errors import SourceError
 from reben_cloud.formats import lmdb
 from reben_cloud.root.patch import Patch, PatchInfo, key_of
 from reben_cloud.sources import Official
+from reben_cloud.sources.exports import compare_exported
 from reben_cloud.sources.folders import official_name, refuse_twice, spellings
 from reben_cloud.store import file_version
 
@@ -118,7 +119,9 @@ class LmdbSource(Official):
         values = lmdb.read_many(self.folder, wanted)
         for modality, key, value in zip(modalities, wanted, values, strict=True):
             REBEN.modality(modality).check(value, name=f"{self.folder}: record {key!r}")
-        return Patch(info=info, payloads=dict(zip(modalities, values, strict=True)))
+        payloads = dict(zip(modalities, values, strict=True))
+        compare_exported(self.folder, info.patch_id, payloads)
+        return Patch(info=info, payloads=payloads)
 
     def holds(self, modality: str, info: PatchInfo) -> bool:
         """Whether there is a record of a patch."""

@@ -30,6 +30,7 @@ _PART = re.compile(r"(?P<stem>.*\.(tar|tar\.zstd?|tzst|tar\.gz|tgz)\.?)(?P<part>
 _FETCH_BYTES = 16 << 20
 _READ_BYTES = 1 << 20
 _ZSTD, _GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # frames with which pzstd begins
 
 Read = Callable[[int], bytes]
 """``read(n)``: the next n bytes; fewer only at the end."""
@@ -94,7 +95,7 @@ def unpacked(store: Store, path: str) -> Iterator[Read]:
         beginning = stream.peek(4)[:4]
         if not beginning:
             yield stream.read
-        elif beginning == _ZSTD:
+        elif beginning == _ZSTD or _SKIPPABLE.match(beginning):
             yield _of_zstd(stream, where)
         elif beginning[:2] == _GZIP:
             yield _of_gzip(stream, where)

@@ -345,13 +345,13 @@ def _open_own(
                 f"{dataset.url}/{PATCHES}: names rows {rows.min()} to {rows.max()} of Zarr stores, which have no such "
                 "rows; the root is damaged, `reben-cloud verify` says what else is"
             )
-        sizes = read_objects(dataset.store, dataset.manifest).sizes()
+        listed = read_objects(dataset.store, dataset.manifest)
         return ZarrReader(
             dataset.store,
             stored.values(PRODUCT),
             rows,
             stored.places.ids,
-            sizes,
+            listed,
             modalities,
             counters,
             layout=layout,

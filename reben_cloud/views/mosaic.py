@@ -19,6 +19,7 @@ from reben_cloud.errors import NotFoundError
 from reben_cloud.formats import zarr
 from reben_cloud.root import layout
 from reben_cloud.root.documents import get_checked
+from reben_cloud.root.objects import WrittenObject
 from reben_cloud.schema import ArraySpec, Schema, TensorSpec
 from reben_cloud.store import Store
 from reben_cloud.views.axes import Image, pixel_centres, selectable
@@ -28,6 +29,7 @@ from reben_cloud.views.layers import LayerRecords
 def mosaic(
     store: Store,
     product: str,
+    listed: Mapping[str, WrittenObject],
     stack: xr.Dataset,
     layers: Mapping[str, LayerRecords],
     *,
@@ -40,6 +42,7 @@ def mosaic(
     Args:
         store: The root.
         product: Name of the product.
+        listed: Path of each object of its store -> what the root lists of it.
         stack: The product's opened store.
         layers: Array layers by name, with their records for its patches.
         bands: Tensors of one array of images, or the name of an array that is an image itself.
@@ -69,7 +72,7 @@ def mosaic(
     rows[line, column] = np.flatnonzero(inside)
     owner = schema.owner(array.zarr_name)[0]
     stored = zarr.pixel_array(owner, array)
-    read: Callable[[NDArray[np.int64]], NDArray[Any]] = _ZarrPixels(store, product, stored).read
+    read: Callable[[NDArray[np.int64]], NDArray[Any]] = _ZarrPixels(store, product, listed, stored).read
     if owner.name in layers:
         read = partial(layers[owner.name].read, array)
     lazy = _MosaicArray(read, stored, numbers, rows)
@@ -182,6 +185,7 @@ class _ZarrPixels(NamedTuple):
 
     store: Store
     product: str
+    listed: Mapping[str, WrittenObject]
     array: zarr.PixelArray
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -195,4 +199,8 @@ class _ZarrPixels(NamedTuple):
         return found
 
     def _decode(self, path: str, rows: NDArray[np.int64], data: memoryview) -> NDArray[Any]:
-        return zarr.decode_shard(self.array, data, rows=rows, name=f"{self.store.url}/{path}")
+        name = f"{self.store.url}/{path}"
+        pixels = zarr.decode_shard(self.array, data, rows=rows, name=name)
+        # A shard of another root is as sound as its own.
+        self.listed[path.removeprefix(f"{layout.zarr_store(self.product)}/")].require(data, name=name)
+        return pixels

@@ -106,7 +106,10 @@ def open_mosaic(
         )
     names = _bands_of_picture(dataset) if bands is None else parse_names(bands, "bands")
     stack, records = _with_layers(dataset, product, _open_store(dataset, product))
-    return mosaic(dataset.store, product, stack, records, bands=names, bbox=box, schema=dataset.schema)
+    listed = dataset.listed(f"{layout.zarr_store(product)}/")
+    return mosaic(
+        dataset.store, product, listed, stack, records, bands=names, bbox=box, schema=dataset.schema
+    )
 
 
 def _bands_of_picture(dataset: Dataset) -> list[str]:

@@ -233,6 +233,69 @@ def test_a_file_of_another_form_is_refused(dem, case):
     assert file_of(0) in str(caught.value)
 
 
+def said(path, *, bands=None, scale=None, mask=None):
+    """Say something of the values of a file that is there."""
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        if bands is not None:
+            file.descriptions = bands
+        if scale is not None:
+            file.scales, file.offsets = [scale[0]] * file.count, [scale[1]] * file.count
+        if mask is not None:
+            file.write_mask(mask)
+
+
+@pytest.mark.parametrize(
+    ("first", "fourth"),
+    [(None, -9999), (-9999, None), (-9999, -32768), (0, None)],
+    ids=["only the fourth", "only the first", "two values", "zero"],
+)
+def test_files_with_other_nodata_values_are_refused(tmp_path, first, fourth):
+    write(tmp_path / file_of(0), 0, nodata=first)
+    write(tmp_path / file_of(4), 4, nodata=fourth)
+    there = first if first is None else float(first)
+
+    with pytest.raises(
+        InvalidPatchError, match=rf"{file_of(4)}: must have .* nodata {there} as {file_of(0)} has"
+    ):
+        list(opened(tmp_path))
+
+
+def test_nan_is_the_same_nodata_value_as_nan(tmp_path):
+    for row in (0, 4):
+        write(tmp_path / file_of(row), row, dtype="float32", nodata=np.nan)
+
+    assert len(list(opened(tmp_path))) == 2
+
+
+@pytest.mark.parametrize("bands", [("slope", "height"), ("height", "")], ids=["turned", "one without"])
+def test_files_with_bands_in_another_order_are_refused(tmp_path, bands):
+    for row in (0, 4):
+        write(tmp_path / file_of(row), row, shape=(2, 120, 120))
+    said(tmp_path / file_of(0), bands=("height", "slope"))
+    said(tmp_path / file_of(4), bands=bands)
+
+    with pytest.raises(InvalidPatchError, match=rf"must have the bands \('height', 'slope'\) .*{file_of(0)}"):
+        list(opened(tmp_path))
+
+
+@pytest.mark.parametrize("row", [0, 4], ids=["the first", "another"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"scale": (0.01, 0)}, "has a scale or an offset", id="scale"),
+        pytest.param({"scale": (1, -273.15)}, "has a scale or an offset", id="offset"),
+        pytest.param({"mask": np.eye(120, dtype=bool)}, "has a mask", id="mask"),
+    ],
+)
+def test_what_a_layer_does_not_carry_is_refused(tmp_path, row, change, message):
+    for one in (0, 4):
+        write(tmp_path / file_of(one), one)
+    said(tmp_path / file_of(row), **change)
+
+    with pytest.raises(SourceError, match=rf"{file_of(row)}: {message}.*gdal_translate"):
+        list(opened(tmp_path))
+
+
 LEFT, TOP = SQUARES[4].left, SQUARES[4].top
 ANOTHER = "is it the file of another patch"
 PLACES = {
@@ -296,7 +359,7 @@ def test_the_first_file_must_be_a_square_of_pixels(tmp_path):
         opened(tmp_path)
 
 
-def test_nodata_is_what_the_first_file_says(tmp_path, made):
+def test_nodata_is_what_the_files_say(tmp_path, made):
     write(tmp_path / file_of(0), 0, nodata=-32768)
 
     assert opened(tmp_path).nodata == -32768

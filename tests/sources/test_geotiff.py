@@ -268,3 +268,69 @@ def test_another_patchs_band_stops_the_build_and_is_found_by_verify(form, tmp_pa
     (found,) = verify(rc.open(tmp_path / "good"), deep=True, against=source).problems
     assert mine.name in found
     assert "another patch" in found
+
+
+# -- what a file says of its own pixels --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("nodata", [65535, 7, 10_000])
+def test_pixels_that_are_nodata_by_what_the_file_says_are_refused_in_every_form(form, nodata):
+    array = pixels_of()
+    array[array == nodata] = 1
+    np.testing.assert_array_equal(read(tiff(array, FORMS[form], {"nodata": nodata})), array)
+    array[3, 4] = nodata
+
+    with pytest.raises(InvalidPatchError, match=f"file: 1 pixel is {nodata:g}, which it says stands for"):
+        read(tiff(array, FORMS[form], {"nodata": nodata}))
+
+
+@pytest.mark.parametrize("nodata", [-9999, -3.4028234663852886e38, np.nan, np.inf])
+def test_decibels_that_are_nodata_by_what_the_file_says_are_refused(nodata):
+    array = np.full((120, 120), -12, np.float32)
+    assert (read(tiff(array, place={"nodata": nodata}), "VV", "s1") == -12).all()
+    array[3, 4] = nodata
+
+    with pytest.raises(InvalidPatchError, match=r"1 pixel is .*, which it says stands for nodata"):
+        read(tiff(array, place={"nodata": nodata}), "VV", "s1")
+
+
+def test_one_file_that_is_like_another_may_have_another_nodata_value():
+    # What is learned of a file is used for those that begin like it; this text stands behind that.
+    array = pixels_of()
+    array[3, 4] = 12_345
+    np.testing.assert_array_equal(read(tiff(array, place={"nodata": 54_321})), array)
+
+    with pytest.raises(InvalidPatchError, match="1 pixel is 12345"):
+        read(tiff(array, place={"nodata": 12_345}))
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "cloud-optimised"])
+@pytest.mark.parametrize("modality", ["s2", "map"])
+def test_a_file_with_a_mask_is_refused_in_every_form(form, modality):
+    array = pixels_of()
+    options = {name: value for name, value in FORMS[form].items() if name != "AREA_OR_POINT"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", height=120, width=120, count=1, dtype="uint16", **HERE, **options
+        ) as file:
+            file.write(array, 1)
+            file.write_mask(np.eye(120, dtype=bool))
+        data = bytes(memory.read())
+
+    with pytest.raises(SourceError, match="file: has a mask, which a patch cannot have"):
+        read(data, "B02" if modality == "s2" else "Data", modality)
+
+
+@pytest.mark.parametrize("form", ["strips", "tiles", "BigTIFF", "big-endian"])
+def test_overviews_are_no_mask(form):
+    array = pixels_of()
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", height=120, width=120, count=1, dtype="uint16", **HERE, **FORMS[form]
+        ) as file:
+            file.write(array, 1)
+            file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+        data = bytes(memory.read())
+
+    np.testing.assert_array_equal(read(data), array)

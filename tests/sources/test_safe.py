@@ -264,6 +264,25 @@ def test_an_offset_for_some_bands_only_is_refused(tmp_path):
         open_safe(safe)
 
 
+@pytest.mark.parametrize("baseline", ["N0400", "N0510", "N0511"])
+def test_a_product_that_must_have_an_offset_and_says_none_is_refused(tmp_path, baseline):
+    safe = make_safe(tmp_path, name=PRODUCT.replace("N9999", baseline), side_m=240, offset=-1000)
+    path = main_xml(safe)
+    path.write_text(re.sub("<BOA_ADD_OFFSET .*?</BOA_ADD_OFFSET>", "", path.read_text()))
+
+    with pytest.raises(
+        SourceError, match=f"no BOA_ADD_OFFSET, which every product of baseline {baseline} has"
+    ):
+        open_safe(safe)
+
+
+@pytest.mark.parametrize("baseline", ["N0205", "N0301", "N9999"])
+def test_a_product_of_another_baseline_needs_no_offset(tmp_path, baseline):
+    safe = make_safe(tmp_path, name=PRODUCT.replace("N9999", baseline), side_m=240)
+
+    assert open_safe(safe).offsets == {}
+
+
 def test_a_folder_that_is_called_otherwise_than_its_product_is_refused(pristine, tmp_path):
     other = PRODUCT.replace("T33UUP", "T33UVP")
     for name in (f"{other}_20240101T000000.SAFE", f"{PRODUCT}_20250101T000000.SAFE"):

@@ -56,12 +56,6 @@ _BAND = re.compile(r"(?:^|_)(B\d[\dA]|SCL)(?=[_.]|$)")
 _METADATA = ("product_metadata", "product-metadata")
 """Assets with ``MTD_MSIL2A.xml``, at Earth Search (Collection 1) and at the Planetary Computer."""
 
-_FIRST_WITH_OFFSET = "0400"
-"""Processing baseline from which on pixels carry an offset (Sentinel-2 Products Specification Document 14.8)."""
-
-_OUTSIDE_BASELINE = "9999"
-"""Baseline of what was made outside the ground segment, which carries none."""
-
 _OFFSET = -1_000
 """What that baseline adds: BOA_ADD_OFFSET, the same in all bands and products so far."""
 
@@ -295,6 +289,5 @@ def _offsets(
     if applied:
         return {}
     if document is not None:
-        return safe_metadata.read_offsets(document[0], document[1].parent.name)
-    has_offset = _FIRST_WITH_OFFSET <= safe.baseline < _OUTSIDE_BASELINE
-    return dict.fromkeys(S2_BANDS, _OFFSET) if has_offset else {}
+        return safe_metadata.read_offsets(document[0], document[1].parent.name, baseline=safe.baseline)
+    return dict.fromkeys(S2_BANDS, _OFFSET) if safe_metadata.has_offset(safe.baseline) else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reben_cloud.errors import ChecksumError, NotFoundError
 from reben_cloud.formats import zarr
 from reben_cloud.root import layout as paths
+from reben_cloud.root.objects import Objects, read_end
 from reben_cloud.root.references import REQUEST_BYTES
 from reben_cloud.sampling import Ints
 from reben_cloud.schema import Copy, Modality
@@ -30,7 +31,7 @@ class ZarrReader:
         products: Product of each sample in stored order.
         rows: Row of each sample in its product's store, shape (n,).
         ids: Patch id of each sample, shape (n,).
-        sizes: Path of each Zarr shard -> bytes.
+        listed: Path of each Zarr shard -> what the root lists of it, and of its other objects.
         modalities: What to read.
         counters: Where to count.
         layout: What pixels batches have; records are put together from their header and the chunks of their arrays.
@@ -42,7 +43,7 @@ class ZarrReader:
         products: Sequence[str],
         rows: NDArray[np.integer],
         ids: NDArray[np.bytes_],
-        sizes: Mapping[str, int],
+        listed: Objects,
         modalities: Sequence[Modality],
         counters: Counters,
         *,
@@ -69,7 +70,7 @@ class ZarrReader:
         self._rows = np.asarray(rows, np.int64)
         self._ids = ids
         self._named: set[str] = set()
-        self._sizes = sizes
+        self._listed, self._sizes = listed, listed.sizes()
         self._counters = counters
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
@@ -155,9 +156,11 @@ class ZarrReader:
                     there = time.perf_counter()
                     self._counters.add(requests=1, bytes_read=data.nbytes, store_s=there - begin)
                     out = zarr.decode_shard(array, data, rows=rows, name=name)
+                    # A shard of another root is as sound as its own.
+                    self._listed[path].require(data, name=name)
                     self._counters.add(checks_s=time.perf_counter() - there)
                     return out
-                tail = self._store.get_range(path, size - zarr.INDEX_BYTES, zarr.INDEX_BYTES)
+                tail = read_end(self._store, path, zarr.INDEX_BYTES, nbytes=size)
                 index = zarr.decode_index(tail, name=name)
                 places = [zarr.chunk_range(index, row, name=name) for row in rows.tolist()]
                 chunks = self._store.get_ranges(path, [s for s, _ in places], [n for _, n in places])
