@@ -225,7 +225,9 @@ class EpochOrder:
     def share(self, lane: int, number: int, steps: Steps, start: int) -> Ints:
         """Stored positions of the samples of a block that a rank delivers from global sample `start` on, in order."""
         block = self.block(lane, number)
-        inside = slice(*(max(0, -(-(k - lane) // self.lanes) - block.start) for k in (start, steps.stop(start))))
+        inside = slice(
+            *(max(0, -(-(k - lane) // self.lanes) - block.start) for k in (start, steps.stop(start)))
+        )
         samples = block.samples[inside]
         if not steps.shares_lanes:
             return samples

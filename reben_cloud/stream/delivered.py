@@ -108,9 +108,7 @@ def hash_ids(ids: NDArray[np.bytes_]) -> Words:
     return found
 
 
-def hash_samples(
-    ids: Words, *, epoch: int, rows: Ints | None = None, copies: Ints | None = None
-) -> Words:
+def hash_samples(ids: Words, *, epoch: int, rows: Ints | None = None, copies: Ints | None = None) -> Words:
     """The hashes of some samples: ``mix(hash of the id + E * (epoch + 1) + R * row + C * copy)`` of each.
 
     E is 0xD1342543DE82EF95, R is 0xAF251AF3B0F025B5, C is 0x2545F4914F6CDD1D; everything is modulo 2**64.

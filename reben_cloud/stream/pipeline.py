@@ -34,7 +34,7 @@ class _Source(NamedTuple):
     """Where they are."""
     owners: list[int] | None
     """In which of these each sample has its payload; None: in the only one."""
-    numbers: list[int]
+    numbers: Sequence[int]
     """Which payload there it is."""
 
     def fill(self, inside: slice, slot: Rows, rows: Sequence[int]) -> None:
@@ -200,8 +200,14 @@ class Pipeline:
         unique, inverse = patches, None
         if self._epoch.has_repeats:
             unique, inverse = np.unique(patches, return_inverse=True)
-        sources = []
+        sources, every = [], np.arange(len(unique))
         for name, found in self._reader.load(part, unique).items():
+            payloads = [some for _, some in found]
+            if inverse is None and len(found) == 1 and np.array_equal(found[0][0], every):
+                sources.append(
+                    _Source(name, payloads, None, range(len(every)))
+                )  # as is with nearly every block
+                continue
             owner, number = np.full((2, len(unique)), -1)
             for which, (positions, _) in enumerate(found):
                 owner[positions], number[positions] = which, np.arange(len(positions))
@@ -209,7 +215,7 @@ class Pipeline:
             if inverse is not None:
                 owner, number = owner[inverse], number[inverse]
             owners = owner.tolist() if len(found) > 1 else None
-            sources.append(_Source(name, [payloads for _, payloads in found], owners, number.tolist()))
+            sources.append(_Source(name, payloads, owners, number.tolist()))
         return sources
 
     def _plan(self, lanes: Sequence[tuple[int, range]]) -> list[_Run]:

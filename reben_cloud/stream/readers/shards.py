@@ -77,6 +77,8 @@ class _Wanted:
     """Samples in it, wanted or not."""
     is_strided: bool
     """Whether the size is that of a shard in which every record has one size."""
+    here: Ints
+    """Where they are among the samples that are asked for."""
     rows: Ints
     """Row of each sample."""
     names: NDArray[np.bytes_]
@@ -86,7 +88,13 @@ class _Wanted:
 
     def part(self, which: Ints) -> _Wanted:
         """Some of these samples."""
-        return replace(self, rows=self.rows[which], names=self.names[which], checksums=self.checksums[which])
+        return replace(
+            self,
+            here=self.here[which],
+            rows=self.rows[which],
+            names=self.names[which],
+            checksums=self.checksums[which],
+        )
 
     @property
     def records(self) -> Ints:
@@ -146,17 +154,15 @@ class ShardReader:
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these modalities."""
         found: Part = {name: [] for name in part}
-        for here, wanted in self._each_wanted(part, stored):
-            found[wanted.modality.name] += [
-                (here[inside], some) for inside, some in self._load_shard(wanted)
-            ]
+        for wanted in self._each_wanted(part, stored):
+            found[wanted.modality.name] += self._load_shard(wanted)
         return found
 
     def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:
         """What `load` will take: as it decides, without reading."""
         total = Cost()
-        for here, wanted in self._each_wanted(part, stored):
-            total += self._expect_shard(wanted, int(times[here].sum()), brought)
+        for wanted in self._each_wanted(part, stored):
+            total += self._expect_shard(wanted, int(times[wanted.here].sum()), brought)
         return total
 
     def _expect_shard(self, wanted: _Wanted, num_delivered: int, brought: Brought) -> Cost:
@@ -190,8 +196,8 @@ class ShardReader:
             return None
         return plan_ranges(np.sort(wanted.rows), wanted.modality, wanted.num_samples, uses=self._uses)
 
-    def _each_wanted(self, part: tuple[str, ...], stored: Ints) -> Iterator[tuple[Ints, _Wanted]]:
-        """What is wanted of each shard of these modalities: (which of the samples, what)."""
+    def _each_wanted(self, part: tuple[str, ...], stored: Ints) -> Iterator[_Wanted]:
+        """What is wanted of each shard of these modalities."""
         places, shards = self._places, self._places.shard[stored]
         for shard in sorted(set(shards.tolist())):
             here = np.flatnonzero(shards == shard)
@@ -204,42 +210,39 @@ class ShardReader:
                         f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`"
                     )
                 nbytes = self._objects[path][0]
-                yield (
-                    here,
-                    _Wanted(
-                        path=path,
-                        modality=modality,
-                        nbytes=nbytes,
-                        num_samples=num_samples,
-                        is_strided=nbytes == tar.shard_bytes(modality, num_samples),
-                        rows=rows,
-                        names=np.char.add(ids, f".{name}.safetensors".encode()),
-                        checksums=places.checksums[name][mine],
-                    ),
+                yield _Wanted(
+                    path=path,
+                    modality=modality,
+                    nbytes=nbytes,
+                    num_samples=num_samples,
+                    is_strided=nbytes == tar.shard_bytes(modality, num_samples),
+                    here=here,
+                    rows=rows,
+                    names=np.char.add(ids, f".{name}.safetensors".encode()),
+                    checksums=places.checksums[name][mine],
                 )
 
     def _load_shard(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]]:
-        """Some samples of one shard, by where they are: (which of them, payloads)."""
-        every = np.arange(len(wanted.rows))
+        """Some samples of one shard, by where they are: (where among those asked for, payloads)."""
         if (kept := self._find_kept(wanted)) is not None:
-            return [(every, self._in_memory(wanted, kept))]
+            return [(wanted.here, self._in_memory(wanted, kept))]
         if self._folder is not None:
             try:
                 file = LocalFile(f"{self._folder}/{wanted.path}")
             except FileNotFoundError as error:
                 raise self._lost(wanted.path) from error
             self._counters.add(requests=1)
-            return [(every, self._in_file(wanted, file))]
+            return [(wanted.here, self._in_file(wanted, file))]
         if self._cache is not None:
             cached = self._find_cached(wanted)
             if cached is not None:
-                return [(every, cached)]
+                return [(wanted.here, cached)]
         few = self._load_few(wanted)
         if few is not None:
             return few
         if self._cache is None:
-            return [(every, self._in_memory(wanted, self._download(wanted.path)))]
-        return [(every, self._through_cache(wanted))]
+            return [(wanted.here, self._in_memory(wanted, self._download(wanted.path)))]
+        return [(wanted.here, self._through_cache(wanted))]
 
     # -- in files ----------------------------------------------------------------------------------
 
@@ -378,8 +381,9 @@ class ShardReader:
         with suppress(ChecksumError):
             for first, stop in ranges:
                 inside = rising[(wanted.rows[rising] >= first) & (wanted.rows[rising] < stop)]
-                read = partial(self._load_range, wanted.part(inside), first, stop)
-                found.append((inside, persistently(read, self._counters)))
+                some = wanted.part(inside)
+                read = partial(self._load_range, some, first, stop)
+                found.append((some.here, persistently(read, self._counters)))
             return found
         return None
 
