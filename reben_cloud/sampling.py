@@ -228,7 +228,7 @@ class EpochOrder:
         inside = slice(
             *(max(0, -(-(k - lane) // self.lanes) - block.start) for k in (start, steps.stop(start)))
         )
-        samples = block.samples[inside]
+        samples: Ints = block.samples[inside]
         if not steps.shares_lanes:
             return samples
         return samples[steps.places(self.numbers(block)[inside], start)[0] == steps.rank]

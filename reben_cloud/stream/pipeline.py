@@ -130,7 +130,7 @@ class Pipeline:
         self._left = self._steps.remaining(start)
         self._schedule = deque(self._order.schedule(self._steps, start))
         self._blocks: defaultdict[int, deque[_Fetched]] = defaultdict(deque)
-        self._there: Counter[int] = Counter()
+        self._there: Counter[int] = Counter()  # lane -> samples of its blocks that no batch is planned of yet
         self._in_use = 0
         self._queue: deque[tuple[Slot, int, Future[tuple[Beside, int]]]] = deque()
         self._depth = gather_threads + 1
@@ -203,10 +203,9 @@ class Pipeline:
         sources, every = [], np.arange(len(unique))
         for name, found in self._reader.load(part, unique).items():
             payloads = [some for _, some in found]
+            # Nearly every block lies in one object, and comes in the order in which it is asked for.
             if inverse is None and len(found) == 1 and np.array_equal(found[0][0], every):
-                sources.append(
-                    _Source(name, payloads, None, range(len(every)))
-                )  # as is with nearly every block
+                sources.append(_Source(name, payloads, None, range(len(every))))
                 continue
             owner, number = np.full((2, len(unique)), -1)
             for which, (positions, _) in enumerate(found):
