@@ -229,9 +229,9 @@ class EpochOrder:
             *(max(0, -(-(k - lane) // self.lanes) - block.start) for k in (start, steps.stop(start)))
         )
         samples: Ints = block.samples[inside]
-        if not steps.shares_lanes:
-            return samples
-        return samples[steps.places(self.numbers(block)[inside], start)[0] == steps.rank]
+        if steps.shares_lanes:
+            samples = samples[steps.places(self.numbers(block)[inside], start)[0] == steps.rank]
+        return samples
 
     def numbers(self, block: Block) -> Ints:
         """The global numbers of a block's samples, rising."""
