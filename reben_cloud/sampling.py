@@ -161,9 +161,10 @@ class EpochOrder:
         shards = shards[np.argsort(random_words(len(shards), "shards", *self._key), kind="stable")]
         if parts is not None:
             shards = shards[np.argsort(_turns(sizes[shards], parts[shards]), kind="stable")]
-        # Piece i of the string is the samples [first[i], first[i] + size[i]) in stored order.
-        self._first = (np.cumsum(sizes) - sizes)[shards]
+        # Piece i of the string ends before ends[i]; what is at k in it is at k + shift[i] in stored order.
         self._ends = np.cumsum(sizes[shards])
+        first = np.cumsum(sizes) - sizes
+        self._shift = first[shards] - (self._ends - sizes[shards])
         # Lanes differ by one sample at most: lane l has the k = l, l + lanes, ... below num_samples.
         lengths = (self.num_samples - np.arange(lanes) + lanes - 1) // lanes
         self._lane_start = np.concatenate([[0], np.cumsum(lengths)])
@@ -224,10 +225,13 @@ class EpochOrder:
     def share(self, lane: int, number: int, steps: Steps, start: int) -> Ints:
         """Stored positions of the samples of a block that a rank delivers from global sample `start` on, in order."""
         block = self.block(lane, number)
-        numbers = self.numbers(block)
-        inside = slice(*np.searchsorted(numbers, (start, steps.stop(start))).tolist())
-        samples, numbers = block.samples[inside], numbers[inside]
-        return samples[steps.places(numbers, start)[0] == steps.rank] if steps.shares_lanes else samples
+        inside = slice(
+            *(max(0, -(-(k - lane) // self.lanes) - block.start) for k in (start, steps.stop(start)))
+        )
+        samples: Ints = block.samples[inside]
+        if steps.shares_lanes:
+            samples = samples[steps.places(self.numbers(block)[inside], start)[0] == steps.rank]
+        return samples
 
     def numbers(self, block: Block) -> Ints:
         """The global numbers of a block's samples, rising."""
@@ -262,13 +266,12 @@ class EpochOrder:
             )
         string = int(self._lane_start[lane]) + np.arange(start, stop)
         piece = np.searchsorted(self._ends, string, side="right")
-        stored = self._first[piece] + string - np.concatenate([[0], self._ends])[piece]
+        stored = string + self._shift[piece]
         # Sorted by stratum, ties at random; then dealt out so that any run of positions, and what
         # the other lanes deliver meanwhile, spreads over the strata (a scrambled (0, 2)-sequence).
         words = random_words(len(stored), "samples", *self._key, lane, number)
         by_stratum = np.lexsort((words, self._strata[stored]))
-        turn = _reverse_bits(np.asarray(_lane_bits(lane, self.lanes)))
-        place = np.arange(start, stop, dtype=np.uint32) ^ turn
+        place = np.arange(start, stop, dtype=np.uint32) ^ _turn_of(lane, self.lanes)
         point = _reverse_bits(place ^ self._scramble[place & np.uint32(len(self._scramble) - 1)])
         samples = np.empty_like(stored)
         samples[np.argsort(point, kind="stable")] = stored[by_stratum]
@@ -373,16 +376,20 @@ class Steps:
         part = ((place + 1) * parts - 1) // size
         return own + classes * part, place - part * size // parts
 
-    def runs(self, start: int) -> list[tuple[int, slice]]:
+    def runs(self, start: int) -> list[tuple[int, range]]:
         """The lanes of this rank's step that begins at `start`, and the rows of its batch that each fills, in order."""
-        lanes = self.numbers(start) % self.lanes
         if not self.shares_lanes:
-            stride = self.lanes // self.classes
-            first = lanes[:stride].tolist()
-            return [(lane, slice(row, len(lanes), stride)) for row, lane in enumerate(first)]
+            classes, stop = self.classes, min(start + self.global_batch, self.num_samples)
+            numbers = range(start + (self.rank - start) % classes, stop, classes)
+            stride = self.lanes // classes
+            return [
+                (number % self.lanes, range(row, len(numbers), stride))
+                for row, number in enumerate(numbers[:stride])
+            ]
+        lanes = self.numbers(start) % self.lanes
         cuts = np.flatnonzero(np.diff(lanes)) + 1
         rows = [0, *cuts.tolist(), len(lanes)]
-        return [(int(lanes[a]), slice(a, b)) for a, b in pairwise(rows) if a < b]
+        return [(int(lanes[a]), range(a, b)) for a, b in pairwise(rows) if a < b]
 
     def readers(self) -> Ints:
         """How many lanes each rank reads, shape (world_size,)."""
@@ -422,11 +429,9 @@ def design_effect(features: NDArray[np.floating], batches: Sequence[Ints]) -> fl
 
 
 def _reverse_bits(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    v = values
-    for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
-        s, m = np.uint32(shift), np.uint32(mask)
-        v = ((v >> s) & m) | ((v & m) << s)
-    return v
+    # The bits from the highest to the lowest, taken for those of bytes from the lowest to the highest.
+    bits = np.unpackbits(values.astype(">u4").view(np.uint8))
+    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32, copy=False)
 
 
 def _turns(sizes: Ints, parts: Ints) -> NDArray[np.float64]:
@@ -462,10 +467,10 @@ def _scrambling(flips: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return table
 
 
-def _lane_bits(lane: int, lanes: int) -> np.uint32:
-    """The lane's number in binary, over and over: at every scale another part of the interval."""
+def _turn_of(lane: int, lanes: int) -> np.uint32:
+    """The lane's number in binary, over and over, lowest bit first: at every scale another part of the interval."""
     width = max(1, (lanes - 1).bit_length())
     bits = 0
     for _ in range(-(-32 // width)):
         bits = bits << width | lane
-    return np.uint32(bits & 0xFFFFFFFF)
+    return np.uint32(int(f"{bits & 0xFFFFFFFF:032b}"[::-1], 2))

@@ -18,7 +18,7 @@ from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import Delivered, RawLoader, expected_delivery, merge_states
-from reben_cloud.stream.delivered import hash_ids, sum_of
+from reben_cloud.stream.delivered import hash_ids, hash_samples, sum_of
 from reben_cloud.stream.proof import compare_delivery
 
 NUM_PATCHES = 60
@@ -68,18 +68,18 @@ def test_the_sum_is_the_documented_one(ids, epoch, data):
     rows, copies = np.array(data.draw(numbers)), np.array(data.draw(numbers))
     hashes = hash_ids(np.array(ids).astype(np.bytes_))
 
-    assert sum_of(hashes, epoch=epoch) == digest_of(ids, epoch)
+    assert sum_of(hash_samples(hashes, epoch=epoch)) == digest_of(ids, epoch)
     expected = (
         sum(hash_of(i, epoch, int(r), int(c)) for i, r, c in zip(ids, rows, copies, strict=True)) & MASK
     )
-    assert sum_of(hashes, epoch=epoch, rows=rows, copies=copies) == expected
+    assert sum_of(hash_samples(hashes, epoch=epoch, rows=rows, copies=copies)) == expected
 
 
 def test_the_hash_of_a_sample_never_changes():
     ids = np.array([b"S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57", b"x"])
 
     assert hash_ids(ids).tolist() == GOLDEN_IDS
-    assert [sum_of(hash_ids(ids[:1]), epoch=epoch) for epoch in (0, 1, 99)] == GOLDEN_SUMS
+    assert [sum_of(hash_samples(hash_ids(ids[:1]), epoch=epoch)) for epoch in (0, 1, 99)] == GOLDEN_SUMS
 
 
 GOLDEN_IDS = [10684081866610454980, 9204616229329205535]
@@ -92,7 +92,7 @@ def test_hashes_of_neighbouring_names_and_epochs_are_all_different():
     ]
     ids = np.array(names).astype(np.bytes_)
     hashes = hash_ids(ids)
-    found = {sum_of(hashes[i : i + 1], epoch=epoch) for i in range(2000) for epoch in range(3)}
+    found = {sum_of(hash_samples(hashes[i : i + 1], epoch=epoch)) for i in range(2000) for epoch in range(3)}
 
     assert len(np.unique(hashes)) == len(ids)
     assert len(found) == 6000
@@ -269,7 +269,7 @@ def test_it_costs_less_than_a_microsecond_a_sample():
     hashes = hash_ids(np.array([f"patch_{n}" for n in range(10_000)]).astype(np.bytes_))
     chosen = np.random.default_rng(0).choice(10_000, 64)
 
-    best = min(_seconds(lambda: sum_of(hashes[chosen], epoch=3)) for _ in range(200))
+    best = min(_seconds(lambda: sum_of(hash_samples(hashes[chosen], epoch=3))) for _ in range(200))
 
     assert best / len(chosen) < 1e-6
 

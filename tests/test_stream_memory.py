@@ -28,6 +28,7 @@ from reben_cloud.errors import ChecksumError, SourceError, StorageError
 from reben_cloud.files.local import LocalFile
 from reben_cloud.formats import tar
 from reben_cloud.root.selection import Selection
+from reben_cloud.schema import SampleArray
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.gather import (
@@ -93,11 +94,11 @@ KEEPERS = {
 @pytest.mark.parametrize("keep", KEEPERS.values(), ids=KEEPERS.keys())
 def test_whatever_is_left_of_a_lent_array_keeps_its_memory(keep):
     returned = []
-    memory = {"a": np.zeros((6, 4), np.int32), "b": np.zeros(3)}
+    memory = np.zeros((6, 4), np.int32)
     lent = lend(memory, partial(returned.append, "memory"))
-    assert np.shares_memory(lent["a"], memory["a"])
+    assert np.shares_memory(lent, memory)
 
-    kept = keep(lent["a"])
+    kept = keep(lent)
     del lent
     gc.collect()
 
@@ -105,6 +106,50 @@ def test_whatever_is_left_of_a_lent_array_keeps_its_memory(keep):
     del kept
     gc.collect()
     assert returned == ["memory"]
+
+
+SPECS = {
+    "before": SampleArray((6,), np.dtype(np.bool_)),
+    "a": SampleArray((6, 4), np.dtype(np.int32)),
+    "none": SampleArray((6, 0), np.dtype(np.float32)),
+    "after": SampleArray((6, 3, 5), np.dtype(np.uint16)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", KEEPERS.values(), ids=KEEPERS.keys())
+def test_whatever_is_left_of_one_array_of_a_batch_keeps_the_memory_of_all(keep):
+    buffers = LentBatches(SPECS, keep=3)
+    slot = buffers.take()
+    slot.arrays["a"][:] = 7
+    batch = buffers.hand_out(slot, 6)
+
+    kept = keep(batch["a"])
+    del batch
+    gc.collect()
+
+    assert buffers.take() is not slot
+    del kept
+    gc.collect()
+    assert buffers.take() is slot
+
+
+def test_the_arrays_of_a_slot_do_not_overlap_and_begin_with_lines_of_the_cache():
+    buffers = LentBatches(SPECS, keep=3)
+    slot = buffers.take()
+    for number, array in enumerate(slot.arrays.values()):
+        array.reshape(-1).view(np.uint8)[:] = number
+
+    batch = buffers.hand_out(slot, 4)
+
+    assert batch.keys() == SPECS.keys()
+    for number, (name, (shape, dtype)) in enumerate(SPECS.items()):
+        array = batch[name]
+        assert (array.shape, array.dtype, array.ctypes.data % 64) == ((4, *shape[1:]), dtype, 0)
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+        assert (array.reshape(-1).view(np.uint8) == number).all()
+        assert array.size == 0 or np.shares_memory(array, slot.arrays[name])
 
 
 @pytest.fixture
@@ -201,7 +246,7 @@ def test_tensors_and_their_slices_may_be_kept_for_an_epoch(selection, truth):
 
 
 def test_a_slot_that_was_lent_is_taken_again_only_when_it_is_back():
-    buffers = LentBatches(lambda: {"x": np.zeros((4, 2, 2), np.uint16)}, keep=3)
+    buffers = LentBatches({"x": SampleArray((4, 2, 2), np.dtype(np.uint16))}, keep=3)
     slot = buffers.take()
     batch = buffers.hand_out(slot, 3)
     view = batch["x"][1]
@@ -238,7 +283,7 @@ class SlowDevice:
             block = {"memory": np.zeros(nbytes, np.uint8), "events": []}
             self.blocks.append(block)
         # A tensor of its own each time, alive as long as the batch or a view of it is.
-        array = lend({"": block["memory"]}, lambda: None)[""]
+        array = lend(block["memory"], lambda: None)
         block["tensor"], block["events"] = weakref.ref(array.base), []
         return self.torch.from_numpy(array)
 

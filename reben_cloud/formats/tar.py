@@ -164,6 +164,14 @@ def name_in(header: Buffer) -> bytes:
     return bytes(header[:NAME_BYTES]).partition(b"\0")[0]
 
 
+def name_fields(names: NDArray[np.bytes_]) -> list[bytes]:
+    """What the headers of members with these names begin with: each name, filled up to `NAME_BYTES`."""
+    if names.itemsize > NAME_BYTES:  # no header has such a name
+        return [name.ljust(NAME_BYTES, b"\0") for name in names.tolist()]
+    fields: list[bytes] = names.astype(f"S{NAME_BYTES}").view(f"V{NAME_BYTES}").tolist()
+    return fields
+
+
 def find_payloads(modality: Modality, file: IO[bytes]) -> dict[str, int]:
     """Where the payloads of any tar with the same members start: name of the member -> first byte.
 

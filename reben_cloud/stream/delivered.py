@@ -8,7 +8,7 @@ own, or something was lost, repeated or taken for something else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,11 @@ class Delivered:
 
     def plus(self, num_samples: int, value: int) -> Delivered:
         """More of the same epoch: of another batch or another rank."""
-        return replace(self, num_samples=self.num_samples + num_samples, value=(self.value + value) % _WHOLE)
+        return Delivered(
+            epoch=self.epoch,
+            num_samples=self.num_samples + num_samples,
+            value=(self.value + value) % _WHOLE,
+        )
 
     def to_state(self) -> dict[str, int]:
         """As a loader's state has it: ``delivered``, and ``digest`` as a signed number of 64 bits."""
@@ -104,8 +108,8 @@ def hash_ids(ids: NDArray[np.bytes_]) -> Words:
     return found
 
 
-def sum_of(ids: Words, *, epoch: int, rows: Ints | None = None, copies: Ints | None = None) -> int:
-    """Sum of the hashes of some samples: ``mix(hash of the id + E * (epoch + 1) + R * row + C * copy)`` of each.
+def hash_samples(ids: Words, *, epoch: int, rows: Ints | None = None, copies: Ints | None = None) -> Words:
+    """The hashes of some samples: ``mix(hash of the id + E * (epoch + 1) + R * row + C * copy)`` of each.
 
     E is 0xD1342543DE82EF95, R is 0xAF251AF3B0F025B5, C is 0x2545F4914F6CDD1D; everything is modulo 2**64.
 
@@ -119,7 +123,12 @@ def sum_of(ids: Words, *, epoch: int, rows: Ints | None = None, copies: Ints | N
     for numbers, factor in ((rows, _ROW), (copies, _COPY)):
         if numbers is not None:
             words += numbers.view(np.uint64) * np.uint64(factor)
-    return int(_mix(words).sum(dtype=np.uint64))
+    return _mix(words)
+
+
+def sum_of(hashes: Words) -> int:
+    """The sum of some hashes, modulo 2**64."""
+    return int(hashes.sum(dtype=np.uint64))
 
 
 def _mix(words: Words) -> Words:

@@ -57,21 +57,21 @@ class _Lent:
         self._keep = memory, loan
 
 
-def lend(memory: Mapping[str, NDArray[Any]], give_back: Callable[[], object]) -> Arrays:
-    """Arrays over memory that may be used again when they have ended.
+def lend(memory: NDArray[Any], give_back: Callable[[], object]) -> NDArray[Any]:
+    """An array over memory that may be used again when it has ended.
 
     Args:
-        memory: Name -> array.
-        give_back: Called once, when none of the arrays and nothing that was made of them without a copy
-            (views, tensors, memoryviews) is left. It is called in any thread, and in the middle of anything:
-            it must not wait for a lock.
+        memory: What is lent.
+        give_back: Called once, when neither the array nor anything that was made of it without a copy (views,
+            tensors, memoryviews) is left. It is called in any thread, and in the middle of anything: it must not
+            wait for a lock.
 
     Returns:
-        Name -> array of the same shape and dtype over the same memory.
+        An array of the same shape and dtype over the same memory.
     """
     loan = _Loan()
     weakref.finalize(loan, give_back).atexit = False
-    return {name: np.asarray(_Lent(array, loan)) for name, array in memory.items()}
+    return np.asarray(_Lent(memory, loan))
 
 
 class BufferPool:
@@ -98,7 +98,7 @@ class BufferPool:
             buffer = self._free.pop()
         except IndexError:
             buffer = np.empty(self.nbytes, np.uint8)
-        return lend({"": buffer[:nbytes]}, partial(self._free.append, buffer))[""]
+        return lend(buffer[:nbytes], partial(self._free.append, buffer))
 
 
 class Rows:
@@ -180,26 +180,52 @@ class LentBatches:
     """Batches in memory that is used again once nobody refers to the batch; whoever keeps batches gets new memory.
 
     Args:
-        make: Makes the arrays of a slot.
+        specs: Name, shape and dtype of every array of a slot.
         keep: Most slots that are kept for later.
     """
 
-    def __init__(self, make: Callable[[], Arrays], *, keep: int) -> None:
-        self._make = make
-        self._free: deque[Slot] = deque(maxlen=keep)
+    def __init__(self, specs: Mapping[str, SampleArray], *, keep: int) -> None:
+        # One piece of memory for all arrays, which is lent as one.
+        self._places: list[tuple[str, SampleArray, int]] = []
+        self._nbytes = 0
+        for name, spec in specs.items():
+            self._places.append((name, spec, self._nbytes))
+            self._nbytes += -(-spec.nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
+        self._free: deque[_LentSlot] = deque(maxlen=keep)
 
     def take(self) -> Slot:
         """A slot that may be written."""
         try:
             return self._free.pop()
         except IndexError:
-            return Slot(self._make())
+            memory = np.empty(self._nbytes + _ALIGNED_BYTES, np.uint8)
+            first = -memory.ctypes.data % _ALIGNED_BYTES
+            memory = memory[first : first + self._nbytes]
+            return _LentSlot(self._arrays(memory, None), memory)
 
     def hand_out(self, slot: Slot, num_rows: int) -> Arrays:
         """The first rows of every array; the slot is free when they have ended."""
-        first = {name: array[:num_rows] for name, array in slot.arrays.items()}
-        return lend(first, partial(self._free.append, slot))
+        assert isinstance(slot, _LentSlot)
+        return self._arrays(lend(slot.memory, partial(self._free.append, slot)), num_rows)
 
     def give_back(self, slot: Slot) -> None:
         """Return a slot that was not handed out."""
+        assert isinstance(slot, _LentSlot)
         self._free.append(slot)
+
+    def _arrays(self, memory: NDArray[np.uint8], num_rows: int | None) -> Arrays:
+        """The first rows of every array, or all of it."""
+        return {
+            name: np.ndarray((shape[0] if num_rows is None else num_rows, *shape[1:]), dtype, memory, start)
+            for name, (shape, dtype), start in self._places
+        }
+
+
+_ALIGNED_BYTES = 64
+"""Arrays of a slot begin at multiples of this, a line of the processor's cache."""
+
+
+class _LentSlot(Slot):
+    def __init__(self, arrays: Arrays, memory: NDArray[np.uint8]) -> None:
+        super().__init__(arrays)
+        self.memory = memory

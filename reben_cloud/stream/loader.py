@@ -199,9 +199,7 @@ class RawLoader:
         specs, self._batch_bytes = _specs_of_batch(self.schema, stored, layout, rows)
         in_memory = gather_threads + 2
         _check_memory(self._batch_bytes, in_memory, batch_size)
-        self._buffers = (
-            buffers(specs) if buffers else LentBatches(functools.partial(_make_arrays, specs), keep=in_memory)
-        )
+        self._buffers = buffers(specs) if buffers else LentBatches(specs, keep=in_memory)
         self._position = 0
         self._resume_at = 0
         self._running: object = None
@@ -439,7 +437,3 @@ def _check_memory(nbytes: int, batches: int, batch_size: int) -> None:
             f"batch_size={batch_size} takes {size_text(nbytes)} per batch, and {batches} are in memory at a time; "
             f"this machine has {size_text(memory)}: take a smaller batch_size"
         )
-
-
-def _make_arrays(specs: Mapping[str, SampleArray]) -> Arrays:
-    return {name: np.empty(shape, dtype) for name, (shape, dtype) in specs.items()}

@@ -96,7 +96,7 @@ class InFile:
     checksums: list[int] | None
     """xxh3-64 of each payload; None where none is known."""
     names: Sequence[bytes] = ()
-    """What the tar header right before each payload starts with, where there is one: the member's name, and its end."""
+    """What the tar header right before each payload starts with, where there is one (`tar.name_fields`)."""
     damage: Callable[[int, str], str]
     """What to say when a payload is not the one that was written, given its number and how that shows."""
     count: Callable[[int, float, float], None]

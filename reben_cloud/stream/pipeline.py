@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,15 +32,15 @@ class _Source(NamedTuple):
     """A key of `Reader.copies`."""
     payloads: list[Payloads]
     """Where they are."""
-    owners: list[int]
-    """In which of these each sample has its payload."""
-    numbers: list[int]
+    owners: list[int] | None
+    """In which of these each sample has its payload; None: in the only one."""
+    numbers: Sequence[int]
     """Which payload there it is."""
 
     def fill(self, inside: slice, slot: Rows, rows: Sequence[int]) -> None:
         """Copy the payloads of some samples into as many rows of a slot."""
         numbers = self.numbers[inside]
-        if len(self.payloads) == 1:
+        if self.owners is None:
             self.payloads[0].fill(numbers, slot, rows)
             return
         owners = self.owners[inside]
@@ -61,6 +61,14 @@ class _Fetched:
     """What was asked for of the rows of table layers that the samples have."""
     taken: int = 0
     """How many samples batches have been planned of."""
+    _sources: list[_Source] | None = None
+
+    def sources(self) -> list[_Source]:
+        """What was asked for of the patches; waits for it."""
+        if self._sources is None:
+            # `futures.wait` never returns for one that was cancelled.
+            self._sources = [source for part in self.parts for source in part.result()]
+        return self._sources
 
 
 class _Run(NamedTuple):
@@ -69,7 +77,7 @@ class _Run(NamedTuple):
     fetched: _Fetched
     inside: slice
     """Which of its samples."""
-    rows: slice
+    rows: range
     """Which rows of the batch."""
 
 
@@ -121,7 +129,8 @@ class Pipeline:
         self._start = self._number = start
         self._left = self._steps.remaining(start)
         self._schedule = deque(self._order.schedule(self._steps, start))
-        self._blocks: dict[int, deque[_Fetched]] = {}
+        self._blocks: defaultdict[int, deque[_Fetched]] = defaultdict(deque)
+        self._there: Counter[int] = Counter()  # lane -> samples of its blocks that no batch is planned of yet
         self._in_use = 0
         self._queue: deque[tuple[Slot, int, Future[tuple[Beside, int]]]] = deque()
         self._depth = gather_threads + 1
@@ -153,7 +162,7 @@ class Pipeline:
     def _top_up(self) -> None:
         while self._left and len(self._queue) < self._depth:
             lanes = self._steps.runs(self._number)
-            num_valid = sum(len(range(rows.start, rows.stop, rows.step or 1)) for _, rows in lanes)
+            num_valid = sum(len(rows) for _, rows in lanes)
             if self._queue and self._is_full() and self._lacks_blocks(lanes):
                 break  # the batches that are being filled give blocks back first
             runs = self._plan(lanes)
@@ -171,12 +180,8 @@ class Pipeline:
     def _is_full(self) -> bool:
         return self._in_use >= self._max_blocks
 
-    def _lacks_blocks(self, lanes: Sequence[tuple[int, slice]]) -> bool:
-        for lane, rows in lanes:
-            there = sum(len(one.samples) - one.taken for one in self._blocks.get(lane, ()))
-            if there < len(range(rows.start, rows.stop, rows.step or 1)):
-                return True
-        return False
+    def _lacks_blocks(self, lanes: Sequence[tuple[int, range]]) -> bool:
+        return any(self._there[lane] < len(rows) for lane, rows in lanes)
 
     def _fetch_next(self) -> None:
         lane, number = self._schedule.popleft()
@@ -187,44 +192,47 @@ class Pipeline:
         rows = tuple(self._fetchers.submit(reader.load, entries, copies) for reader in self._rows)
         with self._lock:
             self._in_use += 1
-        self._blocks.setdefault(lane, deque()).append(_Fetched(samples, parts, rows))
+        self._blocks[lane].append(_Fetched(samples, parts, rows))
+        self._there[lane] += len(samples)
 
     def _load(self, part: tuple[str, ...], patches: Ints) -> list[_Source]:
         """Bring the payloads of a block near; runs on a fetch thread. Where each is, is found out for all at once."""
         unique, inverse = patches, None
         if self._epoch.has_repeats:
             unique, inverse = np.unique(patches, return_inverse=True)
-        sources = []
+        sources, every = [], np.arange(len(unique))
         for name, found in self._reader.load(part, unique).items():
+            payloads = [some for _, some in found]
+            # Nearly every block lies in one object, and comes in the order in which it is asked for.
+            if inverse is None and len(found) == 1 and np.array_equal(found[0][0], every):
+                sources.append(_Source(name, payloads, None, range(len(every))))
+                continue
             owner, number = np.full((2, len(unique)), -1)
             for which, (positions, _) in enumerate(found):
                 owner[positions], number[positions] = which, np.arange(len(positions))
             assert (owner >= 0).all()
             if inverse is not None:
                 owner, number = owner[inverse], number[inverse]
-            sources.append(
-                _Source(name, [payloads for _, payloads in found], owner.tolist(), number.tolist())
-            )
+            owners = owner.tolist() if len(found) > 1 else None
+            sources.append(_Source(name, payloads, owners, number.tolist()))
         return sources
 
-    def _plan(self, lanes: Sequence[tuple[int, slice]]) -> list[_Run]:
+    def _plan(self, lanes: Sequence[tuple[int, range]]) -> list[_Run]:
         """Which rows come from which blocks; asks for blocks that nobody asked for yet."""
         runs: list[_Run] = []
-        for lane, whole in lanes:
-            step = whole.step or 1
-            row = whole.start
-            blocks = self._blocks.setdefault(lane, deque())
-            while row < whole.stop:
-                while not blocks:
-                    self._fetch_next()
-                fetched, inside = blocks[0], blocks[0].taken
-                count = min(len(range(row, whole.stop, step)), len(fetched.samples) - inside)
-                fetched.taken += count
-                rows = slice(row, row + (count - 1) * step + 1, step)
-                runs.append(_Run(fetched, slice(inside, fetched.taken), rows))
+        for lane, rows in lanes:
+            blocks = self._blocks[lane]
+            while self._there[lane] < len(rows):
+                self._fetch_next()
+            self._there[lane] -= len(rows)
+            while rows:
+                fetched, start = blocks[0], blocks[0].taken
+                fetched.taken = min(start + len(rows), len(fetched.samples))
+                count = fetched.taken - start
+                runs.append(_Run(fetched, slice(start, fetched.taken), rows[:count]))
+                rows = rows[count:]
                 if fetched.taken == len(fetched.samples):
                     blocks.popleft()
-                row += count * step
         return runs
 
     def _fill(self, slot: Slot, num_valid: int, runs: list[_Run]) -> tuple[Beside, int]:
@@ -238,8 +246,7 @@ class Pipeline:
         # Let go of each block's memory first: what is counted as free must be free.
         while runs:
             asked = time.perf_counter()
-            for part in runs[-1].fetched.parts:
-                part.result()  # `futures.wait` never returns for one that was cancelled
+            runs[-1].fetched.sources()
             late_s += time.perf_counter() - asked
             finished += self._fill_run(to, runs.pop(), samples, beside)
         patches = self._epoch.patches(samples)
@@ -258,13 +265,12 @@ class Pipeline:
 
     def _fill_run(self, to: Mapping[str, Rows], run: _Run, samples: Ints, beside: Rest) -> bool:
         """Copy what a run has, and note which samples they are; whether it was the last of its block."""
-        fetched = run.fetched
-        rows = range(run.rows.start, run.rows.stop, run.rows.step)
-        samples[run.rows] = fetched.samples[run.inside]
-        for part in fetched.parts:
-            for source in part.result():
-                source.fill(run.inside, to[source.name], rows)
+        fetched, inside, rows = run
+        where = slice(rows.start, rows.stop, rows.step)
+        samples[where] = fetched.samples[inside]
+        for source in fetched.sources():
+            source.fill(inside, to[source.name], rows)
         for loaded in fetched.rows:
-            for name, values in loaded.result().take(run.inside).items():
-                beside.put(name, run.rows, values)
-        return bool(run.inside.stop == len(fetched.samples))
+            for name, values in loaded.result().take(inside).items():
+                beside.put(name, where, values)
+        return bool(inside.stop == len(fetched.samples))

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
+import numpy as np
+
 from reben_cloud.errors import ForkError, missing_extra
 from reben_cloud.root.mixture import Mixture
 from reben_cloud.root.selection import Selection
@@ -422,4 +424,4 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _tensors(batch: Mapping[str, Any]) -> Batch:
-    return {name: v if isinstance(v, list) else torch.as_tensor(v) for name, v in batch.items()}
+    return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}

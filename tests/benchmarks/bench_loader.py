@@ -48,13 +48,14 @@ def reben(
     threads: int = 2,
     layout: Layout = "arrays",
     memory_bytes: int = 0,
+    batch_size: int = BATCH,
 ) -> Callable[[], int]:
     import reben_cloud as rc
     from reben_cloud.torch import ModelInput, StreamLoader
 
     loader = StreamLoader(
         rc.open(root).search(),
-        batch_size=BATCH,
+        batch_size=batch_size,
         gather_threads=threads,
         modalities=("s2", "s1") if floats else ("s2", "s1", "map"),
         prefetch=32,  # all shards are open, as the peers have them
@@ -62,7 +63,7 @@ def reben(
         memory_bytes=memory_bytes,
     )
     model_input = ModelInput("ALL", normalize=None)
-    image = torch.empty(BATCH, 14, 120, 120)
+    image = torch.empty(batch_size, 14, 120, 120)
 
     def epoch() -> int:
         count = 0
@@ -75,11 +76,13 @@ def reben(
     return epoch
 
 
-def reben_without_reading(root: Path, folder: Path, *, floats: bool) -> Callable[[], int]:
+def reben_without_reading(
+    root: Path, folder: Path, *, floats: bool, batch_size: int = BATCH
+) -> Callable[[], int]:
     """All that the loader does but for reading payloads and comparing them: what its Python costs."""
     from reben_cloud.stream.payloads import InFile
 
-    whole = reben(root, folder, floats=floats)
+    whole = reben(root, folder, floats=floats, batch_size=batch_size)
 
     def epoch() -> int:
         fill = InFile.fill
@@ -316,6 +319,8 @@ LOADERS: dict[str, Callable[..., Callable[[], int]]] = {
     "reben_cloud, kept, 2 threads": partial(reben, memory_bytes=1 << 40),
     "reben_cloud, records kept, 2 threads": partial(reben, layout="records", memory_bytes=1 << 40),
     "reben_cloud, nothing read": reben_without_reading,
+    "reben_cloud, nothing read, 256": partial(reben_without_reading, batch_size=256),
+    "reben_cloud, nothing read, 512": partial(reben_without_reading, batch_size=512),
     "mapped arrays, 2 threads": peers.mapped_arrays,
     "mapped arrays, checks, 2 threads": partial(peers.mapped_arrays, checks=True),
     "SPDL, mapped arrays, 2 threads": peers.spdl,

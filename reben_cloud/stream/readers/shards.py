@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,6 +77,8 @@ class _Wanted:
     """Samples in it, wanted or not."""
     is_strided: bool
     """Whether the size is that of a shard in which every record has one size."""
+    here: Ints
+    """Where they are among the samples that are asked for."""
     rows: Ints
     """Row of each sample."""
     names: NDArray[np.bytes_]
@@ -86,7 +88,13 @@ class _Wanted:
 
     def part(self, which: Ints) -> _Wanted:
         """Some of these samples."""
-        return replace(self, rows=self.rows[which], names=self.names[which], checksums=self.checksums[which])
+        return replace(
+            self,
+            here=self.here[which],
+            rows=self.rows[which],
+            names=self.names[which],
+            checksums=self.checksums[which],
+        )
 
     @property
     def records(self) -> Ints:
@@ -145,23 +153,16 @@ class ShardReader:
 
     def load(self, part: tuple[str, ...], stored: Ints) -> Part:
         """The payloads of these modalities."""
-        shards = self._places.shard[stored]
         found: Part = {name: [] for name in part}
-        for shard in np.unique(shards).tolist():
-            here = np.flatnonzero(shards == shard)
-            for name in part:
-                wanted = self._wanted(self._modalities[name], shard, stored[here])
-                found[name] += [(here[inside], some) for inside, some in self._load_shard(wanted)]
+        for wanted in self._each_wanted(part, stored):
+            found[wanted.modality.name] += self._load_shard(wanted)
         return found
 
     def expect(self, part: tuple[str, ...], stored: Ints, times: Ints, brought: Brought) -> Cost:
         """What `load` will take: as it decides, without reading."""
-        shards, total = self._places.shard[stored], Cost()
-        for shard in np.unique(shards).tolist():
-            here = shards == shard
-            for name in part:
-                wanted = self._wanted(self._modalities[name], shard, stored[here])
-                total += self._expect_shard(wanted, int(times[here].sum()), brought)
+        total = Cost()
+        for wanted in self._each_wanted(part, stored):
+            total += self._expect_shard(wanted, int(times[wanted.here].sum()), brought)
         return total
 
     def _expect_shard(self, wanted: _Wanted, num_delivered: int, brought: Brought) -> Cost:
@@ -195,45 +196,53 @@ class ShardReader:
             return None
         return plan_ranges(np.sort(wanted.rows), wanted.modality, wanted.num_samples, uses=self._uses)
 
-    def _wanted(self, modality: Modality, shard: int, stored: Ints) -> _Wanted:
-        group, number = self._places.shards[shard]
-        path = paths.shard(group, modality.name, number)
-        if path not in self._objects:
-            raise NotFoundError(f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`")
-        nbytes, num_samples = self._objects[path][0], int(self._places.num_samples[shard])
-        return _Wanted(
-            path=path,
-            modality=modality,
-            nbytes=nbytes,
-            num_samples=num_samples,
-            is_strided=nbytes == tar.shard_bytes(modality, num_samples),
-            rows=self._places.row[stored],
-            names=np.char.add(self._places.ids[stored], f".{modality.name}.safetensors".encode()),
-            checksums=self._places.checksums[modality.name][stored],
-        )
+    def _each_wanted(self, part: tuple[str, ...], stored: Ints) -> Iterator[_Wanted]:
+        """What is wanted of each shard of these modalities."""
+        places, shards = self._places, self._places.shard[stored]
+        for shard in sorted(set(shards.tolist())):
+            here = np.flatnonzero(shards == shard)
+            mine, (group, number) = stored[here], places.shards[shard]
+            num_samples, rows, ids = int(places.num_samples[shard]), places.row[mine], places.ids[mine]
+            for name in part:
+                modality, path = self._modalities[name], paths.shard(group, name, number)
+                if path not in self._objects:
+                    raise NotFoundError(
+                        f"{self._store.url}: objects.parquet has no {path}; run `reben-cloud verify`"
+                    )
+                nbytes = self._objects[path][0]
+                yield _Wanted(
+                    path=path,
+                    modality=modality,
+                    nbytes=nbytes,
+                    num_samples=num_samples,
+                    is_strided=nbytes == tar.shard_bytes(modality, num_samples),
+                    here=here,
+                    rows=rows,
+                    names=np.char.add(ids, f".{name}.safetensors".encode()),
+                    checksums=places.checksums[name][mine],
+                )
 
     def _load_shard(self, wanted: _Wanted) -> list[tuple[Ints, Payloads]]:
-        """Some samples of one shard, by where they are: (which of them, payloads)."""
-        every = np.arange(len(wanted.rows))
+        """Some samples of one shard, by where they are: (where among those asked for, payloads)."""
         if (kept := self._find_kept(wanted)) is not None:
-            return [(every, self._in_memory(wanted, kept))]
+            return [(wanted.here, self._in_memory(wanted, kept))]
         if self._folder is not None:
             try:
                 file = LocalFile(f"{self._folder}/{wanted.path}")
             except FileNotFoundError as error:
                 raise self._lost(wanted.path) from error
             self._counters.add(requests=1)
-            return [(every, self._in_file(wanted, file))]
+            return [(wanted.here, self._in_file(wanted, file))]
         if self._cache is not None:
             cached = self._find_cached(wanted)
             if cached is not None:
-                return [(every, cached)]
+                return [(wanted.here, cached)]
         few = self._load_few(wanted)
         if few is not None:
             return few
         if self._cache is None:
-            return [(every, self._in_memory(wanted, self._download(wanted.path)))]
-        return [(every, self._through_cache(wanted))]
+            return [(wanted.here, self._in_memory(wanted, self._download(wanted.path)))]
+        return [(wanted.here, self._through_cache(wanted))]
 
     # -- in files ----------------------------------------------------------------------------------
 
@@ -249,7 +258,8 @@ class ShardReader:
             )
         records = wanted.records
         if wanted.is_strided:
-            file.read_ahead(int(records.min()), int(np.ptp(records)) + tar.record_bytes(wanted.modality))
+            first = int(records.min())
+            file.read_ahead(first, int(records.max()) - first + tar.record_bytes(wanted.modality))
 
         # The other names are compared when their payloads are read.
         is_ours = (
@@ -265,7 +275,7 @@ class ShardReader:
             nbytes=wanted.modality.payload_bytes,
             header=wanted.modality.payload_header,
             checksums=wanted.checksums.tolist(),
-            names=[name + b"\0" for name in wanted.names.tolist()] if is_ours else (),
+            names=tar.name_fields(wanted.names) if is_ours else (),
             damage=lambda number, cause: self._damage(wanted, number, cause),
             count=self._counters.add_file,
             fetch_again=fetch_again,
@@ -371,8 +381,9 @@ class ShardReader:
         with suppress(ChecksumError):
             for first, stop in ranges:
                 inside = rising[(wanted.rows[rising] >= first) & (wanted.rows[rising] < stop)]
-                read = partial(self._load_range, wanted.part(inside), first, stop)
-                found.append((inside, persistently(read, self._counters)))
+                some = wanted.part(inside)
+                read = partial(self._load_range, some, first, stop)
+                found.append((some.here, persistently(read, self._counters)))
             return found
         return None
 
