@@ -38,6 +38,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(self, folder):
         self.mode, self.match, self.asked, self.folder = "serve", "", [], str(folder)

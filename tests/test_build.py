@@ -28,7 +28,7 @@ from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from tests import official
-from tests.conftest import wait_for
+from tests.conftest import PATIENT_S, wait_for
 
 OPTIONS = PlacementOptions(shard_samples=16)
 
@@ -254,7 +254,7 @@ def kill_and_finish(tmp_path, store, *, kills, seed, **options):
             break
         process = start_build(tmp_path, store.url, store.storage_options, **options)
         assert process.stdout.readline() == b"ready\n", process.stderr.read().decode()
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate(timeout=PATIENT_S)[1]
     return killed, process.returncode, errors.decode()
 
 
@@ -323,7 +323,7 @@ def test_two_builds_at_once_end_in_one_root_and_a_clear_message(uninterrupted, t
     store = open_store(tmp_path / "root")
     with lease.Lease(store, "_build/leases/build.json"):
         process = start_build(tmp_path, store.url)
-        errors = process.communicate(timeout=60)[1].decode()
+        errors = process.communicate(timeout=PATIENT_S)[1].decode()
 
         assert process.returncode == 1
         assert f"another build is at work (process {os.getpid()} on" in errors
@@ -338,7 +338,7 @@ def test_two_processes_race_for_a_root(tmp_path):
     rivals = [start_build(tmp_path, store.url, count=96) for _ in range(3)]
     for process in rivals:
         assert process.stdout.readline() == b"ready\n", process.stderr.read().decode()
-    ended = [(p.communicate(timeout=120)[1].decode(), p.returncode) for p in rivals]
+    ended = [(p.communicate(timeout=PATIENT_S)[1].decode(), p.returncode) for p in rivals]
 
     assert [code for _, code in ended].count(0) >= 1
     assert all("another build is at work" in text for text, code in ended if code)
@@ -437,7 +437,7 @@ def limit_files():
 def test_a_disk_that_takes_no_more_is_reported_and_resumed(uninterrupted, tmp_path):
     store = open_store(tmp_path / "root")
     process = start_build(tmp_path, store.url, preexec_fn=limit_files)
-    errors = process.communicate(timeout=60)[1].decode()
+    errors = process.communicate(timeout=PATIENT_S)[1].decode()
 
     assert process.returncode == 1
     assert "StorageError: cannot write file://" in errors
@@ -450,7 +450,7 @@ def test_a_disk_that_takes_no_more_is_reported_and_resumed(uninterrupted, tmp_pa
 def test_a_full_scratch_disk_is_reported_and_resumed(uninterrupted, tmp_path):
     store = open_store(tmp_path / "root")
     process = start_build(tmp_path, store.url, scratch=tmp_path / "scratch", preexec_fn=limit_files)
-    errors = process.communicate(timeout=60)[1].decode()
+    errors = process.communicate(timeout=PATIENT_S)[1].decode()
 
     assert process.returncode == 1
     assert "StorageError: " in errors

@@ -25,7 +25,7 @@ from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from tests import official
 from tests.clusters import local_cluster
-from tests.conftest import wait_for
+from tests.conftest import PATIENT_S, wait_for
 
 OPTIONS = PlacementOptions(shard_samples=16)
 
@@ -307,7 +307,7 @@ def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(tmp_path, workers
     # A terminal sends it to the worker processes as well.
     (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
 
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 130
     assert "Traceback" not in err
     found = re.search(r"stopped, (\d+) of (\d+) tasks are done .* the same command goes on", err)

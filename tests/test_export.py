@@ -46,7 +46,7 @@ from reben_cloud.sources.lmdb import LmdbSource
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from tests.conftest import missing
+from tests.conftest import PATIENT_S, missing
 from tests.faultproxy import Rule
 from tests.forked import ForkServer
 from tests.roots import synthetic_root
@@ -427,14 +427,14 @@ def test_two_exports_to_one_place_at_once(built, tmp_path):
 
     def slowly(items, total, what):
         started.set()
-        go_on.wait(30)
+        go_on.wait(PATIENT_S)
         return items
 
     thread = threading.Thread(
         target=selection.export_lmdb, args=(tmp_path / "x",), kwargs={"progress": slowly}
     )
     thread.start()
-    started.wait(30)
+    started.wait(PATIENT_S)
     with pytest.raises(ConflictError, match="another process is exporting"):
         selection.export_lmdb(tmp_path / "x")
     go_on.set()

@@ -25,6 +25,7 @@ from reben_cloud.store import BUDGET
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.cache import ShardCache
 from reben_cloud.stream.readers.shards import plan_ranges
+from tests.conftest import PATIENT_S
 from tests.roots import synthetic_root
 
 NUM_PATCHES = 150
@@ -853,7 +854,7 @@ def test_the_command_sums_up_what_was_streamed_when_it_is_stopped(root):
     )
     live = streaming.stderr.readline()  # it is at work
     streaming.send_signal(signal.SIGINT)
-    text, errors = streaming.communicate(timeout=60)
+    text, errors = streaming.communicate(timeout=PATIENT_S)
 
     assert live.startswith("epoch ")
     assert streaming.returncode == 130

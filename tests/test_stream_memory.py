@@ -37,6 +37,7 @@ from reben_cloud.stream.gather import (
 )
 from reben_cloud.stream.payloads import InMemory
 from reben_cloud.stream.readers.base import Places
+from tests.conftest import PATIENT_S
 from tests.test_stream import NUM_PATCHES, SHARD_SAMPLES, check_pixels, epoch_of, root, selection, truth  # noqa: F401
 
 PACKAGE = Path(rc.__file__).parent
@@ -138,7 +139,7 @@ def test_memory_comes_back_by_the_collector_in_any_thread_while_others_take_it()
         gc.collect()
     stop.set()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=PATIENT_S)
 
     assert not any(thread.is_alive() for thread in threads)
     assert not wrong
@@ -688,7 +689,7 @@ def test_a_vandal_is_met_with_right_pixels_or_clear_errors(own_root, truth, tmp_
         [sys.executable, tmp_path / "campaign.py", kind, place, victims, tmp_path / "digests.json", "5", "4"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENT_S,
         check=False,
     )
 

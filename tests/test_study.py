@@ -42,7 +42,7 @@ from reben_cloud.training.study.tables import tables_of
 from reben_cloud.training.train import train
 from reben_cloud.training.truth import labels_of
 from tests.clusters import local_cluster
-from tests.conftest import free_port, wait_for
+from tests.conftest import PATIENT_S, free_port, wait_for
 from tests.roots import synthetic_root
 from tests.studies import SMALL, small_study, study_file
 
@@ -553,7 +553,9 @@ def test_torchrun_does_each_run_with_all_processes(dataset, root, tmp_path):
     begun = command(root, tmp_path / "out", "--set", "seeds=[1]", "--draws", "0")
     together = [sys.executable, *ports, *begun[1:]]
 
-    done = subprocess.run(together, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        together, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=2 * PATIENT_S
+    )
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 of 2 runs are finished") == 1
