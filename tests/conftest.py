@@ -399,3 +399,11 @@ def wait_for(condition: Any, *, timeout_s: float = PATIENT_S) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s} s for {condition}")
         time.sleep(0.02)
+
+
+def processes_of(group: int) -> list[str]:
+    """Processes of a group that still run: those that a killed one leaves go on for a while."""
+    command = ["ps", "-eo", "pgid=,stat=,pid=,args="]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = [(line.split()[:2], line) for line in lines]
+    return [line for (its, state), line in found if its == str(group) and not state.startswith("Z")]

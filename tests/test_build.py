@@ -28,7 +28,7 @@ from reben_cloud.root.placement import PlacementOptions
 from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from tests import official
-from tests.conftest import PATIENT_S, wait_for
+from tests.conftest import PATIENT_S, processes_of, wait_for
 
 OPTIONS = PlacementOptions(shard_samples=16)
 
@@ -241,10 +241,11 @@ def start_build(tmp_path, url, options=None, *, count=48, workers=1, scratch=Non
 def kill_and_finish(tmp_path, store, *, kills, seed, **options):
     """Start builds and kill each after a random time, then let one end."""
     rng = random.Random(seed)
+    options["start_new_session"] = True
     first = start_build(tmp_path, store.url, store.storage_options, **options)
     assert first.stdout.readline() == b"ready\n", first.stderr.read().decode()
     longest, killed = 1.0, 0
-    process = first
+    process, groups = first, [first.pid]
     while killed < kills:
         time.sleep(rng.uniform(0, longest))
         process.kill()
@@ -253,8 +254,11 @@ def kill_and_finish(tmp_path, store, *, kills, seed, **options):
         if store.exists("manifest.json"):
             break
         process = start_build(tmp_path, store.url, store.storage_options, **options)
+        groups.append(process.pid)
         assert process.stdout.readline() == b"ready\n", process.stderr.read().decode()
     errors = process.communicate(timeout=PATIENT_S)[1]
+    # The workers of a killed build write on until they notice.
+    wait_for(lambda: not any(map(processes_of, groups)))
     return killed, process.returncode, errors.decode()
 
 
