@@ -52,6 +52,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("reben")
 
 
+PATIENT_S = 300.0
+"""Seconds that a test waits for what usually comes within one: a machine may be slow, and no clock decides a test."""
+
+
 def missing(what: str) -> NoReturn:
     """Skip for lack of `what`, loudly; fail where everything must be there."""
     if os.environ.get("CI") == "true":
@@ -294,7 +298,7 @@ def _start_ceph(folder: Path) -> S3Server:
     """Start it on a free port; it dies with this process."""
     port = free_port(num_in_a_row=3)
     environment = {**os.environ, "STORE": "memstore", "OWNER": str(os.getpid())}
-    subprocess.run([CEPH_SCRIPT, "start", folder, str(port)], check=True, env=environment, timeout=120)
+    subprocess.run([CEPH_SCRIPT, "start", folder, str(port)], check=True, env=environment, timeout=PATIENT_S)
     return S3Server(
         endpoint=f"http://127.0.0.1:{port}",
         key="testkey",
@@ -304,16 +308,29 @@ def _start_ceph(folder: Path) -> S3Server:
     )
 
 
+_reserved: list[socket.socket] = []
+
+
 def free_port(*, num_in_a_row: int = 1) -> int:
-    """A port of 127.0.0.1 that nobody listens on, nor on the next ones, below the ephemeral range."""
+    """A port of 127.0.0.1 that nobody listens on, nor on the next ones, below the ephemeral range.
+
+    It is given once: until this process ends it holds the port bound, but does not listen on it. Who asks for a port as
+    here is refused it; a server, which sets SO_REUSEADDR as servers do, is not.
+    """
     first = 20_000 + (os.getpid() * 7) % 10_000
     for port in range(first, first + 2_000, num_in_a_row):
+        holding = []
         try:
             for offset in range(num_in_a_row):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port + offset))
+                holding.append(socket.socket())
+                holding[-1].bind(("127.0.0.1", port + offset))
         except OSError:
+            for one in holding:
+                one.close()
             continue
+        for one in holding:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _reserved.extend(holding)
         return port
     raise RuntimeError(f"no free port between {first} and {first + 2_000}")
 
@@ -367,14 +384,26 @@ def slow_gateway(s3_server: S3Server) -> S3Server:
     if s3_server.folder is None:
         missing("a throttling gateway can only be had on the S3 server that the tests start themselves")
     port = free_port()
-    subprocess.run([CEPH_SCRIPT, "slow", s3_server.folder, str(port)], check=True, timeout=60)
+    subprocess.run([CEPH_SCRIPT, "slow", s3_server.folder, str(port)], check=True, timeout=PATIENT_S)
     return replace(s3_server, endpoint=f"http://127.0.0.1:{port}")
 
 
-def wait_for(condition: Any, *, timeout_s: float = 20.0) -> None:
-    """Wait until `condition()` is true."""
+def wait_for(condition: Any, *, timeout_s: float = PATIENT_S) -> None:
+    """Wait until `condition()` is true.
+
+    Raises:
+        TimeoutError: If it is not in time.
+    """
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s} s for {condition}")
         time.sleep(0.02)
+
+
+def processes_of(group: int) -> list[str]:
+    """Processes of a group that still run: those that a killed one leaves go on for a while."""
+    command = ["ps", "-eo", "pgid=,stat=,pid=,args="]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = [(line.split()[:2], line) for line in lines]
+    return [line for (its, state), line in found if its == str(group) and not state.startswith("Z")]

@@ -125,8 +125,8 @@ class FaultProxy:
 
         self._thread = threading.Thread(target=run, name="faultproxy", daemon=True)
         self._thread.start()
-        if not ready.wait(10):
-            raise RuntimeError("the fault proxy did not start within 10 s")
+        if not ready.wait(60):
+            raise RuntimeError("the fault proxy did not start within 60 s")
         return self
 
     def __exit__(self, *_: object) -> None:

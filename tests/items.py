@@ -320,13 +320,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
 @contextlib.contextmanager
 def serve_api(folder: Path) -> Iterator[Api]:
     """An API without Items, while the context lasts."""
     api = Api(folder)
     handler = type("Handler", (_Handler,), {"api": api})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         api.url = f"http://127.0.0.1:{server.server_port}"

@@ -39,7 +39,11 @@ def execute(path: Path, *, folder: Path, environment: Mapping[str, str]) -> nbfo
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
     }
     client = NotebookClient(
-        notebook, timeout=240, record_timing=False, resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=600,
+        startup_timeout=300,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=there)
     return notebook

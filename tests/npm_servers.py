@@ -8,7 +8,6 @@ import hmac
 import shutil
 import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import S3Server, free_port
+from tests.conftest import PATIENT_S, S3Server, free_port, wait_for
 
 PROGRAMS = Path(__file__).parents[1] / ".cache" / "npm" / "node_modules" / ".bin"
 
@@ -94,14 +93,15 @@ def _server(program: str, options: Sequence[str], port: int) -> Iterator[None]:
         [PROGRAMS / program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        for _ in range(600):
-            if process.poll() is not None:
-                pytest.fail(f"{program} ended with {process.returncode}")
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+        wait_for(lambda: _is_open(port) or process.poll() is not None)
+        if process.poll() is not None:
+            pytest.fail(f"{program} ended with {process.returncode}")
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENT_S)
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

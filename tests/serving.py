@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +22,10 @@ from starlette.routing import Mount
 from reben_cloud.root.dataset import Dataset
 from reben_cloud.serve import create_app
 from reben_cloud.serve.running import ImpatientProtocol
-from tests.conftest import missing
+from tests.conftest import PATIENT_S, missing
+
+PATIENT_MS = 1000 * PATIENT_S
+"""For a browser, which counts in milliseconds."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def url(dataset: Dataset) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[httpx.Client]:
     """Of that server."""
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=PATIENT_S) as client:
         yield client
 
 
@@ -75,6 +79,17 @@ def serving(dataset: Dataset, *, prefix: str = "", **options: Any) -> Iterator[s
     thread.join(10)
 
 
+def unread_bytes(port: int) -> int:
+    """Bytes that were sent to a port of this machine, and that the process which serves it has not read yet."""
+    number = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, here, there, _, queues, *_ = line.split()
+        sent, came = (int(one, 16) for one in queues.split(":"))
+        ports = [int(one.rpartition(":")[2], 16) for one in (here, there)]
+        number += came * (ports[0] == port) + sent * (ports[1] == port)
+    return number
+
+
 def answered_while_one_works(
     url: str, ask: Sequence[Callable[[], httpx.Response]], begun: Sized, go_on: threading.Event
 ) -> list[httpx.Response]:
@@ -92,7 +107,7 @@ def answered_while_one_works(
             while not len(begun):
                 time.sleep(0.01)
             time.sleep(0.3)  # for the others to have come
-            assert httpx.get(f"{url}/explore/list?rows=1", timeout=5).status_code == 200
+            assert httpx.get(f"{url}/explore/list?rows=1", timeout=PATIENT_S).status_code == 200
             assert len(begun) == 1
         finally:
             go_on.set()
@@ -113,6 +128,7 @@ def looking_at(
         context: Further options of Playwright's ``new_context``.
     """
     opened = started.new_context(viewport={"width": width, "height": height}, **context)
+    opened.set_default_timeout(PATIENT_MS)
     page, problems = opened.new_page(), []
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: problems.append(str(e)))
@@ -120,7 +136,7 @@ def looking_at(
     inside = (server, "data:", f"blob:{server}")
     page.on("request", lambda r: None if r.url.startswith(inside) else problems.append(r.url))
     page.goto(url)
-    page.wait_for_selector("body[data-ready]", timeout=30_000)
+    page.wait_for_selector("body[data-ready]")
     yield page
     opened.close()
     assert problems == []

@@ -1,6 +1,5 @@
 """Two products of one tile and acquisition, a datastrip each, make the patches that the whole product would make."""
 
-import os
 import re
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from reben_cloud.scenes.processors import run_sen2cor
 from reben_cloud.scenes.receipts import receipt_path
 from reben_cloud.scenes.safe import open_safe
 from tests.commands import invoke as command
-from tests.conftest import wait_for
 from tests.items import serve_api
 from tests.scenes import PRODUCT, band_pixels, make_clc, make_safe
 
@@ -141,20 +139,39 @@ def test_the_order_of_the_inputs_does_not_count(merged, strips, options, tmp_pat
     assert again.already_there
 
 
+KILLED = """
+import os, signal
+from reben_cloud.cli import main
+from reben_cloud.formats import geotiff
+
+encode, left = geotiff.encode_band, 40  # of 9 patches with 13 files each
+
+def killed(*arguments, **options):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(*arguments, **options)
+
+geotiff.encode_band = killed
+main()
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same(merged, strips, options, tmp_path):
     out = tmp_path / "out"
     arguments = [
-        sys.executable, "-m", "reben_cloud.cli", "prepare", "--clc", options.land_cover, "--out", out,
+        "prepare", "--clc", options.land_cover, "--out", out,
         *(word for path in strips for word in ("--s2", path)),
     ]  # fmt: skip
-    process = subprocess.Popen(list(map(str, arguments)), stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(out.rglob("*.tif")))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    script = [sys.executable, "-c", KILLED, *map(str, arguments)]
+    died = subprocess.run(script, stderr=subprocess.PIPE, text=True, check=False)
 
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert any(out.rglob("*.tif"))
     assert not receipt_path(out, PRODUCT).exists()
-    done = command(*arguments[3:])
+    done = command(*arguments)
     assert "9 of 9 squares written" in done.stdout
     tiles = {name: data for name, data in files(out).items() if name.suffix == ".tif"}
     assert tiles == {name: data for name, data in files(merged[0]).items() if name.suffix == ".tif"}

@@ -23,7 +23,7 @@ from tests import hub
 from tests.benge import write_benge
 from tests.bigearthnet_txt import write_texts
 from tests.commands import check_command, command_lines
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENT_S, REPOSITORY
 from tests.official import members, pack
 from tests.scenes import make_abroad
 
@@ -131,7 +131,11 @@ def run_shell(text, where):
         subprocess.run(["make", "-n", "-C", REPOSITORY, target], check=True, stdout=subprocess.DEVNULL)
     rest = "\n".join(line for line in text.splitlines() if not line.startswith("make "))
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", rest], capture_output=True, text=True, timeout=240, check=False
+        ["bash", "-euo", "pipefail", "-c", rest],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENT_S,
+        check=False,
     )
     assert done.returncode == 0, f"{where}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
 

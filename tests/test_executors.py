@@ -25,7 +25,7 @@ from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from tests import official
 from tests.clusters import local_cluster
-from tests.conftest import wait_for
+from tests.conftest import PATIENT_S, processes_of, wait_for
 
 OPTIONS = PlacementOptions(shard_samples=16)
 
@@ -138,7 +138,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         except OSError:
             return True
 
-    wait_for(gone, timeout_s=10)
+    wait_for(gone)
 
 
 def test_there_is_at_least_one_worker():
@@ -307,7 +307,7 @@ def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(tmp_path, workers
     # A terminal sends it to the worker processes as well.
     (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
 
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 130
     assert "Traceback" not in err
     found = re.search(r"stopped, (\d+) of (\d+) tasks are done .* the same command goes on", err)
@@ -316,18 +316,7 @@ def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(tmp_path, workers
     assert 3 <= done < total
     assert len(list(receipts.glob("*/[sz]*-*.json"))) <= done + 2 * workers + 1  # at work, or handed over
     assert not (tmp_path / "root" / "manifest.json").exists()
-    wait_for(lambda: not executors_of(process.pid))
+    wait_for(lambda: not processes_of(process.pid))
     plan = plan_of(open_store(tmp_path / "root"))
     with pytest.raises(ConflictError, match="unfinished build of something else"):
         build(plan)
-
-
-def executors_of(group):
-    """Processes of a group that still run."""
-    return [
-        line
-        for line in subprocess.run(
-            ["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        if line.split()[0] == str(group) and not line.split()[1].startswith("Z")
-    ]

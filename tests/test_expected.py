@@ -276,9 +276,12 @@ def test_a_slow_network_is_named(s3_root, fault_proxy):
 
 
 def test_a_slow_consumer_is_named(root):
-    loader = RawLoader(rc.open(root).search(), batch_size=16)
+    quick, loader = (RawLoader(rc.open(root).search(), batch_size=16) for _ in range(2))
+    begin = time.perf_counter()
+    num_batches = sum(1 for _ in quick)
+    batch_s = (time.perf_counter() - begin) / num_batches
     for _ in loader:
-        time.sleep(0.2)
+        time.sleep(max(0.2, 10 * batch_s))
 
     stats = loader.stats()
     assert stats.limiting_stage == "consumer"

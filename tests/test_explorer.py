@@ -21,7 +21,7 @@ from reben_cloud.store import open_store
 from reben_cloud.views.land import land_json
 from tests.official import table_of
 from tests.roots import synthetic_root
-from tests.serving import browser, looking_at, serving, url  # noqa: F401
+from tests.serving import PATIENT_MS, browser, looking_at, serving, url  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -61,14 +61,15 @@ def chromium():
 def matched(page, count=None):
     """How many patches the page says it found; waits until they are `count`."""
     if count is not None:
-        page.wait_for_selector(f'#count[data-matched="{count}"]', timeout=10_000)
+        page.wait_for_selector(f'#count[data-matched="{count}"]')
     return int(page.get_attribute("#count", "data-matched"))
 
 
 def state(page):
     """What the address says, when it has been written."""
-    page.wait_for_timeout(300)
-    return parse_qs(page.url.partition("#")[2])
+    # A timer of the page itself, which ends after the one that writes, however slow the page is.
+    page.evaluate("new Promise((done) => setTimeout(done, 300))")
+    return parse_qs(page.evaluate("location.hash").removeprefix("#"))
 
 
 def tap_filters(page, size):
@@ -275,7 +276,7 @@ def test_links_and_code_are_copied_and_it_is_said(chromium, url):
     permissions = ["clipboard-read", "clipboard-write"]
     with looking_at(chromium, f"{url}#split=test", permissions=permissions) as page:
         page.click("#share")
-        assert page.inner_text("#toast") == "link copied"
+        page.wait_for_function("document.getElementById('toast').textContent === 'link copied'")
         assert page.evaluate("navigator.clipboard.readText()") == f"{url}/#split=test"
         page.click("[data-tab=cli]")
         page.click("#copy")
@@ -285,6 +286,7 @@ def test_links_and_code_are_copied_and_it_is_said(chromium, url):
 
 def test_failed_requests_are_told(chromium, url):
     opened = chromium.new_context(viewport={"width": 1300, "height": 800})
+    opened.set_default_timeout(PATIENT_MS)
     page = opened.new_page()
     page.goto(f"{url}#cql2=nonsense+%3D")
     page.wait_for_selector("body[data-ready]")
@@ -320,7 +322,8 @@ def test_nothing_is_wider_than_the_window_and_axe_has_no_finding(chromium, url, 
     found = []
 
     def look(page, what):
-        page.wait_for_timeout(300)
+        # Half faded in, a text has less contrast than it will have.
+        page.evaluate("Promise.all(document.getAnimations().map((one) => one.finished.catch(() => {})))")
         result = page.evaluate(f"() => axe.run(document, {{runOnly: {AXE_RULES}}})")
         found.extend(
             (what, one["id"], [node["html"] for node in one["nodes"]]) for one in result["violations"]

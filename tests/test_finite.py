@@ -20,7 +20,7 @@ from reben_cloud.training.feed import modalities_for, model_input  # noqa: E402
 from reben_cloud.training.finite import FiniteCheck  # noqa: E402
 from reben_cloud.training.models import ModelSpec  # noqa: E402
 from reben_cloud.training.train import train  # noqa: E402
-from tests.conftest import free_port  # noqa: E402
+from tests.conftest import PATIENT_S, free_port  # noqa: E402
 from tests.roots import synthetic_root  # noqa: E402
 
 
@@ -177,7 +177,7 @@ def test_every_process_stops_at_the_first_step_that_any_of_them_saw(dataset, tmp
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=2 * PATIENT_S,
     )
 
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from reben_cloud.errors import ChangedError, StorageError, UnreachableError
-from reben_cloud.store import Budget, Store, normalise_url, open_store
+from reben_cloud.store import BUDGET, Budget, Store, normalise_url, open_store
 from tests.hub import Hub, serve
 
 DATA = np.random.default_rng(8).bytes(1_000_000)
@@ -146,20 +145,19 @@ def test_an_object_that_changes_is_told_in_the_middle_of_reading(hub, redirects)
 
 @pytest.mark.parametrize("redirects", [True, False], ids=["redirects", "direct"])
 def test_an_object_that_changes_within_an_answer_is_not_put_together_of_two(hub, redirects):
-    hub.redirects, hub.cut_after = redirects, [300_000]
+    class Changing(list):
+        """Where answers are cut. With the first one the object changes: before the rest of it is asked for."""
+
+        def pop(self, at):
+            hub.commit({PATH: DATA[::-1]})
+            hub.signed.clear()  # as `expire` does, whose lock the server holds here
+            return super().pop(at)
+
+    hub.redirects, hub.cut_after = redirects, Changing([300_000])
     store = web_store(hub)
 
-    def change():
-        while not any(a.nbytes for a in hub.asked):
-            time.sleep(0.001)
-        hub.commit({PATH: DATA[::-1]})
-        hub.expire()
-
-    changer = threading.Thread(target=change)
-    changer.start()
     with pytest.raises(ChangedError):
         store.get(PATH)
-    changer.join()
 
 
 def test_an_object_without_an_etag_is_told_by_its_size_and_time(hub):
@@ -366,7 +364,7 @@ def test_a_server_that_asks_for_more_patience_than_there_is(hub):
     with pytest.raises(StorageError, match=r"status 429.*asks to wait 3600 s.*given up after 1 attempt"):
         store_of(hub).get_range(PATH, 0, 9)
 
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 60  # not the hour
 
 
 @STORES
@@ -398,7 +396,7 @@ def test_a_hub_that_is_not_there_is_told_in_time():
     with pytest.raises(UnreachableError, match=r"no answer.*HF_ENDPOINT.*given up"):
         store_of(gone).get(PATH)
 
-    assert time.monotonic() - start < 3 * SHORT.seconds
+    assert time.monotonic() - start < BUDGET.seconds / 2
 
 
 def test_connections_that_the_server_gave_up_are_no_failures(hub):

@@ -14,6 +14,7 @@ from reben_cloud.scenes.items.product import products_of
 from reben_cloud.scenes.items.reading import Reading
 from reben_cloud.scenes.items.search import StacSearch, find_items
 from tests.commands import invoke, told
+from tests.conftest import PATIENT_S
 from tests.item_products import abroad, others, own, prepare, tiny, tiny_images  # noqa: F401
 from tests.items import CONFORMS, Api
 from tests.roots import synthetic_root
@@ -175,7 +176,9 @@ def test_the_api_that_serve_makes_is_searched_and_its_items_are_told_from_produc
     synthetic_root(tmp_path / "root", 7)
     dataset = rc.open(tmp_path / "root")
     with serving(dataset) as url:
-        (collection,) = [c["id"] for c in httpx.get(f"{url}/collections").json()["collections"]]
+        (collection,) = [
+            c["id"] for c in httpx.get(f"{url}/collections", timeout=PATIENT_S).json()["collections"]
+        ]
         search = StacSearch(api=url, collection=collection, datetime="2017/2018", max_items=7)
 
         found = find_items(search)

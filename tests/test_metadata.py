@@ -232,6 +232,7 @@ def test_another_order_of_the_placement_is_refused():
 def test_all_real_rows_take_little_time_memory_and_space(shared, tmp_path):
     folder = shared / "data" / "bigearthnet_pipeline"
     script = (
+        "import pyarrow; pyarrow.set_cpu_count(2)\n"  # each thread has memory of its own
         "import resource, sys; from pathlib import Path; from reben_cloud.root.patches import patches_table\n"
         "from reben_cloud.root.patches_file import write_patches\n"
         "from reben_cloud.bigearthnet.official import describe, read_official\n"

@@ -13,7 +13,7 @@ from importlib.metadata import packages_distributions
 import pytest
 
 import reben_cloud
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENT_S, REPOSITORY
 
 PACKAGE = REPOSITORY / "reben_cloud"
 
@@ -84,7 +84,7 @@ def test_a_clean_environment_builds_and_reads_a_root(dist, tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
     install = [python, "-m", "pip", "install", "--quiet", "--no-compile"]  # what is imported is compiled then
-    subprocess.run([*install, "-c", REPOSITORY / "constraints.txt", wheel], check=True, timeout=280)
+    subprocess.run([*install, "-c", REPOSITORY / "constraints.txt", wheel], check=True, timeout=2 * PATIENT_S)
     command = python.parent / "reben-cloud"
     root = tmp_path / "root"
 

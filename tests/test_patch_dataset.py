@@ -23,7 +23,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawPatches
 from reben_cloud.stream.readers.shards import plan_ranges
-from tests.conftest import missing
+from tests.conftest import PATIENT_S, missing
 from tests.test_stream import NUM_PATCHES, SHARD_SAMPLES, root, s3_root, selection, truth  # noqa: F401
 
 torch = pytest.importorskip("torch")
@@ -496,7 +496,7 @@ def test_spawned_workers_read_s3_and_the_process_ends(s3_root, tmp_path):
 
     done = subprocess.run(
         [sys.executable, script, s3_root[0], repr(s3_root[1])],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=PATIENT_S, check=True,
     )  # fmt: skip
 
     assert done.stdout.split() == [str(NUM_PATCHES)]

@@ -33,7 +33,7 @@ from reben_cloud.training import parts
 from reben_cloud.training.evaluate import evaluate_folder
 from reben_cloud.training.models import ModelSpec, create_model, load_pretrained, save_model
 from reben_cloud.training.outputs import embed
-from tests.conftest import free_port
+from tests.conftest import PATIENT_S, free_port
 
 BANDS = ("B04", "B03", "B02", "VV")
 
@@ -233,7 +233,7 @@ def test_two_processes_write_what_one_does(root, classifier, tmp_path):
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
     command = [sys.executable, *launcher, tmp_path / "run.py", root, classifier, tmp_path / "two", "-1"]
-    subprocess.run([*command, "probabilities"], check=True, env=threads, timeout=200)
+    subprocess.run([*command, "probabilities"], check=True, env=threads, timeout=2 * PATIENT_S)
 
     one, two = (rc.open(root, layers=[tmp_path / name]).search() for name in ("one", "two"))
     first, second = (sel.column("pred:probabilities").to_pylist() for sel in (one, two))

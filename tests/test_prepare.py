@@ -56,7 +56,7 @@ from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from tests.clusters import local_cluster
 from tests.commands import invoke as command
-from tests.conftest import wait_for
+from tests.conftest import PATIENT_S, wait_for
 from tests.scenes import PRODUCT as PRODUCT_OF_SCENES
 from tests.scenes import band_pixels, make_clc, make_landscape, make_safe
 
@@ -378,7 +378,7 @@ def test_ctrl_c_says_so_and_the_same_command_goes_on(inputs, tmp_path, workers):
     wait_for(lambda: any(receipts.glob("*.parquet")))
 
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENT_S)
 
     assert process.returncode == 130
     assert "Traceback" not in err

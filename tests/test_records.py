@@ -295,7 +295,19 @@ def test_the_python_around_a_sample_takes_microseconds(small_payloads, layout):
         count = sum(len(batch["index"]) for batch in loader)
         costs.append((time.process_time() - begin) / count)
 
-    assert min(costs) < 20e-6, "processor seconds per sample; 6 to 8 us of an idle machine's"
+    # 6 to 8 us, where a step takes 31 ns: what a processor is slower, it is for both.
+    assert min(costs) < 640 * _step_s(), "processor seconds per sample"
+
+
+def _step_s():
+    """Processor seconds of one of the simplest steps of Python."""
+    costs = []
+    for _ in range(20):
+        begin, total = time.thread_time(), 0
+        for number in range(100_000):
+            total += number % 7
+        costs.append((time.thread_time() - begin) / 100_000)
+    return min(costs)
 
 
 @pytest.fixture(scope="module")

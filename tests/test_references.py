@@ -39,6 +39,7 @@ from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
 from reben_cloud.stream.readers.base import Counters
+from reben_cloud.stream.readers.references import ReferenceReader
 from reben_cloud.stream.select import StoredSelection, open_reader
 from tests import batches, official
 from tests.batches import assert_same
@@ -161,17 +162,22 @@ def test_an_object_that_was_written_again_is_refused(lmdb, tmp_path):
     assert "has changed since it was indexed" in verify(reference, quick=True).to_text()
 
 
-def test_a_change_in_the_middle_of_an_epoch_is_seen(lmdb, tmp_path):
+def test_a_change_in_the_middle_of_an_epoch_is_seen(lmdb, tmp_path, monkeypatch):
     shutil.copytree(lmdb, tmp_path / "BENv2.lmdb")
     index_hosted(tmp_path / "BENv2.lmdb", tmp_path / "ref")
-    selection = rc.open(tmp_path / "ref").search()
-    batches = iter(RawLoader(selection, batch_size=2, lanes=8, prefetch=0, fetch_threads=1, gather_threads=1))
-    next(batches)
-    os.utime(tmp_path / "BENv2.lmdb" / "data.mdb")
+    loader = RawLoader(rc.open(tmp_path / "ref").search(), batch_size=2, lanes=8, fetch_threads=1)
+    load, loaded = ReferenceReader.load, []
 
+    def load_and_change(self, part, stored):
+        loaded.append(load(self, part, stored))
+        os.utime(tmp_path / "BENv2.lmdb" / "data.mdb")  # not later: blocks are read ahead
+        return loaded[-1]
+
+    monkeypatch.setattr(ReferenceReader, "load", load_and_change)
     with pytest.raises(ChangedError, match="has changed since it was indexed"):
-        for _ in batches:
+        for _ in loader:
             pass
+    assert len(loaded) == 1
 
 
 def test_a_flipped_pixel_is_found_where_checksums_were_recorded(lmdb, tmp_path):

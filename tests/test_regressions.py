@@ -15,6 +15,7 @@ from reben_cloud.errors import ChecksumError, ConflictError, SourceError
 from reben_cloud.sources.recognise import open_source
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
+from tests.conftest import PATIENT_S
 from tests.roots import synthetic_root
 
 
@@ -94,7 +95,7 @@ if os.fork() == 0:
 os.wait()
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, made], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script, made], capture_output=True, text=True, timeout=PATIENT_S, check=True
     )
 
     assert done.stdout == "refused"

@@ -22,6 +22,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
 import reben_cloud as rc
 from reben_cloud.serve import body_limit, lanes
+from tests.conftest import PATIENT_S
 from tests.roots import synthetic_root
 from tests.serving import answered_while_one_works, client, serving, url  # noqa: F401
 from tests.stac import schemas, stac_errors
@@ -209,11 +210,11 @@ def test_items_are_valid_and_their_assets_open(client, shared):
         assert stac_errors(item, shared / "stac_schemas") == []
         alone = client.get(next(link["href"] for link in item["links"] if link["rel"] == "self")).json()
         assert alone == item
-        metadata = httpx.get(f"{item['assets']['zarr']['href']}/zarr.json").json()
+        metadata = httpx.get(f"{item['assets']['zarr']['href']}/zarr.json", timeout=PATIENT_S).json()
         assert metadata["node_type"] == "group"
     collection = client.get("/collections/bigearthnet-v2").json()
     assert stac_errors(collection, shared / "stac_schemas") == []
-    assert httpx.head(collection["assets"]["patches"]["href"]).status_code == 200
+    assert httpx.head(collection["assets"]["patches"]["href"], timeout=PATIENT_S).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -489,13 +490,13 @@ def test_files_are_written_one_by_one_and_keep_nobody_else_waiting(dataset, monk
 
     def slow(selection, form):
         begun.append(form)
-        assert go_on.wait(20)
+        assert go_on.wait(PATIENT_S)
         yield b"done"
 
     monkeypatch.setattr("reben_cloud.serve.found.render", slow)
     bits = bits_of(np.arange(3), len(dataset))
     with serving(dataset) as url:
-        ask = partial(httpx.post, f"{url}/explore/found.ids", content=bits, timeout=30)
+        ask = partial(httpx.post, f"{url}/explore/found.ids", content=bits, timeout=PATIENT_S)
         answers = answered_while_one_works(url, [ask] * 60, begun, go_on)
     assert [one.content for one in answers] == [b"done"] * 60
 

@@ -13,6 +13,7 @@ from reben_cloud.errors import ChecksumError
 from reben_cloud.schema import TensorSpec
 from reben_cloud.serve import create_app, results
 from reben_cloud.store.budget import Budget
+from tests.conftest import PATIENT_S
 from tests.roots import synthetic_root
 from tests.serving import serving
 
@@ -65,7 +66,7 @@ def check_told(answer, status):
 
 
 def answers(dataset, patch_ids):
-    with serving(dataset) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with serving(dataset) as url, httpx.Client(base_url=url, timeout=PATIENT_S) as client:
         return [client.get(path) for one in patch_ids for path in paths_of(one)]
 
 
@@ -110,7 +111,7 @@ def test_a_store_out_of_reach_is_told_and_logged(whole, caplog):
 
     with serving(dataset) as url:
         patch_id = dataset.selection.patch_ids[0]
-        found = [httpx.get(f"{url}{path}", timeout=60) for path in paths_of(patch_id)[:2]]
+        found = [httpx.get(f"{url}{path}", timeout=PATIENT_S) for path in paths_of(patch_id)[:2]]
 
     for one in found:
         check_told(one, 502)
@@ -124,4 +125,4 @@ def test_a_search_over_damage_is_not_the_clients_fault(whole, monkeypatch):
 
     monkeypatch.setattr(results, "find_rows", damaged)
     with serving(rc.open(whole / "root")) as url:
-        check_told(httpx.get(f"{url}/search"), 500)
+        check_told(httpx.get(f"{url}/search", timeout=PATIENT_S), 500)

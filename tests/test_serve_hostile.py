@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +25,7 @@ from reben_cloud.serve import body_limit, cost, lanes, results, running
 from reben_cloud.serve.cost import MAX_CORNERS, count_corners, expected_s
 from reben_cloud.serve.lanes import GivenUpError
 from reben_cloud.serve.results import Results
+from tests.conftest import PATIENT_S, wait_for
 from tests.roots import synthetic_root
 from tests.serving import serving
 
@@ -41,7 +42,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(dataset):
-    with serving(dataset) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with serving(dataset) as url, httpx.Client(base_url=url, timeout=PATIENT_S) as client:
         yield client
 
 
@@ -244,7 +245,7 @@ def test_an_error_that_nobody_expected_is_500_in_a_sentence_that_pages_may_read(
 
     monkeypatch.setattr(results, "find_rows", broken)
     with serving(dataset) as url:
-        answer = httpx.get(f"{url}/search", headers={"Origin": "https://example.org"})
+        answer = httpx.get(f"{url}/search", headers={"Origin": "https://example.org"}, timeout=PATIENT_S)
 
     check_refused(answer, (500,))
     assert answer.headers["access-control-allow-origin"] == "*"
@@ -288,10 +289,13 @@ def test_corners_are_counted_wherever_they_stand():
 
 
 class Slow:
-    """Stands in for the pieces of long searches: each takes 10 ms, and there are 3,000 of them."""
+    """Stands in for the pieces of long searches: each takes 10 ms, and there are 3,000 of them.
+
+    On a busy machine pieces take longer and so does all else: that a search ends soon is told by their number.
+    """
 
     def __init__(self, monkeypatch, *, is_long=lambda query: True):
-        self.begun, self.ended = 0, 0
+        self.begun, self.ended, self.pieces = 0, 0, 0
         whole = evaluation.find_rows
 
         def slow(dataset, query, *, between):
@@ -302,44 +306,65 @@ class Slow:
                 for _ in range(3_000):
                     between()
                     time.sleep(0.01)
+                    self.pieces += 1
                 return whole(dataset, query, between=between)
             finally:
                 self.ended += 1
 
         monkeypatch.setattr(results, "find_rows", slow)
 
-    def wait(self, name, number, seconds=5.0):
-        end = time.monotonic() + seconds
-        while getattr(self, name) < number:
-            assert time.monotonic() < end, f"{name} is {getattr(self, name)}, not {number}"
-            time.sleep(0.01)
+    def ends_within(self, pieces, *, after):
+        """Wait for the end of the one search, and say whether it made no more pieces than that after so many."""
+        wait_for(lambda: self.ended == self.begun)
+        return self.pieces - after <= pieces
+
+
+@contextmanager
+def asking(url, path):
+    """A client that waits for an answer, and hangs up at the end of the context."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port)) as one:
+        one.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        yield
 
 
 @pytest.mark.slow
-def test_a_search_ends_within_a_second_when_its_client_hangs_up(dataset, monkeypatch):
+def test_a_search_ends_within_a_second_of_pieces_when_its_client_hangs_up(dataset, monkeypatch):
     slow = Slow(monkeypatch)
+    monkeypatch.setattr(lanes, "MAX_SEARCH_S", PATIENT_S)
     with serving(dataset) as url:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.get(f"{url}/search?bbox=1,2,3,4", timeout=0.5)
-        slow.wait("begun", 1)
+        with asking(url, "/search?bbox=1,2,3,4"):
+            wait_for(lambda: slow.begun)
+            pieces = slow.pieces
 
-        slow.wait("ended", 1, 1.0)
+        assert slow.ends_within(100, after=pieces)
 
 
 @pytest.mark.slow
 def test_equal_searches_are_one_and_end_when_the_last_client_hangs_up(dataset, monkeypatch):
-    slow = Slow(monkeypatch)
-    with serving(dataset) as url, ThreadPoolExecutor(5) as pool:
-        waits = [
-            pool.submit(httpx.get, f"{url}/search?bbox=1,2,3,4", timeout=0.5 + 0.2 * one) for one in range(5)
-        ]
-        time.sleep(1.0)
-        assert (slow.begun, slow.ended) == (1, 0)
-        for wait in waits:
-            with pytest.raises(httpx.ReadTimeout):
-                wait.result()
+    slow, searches, join = Slow(monkeypatch), [], Results._join
+    monkeypatch.setattr(lanes, "MAX_SEARCH_S", PATIENT_S)
 
-        slow.wait("ended", 1, 1.0)
+    def noted(self, query):
+        searches.append(found := join(self, query))
+        return found
+
+    monkeypatch.setattr(Results, "_join", noted)
+    with serving(dataset) as url:
+        with asking(url, "/search?bbox=1,2,3,4"):
+            with ExitStack() as others:
+                for _ in range(4):
+                    others.enter_context(asking(url, "/search?bbox=1,2,3,4"))
+                wait_for(lambda: len(searches) == 5)
+            search, *rest = searches
+            assert rest == [search] * 4
+            wait_for(lambda: search.waiting == 1)
+            pieces = slow.pieces
+            wait_for(lambda: slow.pieces > pieces + 10)
+            assert (slow.begun, slow.ended) == (1, 0)
+            pieces = slow.pieces
+
+        assert slow.ends_within(100, after=pieces)
         assert slow.begun == 1
 
 
@@ -349,11 +374,11 @@ def test_a_search_that_takes_too_long_ends(dataset, monkeypatch):
     monkeypatch.setattr(lanes, "MAX_SEARCH_S", 0.3)
 
     with serving(dataset) as url:
-        answer = httpx.get(f"{url}/search", timeout=10)
+        answer = httpx.get(f"{url}/search", timeout=PATIENT_S)
 
     check_refused(answer, (503,))
     assert int(answer.headers["retry-after"]) > 0
-    slow.wait("ended", 1, 0.5)
+    assert slow.ends_within(50, after=30)
 
 
 def test_long_searches_wait_for_each_other_and_short_ones_do_not(dataset, monkeypatch):
@@ -368,10 +393,12 @@ def test_long_searches_wait_for_each_other_and_short_ones_do_not(dataset, monkey
 
     async def run():
         asked = [asyncio.create_task(short.found({"intersects": point}, gone)) for point in points]
-        await asyncio.sleep(0.5)
+        while sum(one.done() for one in asked) < 2 or not slow.begun:
+            await asyncio.sleep(0.01)
         assert slow.begun == 1
         assert short.lanes.num_long == 3
-        found = await asyncio.wait_for(short.found({"bbox": [0, 0, 1, 1]}, gone), 2)
+        found = await asyncio.wait_for(short.found({"bbox": [0, 0, 1, 1]}, gone), PATIENT_S)
+        assert (slow.begun, slow.ended) == (1, 0)
         assert len(found) == len(dataset.search(bbox=(0, 0, 1, 1)))
         stop.set()
         return await asyncio.gather(*asked, return_exceptions=True)
@@ -510,25 +537,30 @@ def test_the_cost_of_many_shapes_is_known_without_a_look_at_each(dataset, monkey
 
 @pytest.mark.slow
 def test_slow_connections_are_hung_up_on_and_do_not_keep_others_waiting(dataset, monkeypatch):
-    monkeypatch.setattr(running, "MAX_HEADER_S", 1.0)
-    with serving(dataset) as url:
-        host, port = urlsplit(url).hostname, urlsplit(url).port
-        slow = [socket.create_connection((host, port)) for _ in range(200)]
+    def slow_ones(url):
+        parts = urlsplit(url)
+        slow = [socket.create_connection((parts.hostname, parts.port), PATIENT_S) for _ in range(200)]
         for number, one in enumerate(slow):
             one.sendall([b"", b"GET /search HTTP/1.1\r\nHost: x\r\nX-A: b\r\n"][number % 2])
-        start = time.monotonic()
-        assert httpx.get(f"{url}/search?limit=1", timeout=5).status_code == 200
-        assert time.monotonic() - start < 3
+        return slow
 
+    with serving(dataset) as url:
+        # None of them is hung up on before the answer comes.
+        monkeypatch.setattr(running, "MAX_HEADER_S", 2 * PATIENT_S)
+        slow = slow_ones(url)
+        assert httpx.get(f"{url}/search?limit=1", timeout=PATIENT_S).status_code == 200
         for one in slow:
-            one.settimeout(10)
+            one.close()
+
+        monkeypatch.setattr(running, "MAX_HEADER_S", 1.0)
+        for one in slow_ones(url):
             while one.recv(1 << 16):  # a 400 at most, then the end
                 pass
             one.close()
-        assert time.monotonic() - start < 10
         # Who asks at once is not hung up on, however long the answers take in all.
-        with httpx.Client(base_url=url) as kept:
-            for _ in range(4):
+        monkeypatch.setattr(running, "MAX_HEADER_S", 3.0)
+        with httpx.Client(base_url=url, timeout=PATIENT_S) as kept:
+            for _ in range(9):
                 assert kept.get("/conformance").status_code == 200
                 time.sleep(0.4)
 
@@ -538,7 +570,7 @@ def test_bodies_that_trickle_in_are_given_up(dataset, monkeypatch):
     monkeypatch.setattr(body_limit.BodyLimit.__init__, "__defaults__", (1_000, 0.5))
     with serving(dataset) as url:
         parts = urlsplit(url)
-        with socket.create_connection((parts.hostname, parts.port), timeout=10) as one:
+        with socket.create_connection((parts.hostname, parts.port), timeout=PATIENT_S) as one:
             one.sendall(b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             said = b"".join(iter(lambda: one.recv(1 << 16), b""))  # the head may come before the body
 
@@ -555,7 +587,9 @@ def test_no_request_that_the_openapi_document_describes_or_nearly_is_the_servers
     how = ["--max-time", "40", "--max-examples", "1000", "--generation-deterministic", "--no-color"]
     quiet = ["--continue-on-failure", "--warnings", "off", "--suppress-health-check", "all"]
 
-    done = subprocess.run([*command, *how, *quiet], capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(
+        [*command, *how, *quiet], capture_output=True, text=True, check=False, timeout=2 * PATIENT_S
+    )
 
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     cases = re.search(r"([\d,]+) generated, ([\d,]+) passed", done.stdout)

@@ -19,8 +19,9 @@ import reben_cloud as rc
 from reben_cloud.root.selection import Selection
 from reben_cloud.schema import TensorSpec
 from reben_cloud.views.picture import grey, relief
+from tests.conftest import PATIENT_S
 from tests.roots import synthetic_root
-from tests.serving import answered_while_one_works, browser, client, serving, url  # noqa: F401
+from tests.serving import PATIENT_MS, answered_while_one_works, browser, client, serving, url  # noqa: F401
 
 HEIGHTS = TensorSpec(name="dem", shape=(120, 120), dtype="int16", units="m", fill=-9999, pixel_m=10)
 RAIN = TensorSpec(name="rain", shape=(6, 6), dtype="float32", units="mm", fill=float("nan"), pixel_m=200)
@@ -193,14 +194,14 @@ def test_looks_through_embeddings_are_one_by_one_and_keep_nobody_else_waiting(da
 
     def slow(selection, *args, **options):
         begun.append(args)
-        assert go_on.wait(20)
+        assert go_on.wait(PATIENT_S)
         return nearest(selection, *args, **options)
 
     monkeypatch.setattr(Selection, "nearest", slow)
     paths = [f"/collections/bigearthnet-v2/items/{one}/nearest" for one in ids[:30]]
     paths += [f"/explore/patches/{one}/nearest?column=emb:vector" for one in ids[:30]]
     with serving(dataset) as url:
-        asks = [partial(httpx.get, f"{url}{path}", timeout=30) for path in paths]
+        asks = [partial(httpx.get, f"{url}{path}", timeout=PATIENT_S) for path in paths]
         answers = answered_while_one_works(url, asks, begun, go_on)
     assert [one.status_code for one in answers] == [200] * 60
 
@@ -249,13 +250,14 @@ def test_what_has_no_height_is_black():
 def test_the_page_filters_by_layers_and_shows_them(url, dataset, ids, tmp_path):
     with browser() as started:
         page = started.new_page(viewport={"width": 1300, "height": 1100})
+        page.set_default_timeout(PATIENT_MS)
         problems: list[str] = []
         page.on("pageerror", lambda e: problems.append(str(e)))
         page.goto(url)
-        page.wait_for_selector("body[data-ready]", timeout=30_000)
+        page.wait_for_selector("body[data-ready]")
 
         def wait_for(count):
-            page.wait_for_selector(f'#count[data-matched="{count}"]', timeout=10_000)
+            page.wait_for_selector(f'#count[data-matched="{count}"]')
 
         page.click("#layers >> text=Elevation")
         wait_for(40)

@@ -11,6 +11,7 @@ import pytest
 import reben_cloud as rc
 from reben_cloud.schema import TensorSpec
 from reben_cloud.stream import RawLoader
+from tests.conftest import PATIENT_S
 from tests.roots import synthetic_root
 from tests.serving import browser, looking_at, serving
 from tests.stac import stac_errors
@@ -61,9 +62,9 @@ def hrefs(*documents):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_collection_is_the_roots_without_its_files(root, lmdbs, layer, form, shared):
     with serving(root) as url:
-        want = httpx.get(f"{url}/collections/bigearthnet-v2").json()
+        want = httpx.get(f"{url}/collections/bigearthnet-v2", timeout=PATIENT_S).json()
     with serving(rc.open(lmdbs[form], layers=[layer])) as url:
-        (found,) = httpx.get(f"{url}/collections").raise_for_status().json()["collections"]
+        (found,) = httpx.get(f"{url}/collections", timeout=PATIENT_S).raise_for_status().json()["collections"]
 
     assert found.keys() - want.keys() == {"reben:layers"}
     for name in ("id", "title", "description", "license", "extent", "summaries", "providers", "sci:doi"):
@@ -76,7 +77,7 @@ def test_the_collection_is_the_roots_without_its_files(root, lmdbs, layer, form,
 
 @pytest.mark.parametrize("form", FORMS)
 def test_items_name_nothing_that_is_not_there(root, lmdbs, form):
-    with serving(rc.open(lmdbs[form])) as url, httpx.Client(base_url=url) as client:
+    with serving(rc.open(lmdbs[form])) as url, httpx.Client(base_url=url, timeout=PATIENT_S) as client:
         items = client.get("/search?limit=100").json()["features"]
         some = [client.head(href).status_code for href in hrefs(*items[:3])]
 
@@ -89,7 +90,7 @@ def test_items_name_nothing_that_is_not_there(root, lmdbs, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_page_names_what_opens_the_dataset(root, lmdbs, form):
     with serving(rc.open(lmdbs[form])) as url:
-        named = httpx.get(f"{url}/explore/index.json").json()["url"]
+        named = httpx.get(f"{url}/explore/index.json", timeout=PATIENT_S).json()["url"]
         opened = rc.open(named)
         found = opened.search(split="train")
         (batch,) = RawLoader(opened.search(limit=3), modalities=["map"], batch_size=3)

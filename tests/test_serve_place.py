@@ -16,8 +16,9 @@ import pytest
 import reben_cloud as rc
 from reben_cloud.errors import AddressError
 from reben_cloud.serve import create_app, serve
+from tests.conftest import PATIENT_S, wait_for
 from tests.roots import synthetic_root
-from tests.serving import serving
+from tests.serving import serving, unread_bytes
 
 PUBLIC = "https://data.example.org/stac"
 PATHS = [
@@ -60,7 +61,7 @@ def hrefs(document):
     ],
 )
 def test_links_have_the_public_url_whether_the_proxy_takes_its_path_off_or_not(public, prefix, path):
-    document = httpx.get(f"{public}{prefix}{path}").raise_for_status().json()
+    document = httpx.get(f"{public}{prefix}{path}", timeout=PATIENT_S).raise_for_status().json()
 
     found = [href for href in hrefs(document) if "example.org" in href or not href.startswith("https://")]
     assert len(found) > 3
@@ -69,18 +70,18 @@ def test_links_have_the_public_url_whether_the_proxy_takes_its_path_off_or_not(p
     for href in found:  # each of them is there, asked for as the proxy does
         inner = f"{public}{href.removeprefix('https://data.example.org')}"
         if not href.endswith(".zarr"):  # a folder
-            assert httpx.head(inner).status_code == 200, href
+            assert httpx.head(inner, timeout=PATIENT_S).status_code == 200, href
 
 
 def test_pages_are_followed_under_a_prefix(public, dataset):
-    seen, page = [], httpx.post(f"{public}/stac/search", json={"limit": 25}).json()
+    seen, page = [], httpx.post(f"{public}/stac/search", json={"limit": 25}, timeout=PATIENT_S).json()
     while True:
         seen += [item["id"] for item in page["features"]]
         link = next((one for one in page["links"] if one["rel"] == "next"), None)
         if link is None:
             break
         inner = public + link["href"].removeprefix("https://data.example.org")
-        page = httpx.request(link["method"], inner, json=link["body"]).json()
+        page = httpx.request(link["method"], inner, json=link["body"], timeout=PATIENT_S).json()
 
     assert seen == dataset.search().patch_ids
 
@@ -97,14 +98,14 @@ def test_no_answer_tells_where_the_files_are(public, dataset):
                 "/search?filter=height=3",
                 "/_mgmt/metrics",
             ):
-                assert "a-secret-folder" not in httpx.get(f"{url}{path}").text
+                assert "a-secret-folder" not in httpx.get(f"{url}{path}", timeout=PATIENT_S).text
 
 
 def test_the_documentation_of_the_api_works_under_a_prefix(public):
-    page = httpx.get(f"{public}/stac/api.html").text
+    page = httpx.get(f"{public}/stac/api.html", timeout=PATIENT_S).text
 
     assert "/stac/api" in page
-    assert httpx.get(f"{public}/stac/api").json()["openapi"]
+    assert httpx.get(f"{public}/stac/api", timeout=PATIENT_S).json()["openapi"]
 
 
 @pytest.mark.parametrize(
@@ -149,14 +150,16 @@ def test_the_process_tells_its_url_when_it_answers_logs_and_stops_gracefully(dat
     url = log.read_text().split()[0]
 
     # No wait and no second try: it answers from the moment on that it says so.
-    https = httpx.get(url, headers={"X-Forwarded-Proto": "https", "Accept": "application/json"}).json()
+    https = httpx.get(
+        url, headers={"X-Forwarded-Proto": "https", "Accept": "application/json"}, timeout=PATIENT_S
+    ).json()
     assert https["links"][0]["href"].startswith("https://")
     # Half of a request, which it waits for before it stops.
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=20) as half:
+    with socket.create_connection((parts.hostname, parts.port), timeout=PATIENT_S) as half:
         head = "POST /search HTTP/1.1", "Host: x", "Connection: close", "Content-Type: application/json"
         half.sendall("\r\n".join([*head, "Content-Length: 12", "", "{"]).encode())
-        time.sleep(0.3)
+        wait_for(lambda: unread_bytes(parts.port) == 0)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert process.poll() is None
@@ -165,7 +168,7 @@ def test_the_process_tells_its_url_when_it_answers_logs_and_stops_gracefully(dat
         while part := half.recv(1 << 16):
             said += part
     assert said.startswith(b"HTTP/1.1 200")
-    assert process.wait(20) in (0, -signal.SIGTERM)
+    assert process.wait(PATIENT_S) in (0, -signal.SIGTERM)
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert [(line["method"], line["path"], line["status"]) for line in lines] == [
         ("GET", "/", 200),
@@ -175,12 +178,12 @@ def test_the_process_tells_its_url_when_it_answers_logs_and_stops_gracefully(dat
 
 
 def test_probes_and_metrics(public):
-    before = httpx.get(f"{public}/_mgmt/metrics")
-    httpx.get(f"{public}/search?limit=1")
-    httpx.get(f"{public}/search?bbox=1")
-    httpx.get(f"{public}/no/such/page")
-    httpx.get(f"{public}/patches/none/B04.tif")
-    after = httpx.get(f"{public}/_mgmt/metrics").text
+    before = httpx.get(f"{public}/_mgmt/metrics", timeout=PATIENT_S)
+    httpx.get(f"{public}/search?limit=1", timeout=PATIENT_S)
+    httpx.get(f"{public}/search?bbox=1", timeout=PATIENT_S)
+    httpx.get(f"{public}/no/such/page", timeout=PATIENT_S)
+    httpx.get(f"{public}/patches/none/B04.tif", timeout=PATIENT_S)
+    after = httpx.get(f"{public}/_mgmt/metrics", timeout=PATIENT_S).text
 
     def number(text, name):
         return float(
@@ -203,7 +206,7 @@ def test_probes_and_metrics(public):
     )
     assert number(after, "reben_resident_memory_bytes") > 1e7
     assert (
-        httpx.get(f"{public}/_mgmt/ping").status_code
-        == httpx.get(f"{public}/_mgmt/health").status_code
+        httpx.get(f"{public}/_mgmt/ping", timeout=PATIENT_S).status_code
+        == httpx.get(f"{public}/_mgmt/health", timeout=PATIENT_S).status_code
         == 200
     )

@@ -22,7 +22,6 @@ import reben_cloud as rc
 from reben_cloud import build, cli
 from reben_cloud.bigearthnet.labels import CLASSES_ALPHABETICAL, CLC
 from reben_cloud.errors import ChecksumError, ConflictError, NotFoundError
-from reben_cloud.files.whole import locked
 from reben_cloud.layers import write_label_layer
 from reben_cloud.root import layout
 from reben_cloud.training.compute import compute_context
@@ -32,7 +31,7 @@ from reben_cloud.training.metrics import label_metrics
 from reben_cloud.training.models import ARCHITECTURES
 from reben_cloud.training.study.forms import shown, to_csv, to_latex
 from reben_cloud.training.study.grid import load_study, study_names
-from reben_cloud.training.study.jobs import LOCK, OUTCOME, free_slot
+from reben_cloud.training.study.jobs import OUTCOME, free_slot
 from reben_cloud.training.study.page import write_results
 from reben_cloud.training.study.pictures import distance_plot
 from reben_cloud.training.study.plan import Distances, distances_of, plan_study
@@ -42,7 +41,7 @@ from reben_cloud.training.study.tables import tables_of
 from reben_cloud.training.train import train
 from reben_cloud.training.truth import labels_of
 from tests.clusters import local_cluster
-from tests.conftest import free_port, wait_for
+from tests.conftest import PATIENT_S, free_port, processes_of, wait_for
 from tests.roots import synthetic_root
 from tests.studies import SMALL, small_study, study_file
 
@@ -538,20 +537,19 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 def test_killed_and_started_again_it_ends_with_the_same_scores(finished, root, tmp_path, workers):
     folder = tmp_path / "out"
     begun = command(root, folder, "--workers", workers)
-    with subprocess.Popen(begun, env=os.environ | ONE_THREAD, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        begun, env=os.environ | ONE_THREAD, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         try:
             wait_for(
                 lambda: (
                     list(folder.glob(f"runs/*/{OUTCOME}")) and len(list(folder.glob("runs/*/last.pt"))) > 1
-                ),
-                timeout_s=120,
+                )
             )
         finally:
             process.send_signal(signal.SIGKILL)
-    # Its workers notice within half a second; until then each may still finish the run that it holds.
-    for lock in folder.glob(f"runs/*/{LOCK}"):
-        with locked(lock, wait=True):
-            pass
+    # Its workers notice within half a second; until then each may finish the run that it holds, and begin another.
+    wait_for(lambda: not processes_of(process.pid))
     done = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob(f"runs/*/{OUTCOME}")}
     assert 0 < len(done) < 4
 
@@ -582,7 +580,9 @@ def test_torchrun_does_each_run_with_all_processes(dataset, root, tmp_path):
     begun = command(root, tmp_path / "out", "--set", "seeds=[1]", "--draws", "0")
     together = [sys.executable, *ports, *begun[1:]]
 
-    done = subprocess.run(together, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        together, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=2 * PATIENT_S
+    )
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 of 2 runs are finished") == 1

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from reben_cloud.files import system
+from tests.conftest import PATIENT_S
 
 BARE = """
 import os, signal, sys
@@ -26,7 +27,7 @@ def run_bare(code, folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENT_S,
         check=False,
     )
 

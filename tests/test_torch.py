@@ -156,7 +156,11 @@ class Workers:
     ahead=st.integers(0, 4),
     stop=st.floats(0, 1),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_workers_stopped_anywhere_give_the_rest_and_then_the_next_epoch(
     selection, monkeypatch, count, batch_size, drop_last, epoch, ahead, stop
 ):

@@ -42,7 +42,7 @@ from reben_cloud.training.objective import Objective, keyed_random, positive_wei
 from reben_cloud.training.run import Progress, claim
 from reben_cloud.training.train import train
 from tests.commands import check_command
-from tests.conftest import free_port
+from tests.conftest import PATIENT_S, free_port
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def run_python(*arguments, ranks=0, check=True):
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            out, err = process.communicate(timeout=200)
+            out, err = process.communicate(timeout=2 * PATIENT_S)
         except BaseException:
             # Ranks have sessions of their own: killing the launcher's group would leave them holding the pipes.
             for child in [*psutil.Process(process.pid).children(recursive=True), process]:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from reben_cloud.cli import app
 from reben_cloud.wording import WIDTH, counted, size_text, wrapped
 from tests import official
+from tests.conftest import PATIENT_S
 
 
 def run(*arguments, **environment):
@@ -139,7 +140,7 @@ def test_workers_of_a_script_without_a_guard_name_the_cause(from_stdin, tmp_path
         input=code if from_stdin else None,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENT_S,
         check=False,
     )
 
@@ -153,6 +154,6 @@ def test_workers_of_a_script_with_a_guard_build(tmp_path):
     code = SCRIPT.format(guard='if __name__ == "__main__":\n    ')
     (tmp_path / "script.py").write_text(code)
 
-    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, timeout=PATIENT_S)
 
     assert (tmp_path / "root" / "manifest.json").exists()

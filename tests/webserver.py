@@ -49,11 +49,17 @@ class _Ranged(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = (
+        128  # of a backlog of five the system drops what many threads ask at once, for a second
+    )
+
+
 @contextlib.contextmanager
 def serve(folder: Path, handler: type[_Ranged] = _Ranged) -> Iterator[str]:
     """The URL of a server of `folder`, while the context lasts."""
     of_folder = functools.partial(handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), of_folder) as server:
+    with _Server(("127.0.0.1", 0), of_folder) as server:
         # The end is noticed within 0.02 s, not the half second that is the default.
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()

@@ -34,11 +34,11 @@ frontend() { # tcp_nodelay: without it each small answer waits 40 ms
 }
 
 wait_until_it_answers() {
-  for _ in $(seq 600); do
+  for _ in $(seq 6000); do
     curl -sko /dev/null "http${TLS_CERT:+s}://127.0.0.1:$1/" && return
     sleep 0.05
   done
-  echo "ceph-rgw.sh: no answer on port $1 after 30 s; see $dir/log" >&2
+  echo "ceph-rgw.sh: no answer on port $1 after 5 minutes; see $dir/log" >&2
   return 1
 }
 
@@ -95,7 +95,7 @@ CONF
 }
 
 add_user() {
-  timeout 60 radosgw-admin user create --uid="$1" --display-name="$1" --access-key="$2" --secret-key="$3" \
+  timeout 300 radosgw-admin user create --uid="$1" --display-name="$1" --access-key="$2" --secret-key="$3" \
     >/dev/null 2>&1
 }
 
@@ -111,12 +111,12 @@ start)
   fi
   ceph-mon -i a
   if [ -n "$new" ]; then
-    timeout 30 ceph osd create >/dev/null
+    timeout 300 ceph osd create >/dev/null
     ceph-osd -i 0 --mkfs >/dev/null 2>&1
   fi
   ceph-osd -i 0 >/dev/null 2>&1
-  for _ in $(seq 200); do
-    timeout 10 ceph osd stat 2>/dev/null | grep -q '1 up' && break
+  for _ in $(seq 2000); do
+    timeout 60 ceph osd stat 2>/dev/null | grep -q '1 up' && break
     sleep 0.05
   done
   if [ -n "$new" ]; then add_user test "$key" "$secret"; fi

@@ -217,7 +217,7 @@ def test_a_lookup_reads_only_what_leads_to_its_keys(overflowing):
     data, folder = overflowing
     records = dict(records_of(folder))
     chosen = random.Random(5).sample(sorted(records), 100)
-    read = Ranges(data, latency_s=0.002)
+    read = Ranges(data, latency_s=0.05)  # in which eight threads have begun
     remote = RemoteLmdb(read, len(data))
 
     found = remote.lookup([*chosen, b"missing", chosen[0]])

@@ -263,7 +263,9 @@ def test_ten_kills_of_a_command_leave_no_trace(root, sources, what):
             killed += 1
         run.wait()
         run.stdout.close()
-        if not (dest / "layer.json").exists():
+        if not killed and (dest / "layer.json").exists():
+            shutil.rmtree(dest)  # it was quicker than we: once more
+        elif not (dest / "layer.json").exists():
             with pytest.raises(rc.NotFoundError, match="no layer is published"):
                 rc.open_layer(dest)
 

@@ -390,7 +390,7 @@ def as_mask(frame, comparison):
 
 
 @given(st.lists(comparisons, min_size=1, max_size=3), st.sampled_from(["AND", "OR"]))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_where_keeps_the_rows_that_pandas_keeps(selection, texts, filters, word):
     where = f" {word} ".join(f"({as_cql(one)})" for one in filters)
     masks = np.stack([as_mask(texts, one) for one in filters])

@@ -361,7 +361,11 @@ def test_row_groups_hold_whole_patches_and_few_shards_are_cut(patches):
     ),
     files=st.booleans(),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_any_table_is_what_pandas_merges(rows, files, ds, names, monkeypatch):
     monkeypatch.setattr(sorting, "_FILE_BYTES", 100 if files else 1 << 20)
     frame = pd.DataFrame(

@@ -154,7 +154,11 @@ CONDITIONS = {
     chosen=st.lists(st.sampled_from(sorted(CONDITIONS)), min_size=1, max_size=3),
     at_once=st.sampled_from([1, 9999]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_a_patch_is_found_when_the_whole_filter_holds_for_one_of_its_rows(
     chosen, at_once, ds, texts, monkeypatch
 ):
