@@ -92,6 +92,7 @@ def test_a_run_leaves_a_model_a_log_and_a_report(finished, dataset):
 
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
+        ".run.lock",
         "config.json",
         "data.json",
         "last.pt",
