@@ -195,8 +195,8 @@ def test_patches_are_stacked_with_the_tensors_asked_for(stack):
 def test_a_mosaic_is_laid_out_by_the_schemas_pixels(stack):
     store = open_store("memory://reefs")
 
-    depth = mosaic(store, "p", stack, {}, bands=["depth"], bbox=None, schema=REEFS)
-    tones = mosaic(store, "p", stack, {}, bands=["far", "near"], bbox=None, schema=REEFS)
+    depth = mosaic(store, "p", {}, stack, {}, bands=["depth"], bbox=None, schema=REEFS)
+    tones = mosaic(store, "p", {}, stack, {}, bands=["far", "near"], bbox=None, schema=REEFS)
 
     assert depth.shape == (1, 20, 60)
     assert (depth.x[1] - depth.x[0]).item() == 30
@@ -204,9 +204,9 @@ def test_a_mosaic_is_laid_out_by_the_schemas_pixels(stack):
     assert tones.shape == (2, 60, 180)
     assert tones.dtype == np.uint8
     with pytest.raises(ValueError, match="got near optics 10 m, depth depth 30 m"):
-        mosaic(store, "p", stack, {}, bands=["near", "depth"], bbox=None, schema=REEFS)
+        mosaic(store, "p", {}, stack, {}, bands=["near", "depth"], bbox=None, schema=REEFS)
     with pytest.raises(ValueError, match="unknown band 'cube'"):
-        mosaic(store, "p", stack, {}, bands=["cube"], bbox=None, schema=REEFS)
+        mosaic(store, "p", {}, stack, {}, bands=["cube"], bbox=None, schema=REEFS)
 
 
 def test_a_picture_is_of_one_array_or_not_at_all():
