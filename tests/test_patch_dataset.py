@@ -476,6 +476,7 @@ def test_faults_of_the_store_are_mended(s3_root, truth, fault_proxy):
 
 SPAWNED = """
     import sys
+    import threading
     from torch.utils.data import DataLoader
     import reben_cloud as rc
     from reben_cloud.torch import PatchDataset
@@ -486,6 +487,11 @@ SPAWNED = """
         dataset[0]
         loader = DataLoader(dataset, batch_size=16, num_workers=2, multiprocessing_context="spawn")
         print(sum(len(batch["index"]) for batch in loader))
+        # Threads of torch's queues, which nobody waits for: if the process ends while one removes a semaphore, Python
+        # warns that it leaked.
+        for thread in threading.enumerate():
+            if thread.name == "QueueFeederThread":
+                thread.join()
 """
 
 
@@ -500,9 +506,7 @@ def test_spawned_workers_read_s3_and_the_process_ends(s3_root, tmp_path):
     )  # fmt: skip
 
     assert done.stdout.split() == [str(NUM_PATCHES)]
-    # Python's own tracker of semaphores may be quicker or slower than who removes one, and warns of it.
-    lines = done.stderr.splitlines()
-    assert [one for one in lines if "resource_tracker" not in one] == []
+    assert not done.stderr
 
 
 # -- as torchgeo's datasets are -----------------------------------------------------------------------------
