@@ -7,14 +7,10 @@ import pytest
 
 import reben_cloud as rc
 from reben_cloud import export
-from reben_cloud.bigearthnet.reben import REBEN
 from reben_cloud.build import build, make_plan
 from reben_cloud.errors import ChecksumError, ConflictError
-from reben_cloud.root.patch import Patch
 from reben_cloud.sources.recognise import open_source
-from reben_cloud.sources.synthetic import SyntheticSource
 from reben_cloud.store import open_store
-from tests.official import table_of
 from tests.roots import synthetic_root
 
 NUM_PATCHES = 8
@@ -24,17 +20,6 @@ KINDS = {
     "geotiff": export.export_geotiff,
     "png": export.export_png,
 }
-
-
-class Turned(SyntheticSource):
-    """Patches whose B04 is turned round."""
-
-    def read(self, info, modalities):
-        payloads = dict(super().read(info, modalities).payloads)
-        if "s2" in payloads:
-            tensors = REBEN.modality("s2").decode(payloads["s2"])
-            payloads["s2"] = REBEN.modality("s2").encode({**tensors, "B04": tensors["B04"][::-1, ::-1]})
-        return Patch(info=info, payloads=payloads)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +32,7 @@ def before(tmp_path_factory):
 @pytest.fixture(scope="module")
 def after(before, tmp_path_factory):
     folder = tmp_path_factory.mktemp("after") / "root"
-    build(make_plan(Turned(NUM_PATCHES), table_of(NUM_PATCHES, num_products=1), open_store(folder)))
+    synthetic_root(folder, NUM_PATCHES, num_products=1, turned=True)
     found = rc.open(folder)
     assert found.manifest.fingerprint == before.manifest.fingerprint
     return found

@@ -23,15 +23,13 @@ from reben_cloud.formats.zarr import INDEX_BYTES
 from reben_cloud.root import patches_file
 from reben_cloud.root.exported import ExportManifest
 from reben_cloud.root.manifest import Manifest
-from reben_cloud.root.patch import Patch
 from reben_cloud.root.patches import patches_table
 from reben_cloud.root.patches_file import write_patches
 from reben_cloud.root.placement import check_places
 from reben_cloud.sources.recognise import open_source
-from reben_cloud.sources.synthetic import SyntheticSource, synthetic_metadata
+from reben_cloud.sources.synthetic import synthetic_metadata
 from reben_cloud.store import open_store
 from reben_cloud.stream import RawLoader
-from tests.official import table_of
 from tests.roots import synthetic_root
 
 NUM_PATCHES = 40
@@ -359,22 +357,11 @@ def test_a_zarr_shard_that_is_cut_short_is_named(root, view):
         read()
 
 
-class _Turned(SyntheticSource):
-    """Patches whose B02 is turned round."""
-
-    def read(self, info, modalities):
-        payloads = dict(super().read(info, modalities).payloads)
-        if "s2" in payloads:
-            tensors = REBEN.modality("s2").decode(payloads["s2"])
-            payloads["s2"] = REBEN.modality("s2").encode({**tensors, "B02": tensors["B02"][::-1, ::-1]})
-        return Patch(info=info, payloads=payloads)
-
-
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory):
     """A root of the same patches as `built`, with other pixels: both are sound."""
     folder = tmp_path_factory.mktemp("turned") / "root"
-    build(make_plan(_Turned(NUM_PATCHES), table_of(NUM_PATCHES), open_store(folder)))
+    synthetic_root(folder, NUM_PATCHES, turned=True)
     return folder
 
 
