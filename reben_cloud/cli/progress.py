@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from reben_cloud.training.ranks import is_first_rank
+
 if TYPE_CHECKING:
     from reben_cloud.stream import RawLoader
     from reben_cloud.torch import StreamLoader
@@ -145,11 +147,6 @@ def rates(loader: RawLoader | StreamLoader, epochs: int) -> Iterator[object]:
                         status.update(line)
                     else:
                         typer.echo(line, err=True)
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one of several, as torchrun starts them, that speaks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def bar_of_first_rank(items: Iterable[T], total: int, what: str) -> Iterable[T]:

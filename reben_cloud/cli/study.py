@@ -20,7 +20,8 @@ from reben_cloud.cli.options import (
     path_or_url,
 )
 from reben_cloud.cli.output import show, show_json
-from reben_cloud.cli.progress import Runs, is_first_rank
+from reben_cloud.cli.progress import Runs
+from reben_cloud.training.ranks import is_first_rank
 
 
 def study(

@@ -29,8 +29,9 @@ from reben_cloud.cli.options import (
     storage_options,
 )
 from reben_cloud.cli.output import show, show_json
-from reben_cloud.cli.progress import bar_of_first_rank, is_first_rank, steps
+from reben_cloud.cli.progress import bar_of_first_rank, steps
 from reben_cloud.root.query import Query
+from reben_cloud.training.ranks import is_first_rank
 
 ANY = "any"
 """Value of ``--split`` that takes all splits."""

@@ -15,6 +15,7 @@ from reben_cloud.training.compute import Precision
 from reben_cloud.training.evaluate import Evaluation, evaluate_folder
 from reben_cloud.training.measures import Per, best_thresholds
 from reben_cloud.training.models import check_owned, save_facts
+from reben_cloud.training.ranks import is_first_rank
 from reben_cloud.training.report import make_folder, write_report
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def measure(
         NotFoundError: If the selection is empty, or there is no such model.
         NotFiniteError: If an output is infinite or not a number.
     """
-    if report and os.environ.get("RANK", "0") == "0":
+    if report and is_first_rank():
         make_folder(report)  # before the work, which may take hours
     model, spec, found = evaluate_folder(
         checkpoint,
@@ -65,7 +66,7 @@ def measure(
         at_half=at_half,
         **options,
     )
-    if report and os.environ.get("RANK", "0") == "0":
+    if report and is_first_rank():
         write_report(report, found.metrics, found, spec=spec, model=model, selection=selection)
     return found
 
@@ -119,6 +120,6 @@ def choose_thresholds(
     chosen = best_thresholds(
         found.probabilities.numpy(), found.labels.numpy().astype(np.bool_), per=per, beta=beta
     )
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         save_facts(folder, replace(spec, thresholds=chosen))
     return chosen
